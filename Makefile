@@ -1,0 +1,54 @@
+# The verbs that CI, the README and the hooks call. Needs python3 (>= 3.11, with venv) and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# Folder or zip with Fruits-360 images; empty paints a generated set.
+DATA ?=
+EPOCHS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system lint format test demo lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(VENV)/.synced ## create .venv and install the hash-pinned lock and this checkout
+
+$(VENV)/.synced: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "fruitstand needs Python 3.11 or 3.12, this is %d.%d: run make PYTHON=python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+system: ## Debian packages that only some tests need (as root; skipped elsewhere)
+	@echo "no system package is needed yet"
+
+lint: setup ## ruff, mypy, import-linter, deptry
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	deptry .
+
+format: setup ## let ruff rewrite what it can
+	ruff check --fix .
+	ruff format .
+
+test: setup ## unit tests, then integration tests on real servers
+	pytest
+
+demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-360
+	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
+
+lock: ## resolve the locks again
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra train --extra export --extra serve-cpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra train --extra export --extra serve-gpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.gpu.lock
+
+clean: ## remove the environment and caches; runs/ and data/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -1,0 +1,184 @@
+"""`make demo`: the main job end to end on this machine, from images to served answers, with one table.
+
+    python -m benchmarks.demo                      # painted images, about five minutes on two cores
+    python -m benchmarks.demo --data PATH          # real Fruits-360 images, folder or zip
+
+Every stage runs as the command a user would type. What it makes lies in `runs/demo/`; an earlier demo is kept
+as `runs/demo.previous/`.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tritonclient.grpc as triton
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.provenance import provenance
+from fruitstand.artefacts import write_json
+from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.errors import DataError, FruitstandError
+from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.progress import track
+from fruitstand_client import Client
+from serving.embedded import EmbeddedServer
+
+EPOCHS_GENERATED = 4
+EPOCHS_REAL = 12
+IN_FLIGHT = 64
+"""Single-image requests under way at once: what the batching has to turn into batches."""
+NUM_WARM_UP = 256
+
+console = Console(stderr=True, highlight=False)
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Fruits-360 folder or zip; default: painted.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 12 on real images.")] = None,
+) -> None:
+    """Prepare, train, export, serve, classify, report."""
+    _keep_previous(out)
+    source = "generated" if data is None else str(data)
+    epochs = epochs or (EPOCHS_GENERATED if data is None else EPOCHS_REAL)
+    started = time.monotonic()
+    if data is None:
+        console.print("[bold]The images are painted by a program:[/] real ones with make demo DATA=PATH")
+    _step("prepare", "data", "prepare", "--source", source, "--out", out / "data")
+    trained = _step(
+        "train", "train", "--data", out / "data", "--out", out / "run", "--model", model, "--epochs", epochs
+    )
+    exported = _step("export", "export", "--run", out / "run", "--repository", out / "model_repository")
+    served = _serve_and_classify(out)
+    report = {
+        **provenance(),
+        "data_source": read_prepared(out / "data").source,
+        "model_name": model,
+        "epochs": epochs,
+        "train_s": trained["train_s"],
+        "top1_offline": trained["top1"],
+        **served,
+        "int8": exported["reports"]["int8"],
+        "total_s": round(time.monotonic() - started, 1),
+    }
+    write_json(out / "report.json", report)
+    _print_table(report, out)
+
+
+def _step(name: str, *arguments: object) -> dict:
+    """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
+    command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
+    console.print(f"[bold]{name}[/]  fruitstand {' '.join(command[3:])}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout)
+
+
+def _keep_previous(out: Path) -> None:
+    if out.exists():
+        previous = out.with_name(f"{out.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        out.rename(previous)
+        console.print(f"the earlier demo is kept in {previous}")
+    out.mkdir(parents=True)
+
+
+def _serve_and_classify(out: Path) -> dict:
+    """Start the server, send the test split as single-image requests, and measure."""
+    data = read_prepared(out / "data")
+    console.print(f"[bold]serve[/]  and classify the test split, single images, {IN_FLIGHT} in flight")
+    with EmbeddedServer(out / "model_repository", log_path=out / "triton.log") as server:
+        probe = triton.InferenceServerClient(server.url)
+        with Client(server.url, batch_size=1, in_flight=IN_FLIGHT) as client:
+            paths = [data.directory / row.path for row in data.split("test")]
+            list(client.probabilities(paths[:NUM_WARM_UP]))
+            client.latencies_ms.clear()
+            before = _counts(probe)
+            started = time.monotonic()
+            answers = list(track(client.probabilities(paths), total=len(paths), description="classify"))
+            elapsed_s = time.monotonic() - started
+            after = _counts(probe)
+            latencies_ms = np.array(client.latencies_ms)
+        version = probe.get_server_metadata().version
+        probe.close()
+    mean_batch = {
+        name: (after[name][0] - before[name][0]) / (after[name][1] - before[name][1]) for name in after
+    }
+    return {
+        "top1_served": _top1(data, answers),
+        "num_images": len(paths),
+        "request_batch": 1,
+        "in_flight": IN_FLIGHT,
+        "images_per_s": round(len(paths) / elapsed_s, 1),
+        "latency_p50_ms": round(float(np.percentile(latencies_ms, 50)), 2),
+        "latency_p99_ms": round(float(np.percentile(latencies_ms, 99)), 2),
+        "mean_batch": round(mean_batch[FRUIT_RESNET], 2),
+        "mean_batch_per_step": {name: round(value, 2) for name, value in mean_batch.items()},
+        "server_version": version,
+    }
+
+
+def _counts(probe: triton.InferenceServerClient) -> dict[str, tuple[int, int]]:
+    """Images and executions so far, for each step of the ensemble."""
+    counts = {}
+    for name in (IMAGE_DECODE, FRUIT_RESNET):
+        stats = probe.get_inference_statistics(name).model_stats[0]
+        counts[name] = (stats.inference_count, stats.execution_count)
+    return counts
+
+
+def _top1(data: PreparedData, answers: list[np.ndarray | str]) -> float:
+    index = data.label_index()
+    hits = []
+    for row, answer in zip(data.split("test"), answers, strict=True):
+        if isinstance(answer, str):
+            raise DataError(f"{row.path}: {answer}")
+        hits.append(int(answer.argmax()) == index[row.label])
+    return float(np.mean(hits))
+
+
+def _print_table(report: dict, out: Path) -> None:
+    table = Table(
+        title=f"{report['model_name']} int8 on {report['data_source']} images", title_justify="left"
+    )
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    rows = {
+        "top-1 offline (PyTorch, fp32)": f"{report['top1_offline']:.4f}",
+        "top-1 served (int8, DALI, Triton)": f"{report['top1_served']:.4f}",
+        "images/s": f"{report['images_per_s']:.0f}",
+        "latency p50": f"{report['latency_p50_ms']:.1f} ms",
+        "latency p99": f"{report['latency_p99_ms']:.1f} ms",
+        "mean batch size": f"{report['mean_batch']:.1f}",
+        "requests": f"{report['num_images']} single images, {report['in_flight']} in flight",
+        "server": f"Triton {report['server_version']}",
+        "training": f"{report['epochs']} epochs, {report['train_s']:.0f} s",
+        "machine": f"{report['hardware']['num_cores']} cores, {report['hardware']['cpu']}",
+    }
+    for what, value in rows.items():
+        table.add_row(what, value)
+    Console().print(table)
+    print(f"report: {out / 'report.json'}")
+    print(f"serve it yourself: fruitstand serve --repository {out / 'model_repository'}")
+
+
+def main() -> None:
+    """Run the demo; an error of ours is one line."""
+    try:
+        typer.run(demo)
+    except FruitstandError as exc:
+        print(f"demo: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()

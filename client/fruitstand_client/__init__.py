@@ -1,0 +1,33 @@
+"""Classify images with a served model over gRPC, in batches.
+
+    from fruitstand_client import Client
+
+    with Client("127.0.0.1:8001") as client:
+        for prediction in client.classify(["apple.jpg", "pear.jpg"]):
+            print(prediction.label, prediction.probability)
+
+Needs tritonclient[grpc] and numpy, nothing of the training side.
+"""
+
+from fruitstand_client.client import Client
+from fruitstand_client.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    Overloaded,
+    RequestRejected,
+    ServerFailure,
+    ServerUnreachable,
+)
+from fruitstand_client.prediction import Prediction, RankedLabel
+
+__all__ = [
+    "Client",
+    "DeadlineExceeded",
+    "ModelNotFound",
+    "Overloaded",
+    "Prediction",
+    "RankedLabel",
+    "RequestRejected",
+    "ServerFailure",
+    "ServerUnreachable",
+]

@@ -1,0 +1,1 @@
+"""Checkpoint in, verified and published model version out."""

@@ -1,0 +1,127 @@
+"""`fruitstand export`: a finished run becomes the next version in a model repository.
+
+The candidate is built and checked in the run's own `export/` folder; the repository only ever sees what
+passed.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from export.checks import check_structure, int8_gates, parity_gates
+from export.graph import IR_VERSION, OPSET, export_onnx, load_served_model
+from export.publish import publish
+from export.quantize import quantize_int8
+from export.render import FP32_MODEL, INT8_MODEL
+from fruitstand import __version__
+from fruitstand.artefacts import atomic_file, sweep_temporaries
+from fruitstand.contract import EMBEDDED_SERVER_VERSION
+from fruitstand.errors import GateFailed, UsageError
+from fruitstand.labels import labels_sha256
+from fruitstand.manifest import ManifestRow, PreparedData, read_prepared
+from fruitstand.reference_decode import decode_reference
+from fruitstand.runs import Run, read_run
+
+log = logging.getLogger("fruitstand.export")
+
+VARIANTS = ("fp32", "int8")
+NUM_CALIBRATION_IMAGES = 512
+NUM_PARITY_IMAGES = 64
+
+
+def export(
+    run_directory: Path,
+    *,
+    repository: Path,
+    variants: tuple[str, ...] = VARIANTS,
+    data_directory: Path | None,
+) -> dict:
+    """Export, check and publish a run.
+
+    Args:
+        run_directory: a finished run.
+        repository: the model repository.
+        variants: of fp32 and int8; fp32 is always made, it is what the others are checked against.
+        data_directory: the prepared folder; None takes the one the run was trained on.
+
+    Returns:
+        The published version's number, path and gates.
+
+    Raises:
+        UsageError: an unknown variant, or data of other classes than the run's.
+        ArtefactError: the run is half written or altered, or the repository serves other classes.
+        GateFailed: a check missed its limit; the candidate stays in the run's folder.
+    """
+    unknown = set(variants) - set(VARIANTS)
+    if unknown:
+        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
+    run = read_run(run_directory)
+    data = read_prepared(data_directory or run.data_directory)
+    if data.labels != run.labels:
+        raise UsageError(
+            f"{data.directory}: has other classes than the run; give the run's own data with --data"
+        )
+    candidate = run.directory / "export"
+    candidate.mkdir(exist_ok=True)
+    sweep_temporaries(candidate)
+    fp32, int8 = candidate / FP32_MODEL, candidate / INT8_MODEL
+    val_rows = data.split("val")
+    val_pixels = _decode(data, run, val_rows)
+
+    log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
+    model = load_served_model(run)
+    with atomic_file(fp32) as temporary:
+        export_onnx(model, run.preprocessing, temporary)
+    check_structure(fp32, run.preprocessing, len(run.labels))
+    gates = parity_gates(model, fp32, val_pixels[:NUM_PARITY_IMAGES])
+    files, reports = [fp32], {}
+    if "int8" in variants:
+        log.info("quantise with %d training images", NUM_CALIBRATION_IMAGES)
+        calibration = _decode(data, run, _stratified(data.split("train"), NUM_CALIBRATION_IMAGES))
+        with atomic_file(int8) as temporary:
+            quantize_int8(fp32, temporary, calibration)
+        check_structure(int8, run.preprocessing, len(run.labels))
+        index = data.label_index()
+        targets = np.array([index[row.label] for row in val_rows])
+        more, reports["int8"] = int8_gates(fp32, int8, val_pixels, targets)
+        gates += more
+        files.append(int8)
+    failed = [gate for gate in gates if not gate.passed]
+    if failed:
+        raise GateFailed(
+            f"{failed[0].name}: got {failed[0].value:.3g}, allowed at most {failed[0].limit:.3g};"
+            f" nothing was published, the candidate is in {candidate}"
+        )
+
+    manifest = {
+        "fruitstand_version": __version__,
+        "model_name": run.model_name,
+        "preprocessing": run.preprocessing.to_dict(),
+        "labels_sha256": labels_sha256(run.labels),
+        "source_run": {
+            "name": run.directory.resolve().name,
+            "weights_sha256": run.meta["weights_sha256"],
+            "git_commit": run.meta["git_commit"],
+            "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
+        },
+        "gates": [gate.to_dict() for gate in gates],
+        "reports": reports,
+        "requires": {"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
+    }
+    version = publish(repository, files, manifest, run.preprocessing, run.labels)
+    log.info("published version %d in %s", version, repository)
+    return {"version": version, "repository": str(repository), "gates": manifest["gates"], "reports": reports}
+
+
+def _decode(data: PreparedData, run: Run, rows: list[ManifestRow]) -> np.ndarray:
+    return np.stack(
+        [decode_reference((data.directory / row.path).read_bytes(), run.preprocessing) for row in rows]
+    )
+
+
+def _stratified(rows: list[ManifestRow], count: int) -> list[ManifestRow]:
+    """At most `count` rows, every class with its share, spread evenly over its films and frames."""
+    ordered = sorted(rows, key=lambda row: (row.label, row.film, row.frame))
+    positions = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[position] for position in positions]

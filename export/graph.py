@@ -1,0 +1,78 @@
+"""The ONNX graph: raw pixels in, probabilities out, any batch size."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import safetensors.torch
+import timm
+import torch
+
+from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.runs import Run
+
+OPSET = 18
+"""Read by every ONNX Runtime since 1.15; 24.10's native backend carries 1.19.2."""
+IR_VERSION = 10
+"""Of the file format; the newest that ONNX Runtime 1.19.2 reads."""
+EXAMPLE_BATCH = 4
+"""At least 2, or the exporter takes the batch for a constant."""
+
+
+class ServedModel(torch.nn.Module):
+    """Normalisation, network and softmax as one module: what the server runs."""
+
+    def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        std = 255 * torch.tensor(preprocessing.std)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.register_buffer("scale", (1 / std).view(1, 3, 1, 1))
+        self.register_buffer("shift", (-255 * torch.tensor(preprocessing.mean) / std).view(1, 3, 1, 1))
+
+    def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
+        batch = pixels_nhwc_u8.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        return self.model(batch).softmax(dim=1)
+
+
+def load_served_model(run: Run) -> ServedModel:
+    """The run's network as it will be served, in evaluation mode."""
+    model = timm.create_model(run.model_name, num_classes=len(run.labels))
+    model.load_state_dict(safetensors.torch.load_file(run.weights))
+    return ServedModel(model, run.preprocessing).eval()
+
+
+def export_onnx(model: ServedModel, preprocessing: Preprocessing, path: Path) -> None:
+    """Write `model` as one ONNX file with a symbolic batch axis.
+
+    Args:
+        model: in evaluation mode.
+        preprocessing: for the input's height and width.
+        path: of the file; weights are inside it.
+    """
+    height, width = preprocessing.input_size
+    example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals on every run; what it produces is checked afterwards.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[PIXELS],
+            output_names=[PROBABILITIES],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    proto = program.model_proto
+    proto.ir_version = IR_VERSION
+    for node in proto.graph.node:  # stack traces and module paths of the exporting machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del proto.metadata_props[:]
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))

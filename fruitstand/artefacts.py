@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename; and their sha256."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fruitstand.errors import ArtefactError
+
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-")
+
+
+def _temporary_for(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".tmp-{os.getpid()}-{path.name}"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a directory entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it becomes `path`.
+
+    The old content stays until that moment, and for ever if the block raises.
+    """
+    temporary = _temporary_for(path)
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+        fsync_path(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give an empty temporary directory beside `path`; when the block ends well it becomes `path`.
+
+    Raises:
+        ArtefactError: `path` exists already; it is left as it is.
+    """
+    if path.exists():
+        raise ArtefactError(f"{path} exists already and is never changed; choose another name")
+    temporary = _temporary_for(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.sync()  # one call for the many files of a data set; fsync on each takes minutes
+        try:
+            os.rename(temporary, path)
+        except OSError as exc:
+            raise ArtefactError(f"{path} cannot be created: {exc.strerror}") from exc
+        fsync_path(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_temporaries(directory: Path) -> list[Path]:
+    """Remove what a killed process left half written in `directory`; return what was removed."""
+    removed = []
+    for path in directory.glob(".tmp-*"):
+        match = _TEMPORARY.match(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed.append(path)
+    return removed
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, readable by a person."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ArtefactError: missing or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ArtefactError(f"{path}: not a readable JSON file ({exc})") from exc
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path}: got a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

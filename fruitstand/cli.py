@@ -1,0 +1,304 @@
+"""The `fruitstand` command: one verb a stage.
+
+stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A stage is imported when its verb
+is called, so that `--help` is quick and no verb needs another's packages.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand import __version__
+from fruitstand.errors import FruitstandError, UsageError
+
+app = typer.Typer(
+    help="Train an image classifier, prove it, and serve it at high throughput.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Prepare image folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+class Split(StrEnum):
+    """Parts of a prepared folder."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class LabelLevel(StrEnum):
+    """Which folder level is the class, where a data set has two."""
+
+    fruit = "fruit"
+    variety = "variety"
+
+
+class OutputFormat(StrEnum):
+    """How predictions are written."""
+
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
+Repository = Annotated[Path, typer.Option(help="Model repository.")]
+
+
+def main() -> None:
+    """Run the command; turn every error of ours into one line and an exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    try:
+        app()
+    except FruitstandError as exc:
+        print(f"fruitstand: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:  # the reader of our stdout has seen enough, as in `| head`
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Around the import of a stage: name the extra whose packages are missing."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing in ("training", "export", "serving"):
+            raise UsageError(
+                f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
+            ) from exc
+        raise UsageError(f"{missing} is not installed: pip install 'fruitstand[{extra}]'") from exc
+
+
+def _settings(make: Any, **values: Any) -> Any:
+    """Build a settings object; what it refuses was typed by the user."""
+    try:
+        return make(**values)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(metrics)
+        return
+    for key in ("data_source", "split", "num_images", "top1", "top5", "macro_f1", "ece"):
+        value = metrics[key]
+        print(f"{key:12} {value:.4f}" if isinstance(value, float) else f"{key:12} {value}")
+    worst = sorted(metrics["per_class"].items(), key=lambda item: item[1]["recall"])[:5]
+    print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@data_app.command()
+def prepare(
+    source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    label_level: Annotated[
+        LabelLevel, typer.Option(help="Class level of two-level data.")
+    ] = LabelLevel.fruit,
+    num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
+    images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the painter.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Arrange images and labels, split them, write the manifest and a report."""
+    with _needs("train"):
+        from training.prepare import prepare_data
+    report = _settings(
+        prepare_data,
+        source=source,
+        out=out,
+        label_level=label_level.value,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        seed=seed,
+    )
+    if as_json:
+        _print_json(report)
+        return
+    if report["generated"]:
+        print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
+    counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
+    print(f"{out}: {report['num_classes']} classes; {counts}")
+    if report["num_skipped"]:
+        print(f"skipped {report['num_skipped']} files that cannot be decoded:")
+        for one in report["skipped"]:
+            print(f"  {one['file']}: {one['reason']}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Prepared folder.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
+    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    epochs: Annotated[int, typer.Option(help="Passes over the train split.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    pretrained: Annotated[bool, typer.Option(help="Start from timm's ImageNet weights.")] = False,
+    progressive: Annotated[bool, typer.Option(help="Smaller images first; quicker.")] = True,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a timm ResNet."""
+    with _needs("train"):
+        from training.config import TrainConfig
+        from training.train import train as run_training
+    config = _settings(
+        TrainConfig,
+        model_name=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        pretrained=pretrained,
+        progressive=progressive,
+        seed=seed,
+    )
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    meta = run_training(config, data_directory=data, out=out, resume=resume, overwrite=overwrite)
+    split, metrics = next(iter(meta["metrics"].items()))
+    if as_json:
+        _print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
+    else:
+        print(f"{out}: {model}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Option(help="Evaluate a run offline.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Evaluate a server, HOST:PORT of its gRPC endpoint.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
+    split: Annotated[Split, typer.Option(help="Which part.")] = Split.test,
+    as_json: Json = False,
+) -> None:
+    """Measure a run, or a server; the same numbers for both."""
+    if (run is None) == (url is None):
+        raise UsageError("give either --run or --url")
+    with _needs("train"):
+        from training.evaluate import evaluate_answers, evaluate_run
+    if run is not None:
+        _print_metrics(evaluate_run(run, data_directory=data, split=split.value), as_json)
+        return
+    if data is None or url is None:
+        raise UsageError("--url needs --data: the prepared folder whose images to send")
+    metrics = evaluate_answers(data, split.value, lambda paths: _served_probabilities(url, paths))
+    _print_metrics(metrics, as_json)
+
+
+def _served_probabilities(url: str, paths: list[Path]) -> Iterator[Any]:
+    with _needs("client"):
+        from fruitstand_client import Client
+
+    from fruitstand.progress import track
+
+    with Client(url) as client:
+        yield from track(client.probabilities(paths), total=len(paths), description="classify")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Finished run.")],
+    repository: Repository = Path("model_repository"),
+    variants: Annotated[str, typer.Option(help="Comma-separated: fp32, int8.")] = "fp32,int8",
+    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a run into ONNX, check it, and publish it as the next version."""
+    with _needs("export"):
+        from export.export import export as run_export
+    names = tuple(name.strip() for name in variants.split(","))
+    result = run_export(run, repository=repository, variants=names, data_directory=data)
+    if as_json:
+        _print_json(result)
+        return
+    for gate in result["gates"]:
+        print(f"passed {gate['name']}: {gate['value']:.2e}, allowed {gate['limit']:.0e}")
+    if int8 := result["reports"].get("int8"):
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in int8.items() if name != "num_images")
+        print(f"int8 on {int8['num_images']} validation images: {numbers}")
+    print(f"published version {result['version']} in {result['repository']}")
+
+
+@app.command()
+def serve(
+    repository: Repository = Path("model_repository"),
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
+) -> None:
+    """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
+    with _needs("serve-cpu"):
+        from serving.serve import serve as run_server
+    run_server(
+        repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        config_name=config_name,
+        log_path=log,
+    )
+
+
+@app.command()
+def classify(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for paths on stdin.")],
+    url: Url = "127.0.0.1:8001",
+    top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="How to write.")
+    ] = OutputFormat.table,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
+    in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
+    deadline_s: Annotated[float, typer.Option(help="For each request, seconds.")] = 30.0,
+) -> None:
+    """Classify images with a served model; exit 1 when an image got no answer."""
+    with _needs("client"):
+        from fruitstand_client.classify import classify_paths
+    num_failed = _settings(
+        classify_paths,
+        arguments=images,
+        url=url,
+        top_k=top_k,
+        output_format=output_format.value,
+        out=out,
+        batch_size=batch_size,
+        in_flight=in_flight,
+        deadline_s=deadline_s,
+    )
+    if num_failed:
+        raise typer.Exit(1)

@@ -1,0 +1,102 @@
+"""The data manifest: one parquet row an image, written by `fruitstand data prepare`, read by every stage.
+
+A prepared folder holds `manifest.parquet`, `labels.txt`, `report.json` and `images/`. pyarrow is imported
+inside the functions.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from fruitstand.artefacts import atomic_file, read_json, sha256_file
+from fruitstand.errors import DataError
+from fruitstand.labels import read_labels
+
+SPLITS = ("train", "val", "test")
+MANIFEST_NAME = "manifest.parquet"
+LABELS_NAME = "labels.txt"
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One image."""
+
+    path: str
+    """Relative to the prepared folder."""
+    sha256: str
+    """Of the encoded file, hex."""
+    label: str
+    """Class name; its index is its line in labels.txt."""
+    object: str
+    """The photographed object: in Fruits-360 the variety's folder."""
+    film: str
+    """The rotation film a frame was cut from: the file name's prefix, empty when it has none."""
+    frame: int
+    """Frame number inside the film."""
+    split: str
+    """train, val or test."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """A prepared folder, read."""
+
+    directory: Path
+    labels: list[str]
+    rows: list[ManifestRow]
+    source: str
+    """Where the images came from: "generated", or the folder's or zip's name."""
+    manifest_sha256: str
+
+    def split(self, name: str) -> list[ManifestRow]:
+        """The rows of one split, in manifest order.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        rows = [row for row in self.rows if row.split == name]
+        if not rows:
+            raise DataError(f"{self.directory}: the {name} split holds no image; prepare the data again")
+        return rows
+
+    def label_index(self) -> dict[str, int]:
+        """Class name to output index."""
+        return {label: index for index, label in enumerate(self.labels)}
+
+
+def write_manifest(directory: Path, rows: list[ManifestRow]) -> None:
+    """Write `manifest.parquet` atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {str: pa.string(), int: pa.int32()}
+    schema = pa.schema([(field.name, types[field.type]) for field in fields(ManifestRow)])  # type: ignore[index]
+    with atomic_file(directory / MANIFEST_NAME) as temporary:
+        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
+
+
+def read_prepared(directory: Path) -> PreparedData:
+    """Read a prepared folder.
+
+    Raises:
+        DataError: no or a damaged manifest, or labels it does not match.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise DataError(
+            f"{directory}: no {MANIFEST_NAME} in it; make one with"
+            f" 'fruitstand data prepare --source PATH --out {directory}'"
+        )
+    try:
+        rows = [ManifestRow(**row) for row in pq.read_table(path).to_pylist()]
+    except (pa.ArrowException, OSError, TypeError) as exc:
+        raise DataError(f"{path}: damaged or of another version ({exc}); prepare the data again") from exc
+    labels = read_labels(directory / LABELS_NAME)
+    unknown = {row.label for row in rows} - set(labels)
+    if unknown:
+        raise DataError(f"{path}: label {min(unknown)!r} is not in {LABELS_NAME}; prepare the data again")
+    source = str(read_json(directory / REPORT_NAME)["source"])
+    return PreparedData(directory, labels, rows, source, sha256_file(path))

@@ -1,0 +1,70 @@
+"""A training run's folder, as the stages after training read it.
+
+`meta.json` is written last: a folder without it is half written, and nobody uses it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fruitstand.artefacts import read_json, sha256_file
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import ArtefactError
+
+WEIGHTS_NAME = "model.safetensors"
+CHECKPOINT_NAME = "last.ckpt"
+META_NAME = "meta.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished training run."""
+
+    directory: Path
+    model_name: str
+    """timm's name."""
+    labels: list[str]
+    preprocessing: Preprocessing
+    data_directory: Path
+    meta: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file."""
+        return self.directory / WEIGHTS_NAME
+
+
+def read_run(directory: Path) -> Run:
+    """Read a finished run and check that its weights are those it was finished with.
+
+    Raises:
+        ArtefactError: not a run, half written, or altered.
+    """
+    if not directory.is_dir():
+        raise ArtefactError(f"{directory}: no such run; train one with 'fruitstand train --out {directory}'")
+    if not (directory / META_NAME).is_file():
+        raise ArtefactError(
+            f"{directory}: half written, {META_NAME} is missing; finish it with 'fruitstand train --resume'"
+            " and the flags it was started with"
+        )
+    meta = read_json(directory / META_NAME)
+    try:
+        run = Run(
+            directory,
+            meta["config"]["model_name"],
+            meta["labels"],
+            Preprocessing.from_dict(meta["preprocessing"]),
+            Path(meta["data"]["directory"]),
+            meta,
+        )
+        expected = meta["weights_sha256"]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ArtefactError(
+            f"{directory / META_NAME}: not written by this version ({exc}); train again"
+        ) from exc
+    if not run.weights.is_file():
+        raise ArtefactError(f"{run.weights}: missing; train again with --overwrite")
+    got = sha256_file(run.weights)
+    if got != expected:
+        raise ArtefactError(f"{run.weights}: altered, sha256 {got[:12]} but {META_NAME} says {expected[:12]}")
+    return run

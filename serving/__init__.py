@@ -1,0 +1,1 @@
+"""Serve a model repository with the real tritonserver, with or without docker and GPU."""

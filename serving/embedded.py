@@ -1,0 +1,273 @@
+"""Run the tritonserver that the wheel nvidia-pytriton carries, on our model repository.
+
+The wheel brings the server and Triton's Python backend, no native ONNX Runtime or DALI backend. In their
+place stand two Python-based backends with the same names, `serving/backends/{dali,onnxruntime}`, so that the
+same `config.pbtxt` is served here and in NVIDIA's container.
+"""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.errors import ServerError, UsageError
+
+BACKENDS = Path(__file__).parent / "backends"
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+EXIT_TIMEOUT_S = 10
+SHARED_MEMORY = Path("/dev/shm")
+PR_SET_PDEATHSIG = 1
+
+
+class EmbeddedServer:
+    """A tritonserver process and everything it leaves behind.
+
+    Use as a context manager, or call `start` and `stop`.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        config_name: str | None = None,
+        log_path: Path | None = None,
+    ) -> None:
+        """Choose what to serve and where; nothing is started yet.
+
+        Args:
+            repository: a model repository with at least one published version.
+            grpc_port: 0 takes a free one; so do the other ports.
+            http_port: of the KServe V2 REST endpoint.
+            metrics_port: of the Prometheus endpoint.
+            config_name: of `configs/<name>.pbtxt` in each model; None takes `config.pbtxt`.
+            log_path: where the server's log goes; None sends it to this process's stderr.
+
+        Raises:
+            UsageError: no repository, nothing published in it, or a port is taken.
+        """
+        self.repository = checked_repository(repository)
+        self.grpc_port, self.http_port, self.metrics_port = _claim_ports(
+            {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
+        )
+        self._config_name = config_name
+        self._log_path = log_path
+        self._scratch: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._region_prefix = f"fruitstand-{os.getpid()}-{secrets.token_hex(4)}-"
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT of the gRPC endpoint."""
+        return f"{LOOPBACK}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """URL of the REST endpoint."""
+        return f"http://{LOOPBACK}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus endpoint."""
+        return f"http://{LOOPBACK}:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Of tritonserver, while it runs."""
+        return self._process.pid if self._process else None
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Start the server and wait until it has answered a real inference.
+
+        Raises:
+            ServerError: it ended by itself or was not ready in time; the last error of its log is named.
+        """
+        from serving.readiness import wait_until_ready
+
+        self._scratch = Path(tempfile.mkdtemp(prefix="fruitstand-serve-"))
+        binary = _installed_triton() / "bin" / "tritonserver"
+        with open(self._log_path, "ab") if self._log_path else contextlib.nullcontext() as log:
+            self._process = subprocess.Popen(
+                [str(binary), *self._arguments(_backend_directory(self._scratch))],
+                env=_environment(),
+                stdout=log or sys.stderr,
+                stderr=log or sys.stderr,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        try:
+            wait_until_ready(self.url, deadline=time.monotonic() + timeout_s, is_alive=self.is_alive)
+        except ServerError as exc:
+            reason = self._last_error()
+            self.stop()
+            raise ServerError(f"{exc}{reason}") from exc
+        except BaseException:
+            self.stop()
+            raise
+
+    def is_alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self) -> int:
+        """Wait until the server ends; its exit status."""
+        if self._process is None:
+            raise ServerError("the server was not started")
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Let requests in flight finish, end the server, and remove what it left behind."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(EXIT_TIMEOUT_S + 5)
+            # The backends' processes belong to the server's group; none may outlive it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        for region in SHARED_MEMORY.glob(f"{self._region_prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _arguments(self, backends: Path) -> list[str]:
+        arguments = [
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--grpc-address={LOOPBACK}",
+            f"--grpc-port={self.grpc_port}",
+            f"--http-address={LOOPBACK}",
+            f"--http-port={self.http_port}",
+            f"--metrics-address={LOOPBACK}",
+            f"--metrics-port={self.metrics_port}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
+            "--strict-readiness=true",
+            "--disable-auto-complete-config",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
+            "--backend-config=python,stub-timeout-seconds=60",
+        ]
+        if self._config_name is not None:
+            arguments.append(f"--model-config-name={self._config_name}")
+        return arguments
+
+    def _last_error(self) -> str:
+        """The log's most telling line, for the error message."""
+        if self._log_path is None:
+            return "; see its log above"
+        lines = self._log_path.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("E") or "error:" in line]
+        return f"; its log says: {errors[-1].split('] ', 1)[-1].strip()}" if errors else ""
+
+
+def checked_repository(repository: Path) -> Path:
+    """The repository's absolute path.
+
+    Raises:
+        UsageError: no repository there, or nothing published in it.
+    """
+    for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+        if not (repository / model / "config.pbtxt").is_file():
+            raise UsageError(
+                f"{repository}: no model repository, {model}/config.pbtxt is missing; make one with"
+                f" 'fruitstand export --run RUN --repository {repository}'"
+            )
+    versions = [path for path in (repository / FRUIT_RESNET).iterdir() if path.name.isdecimal()]
+    if not versions:
+        raise UsageError(
+            f"{repository}: no version of {FRUIT_RESNET} is published; publish one with"
+            f" 'fruitstand export --run RUN --repository {repository}'"
+        )
+    return repository.resolve()
+
+
+def _claim_ports(wanted: dict[str, int]) -> list[int]:
+    """Replace 0 by a free port and refuse one that is taken."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for flag, port in wanted.items():
+            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+                probe.listen(1)  # with SO_REUSEADDR only listening finds out that somebody else listens
+            except OSError as exc:
+                raise UsageError(
+                    f"port {port} is in use; choose another with {flag}, or 0 for a free one"
+                ) from exc
+            ports.append(probe.getsockname()[1])
+    return ports
+
+
+def _installed_triton() -> Path:
+    """The wheel's tritonserver folder, its programs made executable (installers drop that bit)."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        listed = files("nvidia-pytriton") or []
+    except PackageNotFoundError as exc:
+        raise ServerError(
+            "nvidia-pytriton is not installed; install fruitstand with the serve-cpu extra"
+        ) from exc
+    binary = next(Path(str(path.locate())) for path in listed if path.name == "tritonserver")
+    binary.chmod(0o755)
+    return binary.parent.parent
+
+
+def _backend_directory(scratch: Path) -> Path:
+    """A backend folder as Triton wants it: our two beside the wheel's Python backend and its stub."""
+    triton = _installed_triton()
+    backends = scratch / "backends"
+    shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    python = backends / "python"
+    python.mkdir()
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        shutil.copyfile(triton / "backends" / "python" / name, python / name)  # Triton refuses symlinks
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    shutil.copyfile(stub, python / stub.name)
+    (python / stub.name).chmod(0o755)
+    return backends
+
+
+def _environment() -> dict[str, str]:
+    """What the stub needs to find this environment's Python and its libraries."""
+    site = _installed_triton().parent.parent
+    libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
+    inherited = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, inherited])),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _die_with_parent() -> None:
+    """In the child before exec: when our process is killed the kernel ends the server too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,85 @@
+"""Ready means: the server has answered a real inference on a real image."""
+
+import time
+import zlib
+from collections.abc import Callable
+from struct import pack
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
+from fruitstand.errors import ServerError
+
+POLL_S = 0.05
+CALL_TIMEOUT_S = 20.0
+
+
+def canary_image(side: int = 16) -> bytes:
+    """A grey PNG, made without any image library."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return pack(">I", len(body)) + kind + body + pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + b"\x80" * 3 * side) * side
+    header = pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def infer_canary(client: triton.InferenceServerClient) -> np.ndarray:
+    """Send one image through the ensemble; its probabilities, (num_classes,) float32."""
+    encoded = np.frombuffer(canary_image(), np.uint8)[None]
+    tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
+    tensor.set_data_from_numpy(encoded)
+    answer = client.infer(FRUIT_CLASSIFIER, [tensor], client_timeout=CALL_TIMEOUT_S)
+    return answer.as_numpy(PROBABILITIES)[0]
+
+
+def wait_until_ready(url: str, *, deadline: float, is_alive: Callable[[], bool]) -> None:
+    """Wait for a server that was just started.
+
+    Args:
+        url: HOST:PORT of its gRPC endpoint.
+        deadline: on the monotonic clock, seconds.
+        is_alive: whether its process still runs.
+
+    Raises:
+        ServerError: it ended, was not ready in time, is another version, or answered the canary wrongly.
+    """
+    # The global subchannel pool would keep the back-off of refused connections from one wait to the next.
+    client = triton.InferenceServerClient(
+        url, channel_args=[("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50)]
+    )
+    try:
+        while not _is_ready(client):
+            if not is_alive():
+                raise ServerError("tritonserver ended while starting")
+            if time.monotonic() > deadline:
+                raise ServerError("tritonserver was not ready in time")
+            time.sleep(POLL_S)
+        version = client.get_server_metadata(client_timeout=CALL_TIMEOUT_S).version
+        if version != EMBEDDED_SERVER_VERSION:
+            raise ServerError(
+                f"another server answers at {url}: version {version}, not {EMBEDDED_SERVER_VERSION}"
+            )
+        probabilities = infer_canary(client)
+        if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-2):
+            raise ServerError("the canary image got an answer that is no probability distribution")
+    except triton.InferenceServerException as exc:
+        raise ServerError(f"the canary image was not answered: {exc.message()}") from exc
+    finally:
+        client.close()
+
+
+def _is_ready(client: triton.InferenceServerClient) -> bool:
+    try:
+        return client.is_server_ready(client_timeout=1.0) and client.is_model_ready(
+            FRUIT_CLASSIFIER, client_timeout=1.0
+        )
+    except triton.InferenceServerException:
+        return False

@@ -1,0 +1,65 @@
+"""`fruitstand serve`: the embedded server in the foreground."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fruitstand.errors import ServerError
+from serving.embedded import EmbeddedServer
+
+
+def serve(
+    repository: Path,
+    *,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    config_name: str | None,
+    log_path: Path | None,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
+
+    Args:
+        repository: the model repository.
+        grpc_port: 0 takes a free one; so do the other ports.
+        http_port: of the REST endpoint.
+        metrics_port: of the Prometheus endpoint.
+        config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
+        log_path: of tritonserver's log; None sends it to stderr.
+        announce: gets one line of JSON with the URLs once the server answers.
+
+    Raises:
+        UsageError: no repository, nothing published, or a port is taken.
+        ServerError: the server did not start, or ended by itself.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    server = EmbeddedServer(
+        repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        config_name=config_name,
+        log_path=log_path,
+    )
+    try:
+        server.start()
+        urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
+        announce(json.dumps({"ready": True, **urls}))
+        sys.stdout.flush()
+        status = server.wait()
+        raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
+        server.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

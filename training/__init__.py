@@ -1,0 +1,1 @@
+"""Fruits-360 in, checkpoint out: prepare, train, evaluate."""
