@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checks import check_structure, int8_gates, parity_gates
-from export.graph import IR_VERSION, OPSET, export_onnx, load_served_model
 from export.publish import publish
-from export.quantize import quantize_int8
 from export.render import FP32_MODEL, INT8_MODEL
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_file, sweep_temporaries
@@ -62,6 +59,12 @@ def export(
         raise UsageError(
             f"{data.directory}: has other classes than the run; give the run's own data with --data"
         )
+
+    # Only now: these take seconds to import, and what can be refused has been.
+    from export.checks import check_structure, int8_gates, parity_gates
+    from export.graph import IR_VERSION, OPSET, export_onnx, load_served_model
+    from export.quantize import quantize_int8
+
     candidate = run.directory / "export"
     candidate.mkdir(exist_ok=True)
     sweep_temporaries(candidate)

@@ -56,18 +56,19 @@ def quantize_int8(fp32: Path, int8: Path, calibration_nhwc_u8: np.ndarray) -> No
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=QUANTIZED_OPERATORS,
-            nodes_to_exclude=_stem(prepared),
+            nodes_to_exclude=_kept_in_fp32(prepared),
         )
 
 
-def _stem(path: Path) -> list[str]:
-    """Names of the convolutions with fewer than `MIN_INPUT_CHANNELS` input channels."""
+def _kept_in_fp32(path: Path) -> list[str]:
+    """Names of the stem's convolutions and of the normalisation's addition of a constant."""
     graph = onnx.load(path).graph
-    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    constants = {tensor.name: tensor.dims for tensor in graph.initializer}
     return [
         node.name
         for node in graph.node
-        if node.op_type == "Conv" and weights[node.input[1]][1] < MIN_INPUT_CHANNELS
+        if (node.op_type == "Conv" and constants[node.input[1]][1] < MIN_INPUT_CHANNELS)
+        or (node.op_type == "Add" and any(name in constants for name in node.input))
     ]
 
 

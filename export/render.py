@@ -17,7 +17,7 @@ LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
 FP32_MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 
-_DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC"}
+_DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
 def render_repository(

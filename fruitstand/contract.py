@@ -23,8 +23,6 @@ MAX_BATCH_SIZE = 64
 EMBEDDED_SERVER_VERSION = "2.51.0"
 """The Triton version in nvidia-pytriton 0.7.0; every config.pbtxt stays inside its schema (24.10)."""
 
-INTERPOLATIONS = ("bilinear", "bicubic")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
@@ -40,7 +38,7 @@ class Preprocessing:
     resize_mode: str = "not_smaller"
     """Scale so that both sides reach `input_size`, keeping the aspect ratio."""
     interpolation: str = "bilinear"
-    """Filter of the resize: bilinear or bicubic."""
+    """Filter of the resize. Only bilinear: DALI and Pillow disagree on the others' overshoot."""
     antialias: bool = True
     """Widen the filter when shrinking, as Pillow does."""
     crop: str = "center"
@@ -61,8 +59,8 @@ class Preprocessing:
             raise ValueError(f"input_size: got {self.input_size}, allowed two integers from 16 to 1024")
         if self.resize_mode != "not_smaller":
             raise ValueError(f"resize_mode: got {self.resize_mode!r}, allowed 'not_smaller'")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation: got {self.interpolation!r}, allowed {INTERPOLATIONS}")
+        if self.interpolation != "bilinear":
+            raise ValueError(f"interpolation: got {self.interpolation!r}, allowed 'bilinear'")
         if not self.antialias:
             raise ValueError("antialias: got False, allowed True (DALI and Pillow agree only with it)")
         if self.crop != "center":

@@ -47,8 +47,7 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
     image = image.convert("RGB")
     size = preprocessing.resized_size(*image.size)
     if size != image.size:
-        filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-        image = image.resize(size, filters[preprocessing.interpolation])
+        image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
     height, width = preprocessing.input_size
     left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))

@@ -181,8 +181,10 @@ class EmbeddedServer:
         if self._log_path is None:
             return "; see its log above"
         lines = self._log_path.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith("E") or "error:" in line]
-        return f"; its log says: {errors[-1].split('] ', 1)[-1].strip()}" if errors else ""
+        errors = [line for line in lines if "failed to load" in line] or [
+            line for line in lines if line[:1] == "E"
+        ]
+        return f"; its log says: {errors[0].split('] ', 1)[-1].strip()}" if errors else ""
 
 
 def checked_repository(repository: Path) -> Path:

@@ -54,7 +54,10 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
-        raise ServerError(f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime ({exc})") from exc
+        reason = " ".join(str(exc).replace(str(path), path.name).split())
+        raise ServerError(
+            f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime: {reason}"
+        ) from exc
     asked = providers[0][0]
     if session.get_providers()[0] != asked:
         log.warning("%s: %s is not used, fell back to %s", config["name"], asked, session.get_providers()[0])

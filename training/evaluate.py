@@ -4,16 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 
 from fruitstand.errors import DataError, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.runs import read_run
-from training.config import TrainConfig
-from training.metrics import classification_metrics
-from training.model import Classifier, create_model
-from training.pixels import SplitPixels, pixel_cache
-from training.predict import predict_probabilities
 
 
 def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str) -> dict:
@@ -39,10 +33,20 @@ def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str
             f"{data.directory}: has other classes than the run ({len(data.labels)} and {len(run.labels)});"
             " evaluate on data with the classes the run was trained on"
         )
+    data.split(split)
+
+    # Only now: these take seconds to import, and what can be refused has been.
+    import safetensors.torch
+
+    from training.config import TrainConfig
+    from training.metrics import classification_metrics
+    from training.model import Classifier, create_model
+    from training.pixels import SplitPixels, pixel_cache
+    from training.predict import predict_probabilities
+
     model = create_model(run.model_name, num_classes=len(run.labels))
     model.load_state_dict(safetensors.torch.load_file(run.weights))
     module = Classifier(model, TrainConfig(**run.meta["config"]), run.preprocessing)
-    data.split(split)
     dataset = SplitPixels(data, pixel_cache(data, run.preprocessing), split)
     probabilities = predict_probabilities(module, dataset)
     metrics = classification_metrics(probabilities, dataset.targets.numpy(), run.labels)
@@ -76,5 +80,8 @@ def evaluate_answers(
             " evaluate on data with the classes that are served"
         )
     targets = np.array([index[row.label] for row in rows])
+
+    from training.metrics import classification_metrics
+
     metrics = classification_metrics(probabilities, targets, data.labels)
     return {"split": split, "data_source": data.source, **metrics}

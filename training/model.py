@@ -41,11 +41,10 @@ def create_model(model_name: str, *, num_classes: int, pretrained: bool = False)
 
 
 def resolve_preprocessing(model: torch.nn.Module, input_size: int) -> Preprocessing:
-    """The contract for a model: timm's mean, std and filter, our size and crop."""
+    """The contract for a model: timm's mean and std, our size, filter and crop."""
     config = timm.data.resolve_model_data_config(model)
     return Preprocessing(
         input_size=(input_size, input_size),
-        interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

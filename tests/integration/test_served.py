@@ -1,0 +1,281 @@
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
+from fruitstand.errors import ServerError, UsageError
+from fruitstand.manifest import PreparedData
+from fruitstand.runs import Run
+from fruitstand_client import Client, ModelNotFound, Prediction
+from serving.embedded import EmbeddedServer
+from tests.images import accepted, encode, pattern, refused
+
+
+def fruitstand(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def distinct_images(test_images: list[Path]) -> list[bytes]:
+    """Sixty-four files, no two alike and of many lengths."""
+    files = [path.read_bytes() for path in test_images[:64]]
+    assert len(set(files)) == 64
+    assert len({len(file) for file in files}) > 32
+    return files
+
+
+def request(content: bytes) -> triton.InferInput:
+    """One image as the ensemble's input."""
+    encoded = np.frombuffer(content, np.uint8)[None]
+    tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
+    tensor.set_data_from_numpy(encoded)
+    return tensor
+
+
+def executions(client: triton.InferenceServerClient, model: str) -> tuple[int, int]:
+    """Images and batches a model has run so far."""
+    stats = client.get_inference_statistics(model).model_stats[0]
+    return stats.inference_count, stats.execution_count
+
+
+def test_the_embedded_server_is_the_real_one(server: EmbeddedServer) -> None:
+    """Triton 2.51.0 with the three models of the architecture."""
+    client = triton.InferenceServerClient(server.url)
+    assert client.get_server_metadata().version == "2.51.0"
+    for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+        assert client.is_model_ready(model)
+    client.close()
+
+
+def test_concurrent_single_images_form_batches_and_keep_their_answers(
+    server: EmbeddedServer, distinct_images: list[bytes]
+) -> None:
+    """Sixty-four requests at once run as fewer batches on both steps, each with its own solo answer."""
+    client = triton.InferenceServerClient(server.url)
+    alone = [
+        client.infer(FRUIT_CLASSIFIER, [request(file)]).as_numpy(PROBABILITIES)[0] for file in distinct_images
+    ]
+    before = {model: executions(client, model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
+    results: dict[int, triton.InferResult] = {}
+
+    def keep(index: int):
+        def callback(result: triton.InferResult, error: Exception | None) -> None:
+            results[index] = result if error is None else error
+
+        return callback
+
+    for index, file in enumerate(distinct_images):
+        client.async_infer(FRUIT_CLASSIFIER, [request(file)], keep(index))
+    deadline = time.monotonic() + 60
+    while len(results) < 64:
+        assert time.monotonic() < deadline, f"{len(results)} of 64 answered"
+        time.sleep(0.01)
+    for model, (images, batches) in before.items():
+        images_now, batches_now = executions(client, model)
+        assert images_now - images == 64
+        assert batches_now - batches < 64, f"{model}: no batch formed"
+    for index, expected in enumerate(alone):
+        got = results[index].as_numpy(PROBABILITIES)[0]
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        assert got.argmax() == expected.argmax()
+    client.close()
+
+
+def test_served_answers_are_those_of_the_exported_model(
+    server: EmbeddedServer, repository: Path, run: Run, test_images: list[Path]
+) -> None:
+    """DALI, Triton and the ensemble change nothing: the yardstick and the published file say the same."""
+    from export.checks import open_session, run_batches
+    from fruitstand.reference_decode import decode_reference
+
+    with Client(server.url, batch_size=16) as client:
+        served = np.stack(list(client.probabilities(test_images)))
+    pixels = np.stack([decode_reference(path.read_bytes(), run.preprocessing) for path in test_images])
+    session = open_session(repository / "fruit_resnet" / "1" / "model.int8.onnx", "openvino")
+    np.testing.assert_allclose(served, run_batches(session, pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", refused())
+def test_a_bad_image_fails_alone_with_its_reason(
+    name: str, server: EmbeddedServer, distinct_images: list[bytes]
+) -> None:
+    """INVALID_ARGUMENT, in words, without path or stack trace; its neighbours get their solo answers."""
+    content, reason = refused()[name]
+    with Client(server.url, batch_size=8) as client:
+        clean = list(client.classify(distinct_images[:7]))
+        mixed = list(client.classify([*distinct_images[:3], content, *distinct_images[3:7]]))
+    bad = mixed.pop(3)
+    assert mixed == clean
+    assert bad.error is not None
+    assert reason in bad.error
+    assert "/" not in bad.error.replace("I/O", "")
+    assert bad.top_k == ()
+
+
+@pytest.mark.parametrize("name", accepted())
+def test_every_supported_kind_of_image_is_answered(name: str, server: EmbeddedServer) -> None:
+    """JPEG, PNG, WebP and BMP of all modes and sizes."""
+    with Client(server.url) as client:
+        (prediction,) = client.classify([accepted()[name]])
+    assert prediction.error is None
+    assert sum(one.probability for one in prediction.top_k) == pytest.approx(1, abs=1e-3)
+
+
+def test_answers_keep_the_order_of_the_images(server: EmbeddedServer, prepared: PreparedData) -> None:
+    """However many requests are under way at once."""
+    paths = [prepared.directory / row.path for row in prepared.rows]
+    with Client(server.url, batch_size=3, in_flight=8) as client:
+        together = list(client.classify(paths))
+    with Client(server.url, batch_size=64, in_flight=1) as client:
+        one_by_one = list(client.classify(iter(paths)))
+    assert [one.path for one in together] == list(map(str, paths))
+    assert [one.label for one in together] == [one.label for one in one_by_one]
+    assert all(one.model_version == "1" and len(one.top_k) == 4 for one in together)
+
+
+def test_classify_reports_each_bad_file_in_its_row(
+    server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+) -> None:
+    """The others are answered, the exit status says that not all were."""
+    good = tmp_path / "good [1].jpg"
+    good.write_bytes(test_images[0].read_bytes())
+    (tmp_path / "cut.jpg").write_bytes(test_images[0].read_bytes()[:900])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    out = tmp_path / "out.jsonl"
+    done = fruitstand("classify", tmp_path, "--url", server.url, "--format", "jsonl", "--out", out)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    rows = {Path(row["path"]).name: row for row in map(json.loads, out.read_text().splitlines())}
+    assert set(rows) == {"good [1].jpg", "cut.jpg", "empty.jpg"}
+    assert rows["good [1].jpg"]["error"] is None
+    assert "truncated" in rows["cut.jpg"]["error"]
+    assert "empty" in rows["empty.jpg"]["error"]
+
+
+def test_classify_writes_csv_and_reads_a_list_from_stdin(
+    server: EmbeddedServer, test_images: list[Path]
+) -> None:
+    """A path that cannot be read has its row as well."""
+    listed = "".join(f"{path}\n" for path in [*test_images[:2], "not there.jpg"])
+    done = fruitstand("classify", "-", "--url", server.url, "--format", "csv", stdin=listed)
+    assert done.returncode == 1
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["error"] for row in rows] == ["", "", "cannot be read: No such file or directory"]
+
+
+def test_evaluate_gives_the_same_numbers_for_a_server_as_for_a_run(
+    server: EmbeddedServer, run: Run, prepared: PreparedData
+) -> None:
+    """Within what int8 may change."""
+    arguments = ("--data", prepared.directory, "--split", "test", "--json")
+    offline = fruitstand("evaluate", "--run", run.directory, *arguments)
+    served = fruitstand("evaluate", "--url", server.url, *arguments)
+    assert (offline.returncode, served.returncode) == (0, 0), offline.stderr + served.stderr
+    offline_metrics, served_metrics = json.loads(offline.stdout), json.loads(served.stdout)
+    assert offline_metrics["num_images"] == served_metrics["num_images"] == 80
+    assert abs(offline_metrics["top1"] - served_metrics["top1"]) <= 2 / 80
+
+
+def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
+    """SIGTERM ends it with status 0: no process, no shared-memory region, no temporary folder."""
+    regions = set(Path("/dev/shm").iterdir())
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert ready["ready"] is True
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # tritonserver and a stub for each of the two backends
+        with Client(ready["grpc"]) as client:
+            (prediction,) = client.classify([encode(pattern(100, 100))])
+            assert prediction.error is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    assert set(Path("/dev/shm").iterdir()) <= regions
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_server_that_was_killed_leaves_no_orphans(repository: Path, tmp_path: Path) -> None:
+    """Kill -9 of `fruitstand serve` ends tritonserver as well."""
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_a_taken_port_is_named(repository: Path) -> None:
+    """With the flag that changes it; no server is started."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} is in use.*--http-port"):
+            EmbeddedServer(repository, http_port=port)
+
+
+def test_a_folder_that_is_no_repository_is_refused(repository: Path, tmp_path: Path) -> None:
+    """As is one in which nothing is published."""
+    import shutil
+
+    with pytest.raises(UsageError, match="no model repository"):
+        EmbeddedServer(tmp_path)
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    shutil.rmtree(copy / "fruit_resnet" / "1")
+    with pytest.raises(UsageError, match="no version of fruit_resnet"):
+        EmbeddedServer(copy)
+
+
+def test_a_model_that_cannot_be_loaded_is_named(repository: Path, tmp_path: Path) -> None:
+    """The start fails with the server's own reason and leaves nothing behind."""
+    import shutil
+
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    (copy / "fruit_resnet" / "1" / "model.int8.onnx").write_bytes(b"torn")
+    server = EmbeddedServer(copy, log_path=tmp_path / "log")
+    with pytest.raises(ServerError, match=r"model\.int8\.onnx cannot be loaded"):
+        server.start()
+    assert not server.is_alive()
+
+
+def test_a_server_without_the_model_is_named(server: EmbeddedServer) -> None:
+    """The client says what is missing and where."""
+    client = triton.InferenceServerClient(server.url)
+    client.unload_model(FRUIT_CLASSIFIER)
+    try:
+        with Client(server.url) as ours, pytest.raises(ModelNotFound, match=server.url):
+            list(ours.classify([encode(pattern(100, 100))]))
+    finally:
+        client.load_model(FRUIT_CLASSIFIER)
+        client.close()
+
+
+def test_predictions_name_what_they_are_for() -> None:
+    """An answer without ranks has no label and no probability."""
+    assert Prediction("x").label is None
+    assert Prediction("x").probability is None

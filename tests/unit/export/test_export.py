@@ -1,0 +1,132 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.checks import CHECKED_BATCHES, check_structure, open_session, run_batches
+from export.export import export
+from export.graph import load_served_model
+from export.publish import published_versions
+from fruitstand.artefacts import sha256_file
+from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.errors import ArtefactError, GateFailed, UsageError
+from fruitstand.manifest import read_prepared
+from fruitstand.runs import META_NAME, Run
+from training.pixels import pixel_cache
+
+
+@pytest.fixture(scope="module")
+def version(repository: Path) -> Path:
+    """The published version's folder."""
+    return repository / "fruit_resnet" / "1"
+
+
+@pytest.fixture(scope="module")
+def pixels(run: Run) -> np.ndarray:
+    """All 160 painted images as the model sees them."""
+    return np.array(pixel_cache(read_prepared(run.data_directory), run.preprocessing))
+
+
+@pytest.mark.parametrize("batch_size", CHECKED_BATCHES)
+def test_onnx_matches_torch_within_1e_4(batch_size: int, version: Path, run: Run, pixels: np.ndarray) -> None:
+    """At every batch size, on probabilities."""
+    batch = pixels[:batch_size]
+    with torch.inference_mode():
+        expected = load_served_model(run)(torch.from_numpy(batch)).numpy()
+    got = open_session(version / "model.onnx").run([PROBABILITIES], {PIXELS: batch})[0]
+    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
+def test_the_batch_axis_is_a_symbol_on_input_and_output(name: str, version: Path, run: Run) -> None:
+    """And names, types and shapes are the contract's."""
+    check_structure(version / name, run.preprocessing, len(run.labels))
+    with pytest.raises(GateFailed, match="PROBABILITIES"):
+        check_structure(version / name, run.preprocessing, 5)
+    with pytest.raises(GateFailed, match="PIXELS"):
+        check_structure(version / name, Preprocessing(input_size=(128, 128)), len(run.labels))
+
+
+def test_int8_weights_are_signed_per_channel_and_activations_unsigned(version: Path) -> None:
+    """The form that every engine here computes fast."""
+    graph = onnx.load(version / "model.int8.onnx").graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    zero_points = {
+        node.input[2] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[2] in tensors
+    }
+    assert {tensors[name].data_type for name in zero_points} == {onnx.TensorProto.UINT8}
+    weights = [
+        tensor for tensor in tensors.values() if tensor.name.endswith("_quantized") and len(tensor.dims) == 4
+    ]
+    assert len(weights) >= 6
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
+    scales = [tensors[f"{tensor.name.removesuffix('_quantized')}_scale"] for tensor in weights]
+    assert [list(scale.dims) for scale in scales] == [[tensor.dims[0]] for tensor in weights]
+
+
+def test_int8_answers_as_fp32_on_every_engine_here(version: Path, pixels: np.ndarray) -> None:
+    """The kernels for this processor are part of the test."""
+    manifest = json.loads((version / "manifest.json").read_text())
+    engines = [gate["name"] for gate in manifest["gates"] if gate["name"].startswith("int8_vs_fp32_")]
+    assert "int8_vs_fp32_openvino" in engines
+    expected = run_batches(open_session(version / "model.onnx"), pixels)
+    for name in engines:
+        session = open_session(version / "model.int8.onnx", name.removeprefix("int8_vs_fp32_"))
+        assert np.abs(run_batches(session, pixels) - expected).mean() < 0.01
+
+
+def test_the_manifest_says_what_was_published(version: Path, run: Run) -> None:
+    """Files by sha256, the source run, and every gate with value and limit."""
+    manifest = json.loads((version / "manifest.json").read_text())
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert manifest["files"][name]["sha256"] == sha256_file(version / name)
+    assert manifest["source_run"]["weights_sha256"] == run.meta["weights_sha256"]
+    assert all(gate["passed"] and gate["value"] <= gate["limit"] for gate in manifest["gates"])
+    assert len(manifest["gates"]) == len(CHECKED_BATCHES) + 2
+
+
+def test_versions_count_up_and_are_never_touched_again(repository: Path, run: Run, tmp_path: Path) -> None:
+    """A second export is version 2, byte for byte the same model, and version 1 is as it was."""
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    before = {path: sha256_file(path) for path in (copy / "fruit_resnet" / "1").iterdir()}
+    result = export(run.directory, repository=copy, variants=("fp32",), data_directory=None)
+    assert result["version"] == 2
+    assert published_versions(copy) == [1, 2]
+    assert {path: sha256_file(path) for path in before} == before
+    assert sha256_file(copy / "fruit_resnet" / "2" / "model.onnx") == sha256_file(
+        copy / "fruit_resnet" / "1" / "model.onnx"
+    )
+
+
+def test_a_failed_gate_publishes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is named, the candidate stays outside the repository."""
+    monkeypatch.setattr("export.checks.MAX_ABS_DIFF", -1.0)
+    with pytest.raises(GateFailed, match="torch_vs_onnx_batch_1"):
+        export(run.directory, repository=tmp_path / "repository", variants=("fp32",), data_directory=None)
+    assert published_versions(tmp_path / "repository") == []
+
+
+def test_other_classes_are_refused(repository: Path, run: Run, tmp_path: Path) -> None:
+    """One label file serves all versions: a model with other classes needs another repository."""
+    from export.publish import publish
+
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    with pytest.raises(ArtefactError, match="other classes"):
+        publish(copy, [], {}, run.preprocessing, [*run.labels[:-1], "Durian"])
+    assert published_versions(copy) == [1]
+
+
+def test_a_half_written_run_and_an_unknown_variant_are_refused(run: Run, tmp_path: Path) -> None:
+    """Nothing is published for either."""
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    (copy / META_NAME).unlink()
+    with pytest.raises(ArtefactError, match="half written"):
+        export(copy, repository=tmp_path / "repository", data_directory=None)
+    with pytest.raises(UsageError, match="int4"):
+        export(run.directory, repository=tmp_path / "repository", variants=("int4",), data_directory=None)
+    assert not (tmp_path / "repository").exists()

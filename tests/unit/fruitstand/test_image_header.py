@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import ImageRejected
+from fruitstand.image_header import read_header
+from tests.images import accepted, encode, pattern, refused
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        pytest.param("JPEG", {}, id="jpeg"),
+        pytest.param("JPEG", {"progressive": True}, id="jpeg_progressive"),
+        pytest.param("PNG", {}, id="png"),
+        pytest.param("WEBP", {}, id="webp_lossy"),
+        pytest.param("WEBP", {"lossless": True}, id="webp_lossless"),
+        pytest.param("WEBP", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}, id="webp_extended"),
+        pytest.param("BMP", {}, id="bmp"),
+    ],
+)
+def test_the_size_is_read_from_the_header(image_format: str, options: dict) -> None:
+    """Format and size are those the file was made with."""
+    header = read_header(encode(pattern(123, 45), image_format, **options), Preprocessing())
+    assert (header.format.upper(), header.width, header.height) == (image_format, 123, 45)
+
+
+@pytest.mark.parametrize("name", accepted())
+def test_every_supported_image_passes(name: str) -> None:
+    """No kind of image that the decoders take is refused by its header, zero-padded or not."""
+    content = accepted()[name]
+    padded = np.frombuffer(content + bytes(777), np.uint8)
+    assert read_header(content, Preprocessing()) == read_header(padded.data, Preprocessing())
+
+
+@pytest.mark.parametrize("name", [name for name in refused() if not name.endswith("_half")])
+def test_a_refusal_names_its_reason(name: str) -> None:
+    """Whoever sent the file learns what is wrong with it."""
+    content, reason = refused()[name]
+    with pytest.raises(ImageRejected, match=reason):
+        read_header(content, Preprocessing())
+
+
+def test_limits_on_bytes_and_pixels_are_checked_before_any_decode() -> None:
+    """Both limits come from the contract."""
+    image = encode(pattern(123, 45))
+    with pytest.raises(ImageRejected, match="too many bytes"):
+        read_header(image, Preprocessing(max_encoded_bytes=len(image) - 1))
+    with pytest.raises(ImageRejected, match="too many pixels: 123 x 45"):
+        read_header(image, Preprocessing(max_pixels=123 * 45 - 1))
+
+
+def test_any_cut_of_a_header_is_refused_and_never_crashes() -> None:
+    """Every prefix of a file gives a header or a reason."""
+    for image in (encode(pattern(40, 30), f) for f in ("JPEG", "PNG", "WEBP", "BMP")):
+        for length in range(min(len(image), 700)):
+            try:
+                read_header(image[:length], Preprocessing())
+            except ImageRejected as exc:
+                assert str(exc)  # noqa: PT017 - both outcomes are right, a crash is not

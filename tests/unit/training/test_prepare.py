@@ -1,0 +1,157 @@
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fruitstand.errors import ArtefactError, DataError
+from fruitstand.manifest import PreparedData, read_prepared
+from tests.images import encode, pattern
+from training.painter import paint_dataset
+from training.prepare import prepare_data
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small painted Fruits-360 tree to break in various ways."""
+    return paint_dataset(tmp_path, num_classes=2, images_per_class=24, seed=1)
+
+
+def test_splits_are_the_data_sets_own_and_validation_comes_from_training(tree: Path, tmp_path: Path) -> None:
+    """Test stays Test; one training frame in ten validates; nothing is lost or doubled."""
+    report = prepare_data(source=str(tree), out=tmp_path / "out")
+    assert report["num_images"] == {"test": 24, "train": 20, "val": 4}
+    data = read_prepared(tmp_path / "out")
+    assert {row.path.split("/")[1] for row in data.split("test")} == {"Test"}
+    assert {row.path.split("/")[1] for row in data.split("val")} == {"Training"}
+    assert len({row.path for row in data.rows}) == 48
+    assert all((data.directory / row.path).is_file() for row in data.rows)
+
+
+def test_file_names_tell_film_and_frame(prepared: PreparedData) -> None:
+    """Fruits-360's prefix is the film, its number the frame."""
+    row = next(row for row in prepared.rows if row.path.endswith("/r_3_100.jpg"))
+    assert (row.film, row.frame) == ("r", 3)
+
+
+def test_the_painter_repeats_itself(prepared: PreparedData, tmp_path: Path) -> None:
+    """The same seed paints the same bytes, another seed others."""
+    arguments = {"source": "generated", "num_classes": 4, "images_per_class": 40}
+    prepare_data(out=tmp_path / "same", **arguments)
+    prepare_data(out=tmp_path / "other", seed=7, **arguments)
+    digests = [row.sha256 for row in prepared.rows]
+    assert [row.sha256 for row in read_prepared(tmp_path / "same").rows] == digests
+    assert not set(digests) & {row.sha256 for row in read_prepared(tmp_path / "other").rows}
+
+
+def test_painted_images_say_so(prepared: PreparedData) -> None:
+    """Nobody can take them for real fruit."""
+    assert prepared.source == "generated"
+    assert all(label.startswith("Generated") for label in prepared.labels)
+
+
+@pytest.mark.parametrize("spelling", ["fruits-360_dataset/fruits-360", "fruits-360_100x100/fruits-360", "."])
+def test_every_folder_spelling_is_found(tree: Path, spelling: str, tmp_path: Path) -> None:
+    """The tree is found by its Training and Test folders, not by what is around them."""
+    nested = tmp_path / "download" / spelling
+    nested.parent.mkdir(parents=True, exist_ok=True)
+    tree.rename(nested)
+    assert prepare_data(source=str(tmp_path / "download"), out=tmp_path / "out")["num_classes"] == 2
+
+
+def test_a_zip_is_read_and_one_that_points_outside_is_refused(tree: Path, tmp_path: Path) -> None:
+    """A download needs no unpacking; a hostile one writes nothing."""
+    archive = tmp_path / "fruits.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in tree.rglob("*.jpg"):
+            file.write(path, path.relative_to(tree.parent))
+    assert prepare_data(source=str(archive), out=tmp_path / "out")["num_images"]["test"] == 24
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("../../escaped.jpg", b"x")
+    with pytest.raises(DataError, match="points outside"):
+        prepare_data(source=str(archive), out=tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
+
+
+def test_a_corrupt_image_is_named_skipped_and_counted(tree: Path, tmp_path: Path) -> None:
+    """The others are kept, and the report says which one is missing and why."""
+    victim = sorted((tree / "Training").rglob("*.jpg"))[3]
+    victim.write_bytes(victim.read_bytes()[:400])
+    report = prepare_data(source=str(tree), out=tmp_path / "out")
+    assert report["num_skipped"] == 1
+    assert report["skipped"][0]["file"] == str(victim.relative_to(tree))
+    assert "truncated" in report["skipped"][0]["reason"]
+    assert len(read_prepared(tmp_path / "out").rows) == 47
+
+
+def _empty(tree: Path) -> None:
+    for path in tree.rglob("*.jpg"):
+        path.unlink()
+
+
+def _without_training(tree: Path) -> None:
+    (tree / "Training").rename(tree / "Pictures")
+
+
+def _one_image(tree: Path) -> None:
+    for path in sorted((tree / "Training").iterdir())[0].iterdir():
+        path.unlink()
+    sorted((tree / "Training").iterdir())[0].joinpath("0_100.jpg").write_bytes(encode(pattern(100, 100)))
+
+
+def _only_in_test(tree: Path) -> None:
+    (tree / "Test" / "Durian").mkdir()
+    (tree / "Test" / "Durian" / "0_100.jpg").write_bytes(encode(pattern(100, 100)))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        pytest.param(_empty, "no images", id="empty"),
+        pytest.param(_without_training, "no Training and Test folders", id="wrong_folder"),
+        pytest.param(_one_image, "has 1 training image", id="class_with_one_image"),
+        pytest.param(_only_in_test, "'Durian' is in Test but not in Training", id="class_only_in_test"),
+    ],
+)
+def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Path, tmp_path: Path) -> None:
+    """A clear error, and no half-made folder."""
+    break_it(tree)
+    with pytest.raises(DataError, match=says):
+        prepare_data(source=str(tree), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_missing_source_and_a_taken_target_are_refused(tree: Path, tmp_path: Path) -> None:
+    """Nothing is overwritten."""
+    with pytest.raises(DataError, match="no such folder"):
+        prepare_data(source=str(tmp_path / "nothing"), out=tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ArtefactError, match="exists already"):
+        prepare_data(source=str(tree), out=tmp_path / "taken")
+
+
+def test_two_level_data_are_labelled_by_fruit_or_by_variety(tmp_path: Path) -> None:
+    """The 3-body layout has Training/<fruit>/<variety>."""
+    for split in ("Training", "Test"):
+        for fruit, variety in (("Apple", "Red 1"), ("Apple", "Green 2"), ("Cherry", "Dark 1")):
+            folder = tmp_path / "set" / split / fruit / variety
+            folder.mkdir(parents=True)
+            for frame in range(3):
+                (folder / f"r_{frame}_100.jpg").write_bytes(encode(pattern(100, 100 + frame)))
+    prepare_data(source=str(tmp_path / "set"), out=tmp_path / "fruit")
+    assert read_prepared(tmp_path / "fruit").labels == ["Apple", "Cherry"]
+    prepare_data(source=str(tmp_path / "set"), out=tmp_path / "variety", label_level="variety")
+    data = read_prepared(tmp_path / "variety")
+    assert data.labels == ["Apple Green 2", "Apple Red 1", "Cherry Dark 1"]
+    assert {row.object for row in data.rows} == set(data.labels)
+
+
+@pytest.mark.real_data
+def test_the_real_tree_is_read_completely(real_data: Path) -> None:
+    """85 classes, 18,387 images, every name understood."""
+    from training.layout import find_images
+
+    found = find_images(real_data / "fruits-360_dataset")
+    assert len(found) == 18_387
+    assert len({image.label for image in found}) == 85
+    assert {image.film for image in found} <= {"", "r", "r0", "r1", "r2", "r3", "r4", "r5"}
