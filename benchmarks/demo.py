@@ -31,7 +31,7 @@ from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
 
 EPOCHS_GENERATED = 4
-EPOCHS_REAL = 8
+EPOCHS_REAL = 7
 IN_FLIGHT = 64
 """Single-image requests under way at once: what the batching has to turn into batches."""
 NUM_WARM_UP = 256
@@ -43,7 +43,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Fruits-360 folder or zip; default: painted.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
-    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 8 on real images.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 7 on real images.")] = None,
 ) -> None:
     """Prepare, train, export, serve, classify, report."""
     _keep_previous(out)

@@ -237,7 +237,8 @@ def _installed_triton() -> Path:
             "nvidia-pytriton is not installed; install fruitstand with the serve-cpu extra"
         ) from exc
     binary = next(Path(str(path.locate())) for path in listed if path.name == "tritonserver")
-    binary.chmod(0o755)
+    if not os.access(binary, os.X_OK):
+        binary.chmod(0o755)
     return binary.parent.parent
 
 

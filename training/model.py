@@ -89,9 +89,9 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
-        """Loss and accuracy on the full size."""
+        """Loss and accuracy at the size of this epoch's training images."""
         pixels, targets = batch
-        logits = self(pixels.permute(0, 3, 1, 2).float())
+        logits = self(to_size(pixels, self.config.train_size(self.current_epoch)))
         self.val_top1(logits, targets)
         loss = F.cross_entropy(logits, targets)
         self.log("val_loss", loss, on_epoch=True, batch_size=len(targets))

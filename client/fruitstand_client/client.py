@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +47,7 @@ class Client:
             raise ValueError(f"in_flight, deadline_s: got {in_flight}, {deadline_s}, allowed >= 1 and > 0")
         self._url, self._batch_size, self._in_flight = url, batch_size, in_flight
         self._deadline_s = deadline_s
+        self._version: str | None = None
         self._triton = triton.InferenceServerClient(url)
         self.latencies_ms: deque[float] = deque(maxlen=100_000)
         """Of the latest requests that were answered, milliseconds."""
@@ -74,20 +76,31 @@ class Client:
         Raises:
             ClientError: the server did not answer a request; see `fruitstand_client.errors`.
         """
-        version = self.model_version()
+        self._version = self.model_version()
 
         def ask(batch: Batch) -> list[Prediction]:
-            result = self._infer([encoded for _, encoded in batch], top_k)
-            rows = result.as_numpy(PROBABILITIES).reshape(len(batch), -1)
+            predictions = self.classify_batch([encoded for _, encoded in batch], top_k=top_k)
             return [
-                Prediction(name, tuple(_ranked(entry) for entry in row), version)
-                for (name, _), row in zip(batch, rows, strict=True)
+                replace(prediction, path=name)
+                for (name, _), prediction in zip(batch, predictions, strict=True)
             ]
 
         def failed(name: str, error: str) -> Prediction:
             return Prediction(name, error=error)
 
         yield from self._map(images, ask, failed)
+
+    def classify_batch(self, encoded: Sequence[bytes], *, top_k: int = 5) -> list[Prediction]:
+        """Classify up to 64 encoded images in one request, in the calling thread.
+
+        Raises:
+            RequestRejected: the server refuses one of the images, and with it the request.
+            ClientError: the server did not answer.
+        """
+        if self._version is None:
+            self._version = self.model_version()
+        rows = self._infer(encoded, top_k).as_numpy(PROBABILITIES).reshape(len(encoded), -1)
+        return [Prediction("", tuple(_ranked(entry) for entry in row), self._version) for row in rows]
 
     def probabilities(self, images: Iterable[Image]) -> Iterator[npt.NDArray[np.float32] | str]:
         """The probabilities of all classes for each image, in the order of the model's outputs.
@@ -174,7 +187,7 @@ class Client:
                 return [failed(batch[0][0], str(exc))]
             return [answer for one in batch for answer in self._ask_isolated([one], ask, failed)]
 
-    def _infer(self, encoded: list[bytes], top_k: int | None) -> triton.InferResult:
+    def _infer(self, encoded: Sequence[bytes], top_k: int | None) -> triton.InferResult:
         """One request: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
         longest = max(map(len, encoded))
         rows = np.zeros((len(encoded), longest), np.uint8)

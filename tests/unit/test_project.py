@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("training", "export", "serving", "benchmarks")
+STAGES = ("training", "export", "serving", "loadtests", "benchmarks")
 MODULES = [
     path
     for folder in ("fruitstand", *STAGES, "client", "tests")

@@ -1,0 +1,1 @@
+"""Load tests: Locust users that send images over gRPC."""
