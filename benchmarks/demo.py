@@ -7,11 +7,13 @@ Every stage runs as the command a user would type. What it makes lies in `runs/d
 as `runs/demo.previous/`.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,18 +25,18 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance
 from fruitstand.artefacts import write_json
-from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE
-from fruitstand.errors import DataError, FruitstandError
-from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.errors import DataError, FruitstandError, GateFailed
+from fruitstand.manifest import read_prepared
 from fruitstand.progress import track
 from fruitstand_client import Client
-from serving.embedded import EmbeddedServer
 
 EPOCHS_GENERATED = 4
 EPOCHS_REAL = 7
 IN_FLIGHT = 64
 """Single-image requests under way at once: what the batching has to turn into batches."""
 NUM_WARM_UP = 256
+MAX_TOP1_DIFFERENCE = 0.002
 
 console = Console(stderr=True, highlight=False)
 
@@ -43,6 +45,8 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Fruits-360 folder or zip; default: painted.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
+    images_per_class: Annotated[int, typer.Option(help="Images to paint a class.")] = 200,
     epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 7 on real images.")] = None,
 ) -> None:
     """Prepare, train, export, serve, classify, report."""
@@ -52,15 +56,15 @@ def demo(
     started = time.monotonic()
     if data is None:
         console.print("[bold]The images are painted by a program:[/] real ones with make demo DATA=PATH")
-    _step("prepare", "data", "prepare", "--source", source, "--out", out / "data")
+    painted = ("--num-classes", num_classes, "--images-per-class", images_per_class) if data is None else ()
+    _step("prepare", "data", "prepare", "--source", source, "--out", out / "data", *painted)
     trained = _step(
         "train", "train", "--data", out / "data", "--out", out / "run", "--model", model, "--epochs", epochs
     )
     exported = _step("export", "export", "--run", out / "run", "--repository", out / "model_repository")
-    served = _serve_and_classify(out)
+    served = _classify_served(out)
     report = {
         **provenance(),
-        "data_source": read_prepared(out / "data").source,
         "model_name": model,
         "epochs": epochs,
         "train_s": trained["train_s"],
@@ -71,6 +75,7 @@ def demo(
     }
     write_json(out / "report.json", report)
     _print_table(report, out)
+    _check(report)
 
 
 def _step(name: str, *arguments: object) -> dict:
@@ -92,29 +97,58 @@ def _keep_previous(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def _serve_and_classify(out: Path) -> dict:
-    """Start the server, send the test split as single-image requests, and measure."""
+@contextlib.contextmanager
+def _served(out: Path) -> Iterator[str]:
+    """`fruitstand serve` on free ports; its gRPC address."""
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(out / "model_repository")]
+    command += [
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--log",
+        str(out / "triton.log"),
+    ]
+    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            if not ready:
+                raise SystemExit(process.wait())
+            yield json.loads(ready)["grpc"]
+        finally:
+            process.terminate()
+
+
+def _classify_served(out: Path) -> dict:
+    """Send the test split to the server as single-image requests, and measure."""
     data = read_prepared(out / "data")
-    console.print(f"[bold]serve[/]  and classify the test split, single images, {IN_FLIGHT} in flight")
-    with EmbeddedServer(out / "model_repository", log_path=out / "triton.log") as server:
-        probe = triton.InferenceServerClient(server.url)
-        with Client(server.url, batch_size=1, in_flight=IN_FLIGHT) as client:
-            paths = [data.directory / row.path for row in data.split("test")]
-            list(client.probabilities(paths[:NUM_WARM_UP]))
+    paths = [data.directory / row.path for row in data.split("test")]
+    with _served(out) as url, contextlib.closing(triton.InferenceServerClient(url)) as probe:
+        with Client(url, batch_size=1, in_flight=IN_FLIGHT) as client:
+            for _ in client.classify(paths[:NUM_WARM_UP]):
+                pass
             client.latencies_ms.clear()
             before = _counts(probe)
             started = time.monotonic()
-            answers = list(track(client.probabilities(paths), total=len(paths), description="classify"))
+            answers = list(track(client.classify(paths), total=len(paths), description="classify"))
             elapsed_s = time.monotonic() - started
             after = _counts(probe)
             latencies_ms = np.array(client.latencies_ms)
         version = probe.get_server_metadata().version
-        probe.close()
+    failed = next((one for one in answers if one.error is not None), None)
+    if failed is not None:
+        raise DataError(f"{failed.path}: {failed.error}")
+    hits = [one.label == row.label for one, row in zip(answers, data.split("test"), strict=True)]
     mean_batch = {
         name: (after[name][0] - before[name][0]) / (after[name][1] - before[name][1]) for name in after
     }
     return {
-        "top1_served": _top1(data, answers),
+        "data_source": data.source,
+        "top1_served": float(np.mean(hits)),
         "num_images": len(paths),
         "request_batch": 1,
         "in_flight": IN_FLIGHT,
@@ -136,14 +170,15 @@ def _counts(probe: triton.InferenceServerClient) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _top1(data: PreparedData, answers: list[np.ndarray | str]) -> float:
-    index = data.label_index()
-    hits = []
-    for row, answer in zip(data.split("test"), answers, strict=True):
-        if isinstance(answer, str):
-            raise DataError(f"{row.path}: {answer}")
-        hits.append(int(answer.argmax()) == index[row.label])
-    return float(np.mean(hits))
+def _check(report: dict) -> None:
+    """What has to hold for a demo to be a success."""
+    difference = abs(report["top1_offline"] - report["top1_served"])
+    # One image of a small test split is more than the tolerance.
+    allowed = max(MAX_TOP1_DIFFERENCE, 1 / report["num_images"])
+    if difference > allowed:
+        raise GateFailed(f"top-1 served differs from offline by {difference:.4f}, allowed {allowed:.4f}")
+    if report["server_version"] != EMBEDDED_SERVER_VERSION:
+        raise GateFailed(f"Triton {report['server_version']} answered, expected {EMBEDDED_SERVER_VERSION}")
 
 
 def _print_table(report: dict, out: Path) -> None:

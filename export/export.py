@@ -6,6 +6,7 @@ passed.
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +17,12 @@ from fruitstand.artefacts import atomic_file, sweep_temporaries
 from fruitstand.contract import EMBEDDED_SERVER_VERSION
 from fruitstand.errors import GateFailed, UsageError
 from fruitstand.labels import labels_sha256
-from fruitstand.manifest import ManifestRow, PreparedData, read_prepared
-from fruitstand.reference_decode import decode_reference
-from fruitstand.runs import Run, read_run
+from fruitstand.manifest import ManifestRow
+from fruitstand.reference_decode import decode_reference, decode_rows
+from fruitstand.runs import read_run, read_run_data
+
+if TYPE_CHECKING:
+    from export.checks import Gate
 
 log = logging.getLogger("fruitstand.export")
 
@@ -54,14 +58,20 @@ def export(
     if unknown:
         raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
     run = read_run(run_directory)
-    data = read_prepared(data_directory or run.data_directory)
-    if data.labels != run.labels:
-        raise UsageError(
-            f"{data.directory}: has other classes than the run; give the run's own data with --data"
-        )
+    data = read_run_data(run, data_directory)
+    val_rows = data.split("val")
 
     # Only now: these take seconds to import, and what can be refused has been.
-    from export.checks import check_structure, int8_gates, parity_gates
+    from export.checks import (
+        check_structure,
+        decode_answers_gate,
+        decode_pixels_gate,
+        extreme_pixels_gate,
+        int8_gates,
+        parity_gates,
+    )
+    from export.corpus import supported_images
+    from export.decode_parity import decode_as_served
     from export.graph import IR_VERSION, OPSET, export_onnx, load_served_model
     from export.quantize import quantize_int8
 
@@ -69,26 +79,35 @@ def export(
     candidate.mkdir(exist_ok=True)
     sweep_temporaries(candidate)
     fp32, int8 = candidate / FP32_MODEL, candidate / INT8_MODEL
-    val_rows = data.split("val")
-    val_pixels = _decode(data, run, val_rows)
+    val_pixels = np.stack(list(decode_rows(data, val_rows, run.preprocessing)))
 
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
     model = load_served_model(run)
     with atomic_file(fp32) as temporary:
         export_onnx(model, run.preprocessing, temporary)
     check_structure(fp32, run.preprocessing, len(run.labels))
-    gates = parity_gates(model, fp32, val_pixels[:NUM_PARITY_IMAGES])
-    files, reports = [fp32], {}
+    gates = parity_gates(model, fp32, val_pixels[:: -(-len(val_pixels) // NUM_PARITY_IMAGES)])
+    gates.append(extreme_pixels_gate(fp32, run.preprocessing))
+    log.info("decode with the pipeline that will be served, and with the yardstick")
+    corpus = list(supported_images().values())
+    yardstick = np.stack([decode_reference(content, run.preprocessing) for content in corpus])
+    gates.append(decode_pixels_gate(yardstick, decode_as_served(corpus, run.preprocessing)))
+    val_files = [(data.directory / row.path).read_bytes() for row in val_rows]
+    gates.append(decode_answers_gate(fp32, val_pixels, decode_as_served(val_files, run.preprocessing)))
+    files, reports, engine = [fp32], {}, "cpu"
     if "int8" in variants:
         log.info("quantise with %d training images", NUM_CALIBRATION_IMAGES)
-        calibration = _decode(data, run, _stratified(data.split("train"), NUM_CALIBRATION_IMAGES))
+        calibration_rows = _stratified(data.split("train"), NUM_CALIBRATION_IMAGES)
+        calibration = np.stack(list(decode_rows(data, calibration_rows, run.preprocessing)))
         with atomic_file(int8) as temporary:
             quantize_int8(fp32, temporary, calibration)
         check_structure(int8, run.preprocessing, len(run.labels))
         index = data.label_index()
         targets = np.array([index[row.label] for row in val_rows])
-        more, reports["int8"] = int8_gates(fp32, int8, val_pixels, targets)
-        gates += more
+        by_engine, reports["int8"] = int8_gates(fp32, int8, val_pixels, targets)
+        engine = _choose_engine(by_engine)
+        reports["int8"]["engine"] = engine
+        gates += [*by_engine[engine], extreme_pixels_gate(int8, run.preprocessing)]
         files.append(int8)
     failed = [gate for gate in gates if not gate.passed]
     if failed:
@@ -108,19 +127,24 @@ def export(
             "git_commit": run.meta["git_commit"],
             "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
         },
+        "gates_data": {"source": data.source, "manifest_sha256": data.manifest_sha256},
         "gates": [gate.to_dict() for gate in gates],
         "reports": reports,
         "requires": {"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
     }
-    version = publish(repository, files, manifest, run.preprocessing, run.labels)
+    version = publish(repository, files, manifest, run.preprocessing, run.labels, cpu_engine=engine)
     log.info("published version %d in %s", version, repository)
     return {"version": version, "repository": str(repository), "gates": manifest["gates"], "reports": reports}
 
 
-def _decode(data: PreparedData, run: Run, rows: list[ManifestRow]) -> np.ndarray:
-    return np.stack(
-        [decode_reference((data.directory / row.path).read_bytes(), run.preprocessing) for row in rows]
-    )
+def _choose_engine(gates: "dict[str, list[Gate]]") -> str:
+    """The preferred engine whose kernels answer rightly on this processor; "cpu" when none does."""
+    for engine, results in gates.items():
+        if all(gate.passed for gate in results):
+            return engine
+        worst = ", ".join(f"{gate.name} {gate.value:.3g}, allowed {gate.limit:.3g}" for gate in results)
+        log.warning("int8 on %s answers wrongly on this processor and will not be served: %s", engine, worst)
+    return "cpu"
 
 
 def _stratified(rows: list[ManifestRow], count: int) -> list[ManifestRow]:

@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from export.render import FP32_MODEL, INT8_MODEL, LABELS_FILE, write_repository
-from fruitstand.artefacts import atomic_directory, sha256_file, sweep_temporaries, write_json
+from export.render import FP32_MODEL, INT8_MODEL, write_repository
+from fruitstand.artefacts import atomic_directory, read_json, sha256_file, sweep_temporaries, write_json
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError
-from fruitstand.labels import read_labels
+from fruitstand.labels import labels_sha256
 
 MANIFEST_NAME = "manifest.json"
 
@@ -21,7 +21,13 @@ def published_versions(repository: Path) -> list[int]:
 
 
 def publish(
-    repository: Path, files: list[Path], manifest: dict, preprocessing: Preprocessing, labels: list[str]
+    repository: Path,
+    files: list[Path],
+    manifest: dict,
+    preprocessing: Preprocessing,
+    labels: list[str],
+    *,
+    cpu_engine: str,
 ) -> int:
     """Publish a version: its folder appears whole, or not at all.
 
@@ -31,19 +37,17 @@ def publish(
         manifest: what is known about them; their sha256 are added.
         preprocessing: the contract of this model.
         labels: its classes.
+        cpu_engine: "openvino" or "cpu", what serves it without a GPU.
 
     Returns:
         The version's number.
 
     Raises:
-        ArtefactError: the repository serves other classes.
+        ArtefactError: the repository serves other classes, or images preprocessed in another way.
     """
     versions = published_versions(repository)
-    if versions and read_labels(repository / LABELS_FILE) != labels:
-        raise ArtefactError(
-            f"{repository}: serves other classes in version {versions[-1]}, and Triton keeps one label file"
-            " for all versions; publish into another repository with --repository"
-        )
+    if versions:
+        _check_same_contract(repository, versions[-1], preprocessing, labels)
     model = repository / FRUIT_RESNET
     model.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(model)
@@ -56,6 +60,24 @@ def publish(
             for file in files
         }
         write_json(staged / MANIFEST_NAME, {"version": version, "files": described, **manifest})
-        served = INT8_MODEL if INT8_MODEL in described else FP32_MODEL
-        write_repository(repository, preprocessing, labels, cpu_model=served)
+    # After the version: a configuration may only name files that are there.
+    served = INT8_MODEL if INT8_MODEL in described else FP32_MODEL
+    write_repository(repository, preprocessing, labels, cpu_model=served, cpu_engine=cpu_engine)
     return version
+
+
+def _check_same_contract(
+    repository: Path, version: int, preprocessing: Preprocessing, labels: list[str]
+) -> None:
+    """One label file and one decode step serve all versions."""
+    published = read_json(repository / FRUIT_RESNET / str(version) / MANIFEST_NAME)
+    if published["labels_sha256"] != labels_sha256(labels):
+        raise ArtefactError(
+            f"{repository}: serves other classes in version {version}, and Triton keeps one label file"
+            " for all versions; publish into another repository with --repository"
+        )
+    if published["preprocessing"] != preprocessing.to_dict():
+        raise ArtefactError(
+            f"{repository}: version {version} was trained with other preprocessing, and one decode step"
+            " serves all versions; publish into another repository with --repository"
+        )

@@ -1,5 +1,6 @@
 """int8: static quantisation in QDQ form, unsigned activations and signed per-channel weights."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,8 @@ from fruitstand.contract import PIXELS
 CALIBRATION_BATCH = 32
 MIN_INPUT_CHANNELS = 32
 """Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
-# Adds go with the convolutions: OpenVINO's AVX2 kernels answer wrongly when an int8 convolution feeds an
-# fp32 residual addition.
+# Additions are among them, the normalisation's as well: without either, OpenVINO's AVX2 kernels answer
+# wrongly. The gates in export/checks.py notice.
 QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
 
 
@@ -40,9 +41,7 @@ def quantize_int8(fp32: Path, int8: Path, calibration_nhwc_u8: np.ndarray) -> No
     Source:
         ONNX Runtime, "Quantize ONNX models", section on U8S8 saturation.
     """
-    # The quantiser logs a warning about its own preprocessing although that was done.
-    logging.getLogger().setLevel(logging.ERROR)
-    with TemporaryDirectory(prefix="fruitstand-int8-") as scratch:
+    with TemporaryDirectory(prefix="fruitstand-int8-") as scratch, _quiet_root_logger():
         prepared = Path(scratch, "prepared.onnx")
         quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -60,15 +59,25 @@ def quantize_int8(fp32: Path, int8: Path, calibration_nhwc_u8: np.ndarray) -> No
         )
 
 
+@contextlib.contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The quantiser warns through the root logger about a preprocessing that was done."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)
+
+
 def _kept_in_fp32(path: Path) -> list[str]:
-    """Names of the stem's convolutions and of the normalisation's addition of a constant."""
+    """Names of the stem's convolutions."""
     graph = onnx.load(path).graph
-    constants = {tensor.name: tensor.dims for tensor in graph.initializer}
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     return [
         node.name
         for node in graph.node
-        if (node.op_type == "Conv" and constants[node.input[1]][1] < MIN_INPUT_CHANNELS)
-        or (node.op_type == "Add" and any(name in constants for name in node.input))
+        if node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_INPUT_CHANNELS
     ]
 
 

@@ -17,11 +17,21 @@ LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
 FP32_MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 
+_CPU_OPTIMIZATION = {
+    "openvino": (
+        'optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" } ] } }'
+    ),
+    "cpu": "# ONNX Runtime's own kernels: OpenVINO's answered wrongly where this was exported.",
+}
 _DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
 def render_repository(
-    preprocessing: Preprocessing, labels: list[str], *, cpu_model: str = INT8_MODEL
+    preprocessing: Preprocessing,
+    labels: list[str],
+    *,
+    cpu_model: str = INT8_MODEL,
+    cpu_engine: str = "openvino",
 ) -> dict[Path, str]:
     """Every rendered file of a model repository.
 
@@ -29,6 +39,7 @@ def render_repository(
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
         cpu_model: the file served without a GPU.
+        cpu_engine: "openvino", or "cpu" for ONNX Runtime's own kernels.
 
     Returns:
         Content by path relative to the repository.
@@ -50,6 +61,7 @@ def render_repository(
         "antialias": preprocessing.antialias,
         "dali_interpolation": _DALI_INTERPOLATION[preprocessing.interpolation],
         "cpu_model": cpu_model,
+        "cpu_optimization": _CPU_OPTIMIZATION[cpu_engine],
         "gpu_model": FP32_MODEL,
     }
     rendered = {
@@ -62,11 +74,18 @@ def render_repository(
 
 
 def write_repository(
-    repository: Path, preprocessing: Preprocessing, labels: list[str], *, cpu_model: str = INT8_MODEL
+    repository: Path,
+    preprocessing: Preprocessing,
+    labels: list[str],
+    *,
+    cpu_model: str = INT8_MODEL,
+    cpu_engine: str = "openvino",
 ) -> list[Path]:
     """Bring a repository's rendered files up to date; return those that changed."""
     changed = []
-    for relative, content in render_repository(preprocessing, labels, cpu_model=cpu_model).items():
+    for relative, content in render_repository(
+        preprocessing, labels, cpu_model=cpu_model, cpu_engine=cpu_engine
+    ).items():
         path = repository / relative
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             write_bytes(path, content.encode())

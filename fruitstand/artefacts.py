@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ _TEMPORARY = re.compile(r"\.tmp-(\d+)-")
 
 def _temporary_for(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".tmp-{os.getpid()}-{path.name}"
+    return path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
 
 
 def fsync_path(path: Path) -> None:
@@ -33,8 +34,13 @@ def fsync_path(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well it becomes `path`.
 
-    The old content stays until that moment, and for ever if the block raises.
+    The old content stays until that moment, and for ever if the block raises. A link is followed; a device
+    such as /dev/stdout is written to as it is.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = _temporary_for(path)
     try:
         yield temporary

@@ -17,6 +17,9 @@ ENCODED = "ENCODED"
 PIXELS = "PIXELS"
 PROBABILITIES = "PROBABILITIES"
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Of the files that are taken for images when a folder is searched, lower case."""
+
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""
 

@@ -19,6 +19,8 @@ _KNOWN_UNSUPPORTED = {
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
 }
+MAX_JPEG_MARKERS = 1000
+"""Before the frame header; real files have a dozen, and a hostile one may not cost us time."""
 _NOT_A_JPEG_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC share the frame markers' range
 
 
@@ -72,17 +74,22 @@ def read_header(encoded: bytes | memoryview, preprocessing: Preprocessing) -> Im
         raise ImageRejected("truncated: the file ends inside its header") from exc
     if header.width <= 0 or header.height <= 0:
         raise ImageRejected(f"not an image: its header says {header.width} x {header.height} pixels")
-    if header.width * header.height > preprocessing.max_pixels:
-        raise ImageRejected(
-            f"too many pixels: {header.width} x {header.height},"
-            f" at most {preprocessing.max_pixels} are allowed"
-        )
+    # A picture of one pixel by 65,535 is small until its short side is scaled up.
+    for width, height in (
+        (header.width, header.height),
+        preprocessing.resized_size(header.width, header.height),
+    ):
+        if width * height > preprocessing.max_pixels:
+            raise ImageRejected(
+                f"too many pixels: {header.width} x {header.height}, at most {preprocessing.max_pixels}"
+                " are allowed, before and after the resize"
+            )
     return header
 
 
 def _jpeg(view: memoryview) -> ImageHeader:
     position = 2
-    while True:
+    for _ in range(MAX_JPEG_MARKERS):
         if view[position] != 0xFF:
             raise ImageRejected("not an image: broken JPEG markers")
         marker = view[position + 1]
@@ -97,6 +104,7 @@ def _jpeg(view: memoryview) -> ImageHeader:
             position += 2
         else:
             position += 2 + struct.unpack_from(">H", view, position + 2)[0]
+    raise ImageRejected(f"not an image: more than {MAX_JPEG_MARKERS} JPEG markers before the frame header")
 
 
 def _webp(start: bytes) -> ImageHeader:

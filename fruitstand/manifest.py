@@ -69,7 +69,7 @@ def write_manifest(directory: Path, rows: list[ManifestRow]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {str: pa.string(), int: pa.int32()}
+    types = {str: pa.string(), int: pa.int64()}
     schema = pa.schema([(field.name, types[field.type]) for field in fields(ManifestRow)])  # type: ignore[index]
     with atomic_file(directory / MANIFEST_NAME) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)

@@ -4,16 +4,24 @@ Training reads its images with it, export holds the DALI pipeline against it. Pi
 imported inside, so that the contract itself stays free of them.
 """
 
+import hashlib
 import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import ImageRejected
+from fruitstand.errors import DataError, ImageRejected
 from fruitstand.image_header import SUPPORTED_FORMATS, read_header
+from fruitstand.manifest import ManifestRow, PreparedData
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
+
+NUM_THREADS = 4
+"""Pillow decodes outside Python's lock; more threads than cores hide the reading of files."""
 
 
 def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArray[np.uint8]":
@@ -39,15 +47,47 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
     try:
         with Image.open(io.BytesIO(encoded), formats=[name.upper() for name in SUPPORTED_FORMATS]) as opened:
             opened.load()
-            image = ImageOps.exif_transpose(opened)
+            image = _rgb(ImageOps.exif_transpose(opened))
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
     size = preprocessing.resized_size(*image.size)
     if size != image.size:
         image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
     height, width = preprocessing.input_size
     left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _rgb(image: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def decode_rows(
+    data: PreparedData, rows: Sequence[ManifestRow], preprocessing: Preprocessing
+) -> "Iterator[npt.NDArray[np.uint8]]":
+    """Decode images of a prepared folder, in order, on several threads.
+
+    Yields:
+        (H, W, 3) uint8 each.
+
+    Raises:
+        DataError: an image is missing, was changed since it was prepared, or cannot be decoded.
+    """
+
+    def decode(row: ManifestRow) -> "npt.NDArray[np.uint8]":
+        path = data.directory / row.path
+        try:
+            encoded = path.read_bytes()
+            if hashlib.sha256(encoded).hexdigest() != row.sha256:
+                raise DataError(f"{path}: changed since it was prepared; prepare the data again")
+            return decode_reference(encoded, preprocessing)
+        except (ImageRejected, OSError) as exc:
+            raise DataError(f"{path}: {exc}; prepare the data again") from exc
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        yield from pool.map(decode, rows)

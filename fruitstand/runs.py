@@ -9,7 +9,8 @@ from typing import Any
 
 from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import ArtefactError
+from fruitstand.errors import ArtefactError, DataError, UsageError
+from fruitstand.manifest import PreparedData, read_prepared
 
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"
@@ -32,6 +33,31 @@ class Run:
     def weights(self) -> Path:
         """The safetensors file."""
         return self.directory / WEIGHTS_NAME
+
+
+def read_run_data(run: Run, directory: Path | None) -> PreparedData:
+    """The prepared folder to use with a run.
+
+    Args:
+        run: a finished run.
+        directory: another folder than the run's own; None takes the run's own.
+
+    Raises:
+        DataError: no prepared folder, or the run's own was prepared again since.
+        UsageError: it has other classes than the run.
+    """
+    data = read_prepared(directory or run.data_directory)
+    if data.labels != run.labels:
+        raise UsageError(
+            f"{data.directory}: has other classes than the run ({len(data.labels)} and {len(run.labels)});"
+            " give a folder with the run's classes with --data"
+        )
+    if directory is None and data.manifest_sha256 != run.meta["data"]["manifest_sha256"]:
+        raise DataError(
+            f"{data.directory}: was prepared again since the run, its splits may differ;"
+            " give the folder with --data if that is what you want"
+        )
+    return data
 
 
 def read_run(directory: Path) -> Run:

@@ -2,11 +2,12 @@
 
     locust -f loadtests/locustfile.py --host 127.0.0.1:8001 --images data/fruits/images/Test
 
-opens the web page; add `--headless --users 64 --spawn-rate 64 --run-time 30s` to run without it. Each user is a
+opens the web page; `--headless --users 64 --spawn-rate 64 --run-time 30s` runs without it. Each user is a
 closed loop: it sends its next request when the last one is answered.
 """
 
 import random
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -40,9 +41,13 @@ def add_options(parser: LocustArgumentParser) -> None:
 def load_images(environment: Environment, **_: object) -> None:
     """Read the images once; every user of this process draws from them."""
     options: Namespace = environment.parsed_options
-    paths = find_images([options.images])
-    if not paths:
-        raise UsageError(f"--images {options.images}: no images")
+    try:
+        paths = find_images([options.images])
+    except UsageError as exc:  # Locust would log it and start all the same
+        print(f"locust: error: {exc}", file=sys.stderr)
+        environment.process_exit_code = 2
+        environment.runner.quit()
+        return
     chosen = random.Random(0).sample(paths, min(MAX_IMAGES, len(paths)))
     ImageUser.images = [Path(path).read_bytes() for path in chosen]
     # One connection a process: HTTP/2 carries all users' calls side by side.
@@ -52,14 +57,15 @@ def load_images(environment: Environment, **_: object) -> None:
 @events.test_stop.add_listener
 def close_client(**_: object) -> None:
     """End the connection with the test."""
-    ImageUser.client.close()
+    if ImageUser.client is not None:
+        ImageUser.client.close()
 
 
 class ImageUser(User):
     """Sends one request after the other."""
 
     images: list[bytes] = []  # noqa: RUF012 - filled once a process, shared on purpose
-    client: Client
+    client: Client | None = None
 
     @task
     def classify(self) -> None:

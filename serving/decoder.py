@@ -4,15 +4,15 @@ One bad image never costs its neighbours their answer: headers are checked befor
 a batch still fails, every image of it is decoded alone.
 """
 
-import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import ImageRejected, ServerError
+from fruitstand.dali_pipeline import load_pipeline_definition
+from fruitstand.errors import ImageRejected
 from fruitstand.image_header import read_header
 
 
@@ -38,7 +38,7 @@ class Decoder:
             device_id: of the GPU that decodes; None decodes on the processor.
 
         Raises:
-            ServerError: the file holds no or several pipelines.
+            ArtefactError: the file holds no or several pipelines.
         """
         self._input_name = input_name
         self._limits = Preprocessing()
@@ -47,7 +47,7 @@ class Decoder:
             self._options["num_threads"] = num_threads
         if device_id is not None:
             os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"
-        self._define = _pipeline_function(pipeline_file)
+        self._define = load_pipeline_definition(pipeline_file)
         self._build()
 
     def decode(self, encoded: Sequence[np.ndarray]) -> list[np.ndarray | ImageRejected]:
@@ -60,30 +60,46 @@ class Decoder:
             For each either its pixels, (H, W, 3) uint8 RGB, or why it was refused. Pixels are views that
             the next call overwrites.
         """
-        results: list[np.ndarray | ImageRejected] = [
-            _header_verdict(image, self._limits) for image in encoded
-        ]
-        sound = [index for index, verdict in enumerate(results) if verdict is None]
-        if not sound:
-            return results
-        try:
-            pixels = self._run([encoded[index] for index in sound])
-        except RuntimeError:
-            self._build()
-            if len(sound) == 1:
-                results[sound[0]] = _damaged()
-            else:
-                for index in sound:
-                    results[index] = self._decode_alone(encoded[index])
-            return results
-        for index, image in zip(sound, pixels, strict=True):
-            results[index] = image
+        results: list[np.ndarray | ImageRejected | None] = [None] * len(encoded)
+        for batch in self._affordable_batches(encoded, results):
+            try:
+                for index, image in zip(batch, self._run([encoded[index] for index in batch]), strict=True):
+                    results[index] = image
+            except Exception:  # DALI raises RuntimeError, MemoryError and whatever its decoders raise
+                self._build()
+                for index in batch:
+                    results[index] = _damaged() if len(batch) == 1 else self._decode_alone(encoded[index])
         return results
+
+    def _affordable_batches(
+        self, encoded: Sequence[np.ndarray], results: list[np.ndarray | ImageRejected | None]
+    ) -> Iterator[list[int]]:
+        """Positions of the images whose header is sound, a batch at most `max_pixels` large in all."""
+        batch: list[int] = []
+        num_pixels = 0
+        for index, image in enumerate(encoded):
+            try:
+                header = read_header(image.data, self._limits)
+            except ImageRejected as exc:
+                results[index] = exc
+                continue
+            cost = header.width * header.height
+            if batch and num_pixels + cost > self._limits.max_pixels:
+                yield batch
+                # The next run overwrites the pipeline's memory that these results lie in.
+                for done in batch:
+                    if isinstance(results[done], np.ndarray):
+                        results[done] = results[done].copy()
+                batch, num_pixels = [], 0
+            batch.append(index)
+            num_pixels += cost
+        if batch:
+            yield batch
 
     def _decode_alone(self, encoded: np.ndarray) -> np.ndarray | ImageRejected:
         try:
             return self._run([encoded])[0].copy()
-        except RuntimeError:
+        except Exception:  # as above
             self._build()
             return _damaged()
 
@@ -99,27 +115,5 @@ class Decoder:
         self._pipeline.build()
 
 
-def _header_verdict(encoded: np.ndarray, limits: Preprocessing) -> ImageRejected | None:
-    try:
-        read_header(encoded.data, limits)
-    except ImageRejected as exc:
-        return exc
-    return None
-
-
 def _damaged() -> ImageRejected:
     return ImageRejected("damaged or truncated: the image cannot be decoded to its end")
-
-
-def _pipeline_function(path: Path):
-    spec = importlib.util.spec_from_file_location("fruitstand_dali_pipeline", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ServerError(f"{path.name}: no DALI pipeline file in the model's version folder")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    marked = [value for value in vars(module).values() if getattr(value, "_is_autoserialize", False)]
-    if len(marked) != 1:
-        raise ServerError(
-            f"{path.name}: has {len(marked)} functions under @autoserialize, expected exactly one"
-        )
-    return marked[0]

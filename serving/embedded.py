@@ -7,6 +7,7 @@ same `config.pbtxt` is served here and in NVIDIA's container.
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -27,6 +28,8 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
 SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "fruitstand-serve-"
+"""Of our scratch folders and shared-memory regions; our process id follows."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,7 +70,8 @@ class EmbeddedServer:
         self._log_path = log_path
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._region_prefix = f"fruitstand-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._log_start = 0
+        self._region_prefix = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
 
     @property
     def url(self) -> str:
@@ -84,11 +88,6 @@ class EmbeddedServer:
         """URL of the Prometheus endpoint."""
         return f"http://{LOOPBACK}:{self.metrics_port}/metrics"
 
-    @property
-    def pid(self) -> int | None:
-        """Of tritonserver, while it runs."""
-        return self._process.pid if self._process else None
-
     def __enter__(self) -> "EmbeddedServer":
         self.start()
         return self
@@ -104,19 +103,10 @@ class EmbeddedServer:
         """
         from serving.readiness import wait_until_ready
 
-        self._scratch = Path(tempfile.mkdtemp(prefix="fruitstand-serve-"))
-        binary = _installed_triton() / "bin" / "tritonserver"
-        with open(self._log_path, "ab") if self._log_path else contextlib.nullcontext() as log:
-            self._process = subprocess.Popen(
-                [str(binary), *self._arguments(_backend_directory(self._scratch))],
-                env=_environment(),
-                stdout=log or sys.stderr,
-                stderr=log or sys.stderr,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+        _sweep_leftovers()
         try:
+            self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+            self._launch(_installed_triton() / "bin" / "tritonserver", _backend_directory(self._scratch))
             wait_until_ready(self.url, deadline=time.monotonic() + timeout_s, is_alive=self.is_alive)
         except ServerError as exc:
             reason = self._last_error()
@@ -125,6 +115,25 @@ class EmbeddedServer:
         except BaseException:
             self.stop()
             raise
+
+    def _launch(self, binary: Path, backends: Path) -> None:
+        prctl = ctypes.CDLL(
+            None
+        ).prctl  # looked up before the fork: afterwards only async-safe calls are allowed
+        if self._log_path is not None:
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
+        with open(self._log_path, "ab") if self._log_path else contextlib.nullcontext() as log:
+            self._process = subprocess.Popen(
+                [str(binary), *self._arguments(backends)],
+                env=_environment(),
+                stdout=log or sys.stderr,
+                stderr=log or sys.stderr,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                # When our process is killed, the kernel ends the server too.
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            )
 
     def is_alive(self) -> bool:
         """Whether the server's process runs."""
@@ -180,7 +189,8 @@ class EmbeddedServer:
         """The log's most telling line, for the error message."""
         if self._log_path is None:
             return "; see its log above"
-        lines = self._log_path.read_text(errors="replace").splitlines()
+        log = self._log_path.read_bytes()[self._log_start :]
+        lines = log.decode(errors="replace").splitlines()
         errors = [line for line in lines if "failed to load" in line] or [
             line for line in lines if line[:1] == "E"
         ]
@@ -219,8 +229,9 @@ def _claim_ports(wanted: dict[str, int]) -> list[int]:
                 probe.bind((LOOPBACK, port))
                 probe.listen(1)  # with SO_REUSEADDR only listening finds out that somebody else listens
             except OSError as exc:
+                reason = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
                 raise UsageError(
-                    f"port {port} is in use; choose another with {flag}, or 0 for a free one"
+                    f"port {port} {reason}; choose another with {flag}, or 0 for a free one"
                 ) from exc
             ports.append(probe.getsockname()[1])
     return ports
@@ -271,6 +282,10 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _die_with_parent() -> None:
-    """In the child before exec: when our process is killed the kernel ends the server too."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _sweep_leftovers() -> None:
+    """Remove what servers left behind whose `fruitstand serve` was killed."""
+    for directory in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for path in directory.glob(f"{PREFIX}*"):
+            owner = path.name.removeprefix(PREFIX).partition("-")[0]
+            if owner.isdecimal() and not Path("/proc", owner).exists():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

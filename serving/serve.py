@@ -2,8 +2,6 @@
 
 import json
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from fruitstand.errors import ServerError
@@ -18,9 +16,10 @@ def serve(
     metrics_port: int,
     config_name: str | None,
     log_path: Path | None,
-    announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
+
+    Once the server answers, one line of JSON with its URLs goes to stdout.
 
     Args:
         repository: the model repository.
@@ -29,7 +28,6 @@ def serve(
         metrics_port: of the Prometheus endpoint.
         config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
         log_path: of tritonserver's log; None sends it to stderr.
-        announce: gets one line of JSON with the URLs once the server answers.
 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
@@ -51,8 +49,7 @@ def serve(
     try:
         server.start()
         urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
-        announce(json.dumps({"ready": True, **urls}))
-        sys.stdout.flush()
+        print(json.dumps({"ready": True, **urls}), flush=True)
         status = server.wait()
         raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+SMALL_SCALE = 0.64
+"""Side of the small images; below it the last stage's maps are too small to be computed efficiently."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,7 @@ class TrainConfig:
     input_size: int = 100
     """Height and width of the model's input, pixels."""
     progressive: bool = True
-    """Train on smaller images first; the last epochs see the full size."""
+    """Train on smaller images in the first half of the epochs."""
     pretrained: bool = False
     """Start from timm's ImageNet weights."""
     precision: str = "auto"
@@ -53,14 +55,12 @@ class TrainConfig:
     def train_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (from 0), pixels.
 
-        Small images teach most of what is to be learned at a quarter of the cost; what comes after them
-        lets the norms' statistics and the large kernels settle on the size that is served.
+        Small images teach most of what is to be learned at less than half of the cost; the second half lets
+        the network settle on the size that is served. One epoch is too short for that, see docs/DECISIONS.md.
         """
-        if not self.progressive or epoch == self.epochs - 1:
+        if not self.progressive or epoch >= self.epochs / 2 or epoch == self.epochs - 1:
             return self.input_size
-        progress = epoch / self.epochs
-        scale = 0.48 if progress < 0.375 else 0.64 if progress < 0.75 else 0.8
-        return max(32, round(self.input_size * scale / 16) * 16)
+        return max(32, round(self.input_size * SMALL_SCALE / 16) * 16)
 
 
 def resolved_precision(precision: str) -> str:

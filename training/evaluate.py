@@ -1,13 +1,13 @@
 """`fruitstand evaluate`: how good a run is, or a server; the same numbers for both."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fruitstand.errors import DataError, UsageError
 from fruitstand.manifest import read_prepared
-from fruitstand.runs import read_run
+from fruitstand.runs import read_run, read_run_data
 
 
 def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str) -> dict:
@@ -27,12 +27,7 @@ def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str
         UsageError: the data have other classes than the run.
     """
     run = read_run(run_directory)
-    data = read_prepared(data_directory or run.data_directory)
-    if data.labels != run.labels:
-        raise UsageError(
-            f"{data.directory}: has other classes than the run ({len(data.labels)} and {len(run.labels)});"
-            " evaluate on data with the classes the run was trained on"
-        )
+    data = read_run_data(run, data_directory)
     data.split(split)
 
     # Only now: these take seconds to import, and what can be refused has been.
@@ -54,14 +49,14 @@ def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str
 
 
 def evaluate_answers(
-    data_directory: Path, split: str, ask: Callable[[list[Path]], Iterable[np.ndarray | str]]
+    data_directory: Path, split: str, ask: Callable[[list[Path], int], Iterable[Mapping[str, float] | str]]
 ) -> dict:
     """Evaluate what a server answers for the images of a split.
 
     Args:
         data_directory: a prepared folder with the classes that are served.
         split: train, val or test.
-        ask: gives for each image its (num_classes,) float32 probabilities, or why there are none.
+        ask: gives for each image and this many classes their probabilities by label, or why there are none.
 
     Raises:
         DataError: the data are not usable, or an image got no answer.
@@ -69,16 +64,18 @@ def evaluate_answers(
     """
     data = read_prepared(data_directory)
     rows, index = data.split(split), data.label_index()
-    answers = list(ask([data.directory / row.path for row in rows]))
-    for row, answer in zip(rows, answers, strict=True):
+    probabilities = np.zeros((len(rows), len(index)), np.float32)
+    answers = ask([data.directory / row.path for row in rows], len(index))
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         if isinstance(answer, str):
-            raise DataError(f"{data.directory / row.path}: {answer}; prepare the data again")
-    probabilities = np.stack(answers)
-    if probabilities.shape[1] != len(data.labels):
-        raise UsageError(
-            f"the server knows {probabilities.shape[1]} classes, {data.directory} has {len(data.labels)};"
-            " evaluate on data with the classes that are served"
-        )
+            raise DataError(f"{data.directory / row.path}: {answer}")
+        if answer.keys() != index.keys():
+            raise UsageError(
+                f"the server's {len(answer)} classes are not the {len(index)} of {data.directory};"
+                " evaluate on data with the classes that are served"
+            )
+        for label, probability in answer.items():
+            probabilities[number, index[label]] = probability
     targets = np.array([index[row.label] for row in rows])
 
     from training.metrics import classification_metrics

@@ -1,5 +1,7 @@
 """One training run in Lightning, from the first step to `meta.json`."""
 
+import csv
+import io
 import logging
 import platform
 import time
@@ -11,12 +13,11 @@ import safetensors.torch
 import timm
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import Progress
 
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_file, sha256_file, write_json
+from fruitstand.artefacts import atomic_file, sha256_file, write_bytes, write_json
 from fruitstand.checkout import git_commit
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import PreparedData
@@ -27,6 +28,8 @@ from training.model import Classifier, create_model, resolve_preprocessing
 from training.pixels import SplitPixels, eval_loader, pixel_cache, train_loader
 from training.plots import plot_confusion, plot_curves
 from training.predict import predict_probabilities
+
+METRICS_NAME = "metrics.csv"
 
 
 def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> dict:
@@ -56,17 +59,15 @@ def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> 
         precision=config.precision,
         accelerator="auto",
         devices=1,
-        logger=CSVLogger(out, name="", version=""),
+        logger=False,
         callbacks=[
+            _Progress(config, out / METRICS_NAME),
             ModelCheckpoint(out, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
-            _Progress(config),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
     )
-    started = time.monotonic()
     trainer.fit(
         module,
         train_loader(train_set, batch_size=config.batch_size, seed=config.seed),
@@ -74,8 +75,7 @@ def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> 
         ckpt_path=out / CHECKPOINT_NAME if resume else None,
         weights_only=False,
     )
-    train_s = time.monotonic() - started
-    return _finish(out, config, data, module, preprocessing, pixels, train_s)
+    return _finish(out, config, data, module, preprocessing, pixels)
 
 
 def _finish(
@@ -85,7 +85,6 @@ def _finish(
     module: Classifier,
     preprocessing,
     pixels,
-    train_s: float,
 ) -> dict:
     """Write weights, pictures and, last, `meta.json`."""
     model = module.model.eval()
@@ -93,7 +92,7 @@ def _finish(
         safetensors.torch.save_file(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary
         )
-    epochs = _epochs(out / "metrics.csv")
+    epochs = _read_epochs(out / METRICS_NAME)
     plot_curves(out / "curves.png", epochs)
     split = "test" if any(row.split == "test" for row in data.rows) else "val"
     dataset = SplitPixels(data, pixels, split)
@@ -120,7 +119,7 @@ def _finish(
             "timm": timm.__version__,
             "lightning": lightning.__version__,
         },
-        "train_s": round(train_s, 1),
+        "train_s": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "epochs": epochs,
         "metrics": {split: metrics},
     }
@@ -128,16 +127,15 @@ def _finish(
     return meta
 
 
-def _epochs(metrics_csv: Path) -> list[dict[str, float]]:
-    """The logger's rows, training and validation joined by epoch."""
-    import csv
-
-    joined: dict[int, dict[str, float]] = {}
-    with metrics_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            values = {key: float(value) for key, value in row.items() if value and key != "step"}
-            joined.setdefault(int(values.pop("epoch")), {}).update(values)
-    return [{"epoch": epoch, **values} for epoch, values in sorted(joined.items())]
+def _read_epochs(path: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv`."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {"epoch": int(row.pop("epoch")), **{key: float(value) for key, value in row.items()}}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _quiet_lightning() -> None:
@@ -149,15 +147,14 @@ def _quiet_lightning() -> None:
     # Lightning 2.6 on PyTorch 2.15 uses a name that PyTorch retires.
     warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec", category=FutureWarning)
     # Resuming writes into the run's own folder on purpose.
-    warnings.filterwarnings("ignore", message=".*(Checkpoint|Experiment logs) directory .* exists")
-    warnings.filterwarnings("ignore", message=".*already exists; appending")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists")
 
 
 class _Progress(Callback):
-    """A bar a step, a line an epoch, both on stderr."""
+    """A bar a step and a line an epoch on stderr, and a row an epoch in `metrics.csv`."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, metrics_csv: Path) -> None:
+        self._config, self._metrics_csv = config, metrics_csv
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(console=self._console, disable=not self._console.is_terminal, transient=True)
 
@@ -176,12 +173,28 @@ class _Progress(Callback):
     def on_train_epoch_end(self, trainer, module) -> None:
         self._bar.remove_task(self._task)
         self._bar.stop()
-        epoch, metrics = trainer.current_epoch, trainer.callback_metrics
+        row = {
+            "epoch": trainer.current_epoch,
+            "size_px": self._config.train_size(trainer.current_epoch),
+            **{key: trainer.callback_metrics[key].item() for key in ("train_loss", "val_loss", "val_top1")},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.monotonic() - self._started, 2),
+        }
+        self._append(row)
         self._console.print(
-            f"epoch {epoch + 1}/{self._config.epochs} at {self._config.train_size(epoch)} px:"
-            f" train_loss {metrics['train_loss']:.4f}, val_loss {metrics['val_loss']:.4f},"
-            f" val_top1 {metrics['val_top1']:.4f}, {time.monotonic() - self._started:.0f} s"
+            f"epoch {row['epoch'] + 1}/{self._config.epochs} at {row['size_px']} px:"
+            f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
+            f" val_top1 {row['val_top1']:.4f}, {row['seconds']:.0f} s"
         )
+
+    def _append(self, row: dict[str, float]) -> None:
+        """Add the epoch; an epoch that a killed run had begun to record is replaced."""
+        kept = [one for one in _read_epochs(self._metrics_csv) if one["epoch"] < row["epoch"]]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, row])
+        write_bytes(self._metrics_csv, text.getvalue().encode())
 
     def on_exception(self, trainer, module, exception) -> None:
         self._bar.stop()

@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import DataError
 
 SPLIT_FOLDERS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test"}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-LABEL_LEVELS = ("fruit", "variety")
 
 _FILE_NAME = re.compile(r"^(?:(?P<film>r\d*)_)?(?P<frame>\d+)(?:_\d+)?$")
 
@@ -77,6 +76,8 @@ def find_images(directory: Path, *, label_level: str = "fruit") -> list[FoundIma
             folders.sort()
             levels = Path(parent).relative_to(folder).parts
             images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+            if levels and not folders and not images:
+                raise DataError(f"{parent}: a class folder without images; add some or remove it")
             if images and not 1 <= len(levels) <= 2:
                 raise DataError(
                     f"{parent}: images outside a class folder; expected {folder.name}/<class>/*.jpg"

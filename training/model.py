@@ -102,7 +102,8 @@ class Classifier(lightning.LightningModule):
         optimizer = create_optimizer_v2(
             self.model, opt="sgd", lr=self.config.lr, momentum=0.9, weight_decay=self.config.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        # With fewer than 5 steps OneCycleLR divides by zero.
+        steps = max(5, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.config.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False
         )

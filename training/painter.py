@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fruitstand.errors import UsageError
 from fruitstand.progress import track
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def paint_dataset(directory: Path, *, num_classes: int, images_per_class: int, s
         seed: the same seed paints the same bytes.
 
     Raises:
-        ValueError: too few classes or images.
+        UsageError: too few classes or images.
     """
     if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}, allowed 2 or more")
+        raise UsageError(f"--num-classes: got {num_classes}, allowed 2 or more")
     if images_per_class < 8:
-        raise ValueError(f"images_per_class: got {images_per_class}, allowed 8 or more")
+        raise UsageError(f"--images-per-class: got {images_per_class}, allowed 8 or more")
     root = directory / "generated"
     tasks = [(root, index, images_per_class, seed) for index in range(num_classes)]
     with ProcessPoolExecutor() as pool:

@@ -4,7 +4,6 @@ The cache lies in the prepared folder under `cache/` and is keyed by the manifes
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,12 +11,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fruitstand.artefacts import atomic_file
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import DataError, ImageRejected
 from fruitstand.manifest import PreparedData
 from fruitstand.progress import track
-from fruitstand.reference_decode import decode_reference
-
-NUM_THREADS = 4
+from fruitstand.reference_decode import decode_rows
 
 
 def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
@@ -39,15 +35,9 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
     if not path.exists():
         shape = (len(data.rows), *preprocessing.input_size, 3)
 
-        def decode(path: str) -> np.ndarray:
-            try:
-                return decode_reference((data.directory / path).read_bytes(), preprocessing)
-            except (ImageRejected, OSError) as exc:
-                raise DataError(f"{data.directory / path}: {exc}; prepare the data again") from exc
-
-        with atomic_file(path) as temporary, ThreadPoolExecutor(NUM_THREADS) as pool:
+        with atomic_file(path) as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            decoded = pool.map(decode, (row.path for row in data.rows))
+            decoded = decode_rows(data, data.rows, preprocessing)
             for index, image in enumerate(track(decoded, total=len(data.rows), description="decode")):
                 pixels[index] = image
             pixels.flush()

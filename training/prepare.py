@@ -3,12 +3,13 @@
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from fruitstand.artefacts import atomic_directory, write_json
+from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
 from fruitstand.labels import write_labels
@@ -49,6 +50,7 @@ def prepare_data(
         DataError: nothing usable in the source, or classes that cannot be learned or tested.
         ArtefactError: `out` exists.
     """
+    sweep_temporaries(out.parent)
     with tempfile.TemporaryDirectory(prefix="fruitstand-data-") as scratch, atomic_directory(out) as staged:
         if source == "generated":
             tree = paint_dataset(
@@ -58,6 +60,9 @@ def prepare_data(
             tree = _unpacked(Path(source), Path(scratch))
         found = find_images(tree, label_level=label_level)
         rows, skipped = _copy_images(found, staged)
+        lost = {image.label for image in found} - {row.label for row in rows}
+        if lost:
+            raise DataError(f"class {min(lost)!r}: none of its images can be decoded; {skipped[0]['reason']}")
         rows = _with_validation(rows)
         labels = _checked_labels(rows)
         write_labels(staged / LABELS_NAME, labels)
@@ -90,7 +95,7 @@ def _unpacked(source: Path, scratch: Path) -> Path:
                 raise DataError(f"{source}: refuses to unpack {name!r}, it points outside the archive")
         try:
             archive.extractall(scratch)
-        except (zipfile.BadZipFile, OSError, EOFError) as exc:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
             raise DataError(f"{source}: cannot be unpacked ({exc}); download it again") from exc
     return scratch
 
@@ -158,14 +163,13 @@ def _per_class(rows: list[ManifestRow]) -> dict[str, Counter[str]]:
 def _checked_labels(rows: list[ManifestRow]) -> list[str]:
     counts = _per_class(rows)
     for label, count in counts.items():
-        learnable = count["train"] + count["val"]
-        if learnable == 0:
+        if count["train"] + count["val"] == 0:
             raise DataError(
                 f"class {label!r} is in Test but not in Training; remove it or add training images"
             )
-        if learnable == 1 or count["val"] == 0:
+        if count["train"] == 0 or count["val"] == 0:
             raise DataError(
-                f"class {label!r} has {learnable} training image(s) and {count['val']} for validation;"
+                f"class {label!r} has {count['train']} training image(s) and {count['val']} for validation;"
                 " at least one of each is needed: add images or remove the class"
             )
     if len(counts) < 2:

@@ -42,8 +42,9 @@ def train(
     data = read_prepared(data_directory)
     for split in ("train", "val"):
         data.split(split)
+    replaced = out.with_name(f"{out.name}.replaced")
     if not resume:
-        _claim_new(out, overwrite=overwrite)
+        _make_room(out, replaced, overwrite=overwrite)
     config = replace(config, precision=resolved_precision(config.precision))
     record = {
         "config": config.to_dict(),
@@ -57,17 +58,32 @@ def train(
 
     from training.fit import fit
 
-    return fit(config, data, out, resume=resume)
+    try:
+        meta = fit(config, data, out, resume=resume)
+    except BaseException:
+        # Nothing was learned yet: leave the place as it was found.
+        if not (out / CHECKPOINT_NAME).exists():
+            shutil.rmtree(out)
+            if replaced.exists():
+                replaced.rename(out)
+        raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    return meta
 
 
-def _claim_new(out: Path, *, overwrite: bool) -> None:
-    """Make an empty run folder, or say why that cannot be."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> None:
+    """Make an empty run folder; the run it replaces waits in `replaced` until the new one is finished."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not overwrite:
             raise UsageError(
                 f"{out}: exists already; go on with --resume, replace it with --overwrite, or rename it"
             )
-        shutil.rmtree(out)
+        if not (out / CONFIG_NAME).is_file():
+            raise UsageError(f"{out}: is no run folder, so --overwrite leaves it alone; choose another --out")
+        if replaced.exists():
+            raise UsageError(f"{replaced}: an earlier run was put aside there; look at it, then remove it")
+        out.rename(replaced)
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -76,7 +92,7 @@ def _claim_interrupted(out: Path, record: dict) -> None:
     if (out / META_NAME).is_file():
         raise UsageError(f"{out}: this run is finished; nothing to resume")
     if not (out / CHECKPOINT_NAME).is_file():
-        raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; train without --resume")
+        raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; start anew with --overwrite")
     if read_json(out / CONFIG_NAME) != record:
         raise ArtefactError(
             f"{out}: was started with other settings or data, see {CONFIG_NAME};"

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from fruitstand.artefacts import atomic_file
+from fruitstand.errors import UsageError
 from fruitstand.progress import track
 from fruitstand_client.client import Client
-from fruitstand_client.output import write_predictions
+from fruitstand_client.output import find_writer
 from fruitstand_client.sources import find_images
 
 log = logging.getLogger("fruitstand.classify")
@@ -41,18 +42,27 @@ def classify_paths(
         How many images got no answer.
 
     Raises:
-        UsageError: an argument that names no image.
+        UsageError: an argument that names no image, or a setting outside what is allowed.
         ClientError: the server did not answer.
     """
+    write = find_writer(output_format)
     paths = find_images(arguments)
+    try:
+        client = Client(url, batch_size=batch_size, in_flight=in_flight, deadline_s=deadline_s)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
     started = time.monotonic()
-    with Client(url, batch_size=batch_size, in_flight=in_flight, deadline_s=deadline_s) as client:
+    with client:
         answers = track(client.classify(paths, top_k=top_k), total=len(paths), description="classify")
         if out is None:
-            answered, failed = write_predictions(answers, sys.stdout, output_format)
+            answered, failed = write(answers, sys.stdout)
         else:
-            with atomic_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-                answered, failed = write_predictions(answers, file, output_format)
+            # A file name may hold bytes that are no UTF-8; they are written as escapes.
+            with (
+                atomic_file(out) as temporary,
+                temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+            ):
+                answered, failed = write(answers, file)
     rate = len(paths) / (time.monotonic() - started)
     log.info("%d images answered, %d not, %.0f images/s", answered, failed, rate)
     return failed

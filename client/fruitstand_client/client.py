@@ -1,27 +1,34 @@
 """The gRPC client: encoded images in, predictions out, batched and in order."""
 
+import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, MAX_BATCH_SIZE, PROBABILITIES
-from fruitstand_client.errors import RequestRejected, translate
+from fruitstand.contract import (
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE,
+    MAX_BATCH_SIZE,
+    PROBABILITIES,
+    Preprocessing,
+)
+from fruitstand_client.errors import DeadlineExceeded, Overloaded, RequestRejected, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
 
 Image = str | Path | bytes
 """A file's path, or a file's content."""
-Batch = list[tuple[str, bytes]]
-Answer = TypeVar("Answer")
+
+MAX_ENCODED_BYTES = Preprocessing().max_encoded_bytes
+FIRST_BACKOFF_S = 0.05
 
 
 class Client:
@@ -36,7 +43,8 @@ class Client:
             url: HOST:PORT of the server's gRPC endpoint.
             batch_size: images in one request, 1 to 64.
             in_flight: requests under way at once.
-            deadline_s: for each request, in the queue and altogether, seconds.
+            deadline_s: for each request with its repetitions, seconds. The server's own limit on waiting in
+                its queue may be shorter.
 
         Raises:
             ValueError: a number outside what is allowed.
@@ -70,28 +78,31 @@ class Client:
             top_k: classes in each answer.
 
         Yields:
-            One prediction an image, in the order given. An image that cannot be read or that the server
-            rejects has its `error` set; the others of its batch are answered.
+            One prediction an image, in the order given. An image that cannot be read, that the server
+            rejects, or that an overloaded server did not answer in time has its `error` set; the others
+            are answered.
 
         Raises:
-            ClientError: the server did not answer a request; see `fruitstand_client.errors`.
+            ClientError: no server, no model, or a failing one; see `fruitstand_client.errors`.
         """
         self._version = self.model_version()
-
-        def ask(batch: Batch) -> list[Prediction]:
-            predictions = self.classify_batch([encoded for _, encoded in batch], top_k=top_k)
-            return [
-                replace(prediction, path=name)
-                for (name, _), prediction in zip(batch, predictions, strict=True)
-            ]
-
-        def failed(name: str, error: str) -> Prediction:
-            return Prediction(name, error=error)
-
-        yield from self._map(images, ask, failed)
+        named = (("" if isinstance(image, bytes) else str(image), image) for image in images)
+        pending: deque[Future[list[Prediction]]] = deque()
+        with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
+            try:
+                while batch := list(islice(named, self._batch_size)):
+                    pending.append(pool.submit(self._classify_named, batch, top_k))
+                    # As many requests read ahead as are under way: memory stays flat.
+                    if len(pending) >= 2 * self._in_flight:
+                        yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
 
     def classify_batch(self, encoded: Sequence[bytes], *, top_k: int = 5) -> list[Prediction]:
-        """Classify up to 64 encoded images in one request, in the calling thread.
+        """Classify up to 64 encoded images in one request, in the calling thread, without repetition.
 
         Raises:
             RequestRejected: the server refuses one of the images, and with it the request.
@@ -101,24 +112,6 @@ class Client:
             self._version = self.model_version()
         rows = self._infer(encoded, top_k).as_numpy(PROBABILITIES).reshape(len(encoded), -1)
         return [Prediction("", tuple(_ranked(entry) for entry in row), self._version) for row in rows]
-
-    def probabilities(self, images: Iterable[Image]) -> Iterator[npt.NDArray[np.float32] | str]:
-        """The probabilities of all classes for each image, in the order of the model's outputs.
-
-        Yields:
-            (num_classes,) float32, or the reason why the image has no answer.
-
-        Raises:
-            ClientError: the server did not answer a request.
-        """
-
-        def ask(batch: Batch) -> list[npt.NDArray[np.float32] | str]:
-            return list(self._infer([encoded for _, encoded in batch], None).as_numpy(PROBABILITIES))
-
-        def failed(_: str, error: str) -> npt.NDArray[np.float32] | str:
-            return error
-
-        yield from self._map(images, ask, failed)
 
     def model_version(self) -> str:
         """The classifier's newest version on the server.
@@ -132,62 +125,42 @@ class Client:
             raise translate(exc, self._url) from exc
         return str(max(metadata.versions, key=int))
 
-    def _map(
-        self,
-        images: Iterable[Image],
-        ask: Callable[[Batch], list[Answer]],
-        failed: Callable[[str, str], Answer],
-    ) -> Iterator[Answer]:
-        """Answer images in order, with at most `in_flight` requests under way and as many read ahead."""
+    def _classify_named(self, named: list[tuple[str, Image]], top_k: int) -> list[Prediction]:
+        """Read one batch's images, ask for those that can be read, and put the answers in order."""
+        contents: list[bytes | str] = [_read(image) for _, image in named]
+        readable = [content for content in contents if isinstance(content, bytes)]
+        answers = iter(self._classify_isolated(readable, top_k, time.monotonic() + self._deadline_s))
+        return [
+            replace(next(answers), path=name)
+            if isinstance(content, bytes)
+            else Prediction(name, error=content)
+            for (name, _), content in zip(named, contents, strict=True)
+        ]
 
-        def answer(named: list[tuple[str, Image]]) -> list[Answer]:
-            readable: Batch = []
-            errors: dict[int, str] = {}
-            for position, (name, image) in enumerate(named):
-                try:
-                    readable.append((name, image if isinstance(image, bytes) else Path(image).read_bytes()))
-                    if not readable[-1][1]:
-                        readable.pop()
-                        errors[position] = "the image is empty (0 bytes)"
-                except OSError as exc:
-                    errors[position] = f"cannot be read: {exc.strerror}"
-            answers = iter(self._ask_isolated(readable, ask, failed))
-            return [
-                failed(name, errors[position]) if position in errors else next(answers)
-                for position, (name, _) in enumerate(named)
-            ]
-
-        names = ((str(image) if not isinstance(image, bytes) else "", image) for image in images)
-        pending: deque[Future[list[Answer]]] = deque()
-        with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
-            try:
-                while batch := list(islice(names, self._batch_size)):
-                    pending.append(pool.submit(answer, batch))
-                    if len(pending) >= 2 * self._in_flight:
-                        yield from pending.popleft().result()
-                while pending:
-                    yield from pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _ask_isolated(
-        self,
-        batch: Batch,
-        ask: Callable[[Batch], list[Answer]],
-        failed: Callable[[str, str], Answer],
-    ) -> list[Answer]:
-        """Ask for a batch; when it is rejected for one image, ask for each alone."""
+    def _classify_isolated(self, batch: list[bytes], top_k: int, deadline: float) -> list[Prediction]:
+        """Ask for a batch; what fails because of one image, or because of its size, is asked in parts."""
         if not batch:
             return []
-        try:
-            return ask(batch)
-        except RequestRejected as exc:
-            if len(batch) == 1:
-                return [failed(batch[0][0], str(exc))]
-            return [answer for one in batch for answer in self._ask_isolated([one], ask, failed)]
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                return self.classify_batch(batch, top_k=top_k)
+            except RequestRejected as exc:
+                if len(batch) == 1:
+                    return [Prediction("", error=str(exc))]
+                parts = [[one] for one in batch]
+            except (Overloaded, DeadlineExceeded) as exc:
+                pause_s = backoff_s * random.uniform(0.5, 1.5)
+                if isinstance(exc, DeadlineExceeded) or time.monotonic() + pause_s > deadline:
+                    return [Prediction("", error=str(exc)) for _ in batch]
+                time.sleep(pause_s)
+                backoff_s *= 2
+                if len(batch) == 1:
+                    continue
+                parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            return [answer for part in parts for answer in self._classify_isolated(part, top_k, deadline)]
 
-    def _infer(self, encoded: Sequence[bytes], top_k: int | None) -> triton.InferResult:
+    def _infer(self, encoded: Sequence[bytes], top_k: int) -> triton.InferResult:
         """One request: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
         longest = max(map(len, encoded))
         rows = np.zeros((len(encoded), longest), np.uint8)
@@ -195,7 +168,7 @@ class Client:
             row[: len(content)] = np.frombuffer(content, np.uint8)
         tensor = triton.InferInput(IMAGE, list(rows.shape), "UINT8")
         tensor.set_data_from_numpy(rows)
-        output = triton.InferRequestedOutput(PROBABILITIES, class_count=top_k or 0)
+        output = triton.InferRequestedOutput(PROBABILITIES, class_count=top_k)
         started = time.perf_counter()
         try:
             result = self._triton.infer(
@@ -209,6 +182,19 @@ class Client:
             raise translate(exc, self._url) from exc
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
         return result
+
+
+def _read(image: Image) -> bytes | str:
+    """An image's content, or why it cannot be sent; a file that is too large is not read."""
+    try:
+        size = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
+        if size == 0:
+            return "the image is empty (0 bytes)"
+        if size > MAX_ENCODED_BYTES:
+            return f"too many bytes: {size}, at most {MAX_ENCODED_BYTES} are allowed"
+        return image if isinstance(image, bytes) else Path(image).read_bytes()
+    except OSError as exc:
+        return f"cannot be read: {exc.strerror}"
 
 
 def _ranked(entry: bytes) -> RankedLabel:

@@ -2,41 +2,38 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from fruitstand.errors import UsageError
 from fruitstand_client.prediction import Prediction
 
-FORMATS = ("table", "jsonl", "csv")
 
-
-def write_predictions(predictions: Iterable[Prediction], file: TextIO, output_format: str) -> tuple[int, int]:
-    """Write each prediction as it comes.
+def find_writer(output_format: str) -> Callable[[Iterable[Prediction], TextIO], tuple[int, int]]:
+    """The function that writes predictions as they come, and counts images answered and not answered.
 
     Args:
-        predictions: in the order of the rows.
-        file: open for text.
         output_format: table, jsonl or csv.
-
-    Returns:
-        How many images were answered and how many were not.
 
     Raises:
         UsageError: an unknown format.
     """
     writers = {"table": _write_table, "jsonl": _write_jsonl, "csv": _write_csv}
     if output_format not in writers:
-        raise UsageError(f"--format: got {output_format!r}, allowed {', '.join(FORMATS)}")
-    counts = [0, 0]
+        raise UsageError(f"--format: got {output_format!r}, allowed {', '.join(writers)}")
 
-    def counted() -> Iterable[Prediction]:
-        for prediction in predictions:
-            counts[prediction.error is not None] += 1
-            yield prediction
+    def write(predictions: Iterable[Prediction], file: TextIO) -> tuple[int, int]:
+        counts = [0, 0]
 
-    writers[output_format](counted(), file)
-    return counts[0], counts[1]
+        def counted() -> Iterator[Prediction]:
+            for prediction in predictions:
+                counts[prediction.error is not None] += 1
+                yield prediction
+
+        writers[output_format](counted(), file)
+        return counts[0], counts[1]
+
+    return write
 
 
 def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
@@ -46,9 +43,10 @@ def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 def _write_csv(predictions: Iterable[Prediction], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", "model_version", "error"])
+    writer.writerow(["path", "label", "probability", "top_k", "model_version", "error"])
     for one in predictions:
-        writer.writerow([one.path, one.label, one.probability, one.model_version, one.error])
+        top_k = "; ".join(f"{rank.label} {rank.probability:.6f}" for rank in one.top_k)
+        writer.writerow([one.path, one.label, one.probability, top_k, one.model_version, one.error])
 
 
 def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:

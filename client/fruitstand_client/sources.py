@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import UsageError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:

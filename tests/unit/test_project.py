@@ -115,7 +115,7 @@ def readme_commands() -> list[str]:
     """Every line of the README's shell blocks that calls the project."""
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("fruitstand ", "make ", "python -m "))]
+    return [line for line in lines if line.startswith(("fruitstand ", "make ", "python -m ", "locust "))]
 
 
 def test_every_command_in_the_readme_exists() -> None:
@@ -128,6 +128,8 @@ def test_every_command_in_the_readme_exists() -> None:
         if program == "make":
             targets = [word for word in words if "=" not in word and not word.startswith("-")]
             assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), command
+        elif program == "locust":
+            assert (ROOT / words[words.index("-f") + 1]).is_file(), command
         elif program == "fruitstand":
             verb = words[:2] if words[0] == "data" else words[:1]
             done = fruitstand(*verb, "--help")

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from export.corpus import encode, pattern
 from fruitstand.errors import ClientError, UsageError
 from fruitstand_client import (
     Client,
@@ -20,9 +21,8 @@ from fruitstand_client import (
     ServerUnreachable,
 )
 from fruitstand_client.errors import BY_STATUS, translate
-from fruitstand_client.output import write_predictions
+from fruitstand_client.output import find_writer
 from fruitstand_client.sources import find_images
-from tests.images import encode, pattern
 
 GOOD = Prediction("a [1].jpg", (RankedLabel("Apple, red", 0.75), RankedLabel("Pear", 0.2)), "3")
 BAD = Prediction("b.jpg", error="not an image")
@@ -52,7 +52,7 @@ def test_a_foreign_error_is_translated(status: str, text: str, kind: type[Client
 def test_jsonl_rows_have_the_contracts_fields() -> None:
     """One row an image, an error in its own row."""
     file = io.StringIO()
-    assert write_predictions([GOOD, BAD], file, "jsonl") == (1, 1)
+    assert find_writer("jsonl")([GOOD, BAD], file) == (1, 1)
     good, bad = (json.loads(line) for line in file.getvalue().splitlines())
     assert good == {
         "path": "a [1].jpg",
@@ -68,10 +68,12 @@ def test_jsonl_rows_have_the_contracts_fields() -> None:
 def test_csv_and_table_show_every_image() -> None:
     """Commas are quoted, brackets are no markup."""
     file = io.StringIO()
-    write_predictions([GOOD, BAD], file, "csv")
-    assert file.getvalue().splitlines()[1] == 'a [1].jpg,"Apple, red",0.75,3,'
+    find_writer("csv")([GOOD, BAD], file)
+    assert file.getvalue().splitlines()[1] == (
+        'a [1].jpg,"Apple, red",0.75,"Apple, red 0.750000; Pear 0.200000",3,'
+    )
     file = io.StringIO()
-    write_predictions([GOOD, BAD], file, "table")
+    find_writer("table")([GOOD, BAD], file)
     assert "a [1].jpg" in file.getvalue()
     assert "error: not an image" in file.getvalue()
 

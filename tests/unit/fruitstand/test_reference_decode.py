@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from export.corpus import encode, pattern, with_orientation
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.reference_decode import decode_reference
-from tests.images import encode, pattern, refused, with_orientation
+from tests.images import refused
 
 
 def test_an_image_of_the_input_size_is_not_resampled() -> None:

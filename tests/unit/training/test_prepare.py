@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from export.corpus import encode, pattern
 from fruitstand.errors import ArtefactError, DataError
 from fruitstand.manifest import PreparedData, read_prepared
-from tests.images import encode, pattern
 from training.painter import paint_dataset
 from training.prepare import prepare_data
 
@@ -98,6 +98,11 @@ def _one_image(tree: Path) -> None:
     sorted((tree / "Training").iterdir())[0].joinpath("0_100.jpg").write_bytes(encode(pattern(100, 100)))
 
 
+def _all_corrupt(tree: Path) -> None:
+    for path in tree.rglob("*/Generated 001*/*.jpg"):
+        path.write_bytes(b"no image")
+
+
 def _only_in_test(tree: Path) -> None:
     (tree / "Test" / "Durian").mkdir()
     (tree / "Test" / "Durian" / "0_100.jpg").write_bytes(encode(pattern(100, 100)))
@@ -106,9 +111,12 @@ def _only_in_test(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        pytest.param(_empty, "no images", id="empty"),
+        pytest.param(_empty, "without images", id="empty"),
+        pytest.param(_all_corrupt, "none of its images can be decoded", id="class_all_corrupt"),
         pytest.param(_without_training, "no Training and Test folders", id="wrong_folder"),
-        pytest.param(_one_image, "has 1 training image", id="class_with_one_image"),
+        pytest.param(
+            _one_image, r"has 1 training image\(s\) and 0 for validation", id="class_with_one_image"
+        ),
         pytest.param(_only_in_test, "'Durian' is in Test but not in Training", id="class_only_in_test"),
     ],
 )

@@ -1,11 +1,13 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError, DataError, TrainingError, UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
@@ -35,7 +37,7 @@ def test_a_run_holds_what_the_contract_promises(run: Run) -> None:
     assert meta["data"]["source"] == "generated"
     assert meta["metrics"]["test"]["num_images"] == 80
     with (run.directory / "metrics.csv").open() as file:
-        assert {int(row["epoch"]) for row in csv.DictReader(file)} == {0, 1, 2}
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [0, 1, 2]
 
 
 def test_an_evaluation_repeats_the_runs_own_numbers(run: Run) -> None:
@@ -80,6 +82,33 @@ def test_an_interrupted_run_goes_on_from_its_last_epoch(
     train(TINY, data_directory=prepared.directory, out=tmp_path / "cut", resume=True)
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
+    histories = [
+        [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in json.loads((tmp_path / name / "meta.json").read_text())["epochs"]
+        ]
+        for name in ("whole", "cut")
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 2
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(
+    run: Run, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """A run that cannot even start leaves the old one in place; a folder that is no run is left alone."""
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    unknown = TrainConfig(**{**TINY.to_dict(), "model_name": "resnet999"})
+    with pytest.raises(UsageError, match="resnet999"):
+        train(unknown, data_directory=prepared.directory, out=copy, overwrite=True)
+    assert sha256_file(copy / "meta.json") == sha256_file(run.directory / "meta.json")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is no run folder"):
+        train(TINY, data_directory=prepared.directory, out=tmp_path / "photos", overwrite=True)
+    train(TINY, data_directory=prepared.directory, out=copy, overwrite=True)
+    assert json.loads((copy / "meta.json").read_text())["config"]["epochs"] == 2
+    assert [path.name for path in tmp_path.iterdir() if "replaced" in path.name] == []
 
 
 def test_a_loss_that_is_no_number_stops_training(prepared: PreparedData, tmp_path: Path) -> None:
@@ -136,10 +165,8 @@ def test_any_resnet_of_timm_can_be_made(model_name: str) -> None:
 
 def test_progressive_sizes_end_at_the_full_size() -> None:
     """Small first, the served size last; without it always the full size."""
-    sizes = [TrainConfig(epochs=8).train_size(epoch) for epoch in range(8)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < 100
-    assert sizes[-1] == 100
+    assert [TrainConfig(epochs=7).train_size(epoch) for epoch in range(7)] == [64] * 4 + [100] * 3
+    assert TrainConfig(epochs=1).train_size(0) == 100
     assert TrainConfig(progressive=False).train_size(0) == 100
 
 

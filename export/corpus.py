@@ -1,0 +1,73 @@
+"""Encoded images made by code, of every kind the decoders have to agree on."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+SIZES = (
+    (100, 100), (99, 101), (120, 101), (97, 61), (150, 120), (200, 100), (201, 333), (333, 200),
+    (100, 300), (512, 64), (640, 480), (64, 64), (224, 224), (1, 1),
+)  # fmt: skip
+"""Width and height, pixels."""
+QUALITIES = (30, 60, 75, 85, 95, 100)
+EXIF_ORIENTATION = 0x0112
+
+
+def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -> Image.Image:
+    """A smooth colourful picture.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        mode: one of Pillow's.
+        phase: shifts the picture; others give other pictures.
+    """
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [
+        127 + 100 * np.sin(x / 9 + y / 17 + phase),
+        127 + 100 * np.cos(x / 13 - 2 * phase),
+        (x + y + 40 * phase) % 256 * 0.9,
+    ]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    """The picture as a file's content."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(orientation: int, size: tuple[int, int] = (150, 120)) -> bytes:
+    """A JPEG whose EXIF says how to turn it, 1 to 8."""
+    image = pattern(*size)
+    exif = image.getexif()
+    exif[EXIF_ORIENTATION] = orientation
+    return encode(image, exif=exif)
+
+
+def supported_images() -> dict[str, bytes]:
+    """More than 200 images by name: all formats, modes, sizes, aspect ratios, qualities, orientations."""
+    images = {}
+    for number, (width, height) in enumerate(SIZES):
+        name, picture = f"{width}x{height}", pattern(width, height, phase=number)
+        for quality in QUALITIES:
+            images[f"jpeg_{name}_q{quality}"] = encode(picture, quality=quality)
+        images[f"jpeg_{name}_444"] = encode(picture, subsampling=0)
+        images[f"jpeg_{name}_progressive"] = encode(picture, progressive=True)
+        images[f"jpeg_{name}_grey"] = encode(picture.convert("L"))
+        images[f"png_{name}"] = encode(picture, "PNG")
+        images[f"webp_{name}"] = encode(picture, "WEBP")
+        images[f"webp_{name}_lossless"] = encode(picture, "WEBP", lossless=True)
+        images[f"bmp_{name}"] = encode(picture, "BMP")
+    for size in ((150, 120), (100, 100), (90, 200)):
+        for orientation in range(1, 9):
+            name = f"jpeg_{size[0]}x{size[1]}_exif_{orientation}"
+            images[name] = with_orientation(orientation, size)
+    for mode in ("L", "P", "RGBA", "LA", "1"):
+        images[f"png_{mode}"] = encode(pattern(150, 120, mode), "PNG")
+    ramp = np.arange(15_000, dtype=np.uint16).reshape(100, 150) * 4
+    images["png_16bit"] = encode(Image.fromarray(ramp), "PNG")
+    images["jpeg_cmyk"] = encode(pattern(130, 100, "CMYK"))
+    return images
