@@ -21,7 +21,15 @@ def provenance() -> dict[str, object]:
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git_commit(Path(__file__).parent),
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        # Of an absolute path only its last part: where a machine keeps its data is nobody's business.
+        "command": shlex.join(
+            [
+                "python",
+                "-m",
+                _module(),
+                *(Path(word).name if word[:1] == "/" else word for word in sys.argv[1:]),
+            ]
+        ),
     }
 
 

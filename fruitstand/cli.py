@@ -135,6 +135,11 @@ def prepare(
         print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
+    for twin in report["twin_classes"]:
+        print(
+            f"left out class {twin['label']!r}: its {twin['num_images']} images are byte for byte those of"
+            f" {twin['same_as']!r}"
+        )
     if report["num_skipped"]:
         print(f"skipped {report['num_skipped']} files that cannot be decoded:")
         for one in report["skipped"]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fruitstand.artefacts import atomic_file
+from fruitstand.artefacts import atomic_file, sweep_temporaries
 from fruitstand.contract import Preprocessing
 from fruitstand.manifest import PreparedData
 from fruitstand.progress import track
@@ -35,6 +35,7 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
     if not path.exists():
         shape = (len(data.rows), *preprocessing.input_size, 3)
 
+        sweep_temporaries(path.parent)
         with atomic_file(path) as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             decoded = decode_rows(data, data.rows, preprocessing)

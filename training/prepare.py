@@ -63,6 +63,7 @@ def prepare_data(
         lost = {image.label for image in found} - {row.label for row in rows}
         if lost:
             raise DataError(f"class {min(lost)!r}: none of its images can be decoded; {skipped[0]['reason']}")
+        rows, merged = _without_twin_classes(rows)
         rows = _with_validation(rows)
         labels = _checked_labels(rows)
         write_labels(staged / LABELS_NAME, labels)
@@ -72,6 +73,7 @@ def prepare_data(
             "generated": source == "generated",
             "num_classes": len(labels),
             "num_images": dict(sorted(Counter(row.split for row in rows).items())),
+            "twin_classes": merged,
             "num_skipped": len(skipped),
             "skipped": skipped,
             "images_per_class": _per_class(rows),
@@ -132,6 +134,28 @@ def _copy_images(found: list[FoundImage], staged: Path) -> tuple[list[ManifestRo
     if not rows:
         raise DataError(f"none of {len(found)} images can be decoded; the first: {skipped[0]['reason']}")
     return rows, skipped
+
+
+def _without_twin_classes(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict[str, object]]]:
+    """Drop classes whose every image stands byte for byte in another class: nothing can tell them apart.
+
+    Fruits-360 has such twins: folders that stand there under two names. Of two, the alphabetically first
+    stays.
+    """
+    files: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        files[row.label].add(row.sha256)
+    owners: dict[str, list[str]] = defaultdict(list)
+    merged: list[dict[str, object]] = []
+    for label in sorted(files):
+        candidates = set.intersection(*(set(owners[digest]) for digest in files[label]))
+        if candidates:
+            merged.append({"label": label, "same_as": min(candidates), "num_images": len(files[label])})
+        else:
+            for digest in files[label]:
+                owners[digest].append(label)
+    dropped = {twin["label"] for twin in merged}
+    return [row for row in rows if row.label not in dropped], merged
 
 
 def _with_validation(rows: list[ManifestRow]) -> list[ManifestRow]:

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from fruitstand.artefacts import read_json, write_json
+from fruitstand.artefacts import read_json, sweep_temporaries, write_json
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME
@@ -53,6 +53,7 @@ def train(
     }
     if resume:
         _claim_interrupted(out, record)
+        sweep_temporaries(out)
     else:
         write_json(out / CONFIG_NAME, record)
 

@@ -1,4 +1,4 @@
-import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +12,7 @@ from serving.embedded import EmbeddedServer
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
 
 
-def test_locust_counts_what_the_server_counts(
-    server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
-) -> None:
+def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: PreparedData) -> None:
     """Eight users under gevent: no failure, and not one call that only one side knows of."""
     client = triton.InferenceServerClient(server.url)
 
@@ -27,14 +25,12 @@ def test_locust_counts_what_the_server_counts(
     command += [
         "--images",
         prepared.directory / "images" / "Test",
-        "--csv",
-        tmp_path / "out",
-        "--only-summary",
+        "--json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "out_stats.csv").open(newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["Name"] == "classify, batch 1")
-    assert int(row["Failure Count"]) == 0
-    assert int(row["Request Count"]) == served() - before > 8
+    (row,) = json.loads(done.stdout)
+    assert row["name"] == "classify, batch 1"
+    assert row["num_failures"] == 0
+    assert row["num_requests"] == served() - before > 8
     client.close()

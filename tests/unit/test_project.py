@@ -1,5 +1,6 @@
 """The project as a whole: packaging, names, commands and documents."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -170,3 +171,21 @@ def test_the_required_packages_are_declared() -> None:
     declared = " ".join(requirement for extra in extras.values() for requirement in extra)
     required = "torch> torchvision timm onnx> onnxruntime-gpu tritonclient nvidia-dali locust pytest"
     assert [package for package in required.split() if package not in declared] == []
+
+
+def test_the_readmes_numbers_are_those_of_a_committed_result() -> None:
+    """Each row of the result table names its file, and the file holds the row's numbers."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "benchmarks/results/" in line]
+    assert rows
+    for row in rows:
+        name = re.search(r"benchmarks/results/[\w.-]+\.json", row)
+        assert name is not None
+        result = json.loads((ROOT / name[0]).read_text())
+        shown = [cell.strip() for cell in row.strip("|").split("|")]
+        assert f"{result['top1_offline']:.4f}" in shown
+        assert f"{result['top1_served']:.4f}" in shown
+        assert f"{result['images_per_s']:.0f}" in shown
+        assert f"{result['latency_p50_ms']:.0f} / {result['latency_p99_ms']:.0f} ms" in shown
+        assert f"{result['mean_batch']:.1f}" in shown
+        assert result["commit"][:7] in row
+        assert result["date"][:10] in row

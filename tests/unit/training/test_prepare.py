@@ -129,6 +129,19 @@ def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Pa
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path, tmp_path: Path) -> None:
+    """Identical files with two labels cannot be learned; the report names both classes."""
+    import shutil
+
+    (first, _) = sorted((tree / "Training").iterdir())
+    for split in ("Training", "Test"):
+        shutil.copytree(tree / split / first.name, tree / split / "Zzz renamed")
+    report = prepare_data(source=str(tree), out=tmp_path / "out")
+    assert report["twin_classes"] == [{"label": "Zzz renamed", "same_as": first.name, "num_images": 24}]
+    assert report["num_classes"] == 2
+    assert len(read_prepared(tmp_path / "out").rows) == 48
+
+
 def test_a_missing_source_and_a_taken_target_are_refused(tree: Path, tmp_path: Path) -> None:
     """Nothing is overwritten."""
     with pytest.raises(DataError, match="no such folder"):
@@ -141,11 +154,12 @@ def test_a_missing_source_and_a_taken_target_are_refused(tree: Path, tmp_path: P
 def test_two_level_data_are_labelled_by_fruit_or_by_variety(tmp_path: Path) -> None:
     """The 3-body layout has Training/<fruit>/<variety>."""
     for split in ("Training", "Test"):
-        for fruit, variety in (("Apple", "Red 1"), ("Apple", "Green 2"), ("Cherry", "Dark 1")):
+        varieties = (("Apple", "Red 1"), ("Apple", "Green 2"), ("Cherry", "Dark 1"))
+        for number, (fruit, variety) in enumerate(varieties):
             folder = tmp_path / "set" / split / fruit / variety
             folder.mkdir(parents=True)
             for frame in range(3):
-                (folder / f"r_{frame}_100.jpg").write_bytes(encode(pattern(100, 100 + frame)))
+                (folder / f"r_{frame}_100.jpg").write_bytes(encode(pattern(100, 100 + frame, phase=number)))
     prepare_data(source=str(tmp_path / "set"), out=tmp_path / "fruit")
     assert read_prepared(tmp_path / "fruit").labels == ["Apple", "Cherry"]
     prepare_data(source=str(tmp_path / "set"), out=tmp_path / "variety", label_level="variety")
