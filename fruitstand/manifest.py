@@ -11,7 +11,6 @@ from fruitstand.artefacts import atomic_file, read_json, sha256_file
 from fruitstand.errors import DataError
 from fruitstand.labels import read_labels
 
-SPLITS = ("train", "val", "test")
 MANIFEST_NAME = "manifest.parquet"
 LABELS_NAME = "labels.txt"
 REPORT_NAME = "report.json"

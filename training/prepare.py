@@ -97,6 +97,7 @@ def _unpacked(source: Path, scratch: Path) -> Path:
                 raise DataError(f"{source}: refuses to unpack {name!r}, it points outside the archive")
         try:
             archive.extractall(scratch)
+        # zipfile raises RuntimeError for a password and NotImplementedError for an unknown compression.
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
             raise DataError(f"{source}: cannot be unpacked ({exc}); download it again") from exc
     return scratch
