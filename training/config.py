@@ -16,9 +16,9 @@ class TrainConfig:
     """A timm ResNet."""
     epochs: int = 8
     """Passes over the train split."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step."""
-    lr: float = 0.1
+    lr: float = 0.05
     """Peak of the one-cycle schedule, for SGD with Nesterov momentum."""
     weight_decay: float = 5e-4
     """On weights, not on biases and norms."""
