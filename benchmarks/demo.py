@@ -32,7 +32,7 @@ from fruitstand.progress import track
 from fruitstand_client import Client
 
 EPOCHS_GENERATED = 4
-EPOCHS_REAL = 6
+EPOCHS_REAL = 5
 IN_FLIGHT = 64
 """Single-image requests under way at once: what the batching has to turn into batches."""
 NUM_WARM_UP = 256
@@ -47,7 +47,7 @@ def demo(
     model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
     num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
     images_per_class: Annotated[int, typer.Option(help="Images to paint a class.")] = 200,
-    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 6 on real images.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 5 on real images.")] = None,
 ) -> None:
     """Prepare, train, export, serve, classify, report."""
     _keep_previous(out)

@@ -137,8 +137,8 @@ def prepare(
     print(f"{out}: {report['num_classes']} classes; {counts}")
     for twin in report["twin_classes"]:
         print(
-            f"left out class {twin['label']!r}: its {twin['num_images']} images are byte for byte those of"
-            f" {twin['same_as']!r}"
+            f"left out class {twin['label']!r}: its {twin['num_images']} images show the same films as"
+            f" {twin['same_as']!r}; a nearest neighbour cannot tell them apart"
         )
     if report["num_skipped"]:
         print(f"skipped {report['num_skipped']} files that cannot be decoded:")

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
@@ -18,6 +20,7 @@ from fruitstand.progress import track
 from fruitstand.reference_decode import decode_reference
 from training.layout import FoundImage, find_images
 from training.painter import paint_dataset
+from training.twins import find_twins, thumbnail
 
 VALIDATION_EVERY = 10
 """One frame in so many of each film goes from Training to validation when the data brings none."""
@@ -59,12 +62,13 @@ def prepare_data(
         else:
             tree = _unpacked(Path(source), Path(scratch))
         found = find_images(tree, label_level=label_level)
-        rows, skipped = _copy_images(found, staged)
+        rows, thumbnails, skipped = _copy_images(found, staged)
         lost = {image.label for image in found} - {row.label for row in rows}
         if lost:
             raise DataError(f"class {min(lost)!r}: none of its images can be decoded; {skipped[0]['reason']}")
-        rows, merged = _without_twin_classes(rows)
-        rows = _with_validation(rows)
+        twins = find_twins(thumbnails, [row.label for row in rows])
+        dropped = {twin.label for twin in twins}
+        rows = _with_validation([row for row in rows if row.label not in dropped])
         labels = _checked_labels(rows)
         write_labels(staged / LABELS_NAME, labels)
         write_manifest(staged, rows)
@@ -73,7 +77,7 @@ def prepare_data(
             "generated": source == "generated",
             "num_classes": len(labels),
             "num_images": dict(sorted(Counter(row.split for row in rows).items())),
-            "twin_classes": merged,
+            "twin_classes": [twin.to_dict() for twin in twins],
             "num_skipped": len(skipped),
             "skipped": skipped,
             "images_per_class": _per_class(rows),
@@ -103,14 +107,16 @@ def _unpacked(source: Path, scratch: Path) -> Path:
     return scratch
 
 
-def _copy_images(found: list[FoundImage], staged: Path) -> tuple[list[ManifestRow], list[dict[str, str]]]:
-    """Copy every image that decodes; return the rows and, for the others, file and reason."""
+def _copy_images(
+    found: list[FoundImage], staged: Path
+) -> tuple[list[ManifestRow], np.ndarray, list[dict[str, str]]]:
+    """Copy every image that decodes; return rows and thumbnails and, for the others, file and reason."""
     preprocessing = Preprocessing()
 
-    def copy(image: FoundImage) -> ManifestRow | str:
+    def copy(image: FoundImage) -> tuple[ManifestRow, np.ndarray] | str:
         try:
             encoded = image.file.read_bytes()
-            decode_reference(encoded, preprocessing)
+            small = thumbnail(decode_reference(encoded, preprocessing))
         except ImageRejected as exc:
             return str(exc)
         except OSError as exc:
@@ -119,11 +125,12 @@ def _copy_images(found: list[FoundImage], staged: Path) -> tuple[list[ManifestRo
         (staged / target).parent.mkdir(parents=True, exist_ok=True)
         (staged / target).write_bytes(encoded)
         digest = hashlib.sha256(encoded).hexdigest()
-        return ManifestRow(
+        row = ManifestRow(
             str(target), digest, image.label, image.object, image.film, image.frame, image.split
         )
+        return row, small
 
-    rows, skipped = [], []
+    copied, skipped = [], []
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for image, result in zip(
             found, track(pool.map(copy, found), total=len(found), description="prepare"), strict=True
@@ -131,32 +138,11 @@ def _copy_images(found: list[FoundImage], staged: Path) -> tuple[list[ManifestRo
             if isinstance(result, str):
                 skipped.append({"file": str(image.relative), "reason": result})
             else:
-                rows.append(result)
-    if not rows:
+                copied.append(result)
+    if not copied:
         raise DataError(f"none of {len(found)} images can be decoded; the first: {skipped[0]['reason']}")
-    return rows, skipped
-
-
-def _without_twin_classes(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict[str, object]]]:
-    """Drop classes whose every image stands byte for byte in another class: nothing can tell them apart.
-
-    Fruits-360 has such twins: folders that stand there under two names. Of two, the alphabetically first
-    stays.
-    """
-    files: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        files[row.label].add(row.sha256)
-    owners: dict[str, list[str]] = defaultdict(list)
-    merged: list[dict[str, object]] = []
-    for label in sorted(files):
-        candidates = set.intersection(*(set(owners[digest]) for digest in files[label]))
-        if candidates:
-            merged.append({"label": label, "same_as": min(candidates), "num_images": len(files[label])})
-        else:
-            for digest in files[label]:
-                owners[digest].append(label)
-    dropped = {twin["label"] for twin in merged}
-    return [row for row in rows if row.label not in dropped], merged
+    rows, thumbnails = zip(*copied, strict=True)
+    return list(rows), np.stack(thumbnails), skipped
 
 
 def _with_validation(rows: list[ManifestRow]) -> list[ManifestRow]:

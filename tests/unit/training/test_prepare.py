@@ -1,7 +1,9 @@
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from export.corpus import encode, pattern
 from fruitstand.errors import ArtefactError, DataError
@@ -137,9 +139,24 @@ def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path,
     for split in ("Training", "Test"):
         shutil.copytree(tree / split / first.name, tree / split / "Zzz renamed")
     report = prepare_data(source=str(tree), out=tmp_path / "out")
-    assert report["twin_classes"] == [{"label": "Zzz renamed", "same_as": first.name, "num_images": 24}]
+    assert report["twin_classes"] == [
+        {"label": "Zzz renamed", "same_as": first.name, "num_images": 24, "shared": 1.0}
+    ]
     assert report["num_classes"] == 2
     assert len(read_prepared(tmp_path / "out").rows) == 48
+
+
+def test_a_film_that_was_cut_out_twice_is_one_class(tree: Path, tmp_path: Path) -> None:
+    """Other bytes, other light: the same fruit under two names."""
+    first = next(iter(sorted((tree / "Training").iterdir())))
+    for split in ("Training", "Test"):
+        again = tree / split / "Zzz again"
+        again.mkdir()
+        for path in (tree / split / first.name).iterdir():
+            shifted = np.roll(np.asarray(Image.open(path)), 1, axis=1)
+            Image.fromarray(shifted).save(again / path.name, quality=80)
+    report = prepare_data(source=str(tree), out=tmp_path / "out")
+    assert [(one["label"], one["same_as"]) for one in report["twin_classes"]] == [("Zzz again", first.name)]
 
 
 def test_a_missing_source_and_a_taken_target_are_refused(tree: Path, tmp_path: Path) -> None:
