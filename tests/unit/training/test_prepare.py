@@ -1,7 +1,6 @@
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -147,7 +146,7 @@ def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path,
 
 
 def test_a_film_that_was_cut_out_twice_is_one_class(tree: Path, tmp_path: Path) -> None:
-    """Other bytes, other light: the same fruit under two names."""
+    """Other bytes, other noise: the same fruit under two names."""
     first = next(iter(sorted((tree / "Training").iterdir())))
     for split in ("Training", "Test"):
         again = tree / split / "Zzz again"
