@@ -152,8 +152,7 @@ def test_a_film_that_was_cut_out_twice_is_one_class(tree: Path, tmp_path: Path) 
         again = tree / split / "Zzz again"
         again.mkdir()
         for path in (tree / split / first.name).iterdir():
-            shifted = np.roll(np.asarray(Image.open(path)), 1, axis=1)
-            Image.fromarray(shifted).save(again / path.name, quality=80)
+            Image.open(path).save(again / path.name, quality=70)
     report = prepare_data(source=str(tree), out=tmp_path / "out")
     assert [(one["label"], one["same_as"]) for one in report["twin_classes"]] == [("Zzz again", first.name)]
 
