@@ -21,7 +21,7 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
     """
     with TemporaryDirectory(prefix="fruitstand-parity-") as scratch:
         path = Path(scratch, "dali.py")
-        path.write_text(render_repository(preprocessing, ["a", "b"])[PIPELINE], encoding="utf-8")
+        path.write_bytes(render_repository(preprocessing, ["a", "b"])[PIPELINE])
         pipeline = load_pipeline_definition(path)(batch_size=MAX_BATCH_SIZE, device_id=None)
     pipeline.build()
     parts = []

@@ -3,19 +3,28 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from fruitstand import contract
 from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
+from fruitstand.versions import ServingState
 
 TEMPLATES = Path(__file__).parent / "templates"
 LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
+WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
+"""A painted fruit; decoded once before the decode step is called ready."""
+
+SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
+"""Pins the served version; rendered last."""
 
 FP32_MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
+FP16_MODEL = "model.fp16.onnx"
 
 _CPU_OPTIMIZATION = {
     "openvino": (
@@ -26,20 +35,34 @@ _CPU_OPTIMIZATION = {
 _DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedFiles:
+    """What of a version is served where."""
+
+    cpu_model: str = INT8_MODEL
+    """The file served without a GPU."""
+    cpu_engine: str = "openvino"
+    """"openvino", or "cpu" for ONNX Runtime's own kernels."""
+    gpu_model: str = FP16_MODEL
+    """The file served on a GPU."""
+
+
 def render_repository(
     preprocessing: Preprocessing,
     labels: list[str],
     *,
-    cpu_model: str = INT8_MODEL,
-    cpu_engine: str = "openvino",
-) -> dict[Path, str]:
-    """Every rendered file of a model repository.
+    files: ServedFiles = ServedFiles(),
+    state: ServingState = ServingState(1),  # noqa: B008 - frozen
+    also_loaded: tuple[int, ...] = (),
+) -> dict[Path, bytes]:
+    """Every rendered file of a model repository, in the order in which they may be written.
 
     Args:
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
-        cpu_model: the file served without a GPU.
-        cpu_engine: "openvino", or "cpu" for ONNX Runtime's own kernels.
+        files: what of it is served.
+        state: the version to be served, and the one before.
+        also_loaded: versions of the classifier to be loaded besides.
 
     Returns:
         Content by path relative to the repository.
@@ -60,35 +83,45 @@ def render_repository(
         "resize_mode": preprocessing.resize_mode,
         "antialias": preprocessing.antialias,
         "dali_interpolation": _DALI_INTERPOLATION[preprocessing.interpolation],
-        "cpu_model": cpu_model,
-        "cpu_optimization": _CPU_OPTIMIZATION[cpu_engine],
-        "gpu_model": FP32_MODEL,
+        "cpu_model": files.cpu_model,
+        "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
+        "gpu_model": files.gpu_model,
+        "served_version": state.version,
+        "previous_version": "" if state.previous is None else state.previous,
+        "loaded_versions": ", ".join(map(str, sorted({state.version, *also_loaded}))),
+        "warmup_image": WARMUP_IMAGE.name,
+        "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
-    rendered = {
-        path.relative_to(TEMPLATES): Template(path.read_text(encoding="utf-8")).substitute(values)
-        for path in sorted(TEMPLATES.rglob("*"))
-        if path.is_file()
-    }
-    rendered[LABELS_FILE] = labels_text(labels)
+    rendered = {}
+    for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
+        relative, content = path.relative_to(TEMPLATES), path.read_bytes()
+        if relative != WARMUP_IMAGE:
+            content = Template(content.decode()).substitute(values).encode()
+        rendered[relative] = content
+    rendered[LABELS_FILE] = labels_text(labels).encode()
+    # Triton wants a version folder of the ensemble; its number is what every answer names.
+    readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
+    rendered[Path(contract.FRUIT_CLASSIFIER, str(state.version), "README")] = readme
+    rendered[SWITCH] = rendered.pop(SWITCH)
     return rendered
 
 
 def write_repository(
-    repository: Path,
-    preprocessing: Preprocessing,
-    labels: list[str],
-    *,
-    cpu_model: str = INT8_MODEL,
-    cpu_engine: str = "openvino",
+    repository: Path, preprocessing: Preprocessing, labels: list[str], **choices: Any
 ) -> list[Path]:
-    """Bring a repository's rendered files up to date; return those that changed."""
+    """Bring a repository's rendered files up to date; return those that changed.
+
+    Args:
+        repository: the model repository.
+        preprocessing: as for `render_repository`; so are the others.
+        labels: the classes.
+        choices: `files`, `state` and `also_loaded`.
+    """
     changed = []
-    for relative, content in render_repository(
-        preprocessing, labels, cpu_model=cpu_model, cpu_engine=cpu_engine
-    ).items():
+    for relative, content in render_repository(preprocessing, labels, **choices).items():
         path = repository / relative
-        if not path.is_file() or path.read_text(encoding="utf-8") != content:
-            write_bytes(path, content.encode())
+        if not path.is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
             changed.append(relative)
     return changed
 

@@ -74,12 +74,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep_temporaries(directory: Path) -> list[Path]:
-    """Remove what a killed process left half written in `directory`; return what was removed."""
+def sweep_temporaries(directory: Path, *, of_anyone: bool = False) -> list[Path]:
+    """Remove what a killed process left half written in `directory`; return what was removed.
+
+    Args:
+        directory: where to look, not below it.
+        of_anyone: also what belongs to a living process; for a caller that holds the directory's lock.
+    """
     removed = []
     for path in directory.glob(".tmp-*"):
         match = _TEMPORARY.match(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
+        if match and (of_anyone or not Path(f"/proc/{match[1]}").exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             removed.append(path)
     return removed

@@ -4,8 +4,6 @@ stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A s
 is called, so that `--help` is quick and no verb needs another's packages.
 """
 
-import contextlib
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand import __version__
+from fruitstand.cli_models import app as models_app
+from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, Url
+from fruitstand.cli_shared import needs as _needs
+from fruitstand.cli_shared import print_json as _print_json
 from fruitstand.errors import FruitstandError, UsageError
 
 app = typer.Typer(
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
 
 
 class Split(StrEnum):
@@ -44,12 +47,6 @@ class LabelLevel(StrEnum):
     variety = "variety"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
-Repository = Annotated[Path, typer.Option(help="Model repository.")]
-
-
 def main() -> None:
     """Run the command; turn every error of ours into one line and an exit code."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
@@ -65,24 +62,6 @@ def main() -> None:
     except OSError as exc:
         print(f"fruitstand: error: {exc.filename or 'input or output'}: {exc.strerror}", file=sys.stderr)
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Around a stage: name the extra whose packages are missing."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        missing = (exc.name or "").partition(".")[0]
-        if missing in ("training", "export", "serving"):
-            raise UsageError(
-                f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
-            ) from exc
-        raise UsageError(f"{missing} is not installed: pip install 'fruitstand[{extra}]'") from exc
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
@@ -261,6 +240,7 @@ def serve(
     metrics_port: Port = 8002,
     config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
+    trusted_keys: TrustedKeys = None,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
     with _needs("serve-cpu"):
@@ -273,6 +253,7 @@ def serve(
             metrics_port=metrics_port,
             config_name=config_name,
             log_path=log,
+            trusted_keys=trusted_keys,
         )
 
 

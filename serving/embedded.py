@@ -22,6 +22,7 @@ from pathlib import Path
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
+from fruitstand.versions import Version, serving_state, verify_version
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"
@@ -48,6 +49,7 @@ class EmbeddedServer:
         metrics_port: int = 0,
         config_name: str | None = None,
         log_path: Path | None = None,
+        trusted_keys: Path | None = None,
     ) -> None:
         """Choose what to serve and where; nothing is started yet.
 
@@ -58,11 +60,14 @@ class EmbeddedServer:
             metrics_port: of the Prometheus endpoint.
             config_name: of `configs/<name>.pbtxt` in each model; None takes `config.pbtxt`.
             log_path: where the server's log goes; None sends it to this process's stderr.
+            trusted_keys: a folder with public keys, one of which must have signed the served version; None
+                asks for no signature.
 
         Raises:
             UsageError: no repository, nothing published in it, or a port is taken.
+            ArtefactError: the version to be served was altered, or is not signed as asked.
         """
-        self.repository = checked_repository(repository)
+        self.repository, self._version = checked_repository(repository, trusted_keys)
         self.grpc_port, self.http_port, self.metrics_port = _claim_ports(
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
@@ -107,7 +112,12 @@ class EmbeddedServer:
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
             self._launch(_installed_triton() / "bin" / "tritonserver", _backend_directory(self._scratch))
-            wait_until_ready(self.url, deadline=time.monotonic() + timeout_s, is_alive=self.is_alive)
+            wait_until_ready(
+                self.url,
+                deadline=time.monotonic() + timeout_s,
+                is_alive=self.is_alive,
+                golden=self._version.golden(),
+            )
         except ServerError as exc:
             reason = self._last_error()
             self.stop()
@@ -197,11 +207,12 @@ class EmbeddedServer:
         return f"; its log says: {errors[0].split('] ', 1)[-1].strip()}" if errors else ""
 
 
-def checked_repository(repository: Path) -> Path:
-    """The repository's absolute path.
+def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tuple[Path, Version]:
+    """The repository's absolute path, and the version it serves, its files as they were published.
 
     Raises:
         UsageError: no repository there, or nothing published in it.
+        ArtefactError: the version was altered, or is not signed as asked.
     """
     for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
         if not (repository / model / "config.pbtxt").is_file():
@@ -209,13 +220,13 @@ def checked_repository(repository: Path) -> Path:
                 f"{repository}: no model repository, {model}/config.pbtxt is missing; make one with"
                 f" 'fruitstand export --run RUN --repository {repository}'"
             )
-    versions = [path for path in (repository / FRUIT_RESNET).iterdir() if path.name.isdecimal()]
-    if not versions:
+    state = serving_state(repository)
+    if state is None:
         raise UsageError(
             f"{repository}: no version of {FRUIT_RESNET} is published; publish one with"
             f" 'fruitstand export --run RUN --repository {repository}'"
         )
-    return repository.resolve()
+    return repository.resolve(), verify_version(repository, state.version, trusted_keys=trusted_keys)
 
 
 def _claim_ports(wanted: dict[str, int]) -> list[int]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import onnxruntime
 
+from fruitstand.artefacts import read_json
 from fruitstand.errors import ServerError
+from fruitstand.versions import MANIFEST_NAME, verify_file
 
 log = logging.getLogger("fruitstand.onnxruntime")
 
@@ -44,11 +46,14 @@ def open_session(
         device_id: of the GPU; None for a KIND_CPU instance.
 
     Raises:
+        ArtefactError: the file is not the one that was published.
         ServerError: no model file, an unknown key or value, or an accelerator this installation lacks.
     """
     path = version_directory / (config.get("default_model_filename") or "model.onnx")
     if not path.exists():
         raise ServerError(f"{config['name']}: no file {path.name} in version {version_directory.name}")
+    if (version_directory / MANIFEST_NAME).is_file():  # whoever asked for the load, altered bytes stay out
+        verify_file(path, read_json(version_directory / MANIFEST_NAME)["files"][path.name]["sha256"])
     options = session_options(config)
     providers = execution_providers(config, device_id=device_id)
     try:

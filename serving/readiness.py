@@ -1,8 +1,8 @@
-"""Ready means: the server has answered a real inference on a real image."""
+"""Ready means: the server has answered real inferences, and as expected."""
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import numpy as np
@@ -10,6 +10,7 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import ServerError
+from fruitstand.versions import MAX_GOLDEN_DISTANCE, Golden
 
 POLL_S = 0.05
 CALL_TIMEOUT_S = 20.0
@@ -31,22 +32,25 @@ def canary_image(side: int = 16) -> bytes:
     )
 
 
-def infer_canary(client: triton.InferenceServerClient) -> np.ndarray:
-    """Send one image through the ensemble; its probabilities, (num_classes,) float32."""
-    encoded = np.frombuffer(canary_image(), np.uint8)[None]
+def classify(client: triton.InferenceServerClient, content: bytes) -> np.ndarray:
+    """Send one encoded image through the ensemble; its probabilities, (num_classes,) float32."""
+    encoded = np.frombuffer(content, np.uint8)[None]
     tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
     tensor.set_data_from_numpy(encoded)
     answer = client.infer(FRUIT_CLASSIFIER, [tensor], client_timeout=CALL_TIMEOUT_S)
     return answer.as_numpy(PROBABILITIES)[0]
 
 
-def wait_until_ready(url: str, *, deadline: float, is_alive: Callable[[], bool]) -> None:
+def wait_until_ready(
+    url: str, *, deadline: float, is_alive: Callable[[], bool], golden: Sequence[Golden]
+) -> None:
     """Wait for a server that was just started.
 
     Args:
         url: HOST:PORT of its gRPC endpoint.
         deadline: on the monotonic clock, seconds.
         is_alive: whether its process still runs.
+        golden: images with the answers expected of the version that is served.
 
     Raises:
         ServerError: it ended, was not ready in time, is another version, or answered the canary wrongly.
@@ -67,11 +71,19 @@ def wait_until_ready(url: str, *, deadline: float, is_alive: Callable[[], bool])
             raise ServerError(
                 f"another server answers at {url}: version {version}, not {EMBEDDED_SERVER_VERSION}"
             )
-        probabilities = infer_canary(client)
+        probabilities = classify(client, canary_image())
         if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-2):
             raise ServerError("the canary image got an answer that is no probability distribution")
+        for one in golden:
+            distance = one.distance(classify(client, one.path.read_bytes()).tolist())
+            if distance > MAX_GOLDEN_DISTANCE:
+                raise ServerError(
+                    f"the golden image {one.path.name} is answered otherwise than when the version was"
+                    f" checked: distance {distance:.3g}, allowed {MAX_GOLDEN_DISTANCE}; export on this kind"
+                    " of processor"
+                )
     except triton.InferenceServerException as exc:
-        raise ServerError(f"the canary image was not answered: {exc.message()}") from exc
+        raise ServerError(f"a canary image was not answered: {exc.message()}") from exc
     finally:
         client.close()
 

@@ -16,6 +16,7 @@ def serve(
     metrics_port: int,
     config_name: str | None,
     log_path: Path | None,
+    trusted_keys: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
 
@@ -28,9 +29,11 @@ def serve(
         metrics_port: of the Prometheus endpoint.
         config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
         log_path: of tritonserver's log; None sends it to stderr.
+        trusted_keys: a folder with public keys, one of which must have signed the served version.
 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
+        ArtefactError: the version to be served was altered, or is not signed as asked.
         ServerError: the server did not start, or ended by itself.
     """
 
@@ -45,6 +48,7 @@ def serve(
         metrics_port=metrics_port,
         config_name=config_name,
         log_path=log_path,
+        trusted_keys=trusted_keys,
     )
     try:
         server.start()

@@ -15,7 +15,6 @@ from tritonclient.utils import InferenceServerException
 
 from fruitstand.contract import (
     FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
     IMAGE,
     MAX_BATCH_SIZE,
     PROBABILITIES,
@@ -55,7 +54,6 @@ class Client:
             raise ValueError(f"in_flight, deadline_s: got {in_flight}, {deadline_s}, allowed >= 1 and > 0")
         self._url, self._batch_size, self._in_flight = url, batch_size, in_flight
         self._deadline_s = deadline_s
-        self._version: str | None = None
         self._triton = triton.InferenceServerClient(url)
         self.latencies_ms: deque[float] = deque(maxlen=100_000)
         """Of the latest requests that were answered, milliseconds."""
@@ -85,7 +83,7 @@ class Client:
         Raises:
             ClientError: no server, no model, or a failing one; see `fruitstand_client.errors`.
         """
-        self._version = self.model_version()
+        self._check_served()
         named = (("" if isinstance(image, bytes) else str(image), image) for image in images)
         pending: deque[Future[list[Prediction]]] = deque()
         with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
@@ -108,22 +106,18 @@ class Client:
             RequestRejected: the server refuses one of the images, and with it the request.
             ClientError: the server did not answer.
         """
-        if self._version is None:
-            self._version = self.model_version()
-        rows = self._infer(encoded, top_k).as_numpy(PROBABILITIES).reshape(len(encoded), -1)
-        return [Prediction("", tuple(_ranked(entry) for entry in row), self._version) for row in rows]
+        result = self._infer(encoded, top_k)
+        # The ensemble's version is the classifier's: export renders them together.
+        version = result.get_response().model_version
+        rows = result.as_numpy(PROBABILITIES).reshape(len(encoded), -1)
+        return [Prediction("", tuple(_ranked(entry) for entry in row), version) for row in rows]
 
-    def model_version(self) -> str:
-        """The classifier's newest version on the server.
-
-        Raises:
-            ClientError: no server, or it does not serve the classifier.
-        """
+    def _check_served(self) -> None:
+        """Say at once, not an image later, that there is no server or no model."""
         try:
-            metadata = self._triton.get_model_metadata(FRUIT_RESNET, client_timeout=self._deadline_s)
+            self._triton.get_model_metadata(FRUIT_CLASSIFIER, client_timeout=self._deadline_s)
         except InferenceServerException as exc:
             raise translate(exc, self._url) from exc
-        return str(max(metadata.versions, key=int))
 
     def _classify_named(self, named: list[tuple[str, Image]], top_k: int) -> list[Prediction]:
         """Read one batch's images, ask for those that can be read, and put the answers in order."""

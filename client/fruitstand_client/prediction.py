@@ -22,6 +22,7 @@ class Prediction:
     top_k: tuple[RankedLabel, ...] = ()
     """Most probable first."""
     model_version: str | None = None
+    """Of the model that gave this answer."""
     error: str | None = None
     """Why this image has no answer."""
 

@@ -132,7 +132,7 @@ def test_every_command_in_the_readme_exists() -> None:
         elif program == "locust":
             assert (ROOT / words[words.index("-f") + 1]).is_file(), command
         elif program == "fruitstand":
-            verb = words[:2] if words[0] == "data" else words[:1]
+            verb = words[:2] if words[0] in ("data", "models") else words[:1]
             done = fruitstand(*verb, "--help")
             assert done.returncode == 0, command
             flags = {word for word in words if word.startswith("--")}

@@ -4,9 +4,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.render import LABELS_FILE, render_repository, write_repository
-from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from export.render import LABELS_FILE, SWITCH, render_repository, write_repository
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import read_labels
+from fruitstand.versions import ServingState
 
 COMMITTED = Path(__file__).parents[3] / "model_repository"
 LABELS = read_labels(COMMITTED / LABELS_FILE)
@@ -16,27 +17,33 @@ CONFIGS = [str(path) for path in render_repository(Preprocessing(), LABELS) if p
 def test_the_committed_repository_is_what_the_contract_renders() -> None:
     """Neither the files nor the contract can drift from the other."""
     for relative, content in render_repository(Preprocessing(), LABELS).items():
-        assert (COMMITTED / relative).read_text() == content, f"{relative}: run python -m export.render"
+        assert (COMMITTED / relative).read_bytes() == content, f"{relative}: run python -m export.render"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_parses_with_the_official_proto(config: str) -> None:
-    """And keeps clear of the traps that cost people weeks."""
-    parsed = text_format.Parse(
-        render_repository(Preprocessing(), LABELS)[Path(config)], model_config_pb2.ModelConfig()
-    )
+    """The traps beyond syntax are the linter's, see test_config_lint."""
+    rendered = render_repository(Preprocessing(), LABELS)[Path(config)]
+    parsed = text_format.Parse(rendered.decode(), model_config_pb2.ModelConfig())
     assert parsed.name == Path(config).parts[0]
-    if parsed.platform == "ensemble":
-        return
-    assert parsed.HasField("dynamic_batching"), "batching has to be asked for"
-    assert [group.count for group in parsed.instance_group] == [1], "the default would start two processes"
-    if parsed.name == IMAGE_DECODE:
-        assert parsed.input[0].allow_ragged_batch, "without it no batch of images forms"
-        policy = parsed.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size > 0
-        assert policy.default_timeout_microseconds > 0
-    if parsed.name == FRUIT_RESNET:
-        assert parsed.output[0].dims == [len(LABELS)]
+
+
+def test_the_file_that_switches_is_written_last() -> None:
+    """A killed rendering serves the old version; what it already wrote serves both."""
+    assert list(render_repository(Preprocessing(), LABELS))[-1] == SWITCH
+
+
+def test_the_ensemble_and_the_classifier_pin_one_version() -> None:
+    """The version in every answer is that of the model that gave it."""
+    rendered = render_repository(Preprocessing(), LABELS, state=ServingState(7, 3), also_loaded=(3,))
+    ensemble, resnet = (
+        text_format.Parse(rendered[Path(model, "config.pbtxt")].decode(), model_config_pb2.ModelConfig())
+        for model in (FRUIT_CLASSIFIER, FRUIT_RESNET)
+    )
+    assert list(ensemble.version_policy.specific.versions) == [7]
+    assert ensemble.ensemble_scheduling.step[1].model_version == 7
+    assert list(resnet.version_policy.specific.versions) == [3, 7]
+    assert Path(FRUIT_CLASSIFIER, "7", "README") in rendered
 
 
 def test_only_what_changed_is_written(tmp_path: Path) -> None:

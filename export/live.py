@@ -1,0 +1,98 @@
+"""A running server while its versions are changed, over the gRPC model control API."""
+
+from types import TracebackType
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from fruitstand.contract import (
+    ENCODED,
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE,
+    IMAGE_DECODE,
+    PIXELS,
+    PROBABILITIES,
+)
+from fruitstand.errors import GateFailed, ServerError
+from fruitstand.versions import MAX_GOLDEN_DISTANCE, Version
+
+LOAD_TIMEOUT_S = 300.0
+"""For one model; building a TensorRT engine takes minutes."""
+CALL_TIMEOUT_S = 30.0
+
+
+class LiveServer:
+    """The model control side of one server."""
+
+    def __init__(self, url: str) -> None:
+        """Prepare a connection to HOST:PORT of the gRPC endpoint."""
+        self._url = url
+        self._triton = triton.InferenceServerClient(url)
+
+    def __enter__(self) -> "LiveServer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._triton.close()
+
+    def load(self, model: str) -> None:
+        """Load a model as its folder says now; versions no longer asked for are unloaded afterwards.
+
+        Raises:
+            ServerError: the server refuses, does not answer, or the model cannot be loaded.
+        """
+        try:
+            self._triton.load_model(model, client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as exc:
+            raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}") from exc
+
+    def check_golden(self, version: Version) -> None:
+        """Send the golden images through the decode step and one pinned version of the classifier.
+
+        Raises:
+            GateFailed: an answer is not the expected one.
+            ServerError: the server does not answer.
+        """
+        for golden in version.golden():
+            encoded = np.frombuffer(golden.path.read_bytes(), np.uint8)[None]
+            pixels = self._infer(IMAGE_DECODE, ENCODED, encoded, PIXELS).as_numpy(PIXELS)
+            answer = self._infer(FRUIT_RESNET, PIXELS, pixels, PROBABILITIES, version=version.number)
+            distance = golden.distance(answer.as_numpy(PROBABILITIES)[0].tolist())
+            if distance > MAX_GOLDEN_DISTANCE:
+                raise GateFailed(
+                    f"version {version.number} answers {golden.path.name} otherwise than when it was checked:"
+                    f" distance {distance:.3g}, allowed at most {MAX_GOLDEN_DISTANCE}; it was not promoted"
+                )
+
+    def check_served(self, version: Version) -> None:
+        """Ask the ensemble without naming a version: this one has to answer.
+
+        Raises:
+            ServerError: another version answers, or none.
+        """
+        content = version.golden()[0].path.read_bytes()
+        result = self._infer(FRUIT_CLASSIFIER, IMAGE, np.frombuffer(content, np.uint8)[None], PROBABILITIES)
+        answering = result.get_response().model_version
+        if answering != str(version.number):
+            raise ServerError(
+                f"{self._url}: version {answering} answers after the switch to {version.number}; does the"
+                " server read another repository?"
+            )
+
+    def _infer(
+        self, model: str, name: str, array_u8: np.ndarray, output: str, *, version: int | None = None
+    ) -> triton.InferResult:
+        tensor = triton.InferInput(name, list(array_u8.shape), "UINT8")
+        tensor.set_data_from_numpy(array_u8)
+        try:
+            return self._triton.infer(
+                model,
+                [tensor],
+                model_version="" if version is None else str(version),
+                outputs=[triton.InferRequestedOutput(output)],
+                client_timeout=CALL_TIMEOUT_S,
+            )
+        except InferenceServerException as exc:
+            raise ServerError(f"{self._url}: {model} did not answer: {exc.message()}") from exc

@@ -1,0 +1,148 @@
+"""`fruitstand models`: the versions in a model repository."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_shared import Json, Repository, TrustedKeys, needs, print_json
+
+app = typer.Typer(help="Publish, list, promote and remove versions.", no_args_is_help=True)
+
+REPOSITORY = Path("model_repository")
+LiveUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FRUITSTAND_URL",
+        help="HOST:PORT of the running server's gRPC endpoint; left out, the next one to start serves it.",
+    ),
+]
+
+
+@app.command()
+def publish(
+    candidate: Annotated[Path, typer.Argument(help="What `fruitstand export` made: RUN/export.")],
+    repository: Repository = REPOSITORY,
+    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
+    ] = 1.1,
+    as_json: Json = False,
+) -> None:
+    """Check a candidate against the repository and publish it as the next version."""
+    with needs("export"):
+        from export.publish import publish as run_publish
+
+        manifest = run_publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign)
+    if as_json:
+        print_json(manifest)
+    else:
+        print(f"published version {manifest['version']} in {repository}")
+
+
+@app.command(name="list")
+def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
+    """Show every version, and which one is served."""
+    with needs("export"):
+        from export.repository import list_versions
+
+        rows = list_versions(repository)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        size_mib = row["size_bytes"] / 2**20
+        print(
+            f"{row['version']:4}  {row['role']:8}  {row['model_name']:12}  {size_mib:7.1f} MiB"
+            f"  {row['serve']['cpu_model']} on {row['serve']['cpu_engine']}  from {row['source_run']}"
+        )
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
+    repository: Repository = REPOSITORY,
+    url: LiveUrl = None,
+    trusted_keys: TrustedKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a version: load it, compare its golden answers, switch; no request fails."""
+    with needs("export"):
+        from export.promote import promote as run_promote
+
+        state = run_promote(repository, version, url=url, trusted_keys=trusted_keys)
+    _print_state(state, url, as_json)
+
+
+@app.command()
+def rollback(
+    repository: Repository = REPOSITORY,
+    url: LiveUrl = None,
+    trusted_keys: TrustedKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the version that was served before."""
+    with needs("export"):
+        from export.promote import rollback as run_rollback
+
+        state = run_rollback(repository, url=url, trusted_keys=trusted_keys)
+    _print_state(state, url, as_json)
+
+
+@app.command()
+def prune(
+    repository: Repository = REPOSITORY,
+    keep: Annotated[int, typer.Option(help="Versions to keep besides the served and the previous one.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Remove the oldest versions; the served one and the one before it stay."""
+    with needs("export"):
+        from export.repository import prune as run_prune
+
+        removed = run_prune(repository, keep=keep)
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"removed {', '.join(map(str, removed)) or 'nothing'}")
+
+
+@app.command()
+def check(
+    repository: Repository = REPOSITORY, trusted_keys: TrustedKeys = None, as_json: Json = False
+) -> None:
+    """Hold every file against its manifest, and every configuration against the known traps."""
+    with needs("export"):
+        from export.config_lint import lint_repository
+        from export.repository import check_repository
+
+        versions = check_repository(repository, trusted_keys=trusted_keys)
+        findings = lint_repository(repository)
+    result = {"versions": [one.number for one in versions], "findings": [str(one) for one in findings]}
+    if as_json:
+        print_json(result)
+    else:
+        for line in result["findings"]:
+            print(line)
+        print(f"{len(versions)} versions as published, {len(findings)} findings in the configuration")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def keygen(
+    out: Annotated[Path, typer.Argument(help="Private key to make; beside it comes <name>.pub.")],
+) -> None:
+    """Make a key pair for --sign and --trusted-keys."""
+    with needs("export"):
+        from fruitstand.signing import make_key
+
+        print(f"private key {out}, public key {make_key(out)}: keep the first, hand out the second")
+
+
+def _print_state(state: Any, url: str | None, as_json: bool) -> None:
+    if as_json:
+        print_json({"version": state.version, "previous": state.previous, "live": url is not None})
+        return
+    where = f"answers at {url}" if url is not None else "will be served by the next server that starts"
+    before = f", before it version {state.previous}" if state.previous is not None else ""
+    print(f"version {state.version} {where}{before}")

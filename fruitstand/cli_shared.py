@@ -1,0 +1,41 @@
+"""What several verbs of the command share: flags, JSON output, and a word on missing packages."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Repository = Annotated[Path, typer.Option(help="Model repository.")]
+TrustedKeys = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FRUITSTAND_TRUSTED_KEYS", help="Folder with public keys: refuse what none of them signed."
+    ),
+]
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around a stage: name the extra whose packages are missing."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing in ("training", "export", "serving"):
+            raise UsageError(
+                f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
+            ) from exc
+        raise UsageError(f"{missing} is not installed: pip install 'fruitstand[{extra}]'") from exc
+
+
+def print_json(value: Any) -> None:
+    """A verb's result as one JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,144 @@
+"""Candidates that should never be served, made from a good one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fruitstand.artefacts import sha256_file
+from fruitstand.contract import PIXELS, PROBABILITIES
+
+
+def copy_candidate(candidate: Path, directory: Path) -> Path:
+    """A copy to be changed, `<directory>/export`."""
+    return shutil.copytree(candidate, directory / "export")
+
+
+def reseal(candidate: Path, **changes: object) -> Path:
+    """Make the manifest agree with altered files again, so that only what they contain can give them away."""
+    path = candidate / "candidate.json"
+    manifest = json.loads(path.read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = sha256_file(candidate / name)
+        entry["size_bytes"] = (candidate / name).stat().st_size
+    path.write_text(json.dumps({**manifest, **changes}))
+    return candidate
+
+
+def models(candidate: Path) -> list[Path]:
+    """Its ONNX files."""
+    return sorted(candidate.glob("*.onnx"))
+
+
+def truncated(candidate: Path) -> None:
+    """A copy that was cut off half way."""
+    for path in models(candidate):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    reseal(candidate)
+
+
+def wrong_classes(candidate: Path) -> None:
+    """Labels of another model."""
+    manifest = json.loads((candidate / "candidate.json").read_text())
+    from fruitstand.labels import labels_sha256
+
+    labels = [*manifest["labels"][:-1], "Durian"]
+    reseal(candidate, labels=labels, labels_sha256=labels_sha256(labels))
+
+
+def nan_weights(candidate: Path) -> None:
+    """One weight of each file that is no number."""
+    for path in models(candidate):
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and len(tensor.dims) >= 1:
+                values = numpy_helper.to_array(tensor).copy()
+                values.flat[0] = np.nan
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, path)
+    reseal(candidate)
+
+
+def wrong_input_shape(candidate: Path) -> None:
+    """Another height than the contract's."""
+    for path in models(candidate):
+        model = onnx.load(path)
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 28
+        onnx.save(model, path)
+    reseal(candidate)
+
+
+def external_data(candidate: Path) -> None:
+    """Weights in a file outside of the folder."""
+    for path in models(candidate):
+        model = onnx.load(path)
+        tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+        tensor.data_location = TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", "../../../etc/hostname"
+        tensor.ClearField("raw_data")
+        onnx.save(model, path)
+    reseal(candidate)
+
+
+def failed_gate(candidate: Path) -> None:
+    """One of its gates says that it lost too much accuracy."""
+    path = candidate / "candidate.json"
+    manifest = json.loads(path.read_text())
+    gate = next(gate for gate in manifest["gates"] if "top1_loss" in gate["name"])
+    gate.update(value=0.3, passed=False)
+    path.write_text(json.dumps(manifest))
+
+
+def other_answers(candidate: Path) -> None:
+    """Its answers are shuffled: right in form, wrong in fact."""
+    for path in models(candidate):
+        model = onnx.load(path)
+        graph = model.graph
+        last = next(node for node in graph.node if PROBABILITIES in node.output)
+        last.output[list(last.output).index(PROBABILITIES)] = "in_order"
+        num_classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        order = np.roll(np.arange(num_classes), 1)
+        graph.initializer.append(numpy_helper.from_array(order, "order"))
+        graph.node.append(helper.make_node("Gather", ["in_order", "order"], [PROBABILITIES], axis=1))
+        onnx.save(model, path)
+    reseal(candidate)
+
+
+def slow(candidate: Path, *, work: int = 256) -> None:
+    """The same answers with a wide convolution beside them that changes nothing.
+
+    Args:
+        candidate: to be slowed down.
+        work: channels of the convolution.
+    """
+    for path in models(candidate):
+        model = onnx.load(path)
+        graph = model.graph
+        last = next(node for node in graph.node if PROBABILITIES in node.output)
+        last.output[list(last.output).index(PROBABILITIES)] = "answer"
+        weights = np.full((work, 3, 5, 5), 1e-9, np.float32)
+        wide = np.full((work, work, 5, 5), 1e-9, np.float32)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(weights, "slow_weights"),
+                numpy_helper.from_array(wide, "slow_wide"),
+                numpy_helper.from_array(np.float32(0), "nothing"),
+            ]
+        )
+        graph.node.extend(
+            [
+                helper.make_node("Transpose", [PIXELS], ["slow_nchw"], perm=[0, 3, 1, 2]),
+                helper.make_node("Cast", ["slow_nchw"], ["slow_float"], to=TensorProto.FLOAT),
+                helper.make_node("Conv", ["slow_float", "slow_weights"], ["slow_1"], strides=[2, 2]),
+                helper.make_node("Conv", ["slow_1", "slow_wide"], ["slow_2"], strides=[2, 2]),
+                helper.make_node("ReduceMean", ["slow_2"], ["slow_mean"], keepdims=0),
+                helper.make_node("Mul", ["slow_mean", "nothing"], ["slow_nothing"]),
+                helper.make_node("Add", ["answer", "slow_nothing"], [PROBABILITIES]),
+            ]
+        )
+        onnx.save(model, path)
+    reseal(candidate)

@@ -1,0 +1,300 @@
+"""Versions change under load, and only what was proved is ever served."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import tritonclient.grpc as triton
+
+from export.export import export
+from export.promote import promote, rollback
+from export.publish import publish
+from export.repository import prune, read_audit
+from fruitstand.artefacts import read_json, sha256_file, write_json
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, PROBABILITIES
+from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError, UsageError
+from fruitstand.runs import META_NAME, WEIGHTS_NAME, Run
+from fruitstand.signing import make_key
+from fruitstand.versions import MANIFEST_NAME, published_versions, serving_state
+from serving.embedded import EmbeddedServer
+from tests import candidates
+
+NUM_SWAPS = 20
+NUM_CLIENTS = 8
+NUM_IMAGES = 8
+MAX_DIFFERENCE = 1e-3
+"""Between an image's answers in batches of different sizes, on probabilities; versions differ by more."""
+
+
+@pytest.fixture(scope="module")
+def second_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with a less sure head: the same classes win with other probabilities."""
+    directory = shutil.copytree(run.directory, tmp_path_factory.mktemp("second") / "second")
+    shutil.rmtree(directory / "export", ignore_errors=True)
+    weights = safetensors.numpy.load_file(directory / WEIGHTS_NAME)
+    weights["fc.weight"] = weights["fc.weight"] * np.float32(0.8)
+    safetensors.numpy.save_file(weights, directory / WEIGHTS_NAME)
+    meta = read_json(directory / META_NAME)
+    meta["weights_sha256"] = sha256_file(directory / WEIGHTS_NAME)
+    write_json(directory / META_NAME, meta)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def versions(repository: Path, second_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with versions 1, served, and 2."""
+    copy = shutil.copytree(repository, tmp_path_factory.mktemp("versions") / "model_repository")
+    assert export(second_run, repository=copy, data_directory=None)["version"] == 2
+    return copy
+
+
+@pytest.fixture(scope="module")
+def live(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server on that repository."""
+    with EmbeddedServer(versions, log_path=tmp_path_factory.mktemp("live") / "triton.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def batch(test_images: list[Path]) -> np.ndarray:
+    """Some images as one request: zero-padded to the longest."""
+    files = [path.read_bytes() for path in test_images[:NUM_IMAGES]]
+    rows = np.zeros((len(files), max(map(len, files))), np.uint8)
+    for row, content in zip(rows, files, strict=True):
+        row[: len(content)] = np.frombuffer(content, np.uint8)
+    return rows
+
+
+def ask(client: triton.InferenceServerClient, batch: np.ndarray) -> tuple[int, np.ndarray]:
+    """The version that answers, and its probabilities."""
+    tensor = triton.InferInput(IMAGE, list(batch.shape), "UINT8")
+    tensor.set_data_from_numpy(batch)
+    result = client.infer(FRUIT_CLASSIFIER, [tensor])
+    return int(result.get_response().model_version), result.as_numpy(PROBABILITIES)
+
+
+def ask_once(server: EmbeddedServer, batch: np.ndarray) -> tuple[int, np.ndarray]:
+    """The same, over a connection of its own."""
+    client = triton.InferenceServerClient(server.url)
+    try:
+        return ask(client, batch)
+    finally:
+        client.close()
+
+
+def test_a_later_version_is_served_when_it_is_promoted_not_before(
+    versions: Path, live: EmbeddedServer, batch: np.ndarray
+) -> None:
+    """Publishing changes nothing for callers; the golden answers of the new version are there."""
+    assert published_versions(versions) == [1, 2]
+    assert ask_once(live, batch)[0] == 1
+    state = serving_state(versions)
+    assert state is not None
+    assert (state.version, state.previous) == (1, None)
+
+
+def test_swaps_under_load_lose_no_request_and_mix_no_versions(
+    versions: Path, live: EmbeddedServer, batch: np.ndarray
+) -> None:
+    """Twenty swaps while eight clients send without pause: every answer is wholly of the version it names."""
+    expected = {1: ask_once(live, batch)[1]}
+    promote(versions, 2, url=live.url)
+    expected[2] = ask_once(live, batch)[1]
+    assert np.abs(expected[1] - expected[2]).max(axis=1).min() > 10 * MAX_DIFFERENCE
+    stop, answered, wrong = threading.Event(), {1: 0, 2: 0}, []
+    lock = threading.Lock()
+
+    def send() -> None:
+        client = triton.InferenceServerClient(live.url)
+        while not stop.is_set():
+            try:
+                version, answer = ask(client, batch)
+                difference = np.abs(answer - expected[version]).max()
+                with lock:
+                    answered[version] += 1
+                    if difference > MAX_DIFFERENCE:
+                        wrong.append(f"version {version} differs by {difference}")
+            except Exception as exc:  # whatever it is, it is what this test is about
+                wrong.append(repr(exc))
+        client.close()
+
+    threads = [threading.Thread(target=send) for _ in range(NUM_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        for swap in range(NUM_SWAPS):
+            state = promote(versions, 1 + swap % 2, url=live.url)
+            assert state.version == 1 + swap % 2
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert min(answered.values()) > NUM_SWAPS
+    rollback(versions, url=live.url)
+    assert ask_once(live, batch)[0] == 1
+
+
+def publish_changed(change: Callable[[Path], None]) -> Callable[[Path, Path, str], None]:
+    """Try to publish a candidate after a change."""
+
+    def attempt(versions: Path, candidate: Path, url: str) -> None:
+        change(candidate)
+        publish(versions, candidate)
+
+    return attempt
+
+
+def alter_after_publishing(versions: Path, candidate: Path, url: str) -> None:
+    """Publish a good candidate, flip one byte of what is served, promote."""
+    manifest = publish(versions, candidate)
+    path = versions / FRUIT_RESNET / str(manifest["version"]) / manifest["serve"]["cpu_model"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    promote(versions, manifest["version"], url=url)
+
+
+def wrong_here(versions: Path, candidate: Path, url: str) -> None:
+    """Publish a candidate whose golden answers are those of another processor, then promote."""
+    manifest = publish(versions, candidate)
+    directory = versions / FRUIT_RESNET / str(manifest["version"])
+    golden = read_json(directory / "golden" / "golden.json")
+    for one in golden["images"]:
+        one["probabilities"] = one["probabilities"][1:] + one["probabilities"][:1]
+    write_json(directory / "golden" / "golden.json", golden)
+    manifest["files"]["golden/golden.json"]["sha256"] = sha256_file(directory / "golden" / "golden.json")
+    write_json(directory / MANIFEST_NAME, manifest)
+    promote(versions, manifest["version"], url=url)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "reason"),
+    [
+        pytest.param(publish_changed(candidates.truncated), ArtefactError, "cut off", id="truncated"),
+        pytest.param(publish_changed(candidates.wrong_classes), ArtefactError, "other classes", id="classes"),
+        pytest.param(publish_changed(candidates.nan_weights), GateFailed, "extreme_pixels", id="nan"),
+        pytest.param(
+            publish_changed(candidates.wrong_input_shape), GateFailed, "PIXELS", id="wrong input shape"
+        ),
+        pytest.param(alter_after_publishing, ArtefactError, "altered", id="altered after publishing"),
+        pytest.param(publish_changed(candidates.failed_gate), GateFailed, "top1_loss", id="accuracy gate"),
+        pytest.param(publish_changed(candidates.other_answers), GateFailed, "golden", id="wrong answers"),
+        pytest.param(publish_changed(candidates.slow), GateFailed, "slowdown", id="twice as slow"),
+        pytest.param(
+            publish_changed(candidates.external_data), ArtefactError, "another file", id="external data"
+        ),
+        pytest.param(wrong_here, GateFailed, "answers .* otherwise", id="wrong on this processor"),
+    ],
+)
+def test_a_bad_candidate_serves_no_request(
+    attempt: Callable[[Path, Path, str], None],
+    error: type[FruitstandError],
+    reason: str,
+    versions: Path,
+    live: EmbeddedServer,
+    second_run: Path,
+    batch: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    """The old version answers throughout, and the log says what was refused and why."""
+    promote(versions, 1, url=live.url)
+    expected = ask_once(live, batch)[1]
+    stop, others, failures = threading.Event(), [], []
+
+    def send() -> None:
+        client = triton.InferenceServerClient(live.url)
+        while not stop.is_set():
+            try:
+                version, answer = ask(client, batch[:1])
+                if version != 1 or np.abs(answer - expected[:1]).max() > MAX_DIFFERENCE:
+                    others.append(version)
+            except Exception as exc:
+                failures.append(repr(exc))
+        client.close()
+
+    candidate = candidates.copy_candidate(second_run / "export", tmp_path)
+    caller = threading.Thread(target=send)
+    caller.start()
+    try:
+        with pytest.raises(error, match=reason):
+            attempt(versions, candidate, live.url)
+    finally:
+        stop.set()
+        caller.join()
+    assert (others, failures) == ([], [])
+    assert ask_once(live, batch)[0] == 1
+    entry = read_audit(versions)[-1]
+    assert entry["done"] is False
+    assert entry["reason"]
+    for number in published_versions(versions)[2:]:
+        shutil.rmtree(versions / FRUIT_RESNET / str(number))
+
+
+def test_a_promotion_without_its_server_changes_nothing(versions: Path, live: EmbeddedServer) -> None:
+    """No server at the address, or a server that reads another repository."""
+    promote(versions, 1, url=live.url)
+    with pytest.raises(ServerError, match="cannot be loaded"):
+        promote(versions, 2, url="127.0.0.1:1")
+    state = serving_state(versions)
+    assert state is not None
+    assert state.version == 1
+
+
+def test_a_signature_is_asked_for_when_keys_are_trusted(
+    versions: Path, second_run: Path, tmp_path: Path
+) -> None:
+    """Unsigned, signed by a stranger, altered: refused by promote and serve; signed and trusted: served."""
+    copy = shutil.copytree(versions, tmp_path / "repository")
+    for name in ("ours", "strange"):
+        make_key(tmp_path / name)
+    trusted = tmp_path / "trusted"
+    trusted.mkdir()
+    (tmp_path / "ours.pub").rename(trusted / "ours.pub")
+    with pytest.raises(ArtefactError, match="not signed"):
+        promote(copy, 2, url=None, trusted_keys=trusted)
+    by_stranger = publish(copy, second_run / "export", sign_key=tmp_path / "strange")["version"]
+    with pytest.raises(ArtefactError, match="unknown key"):
+        promote(copy, by_stranger, url=None, trusted_keys=trusted)
+    ours = publish(copy, second_run / "export", sign_key=tmp_path / "ours")["version"]
+    assert promote(copy, ours, url=None, trusted_keys=trusted).version == ours
+    EmbeddedServer(copy, trusted_keys=trusted)
+    manifest = copy / FRUIT_RESNET / str(ours) / MANIFEST_NAME
+    manifest.write_text(manifest.read_text().replace('"passed": true', '"passed":  true', 1))
+    with pytest.raises(ArtefactError, match="altered"):
+        EmbeddedServer(copy, trusted_keys=trusted)
+
+
+def test_an_altered_version_is_not_started(versions: Path, tmp_path: Path) -> None:
+    """Nor one with a file more, or a file less."""
+    copy = shutil.copytree(versions, tmp_path / "repository")
+    extra = copy / FRUIT_RESNET / "1" / "extra.bin"
+    extra.write_bytes(b"")
+    with pytest.raises(ArtefactError, match="not in the manifest"):
+        EmbeddedServer(copy)
+    extra.unlink()
+    (copy / FRUIT_RESNET / "1" / "model.onnx").unlink()
+    with pytest.raises(ArtefactError, match="missing"):
+        EmbeddedServer(copy)
+
+
+def test_prune_keeps_what_is_served_and_what_was(versions: Path, second_run: Path, tmp_path: Path) -> None:
+    """The oldest go first; a rollback stays possible."""
+    copy = shutil.copytree(versions, tmp_path / "repository")
+    for _ in range(3):
+        publish(copy, second_run / "export")
+    promote(copy, 3, url=None)
+    promote(copy, 1, url=None)
+    assert prune(copy, keep=1) == [2, 4]
+    assert published_versions(copy) == [1, 3, 5]
+    assert rollback(copy, url=None).version == 3
+    with pytest.raises(UsageError, match="no version 2"):
+        promote(copy, 2, url=None)
+    actions = [(entry["action"], entry["done"]) for entry in read_audit(copy)[-4:]]
+    assert actions == [("promote", True), ("prune", True), ("rollback", True), ("promote", False)]
+    assert json.dumps(read_audit(copy)[-3]["removed"]) == "[2, 4]"
