@@ -14,25 +14,20 @@ import onnxruntime
 
 from fruitstand.artefacts import read_json
 from fruitstand.errors import ServerError
+from fruitstand.triton_keys import (
+    CPU_ACCELERATORS,
+    DEPRECATED_CUDA_PARAMETERS,
+    GRAPH_LEVELS,
+    PRECISION_MODES,
+    TENSORRT_OPTION_NAMES,
+    TENSORRT_PARAMETERS,
+)
 from fruitstand.versions import MANIFEST_NAME, verify_file
 
 log = logging.getLogger("fruitstand.onnxruntime")
 
-_CUDA_KEYS = {
-    "cudnn_conv_algo_search",
-    "gpu_mem_limit",
-    "arena_extend_strategy",
-    "do_copy_in_default_stream",
-}
-_IGNORED_KEYS = {"memory.enable_memory_arena_shrinkage", *_CUDA_KEYS}
-_GRAPH_LEVELS = {
-    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
-# Triton's names and ONNX Runtime's names for the TensorRT provider's options.
-_TENSORRT_KEYS = {"precision_mode": None, "max_workspace_size_bytes": "trt_max_workspace_size"}
+# The first has no counterpart in Python, the others belong to the accelerator "cuda".
+_IGNORED_KEYS = {"memory.enable_memory_arena_shrinkage", *DEPRECATED_CUDA_PARAMETERS}
 
 
 def open_session(
@@ -74,9 +69,9 @@ def session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    if level not in _GRAPH_LEVELS:
+    if level not in GRAPH_LEVELS:
         raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
-    options.graph_optimization_level = _GRAPH_LEVELS[level]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level])
     for key, value in _parameters(config).items():
         if key == "intra_op_thread_count":
             options.intra_op_num_threads = _integer(config, key, value)
@@ -107,7 +102,7 @@ def execution_providers(config: dict[str, Any], *, device_id: int | None) -> lis
     providers: list[tuple[str, dict[str, str]]] = []
     if device_id is None:
         for accelerator in accelerators.get("cpu_execution_accelerator", []):
-            if accelerator["name"] != "openvino":
+            if accelerator["name"] not in CPU_ACCELERATORS:
                 raise ServerError(f"{config['name']}: unknown Execution Accelerator {accelerator['name']!r}")
             if accelerator.get("parameters"):
                 log.warning("%s: openvino takes no parameters, ignored", config["name"])
@@ -135,14 +130,18 @@ def execution_providers(config: dict[str, Any], *, device_id: int | None) -> lis
 
 
 def _tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
+    unknown = sorted(set(parameters) - set(TENSORRT_PARAMETERS))
+    if unknown:
+        raise ServerError(f"tensorrt: unknown parameter {unknown[0]!r}")
     options = {
-        _TENSORRT_KEYS.get(key, key): value for key, value in parameters.items() if key != "precision_mode"
+        TENSORRT_OPTION_NAMES.get(key, key): value
+        for key, value in parameters.items()
+        if key != "precision_mode"
     }
     precision = parameters.get("precision_mode", "FP32")
-    flags = {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "INT8": {"trt_int8_enable": "1"}}
-    if precision not in flags:
-        raise ServerError(f"tensorrt: precision_mode {precision!r}, allowed {', '.join(flags)}")
-    return {**options, **flags[precision]}
+    if precision not in PRECISION_MODES:
+        raise ServerError(f"tensorrt: precision_mode {precision!r}, allowed {', '.join(PRECISION_MODES)}")
+    return {**options, **PRECISION_MODES[precision]}
 
 
 def _parameters(config: dict[str, Any]) -> dict[str, str]:

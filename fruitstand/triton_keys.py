@@ -1,0 +1,131 @@
+"""Keys and values the backends take in a Triton model configuration, for the linter and the stand-ins.
+
+A key's value is the pattern (of `re.fullmatch`) of the text it may have.
+
+Source:
+    triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` and README, dali_backend
+    `src/parameters.h`, common `protobuf/model_config.proto`, each as of 24.10; ONNX Runtime 1.19
+    `core/providers/cuda/cuda_execution_provider_info.cc`. That 24.10 lacks `LATER_FIELDS` was seen in the
+    schema inside the server's own binary of nvidia-pytriton 0.7.0; a test looks again.
+"""
+
+from types import MappingProxyType
+
+BOOLEAN = "0|1|true|false"
+INTEGER = "[0-9]+"
+TEXT = ".+"
+
+LATER_FIELDS = MappingProxyType(
+    {"ModelConfig": ("model_metrics",), "ModelEnsembling": ("max_inflight_requests",)}
+)
+"""By message: what newer schemas have and 24.10 does not; one of them, and the model does not load there."""
+
+DALI_PARAMETERS = MappingProxyType({"num_threads": "-1|[1-9][0-9]*"})
+"""Model parameters that both servers honour; `split_along_outer_axis`, for video, exists only natively."""
+
+GRAPH_LEVELS = MappingProxyType(
+    {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
+)
+"""`optimization.graph.level` by ONNX Runtime's name for it; 2 is less, not more."""
+
+DEPRECATED_CUDA_PARAMETERS = MappingProxyType(
+    {
+        "cudnn_conv_algo_search": "0|1|2",
+        "gpu_mem_limit": INTEGER,
+        "arena_extend_strategy": "0|1",
+        "do_copy_in_default_stream": BOOLEAN,
+    }
+)
+"""Model parameters the "cuda" accelerator replaces.
+
+As soon as a model has any parameter, the native backend writes all four over the accelerator's values.
+"""
+
+ONNXRUNTIME_PARAMETERS = MappingProxyType(
+    {
+        "intra_op_thread_count": INTEGER,
+        "inter_op_thread_count": INTEGER,
+        "execution_mode": "0|1",
+        "enable_mem_arena": BOOLEAN,
+        "enable_mem_pattern": BOOLEAN,
+        "session.use_device_allocator_for_initializers": "0|1",
+        "memory.enable_memory_arena_shrinkage": "(cpu|gpu):[0-9]+(;(cpu|gpu):[0-9]+)*",
+        **DEPRECATED_CUDA_PARAMETERS,
+    }
+)
+"""Model parameters; an unknown one is ignored by the native backend in silence, and refused by ours."""
+
+CPU_ACCELERATORS = ("openvino",)
+GPU_ACCELERATORS = ("tensorrt", "cuda")
+
+CUDA_PARAMETERS = MappingProxyType(
+    {
+        "cudnn_conv_algo_search": "EXHAUSTIVE|HEURISTIC|DEFAULT",
+        "gpu_mem_limit": INTEGER,
+        "arena_extend_strategy": "kNextPowerOfTwo|kSameAsRequested",
+        "do_copy_in_default_stream": BOOLEAN,
+        "cudnn_conv_use_max_workspace": "0|1",
+        "cudnn_conv1d_pad_to_nc1d": "0|1",
+        "enable_cuda_graph": "0|1",
+        "enable_skip_layer_norm_strict_mode": "0|1",
+        "prefer_nhwc": "0|1",
+        "tunable_op_enable": "0|1",
+        "tunable_op_max_tuning_duration_ms": INTEGER,
+        "tunable_op_tuning_enable": "0|1",
+        "use_ep_level_unified_stream": BOOLEAN,
+        "use_tf32": "0|1",
+    }
+)
+"""Of the "cuda" accelerator, handed to ONNX Runtime as they are; the device is the instance group's."""
+
+PRECISION_MODES = MappingProxyType(
+    {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "INT8": {"trt_int8_enable": "1"}}
+)
+"""The "tensorrt" accelerator's `precision_mode`, with ONNX Runtime's options for it. BF16 is newer."""
+
+TENSORRT_PARAMETERS = MappingProxyType(
+    {
+        "precision_mode": "|".join(PRECISION_MODES),
+        "max_workspace_size_bytes": INTEGER,
+        "int8_calibration_table_name": TEXT,
+        "int8_use_native_calibration_table": BOOLEAN,
+        "trt_auxiliary_streams": "-?[0-9]+",
+        "trt_build_heuristics_enable": BOOLEAN,
+        "trt_builder_optimization_level": "[0-5]",
+        "trt_context_memory_sharing_enable": BOOLEAN,
+        "trt_cuda_graph_enable": BOOLEAN,
+        "trt_detailed_build_log": BOOLEAN,
+        "trt_dla_core": INTEGER,
+        "trt_dla_enable": BOOLEAN,
+        "trt_dump_ep_context_model": BOOLEAN,
+        "trt_dump_subgraphs": BOOLEAN,
+        "trt_engine_cache_enable": BOOLEAN,
+        "trt_engine_cache_path": TEXT,
+        "trt_engine_cache_prefix": TEXT,
+        "trt_ep_context_embed_mode": "0|1",
+        "trt_ep_context_file_path": TEXT,
+        "trt_extra_plugin_lib_paths": TEXT,
+        "trt_force_sequential_engine_build": BOOLEAN,
+        "trt_force_timing_cache": BOOLEAN,
+        "trt_layer_norm_fp32_fallback": BOOLEAN,
+        "trt_max_partition_iterations": INTEGER,
+        "trt_min_subgraph_size": INTEGER,
+        "trt_profile_max_shapes": TEXT,
+        "trt_profile_min_shapes": TEXT,
+        "trt_profile_opt_shapes": TEXT,
+        "trt_sparsity_enable": BOOLEAN,
+        "trt_tactic_sources": TEXT,
+        "trt_timing_cache_enable": BOOLEAN,
+        "trt_timing_cache_path": TEXT,
+    }
+)
+"""Of the "tensorrt" accelerator; an unknown one keeps the model from loading."""
+
+TENSORRT_OPTION_NAMES = MappingProxyType(
+    {
+        "max_workspace_size_bytes": "trt_max_workspace_size",
+        "int8_calibration_table_name": "trt_int8_calibration_table_name",
+        "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+    }
+)
+"""ONNX Runtime's names for those it calls something else."""

@@ -1,0 +1,94 @@
+"""A clean model repository, and faults to plant in it: for the tests of the configuration linter."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from export.config_lint import lint_repository
+from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from fruitstand.versions import ServingState
+
+VERSION = 2
+DECODE = f"{IMAGE_DECODE}/config.pbtxt"
+DECODE_SETS = f"{IMAGE_DECODE}/**/*.pbtxt"
+RESNET = f"{FRUIT_RESNET}/config.pbtxt"
+RESNET_GPU = f"{FRUIT_RESNET}/configs/gpu.pbtxt"
+RESNET_TENSORRT = f"{FRUIT_RESNET}/configs/gpu-trt.pbtxt"
+RESNET_SETS = f"{FRUIT_RESNET}/**/*.pbtxt"
+ENSEMBLE = f"{FRUIT_CLASSIFIER}/config.pbtxt"
+EVERYWHERE = "**/*.pbtxt"
+WARMUP_IMAGE = f"{IMAGE_DECODE}/warmup/sample.jpg"
+
+Change = Callable[[pb.ModelConfig], object]
+Plant = Callable[[Path], object]
+"""Puts a fault into a clean repository."""
+
+
+def clean_repository(directory: Path) -> Path:
+    """A rendered repository that serves a published version."""
+    repository = directory / "model_repository"
+    labels = [f"Fruit {n}" for n in range(12)]
+    write_repository(repository, Preprocessing(), labels, state=ServingState(VERSION, 1))
+    for name in (FP32_MODEL, INT8_MODEL, FP16_MODEL):
+        path = repository / FRUIT_RESNET / str(VERSION) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return repository
+
+
+def edit(files: str, change: Change) -> Plant:
+    """Change every configuration that the glob finds."""
+
+    def plant(repository: Path) -> None:
+        paths = list(repository.glob(files))
+        assert paths
+        for path in paths:
+            config = text_format.Parse(path.read_text(), pb.ModelConfig())
+            change(config)
+            path.write_text(text_format.MessageToString(config))
+
+    return plant
+
+
+def put(file: str, content: bytes) -> Plant:
+    """Write a file."""
+    return lambda repository: (repository / file).write_bytes(content)
+
+
+def remove(path: str) -> Plant:
+    """Delete a file or a folder."""
+
+    def plant(repository: Path) -> None:
+        if (repository / path).is_dir():
+            shutil.rmtree(repository / path)
+        else:
+            (repository / path).unlink()
+
+    return plant
+
+
+def broken_rules(repository: Path, *, config_name: str | None = None) -> set[str]:
+    """The names of the rules that are broken; every finding is fit to be shown."""
+    findings = lint_repository(repository, config_name=config_name)
+    for finding in findings:
+        assert not finding.file.is_absolute()
+        assert str(repository) not in str(finding), "a message names files as the repository does"
+        assert len(str(finding).splitlines()) == 1
+    return {finding.rule for finding in findings}
+
+
+def rule_names(module: str) -> set[str]:
+    """The rules that a module of `export` names."""
+    source = (Path(__file__).parents[1] / "export" / f"{module}.py").read_text()
+    return set(re.findall(r'(?:yield (?:\(\s*)?|Finding\(\s*[\w.]+,\s*)"([a-z_]+)"', source))
+
+
+def planted_rules(test: Callable[..., None]) -> set[str]:
+    """The rules that a parametrised test plants a fault for."""
+    (cases,) = (mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize")
+    return {case.values[0] for case in cases.args[1]}
