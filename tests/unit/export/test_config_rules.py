@@ -86,7 +86,6 @@ def as_string(config: pb.ModelConfig) -> None:
             "max_batch_size",
             [
                 edit(EVERYWHERE, lambda c: setattr(c, "max_batch_size", 0)),
-                edit(DECODE_SETS, lambda c: c.model_warmup.pop()),
                 edit(RESNET_SETS, lambda c: c.model_warmup.pop()),
             ],
             id="no_batches",
@@ -169,7 +168,6 @@ def as_string(config: pb.ModelConfig) -> None:
             "warmup_file",
             [
                 put(WARMUP_IMAGE, b"no image"),
-                edit(DECODE_SETS, lambda c: c.model_warmup.pop()),
                 edit(DECODE_SETS, lambda c: warmup(c).dims.__setitem__(0, 8)),
             ],
             id="warmup_file_no_image",
