@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 from export.export import export
 from export.promote import promote, rollback
 from export.publish import publish
+from export.render import WARMUP_IMAGE
 from export.repository import prune, read_audit
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, PROBABILITIES
@@ -298,3 +299,12 @@ def test_prune_keeps_what_is_served_and_what_was(versions: Path, second_run: Pat
     actions = [(entry["action"], entry["done"]) for entry in read_audit(copy)[-4:]]
     assert actions == [("promote", True), ("prune", True), ("rollback", True), ("promote", False)]
     assert json.dumps(read_audit(copy)[-3]["removed"]) == "[2, 4]"
+
+
+def test_ready_waits_for_a_real_inference_of_each_step(versions: Path, tmp_path: Path) -> None:
+    """A warm-up image that does not decode keeps the server from becoming ready (2.51 even ends)."""
+    copy = shutil.copytree(versions, tmp_path / "repository")
+    sample = copy / WARMUP_IMAGE
+    sample.write_bytes(bytes(sample.stat().st_size))
+    with pytest.raises(ServerError, match="ended while starting|not ready in time|failed to load"):
+        EmbeddedServer(copy, log_path=tmp_path / "triton.log").start()
