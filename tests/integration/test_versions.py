@@ -306,5 +306,5 @@ def test_ready_waits_for_a_real_inference_of_each_step(versions: Path, tmp_path:
     copy = shutil.copytree(versions, tmp_path / "repository")
     sample = copy / WARMUP_IMAGE
     sample.write_bytes(bytes(sample.stat().st_size))
-    with pytest.raises(ServerError, match="ended while starting|not ready in time|failed to load"):
+    with pytest.raises(ServerError, match=r"ended while starting|not ready in time|failed to load"):
         EmbeddedServer(copy, log_path=tmp_path / "triton.log").start()
