@@ -1,4 +1,8 @@
-"""Is what is served decoded as what was trained on? The rendered DALI pipeline against the yardstick."""
+"""Is what is served decoded as what was trained on? The rendered DALI pipeline against the yardstick.
+
+The yardstick, `fruitstand.reference_decode`, is the training transform: `training/pixels.py` reads its images
+with it and with nothing else, and a test holds the two together.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +10,21 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from export.checks import open_session, run_batches
+from export.corpus import supported_images
+from export.gates import Gate, at_least, at_most
 from export.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, MAX_BATCH_SIZE, Preprocessing
 from fruitstand.dali_pipeline import load_pipeline_definition
+from fruitstand.reference_decode import decode_reference
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")
+MIN_IMAGES = 200
+"""Of all sizes, aspect ratios, modes, qualities and orientations."""
+MAX_MEAN_DIFF = 1.0
+"""Of 255: mean over the pixels of the worst image."""
+MIN_AGREEMENT = 0.999
+"""Share of the validation images that are answered alike, whichever way they were decoded."""
 
 
 def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> np.ndarray:
@@ -31,3 +45,22 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
         (output,) = pipeline.run()
         parts.append(np.array(output.as_tensor()))
     return np.concatenate(parts)
+
+
+def decode_pixels_gates(preprocessing: Preprocessing) -> list[Gate]:
+    """How far the pipeline that will be served is from the yardstick, on images of every kind."""
+    corpus = list(supported_images().values())
+    yardstick = np.stack([decode_reference(content, preprocessing) for content in corpus])
+    difference = np.abs(yardstick.astype(np.int16) - decode_as_served(corpus, preprocessing))
+    worst = difference.mean(axis=(1, 2, 3)).max()
+    return [
+        at_least("decode_num_images", len(corpus), MIN_IMAGES),
+        at_most("decode_mean_abs_diff_of_255", worst, MAX_MEAN_DIFF),
+    ]
+
+
+def decode_answers_gate(fp32: Path, yardstick_nhwc_u8: np.ndarray, served_nhwc_u8: np.ndarray) -> Gate:
+    """Which share of the validation images gets the same answer, decoded in the one way and in the other."""
+    session = open_session(fp32)
+    answers = [run_batches(session, pixels).argmax(axis=1) for pixels in (yardstick_nhwc_u8, served_nhwc_u8)]
+    return at_least("decode_top1_agreement", np.mean(answers[0] == answers[1]), MIN_AGREEMENT)

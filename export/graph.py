@@ -1,14 +1,15 @@
 """The ONNX graph: raw pixels in, probabilities out, any batch size."""
 
+import copy
 import logging
 import warnings
 from pathlib import Path
 
-import onnx
 import safetensors.torch
 import timm
 import torch
 
+from export.metadata import set_metadata, write_model
 from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.runs import Run
 
@@ -37,6 +38,13 @@ class ServedModel(torch.nn.Module):
         return self.model(batch).softmax(dim=1)
 
 
+class _MeanPool(torch.nn.Module):
+    """Mean over height and width."""
+
+    def forward(self, features_nchw: torch.Tensor) -> torch.Tensor:
+        return features_nchw.mean(dim=(2, 3))
+
+
 def load_served_model(run: Run) -> ServedModel:
     """The run's network as it will be served, in evaluation mode."""
     model = timm.create_model(run.model_name, num_classes=len(run.labels))
@@ -44,14 +52,21 @@ def load_served_model(run: Run) -> ServedModel:
     return ServedModel(model, run.preprocessing).eval()
 
 
-def export_onnx(model: ServedModel, preprocessing: Preprocessing, path: Path) -> None:
+def export_onnx(
+    model: ServedModel, preprocessing: Preprocessing, path: Path, metadata: dict[str, str]
+) -> None:
     """Write `model` as one ONNX file with a symbolic batch axis.
 
     Args:
         model: in evaluation mode.
         preprocessing: for the input's height and width.
         path: of the file; weights are inside it.
+        metadata: for the file's `metadata_props`.
     """
+    model = copy.deepcopy(model)
+    if model.model.global_pool.pool_type == "avg":
+        # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
+        model.model.global_pool = _MeanPool()
     height, width = preprocessing.input_size
     example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -70,9 +85,10 @@ def export_onnx(model: ServedModel, preprocessing: Preprocessing, path: Path) ->
         )
     proto = program.model_proto
     proto.ir_version = IR_VERSION
-    for node in proto.graph.node:  # stack traces and module paths of the exporting machine
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del proto.metadata_props[:]
-    onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    graph = proto.graph
+    # Stack traces and module paths of the exporting machine.
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    set_metadata(proto, metadata)
+    write_model(proto, path)

@@ -3,37 +3,67 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from fruitstand.contract import PIXELS
+from export.calibration import ActivationRanges
+from export.metadata import set_metadata, write_model
 
-CALIBRATION_BATCH = 32
 MIN_INPUT_CHANNELS = 32
 """Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
-# Additions are among them, the normalisation's as well: without either, OpenVINO's AVX2 kernels answer
-# wrongly. The gates in export/checks.py notice.
+# The normalisation's addition is among the additions: without either, OpenVINO's AVX2 kernels answer
+# wrongly. The gates in export/int8.py notice.
 QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
 
 
-def quantize_int8(fp32: Path, int8: Path, calibration_nhwc_u8: np.ndarray) -> None:
-    """Write the int8 version of an fp32 ONNX file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Int8Choice:
+    """One way to make an int8 file."""
 
-    Args:
-        fp32: the file that `export_onnx` wrote.
-        int8: the file to write.
-        calibration_nhwc_u8: (N, H, W, 3) uint8 training images that set the activations' ranges.
+    calibration: str = "minmax"
+    """minmax, percentile_P with P in percent, or entropy; see `ActivationRanges`."""
+    additions: bool = True
+    """Compute the residual additions in int8 too; without, they are exact and cost time."""
+    last_in_fp32: bool = False
+    """Keep the classifier, the last layer, in fp32."""
+
+    def __post_init__(self) -> None:
+        if self.calibration.partition("_")[0] not in ("minmax", "percentile", "entropy"):
+            raise ValueError(
+                f"calibration: got {self.calibration!r}, allowed minmax, percentile_P and entropy"
+            )
+
+    @property
+    def name(self) -> str:
+        """For reports, such as percentile_99.99+last_in_fp32."""
+        return (
+            self.calibration
+            + ("" if self.additions else "+additions_in_fp32")
+            + ("+last_in_fp32" if self.last_in_fp32 else "")
+        )
+
+
+CHOICES = (
+    Int8Choice(),
+    Int8Choice(calibration="percentile_99.99"),
+    Int8Choice(calibration="percentile_99.9"),
+    Int8Choice(calibration="entropy"),
+    Int8Choice(last_in_fp32=True),
+    Int8Choice(calibration="percentile_99.99", last_in_fp32=True),
+    Int8Choice(additions=False),
+    Int8Choice(calibration="percentile_99.99", additions=False),
+)
+"""In the order in which export tries them; the numbers are in docs/DECISIONS.md."""
+
+
+class Quantizer:
+    """Makes int8 files from one fp32 file; what the choices share is computed once.
 
     Weights keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two products in 16
     bits, and full 8-bit weights overflow there without a word.
@@ -41,27 +71,48 @@ def quantize_int8(fp32: Path, int8: Path, calibration_nhwc_u8: np.ndarray) -> No
     Source:
         ONNX Runtime, "Quantize ONNX models", section on U8S8 saturation.
     """
-    with TemporaryDirectory(prefix="fruitstand-int8-") as scratch, _quiet_root_logger():
-        prepared = Path(scratch, "prepared.onnx")
-        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            int8,
-            _Calibration(calibration_nhwc_u8),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=QUANTIZED_OPERATORS,
-            nodes_to_exclude=_kept_in_fp32(prepared),
+
+    def __init__(self, fp32: Path, calibration_nhwc_u8: np.ndarray, *, scratch: Path) -> None:
+        """Prepare the file.
+
+        Args:
+            fp32: the file that `export_onnx` wrote.
+            calibration_nhwc_u8: (N, H, W, 3) uint8 training images that set the activations' ranges.
+            scratch: an empty folder for files in between.
+        """
+        self._prepared = scratch / "prepared.onnx"
+        self._metadata = {prop.key: prop.value for prop in onnx.load(fp32).metadata_props}
+        quant_pre_process(fp32, self._prepared, skip_symbolic_shape=True)
+        self._ranges = ActivationRanges(
+            self._prepared, QUANTIZED_OPERATORS, calibration_nhwc_u8, scratch=scratch
         )
+
+    def write(self, choice: Int8Choice, int8: Path) -> None:
+        """Write the int8 file that a choice makes."""
+        model = load_model_with_shape_infer(self._prepared)
+        operators = [name for name in QUANTIZED_OPERATORS if choice.additions or name != "Add"]
+        with _quiet_root_logger():
+            quantizer = QDQQuantizer(
+                model,
+                True,  # weights per channel
+                True,  # in 7 bits
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                self._ranges(choice.calibration),
+                [],
+                _kept_in_fp32(model.graph, choice),
+                operators,
+                {},
+            )
+            quantizer.quantize_model()
+        made = quantizer.model.model
+        set_metadata(made, self._metadata)
+        write_model(made, int8)
 
 
 @contextlib.contextmanager
 def _quiet_root_logger() -> Iterator[None]:
-    """The quantiser warns through the root logger about a preprocessing that was done."""
+    """The quantiser tells the root logger of everything that it leaves alone on purpose."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -70,23 +121,13 @@ def _quiet_root_logger() -> Iterator[None]:
         logging.getLogger().setLevel(level)
 
 
-def _kept_in_fp32(path: Path) -> list[str]:
-    """Names of the stem's convolutions."""
-    graph = onnx.load(path).graph
+def _kept_in_fp32(graph: onnx.GraphProto, choice: Int8Choice) -> list[str]:
+    """Names of the stem's convolutions, and of the classifier where it is to stay."""
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
-    return [
+    stem = [
         node.name
         for node in graph.node
         if node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_INPUT_CHANNELS
     ]
-
-
-class _Calibration(CalibrationDataReader):
-    def __init__(self, pixels: np.ndarray) -> None:
-        self._batches: Iterator[np.ndarray] = iter(
-            np.array_split(pixels, max(1, len(pixels) // CALIBRATION_BATCH))
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {PIXELS: batch}
+    last = [node.name for node in graph.node if node.op_type == "Gemm"]
+    return stem + (last if choice.last_in_fp32 else [])

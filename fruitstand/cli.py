@@ -133,6 +133,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the train split.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    input_size: Annotated[int, typer.Option(help="Height and width of the input, pixels.")] = 100,
     pretrained: Annotated[bool, typer.Option(help="Start from timm's ImageNet weights.")] = False,
     progressive: Annotated[bool, typer.Option(help="Smaller images first; quicker.")] = True,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
@@ -151,6 +152,7 @@ def train(
                 epochs=epochs,
                 batch_size=batch_size,
                 lr=lr,
+                input_size=input_size,
                 pretrained=pretrained,
                 progressive=progressive,
                 seed=seed,
@@ -211,8 +213,11 @@ def _ask_server(url: str, paths: list[Path], num_classes: int) -> Iterator[dict[
 def export(
     run: Annotated[Path, typer.Option(help="Finished run.")],
     repository: Repository = Path("model_repository"),
-    variants: Annotated[str, typer.Option(help="Comma-separated: fp32, int8.")] = "fp32,int8",
+    variants: Annotated[str, typer.Option(help="Comma-separated.")] = "fp32,int8,fp16",
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
+    compare_int8: Annotated[
+        bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a run into ONNX, check it, and publish it as the next version."""
@@ -220,15 +225,23 @@ def export(
         from export.export import export as run_export
 
         names = tuple(name.strip() for name in variants.split(","))
-        result = run_export(run, repository=repository, variants=names, data_directory=data)
+        result = run_export(
+            run, repository=repository, variants=names, data_directory=data, compare_int8=compare_int8
+        )
     if as_json:
         _print_json(result)
         return
     for gate in result["gates"]:
-        print(f"passed {gate['name']}: {gate['value']:.2e}, allowed {gate['limit']:.0e}")
+        allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
+        print(f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}")
     if int8 := result["reports"].get("int8"):
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in int8.items() if "top1" in name)
-        print(f"int8 on {int8['num_images']} validation images: {numbers}; served by {int8['engine']}")
+        for attempt in int8["attempts"]:
+            for engine, one in attempt["engines"].items():
+                print(
+                    f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
+                    f" {one['top1_agreement']:.4f}, {one['speedup_over_fp32']:.2f} x fp32"
+                )
+        print(f"int8: {int8['choice']}, served by {int8['engine']}")
     print(f"published version {result['version']} in {result['repository']}")
 
 

@@ -46,7 +46,7 @@ def run(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture(scope="session")
 def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with that run published as version 1, fp32 and int8."""
+    """A model repository with that run published as version 1: fp32, int8 and fp16."""
     from export.export import export
 
     path = tmp_path_factory.mktemp("repository") / "model_repository"

@@ -41,6 +41,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, allowed 1 or more")
+        if not 32 <= self.input_size <= 1024:
+            raise ValueError(f"input_size: got {self.input_size}, allowed 32 to 1024 pixels")
         if self.lr <= 0 or self.weight_decay < 0:
             raise ValueError(f"lr, weight_decay: got {self.lr}, {self.weight_decay}, allowed > 0 and >= 0")
         if not 0 <= self.label_smoothing < 1:

@@ -125,6 +125,7 @@ def test_a_loss_that_is_no_number_stops_training(prepared: PreparedData, tmp_pat
         pytest.param({"model_name": "vgg16"}, "model_name", id="not_a_resnet"),
         pytest.param({"epochs": 0}, "epochs", id="epochs"),
         pytest.param({"lr": -1.0}, "lr", id="lr"),
+        pytest.param({"input_size": 16}, "input_size", id="input_size"),
         pytest.param({"precision": "int4"}, "precision", id="precision"),
     ],
 )
@@ -168,6 +169,7 @@ def test_progressive_sizes_end_at_the_full_size() -> None:
     assert [TrainConfig(epochs=7).train_size(epoch) for epoch in range(7)] == [64] * 4 + [100] * 3
     assert TrainConfig(epochs=1).train_size(0) == 100
     assert TrainConfig(progressive=False).train_size(0) == 100
+    assert [TrainConfig(epochs=2, input_size=224).train_size(epoch) for epoch in range(2)] == [144, 224]
 
 
 def test_batches_depend_on_seed_and_epoch_alone() -> None:

@@ -1,0 +1,59 @@
+"""A gate: one check's number beside the limit it is held against."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """One check's result."""
+
+    name: str
+    kind: str
+    """at_most or at_least: on which side of the limit the value has to be; the limit itself passes."""
+    value: float
+    limit: float
+    detail: str = ""
+    """What is wrong, where a number alone does not say it."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit holds; NaN passes none."""
+        return self.value >= self.limit if self.kind == "at_least" else self.value <= self.limit
+
+    def __str__(self) -> str:
+        allowed = f"allowed {self.kind.replace('_', ' ')} {self.limit:.4g}"
+        return f"{self.name}: got {self.value:.4g}, {allowed}" + (f" ({self.detail})" if self.detail else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; a value that is no number (NaN, infinity) becomes null."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "value": self.value if math.isfinite(self.value) else None,
+            "limit": self.limit,
+            "passed": self.passed,
+            **({"detail": self.detail} if self.detail else {}),
+        }
+
+
+def at_most(name: str, value: float, limit: float, *, detail: str = "") -> Gate:
+    """A gate that passes up to and including its limit."""
+    return Gate(name=name, kind="at_most", value=float(value), limit=float(limit), detail=detail)
+
+
+def at_least(name: str, value: float, limit: float) -> Gate:
+    """A gate that passes from its limit on."""
+    return Gate(name=name, kind="at_least", value=float(value), limit=float(limit))
+
+
+def share_or_one_image(share: float, num_images: int) -> float:
+    """A limit on a share of images, or one image where the set is too small to show that share."""
+    return max(share, 1 / num_images)
+
+
+def all_but_share_or_one_image(share: float, num_images: int) -> float:
+    """The same for a smallest share: 0.995 of 12 images would be all of them, so one may differ."""
+    # Not 1 - 1 / n: that is no float that k / n can equal.
+    return min(share, (num_images - 1) / num_images)

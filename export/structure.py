@@ -1,0 +1,72 @@
+"""Does a file have the contract's inputs and outputs, and can the oldest server read it?"""
+
+from pathlib import Path
+
+import onnx
+
+from export.gates import Gate, at_most
+from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+
+MAX_OPSET = 21
+MAX_IR_VERSION = 10
+"""Both: the newest that ONNX Runtime 1.19.2 reads, which Triton 24.10 carries."""
+
+
+def structure_gate(path: Path, preprocessing: Preprocessing, num_classes: int) -> Gate:
+    """How many things are not as the contract wants them; none may be."""
+    problems = structure_problems(path, preprocessing, num_classes)
+    return at_most(f"structure_{path.stem}", len(problems), 0, detail="; ".join(problems))
+
+
+def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: int) -> list[str]:
+    """What is wrong with an ONNX file: names, types, shapes, a fixed batch axis, versions, foreign parts.
+
+    Args:
+        path: the file.
+        preprocessing: for the input's height and width.
+        num_classes: of the output.
+
+    Returns:
+        One line each; empty when the file may be served.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:  # protobuf, the checker and the shape inference raise a dozen kinds
+        return [f"no valid ONNX file: {str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc)}"]
+    height, width = preprocessing.input_size
+    graph, element = model.graph, onnx.TensorProto
+    problems = _version_problems(model)
+    problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
+    problems += _value_problems("output", graph.output, PROBABILITIES, element.FLOAT, [num_classes])
+    if any(tensor.data_location == element.EXTERNAL for tensor in graph.initializer):
+        problems.append("weights lie outside the file")
+    return problems
+
+
+def _version_problems(model: onnx.ModelProto) -> list[str]:
+    problems = []
+    if model.ir_version > MAX_IR_VERSION:
+        problems.append(f"IR version {model.ir_version}, at most {MAX_IR_VERSION} is read")
+    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    if not 1 <= opset <= MAX_OPSET:
+        problems.append(f"opset {opset}, 1 to {MAX_OPSET} are read")
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    if foreign:
+        problems.append(f"operators of {min(foreign)!r}, which not every engine has")
+    return problems
+
+
+def _value_problems(kind: str, values, name: str, element_type: int, dims: list[int]) -> list[str]:
+    if [value.name for value in values] != [name]:
+        return [f"{kind}s are {[value.name for value in values]}, expected [{name!r}]"]
+    tensor = values[0].type.tensor_type
+    if not tensor.shape.dim:
+        return [f"{kind} {name} has no shape"]
+    batch, *rest = tensor.shape.dim
+    problems = []
+    if not batch.dim_param:
+        problems.append(f"the {kind}'s batch axis is fixed to {batch.dim_value}, not symbolic")
+    if tensor.elem_type != element_type or [dim.dim_value for dim in rest] != dims:
+        problems.append(f"{kind} {name} is not {dims} of the contract's type")
+    return problems

@@ -1,0 +1,280 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.numpy
+import torch
+
+from export.candidate import build_candidate
+from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME, FP16_MODEL, GOLDEN_FOLDER, GOLDEN_NAME
+from export.checks import open_session, run_batches
+from export.decode_parity import decode_as_served
+from export.gates import at_most
+from export.golden import NUM_IMAGES, choose_golden
+from export.graph import load_served_model
+from export.int8 import Attempt, Measured
+from export.quantize import CHOICES, Int8Choice
+from fruitstand.artefacts import read_json, sha256_file, write_json
+from fruitstand.contract import PIXELS, PROBABILITIES
+from fruitstand.errors import GateFailed
+from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.reference_decode import decode_reference
+from fruitstand.runs import META_NAME, Run, read_run
+from training.config import TrainConfig
+from training.model import Classifier
+from training.pixels import pixel_cache
+
+ONNX_FILES = ("model.onnx", "model.int8.onnx", FP16_MODEL)
+
+
+@pytest.fixture(scope="module")
+def candidate(repository: Path, run: Run) -> Path:
+    """The candidate that the repository's version was published from."""
+    assert (repository / "fruit_resnet" / "1").is_dir()
+    return run.directory / CANDIDATE_FOLDER
+
+
+@pytest.fixture
+def copied_run(run: Run, tmp_path: Path) -> Run:
+    """The run in another place, under the same name and without a candidate."""
+    ignored = shutil.ignore_patterns(CANDIDATE_FOLDER)
+    return read_run(shutil.copytree(run.directory, tmp_path / run.directory.name, ignore=ignored))
+
+
+def _with_weights(run: Run, change) -> Run:
+    """The run finished with other weights."""
+    weights = {name: change(name, value) for name, value in safetensors.numpy.load_file(run.weights).items()}
+    safetensors.numpy.save_file(weights, run.weights)
+    write_json(run.directory / META_NAME, {**run.meta, "weights_sha256": sha256_file(run.weights)})
+    return read_run(run.directory)
+
+
+def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -> None:
+    """Files by sha256 and size, gates by kind, value and limit, and what is to serve."""
+    record = read_json(candidate / CANDIDATE_NAME)
+    assert record["passed"]
+    assert record["labels"] == run.labels
+    found = {str(path.relative_to(candidate)) for path in candidate.rglob("*") if path.is_file()}
+    assert set(record["files"]) == found - {CANDIDATE_NAME}
+    assert {*ONNX_FILES, f"{GOLDEN_FOLDER}/{GOLDEN_NAME}"} < set(record["files"])
+    for name, described in record["files"].items():
+        assert described["sha256"] == sha256_file(candidate / name)
+        assert described["size_bytes"] == (candidate / name).stat().st_size
+    gates = {gate["name"]: gate for gate in record["gates"]}
+    assert len(gates) == len(record["gates"]), "a name stands for one gate"
+    assert all(gate["passed"] for gate in gates.values())
+    assert gates["fp32_top1_agreement"]["limit"] == 1
+    assert gates["decode_num_images"]["value"] >= 200
+    engine = record["serve"]["cpu_engine"]
+    expected = {
+        f"{kind}_{Path(name).stem}" for kind in ("structure", "extreme_pixels") for name in ONNX_FILES
+    }
+    expected |= {f"int8_{engine}_{kind}" for kind in ("top1_agreement", "top1_loss", "distance")}
+    expected |= {"fp16_top1_agreement", "fp16_top1_loss", "torch_vs_model.fp16_batch_64"}
+    assert expected <= set(gates)
+    assert record["serve"] == {"cpu_model": "model.int8.onnx", "cpu_engine": engine, "gpu_model": FP16_MODEL}
+
+
+@pytest.mark.parametrize("name", ONNX_FILES)
+def test_a_file_says_where_it_comes_from(name: str, candidate: Path, run: Run) -> None:
+    """Contract, labels, weights and licence; painted images are under no licence of Fruits-360."""
+    model = onnx.load(candidate / name)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(metadata["preprocessing"]) == run.preprocessing.to_dict()
+    assert metadata["labels_sha256"] == run.meta["labels_sha256"]
+    assert metadata["weights_sha256"] == run.meta["weights_sha256"]
+    assert metadata["source_run"] == run.directory.name
+    assert metadata["license_code"] == "Apache-2.0"
+    assert "license_weights" not in metadata
+    assert str(Path.home()).encode() not in (candidate / name).read_bytes()
+
+
+def test_real_images_leave_their_licence_in_the_file(run: Run) -> None:
+    """Weights learned from Fruits-360 carry its name."""
+    from dataclasses import replace
+
+    from export.metadata import file_metadata
+
+    real = replace(run, meta={**run.meta, "data": {**run.meta["data"], "source": "fruits-360.zip"}})
+    assert "CC BY-SA 4.0" in file_metadata(real)["license_weights"]
+
+
+def test_batch_norm_is_folded_and_nothing_is_left_over(candidate: Path) -> None:
+    """Each convolution carries its norm; no shape arithmetic, no identity, no dropout."""
+    operators = [node.op_type for node in onnx.load(candidate / "model.onnx").graph.node]
+    assert not {"BatchNormalization", "Identity", "Dropout", "Shape", "Constant"} & set(operators)
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(candidate: Path, copied_run: Run, tmp_path: Path) -> None:
+    """In another process, with other hashes of strings."""
+    command = [sys.executable, "-m", "fruitstand", "export", "--run", str(copied_run.directory)]
+    subprocess.run(
+        [*command, "--repository", str(tmp_path / "repository")],
+        env={**os.environ, "PYTHONHASHSEED": "12345"},
+        check=True,
+        capture_output=True,
+    )
+    again = copied_run.directory / CANDIDATE_FOLDER
+    assert {name: sha256_file(again / name) for name in ONNX_FILES} == {
+        name: sha256_file(candidate / name) for name in ONNX_FILES
+    }
+
+
+def test_fp16_computes_the_network_in_fp16_and_the_rest_in_fp32(candidate: Path, run: Run) -> None:
+    """Normalisation and softmax stay exact; the answers differ from fp32's, and little."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(candidate / FP16_MODEL))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "Relu"):
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT16, node.name
+        if node.op_type in ("Mul", "Softmax") and node.output[0] in types:
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT, node.name
+    assert (candidate / FP16_MODEL).stat().st_size < 0.55 * (candidate / "model.onnx").stat().st_size
+    pixels = np.array(pixel_cache(read_prepared(run.data_directory), run.preprocessing))[:32]
+    answers = [run_batches(open_session(candidate / name), pixels) for name in ("model.onnx", FP16_MODEL)]
+    assert 0 < np.abs(answers[0] - answers[1]).max() < 1e-2
+
+
+def test_golden_images_are_answered_again_as_written(candidate: Path, run: Run) -> None:
+    """By the file and engine that are to serve, through the served decode."""
+    record = read_json(candidate / CANDIDATE_NAME)
+    golden = json.loads((candidate / GOLDEN_FOLDER / GOLDEN_NAME).read_text())
+    assert len(golden) == NUM_IMAGES
+    assert {one["label"] for one in golden} == set(run.labels)
+    assert all(one["top1"] == one["label"] for one in golden)
+    encoded = [(candidate / GOLDEN_FOLDER / one["file"]).read_bytes() for one in golden]
+    originals = {row.sha256 for row in read_prepared(run.data_directory).split("val")}
+    assert {hashlib.sha256(content).hexdigest() for content in encoded} <= originals
+    session = open_session(candidate / record["serve"]["cpu_model"], record["serve"]["cpu_engine"])
+    answers = run_batches(session, decode_as_served(encoded, run.preprocessing))
+    np.testing.assert_allclose(answers, [one["probabilities"] for one in golden], atol=1e-5)
+
+
+def test_golden_images_are_clear_and_from_many_classes() -> None:
+    """Wrong ones never, unclear ones only where there are too few others."""
+    targets = np.arange(40) % 10
+    right, margins = np.ones(40, bool), np.full(40, 0.9)
+    right[:20], margins[20:30] = False, 0.1
+    assert len({targets[index] for index in choose_golden(right, margins, targets)}) == NUM_IMAGES
+    assert min(choose_golden(right, margins, targets)) >= 30
+    few = np.zeros(40, bool)
+    few[[3, 25, 26]] = True
+    assert sorted(choose_golden(few, margins, targets)) == [3, 25, 26]
+    assert choose_golden(np.zeros(40, bool), margins, targets) == []
+
+
+def test_nan_weights_fail_a_gate_and_the_candidate_says_so(copied_run: Run) -> None:
+    """And what an earlier export left there is gone, half written or whole."""
+    broken = _with_weights(
+        copied_run, lambda name, value: np.full_like(value, np.nan) if name == "fc.weight" else value
+    )
+    old = broken.directory / CANDIDATE_FOLDER / "model.int8.onnx"
+    old.parent.mkdir()
+    old.touch()
+    litter = broken.directory / ".tmp-4194305-0000-export"
+    litter.mkdir()
+    with pytest.raises(GateFailed, match=r"torch_vs_model_batch_1: got nan, allowed at most 0\.0001"):
+        build_candidate(broken, read_prepared(broken.data_directory), ("fp32", "int8"))
+    record = read_json(broken.directory / CANDIDATE_FOLDER / CANDIDATE_NAME)
+    assert not record["passed"]
+    failed = [gate for gate in record["gates"] if not gate["passed"]]
+    assert failed[0]["name"] == "torch_vs_model_batch_1"
+    assert failed[0]["value"] is None
+    assert not old.exists()
+    assert not list(broken.directory.glob(".tmp-*"))
+
+
+def test_when_no_choice_holds_the_best_one_fails_its_gate(
+    copied_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every choice was tried, and the record has the numbers of each."""
+    monkeypatch.setattr("export.int8.MIN_AGREEMENT", 2.0)
+    monkeypatch.setattr("export.checks.all_but_share_or_one_image", lambda share, _: share)
+    monkeypatch.setattr("export.int8.CHOICES", CHOICES[:2])
+    with pytest.raises(GateFailed, match=r"int8_\w+_top1_agreement: got .*, allowed at least 2"):
+        build_candidate(copied_run, read_prepared(copied_run.data_directory), ("int8",))
+    record = read_json(copied_run.directory / CANDIDATE_FOLDER / CANDIDATE_NAME)
+    assert not record["passed"]
+    assert record["serve"]["cpu_model"] == "model.onnx"
+    attempts = record["reports"]["int8"]["attempts"]
+    assert [attempt["choice"] for attempt in attempts] == [choice.name for choice in CHOICES[:2]]
+    assert not any(one["passed"] for attempt in attempts for one in attempt["engines"].values())
+
+
+def _measured(engine: str, *, passed: bool, agreement: float = 1.0, images_per_s: float = 1.0) -> Measured:
+    return Measured(
+        engine=engine,
+        gates=[at_most("distance", 0.01 if passed else 0.7, 0.1)],
+        agreement=agreement,
+        top1=agreement,
+        distance=0.0,
+        images_per_s=images_per_s,
+        images_per_s_fp32=1.0,
+    )
+
+
+def test_an_engine_with_wrong_kernels_does_not_serve() -> None:
+    """The next one is taken; where none is right, none is."""
+    for openvino, cpu, expected in ((True, True, "openvino"), (False, True, "cpu"), (False, False, None)):
+        engines = [_measured("openvino", passed=openvino), _measured("cpu", passed=cpu)]
+        served = Attempt(choice=Int8Choice(), path=Path(), engines=engines).served
+        assert (served.engine if served else None) == expected
+
+
+def test_the_best_attempt_passes_then_agrees_then_is_fast() -> None:
+    """In this order of weight."""
+    ordered = [
+        _measured("cpu", passed=False, agreement=1.0, images_per_s=900),
+        _measured("cpu", passed=True, agreement=0.996, images_per_s=900),
+        _measured("cpu", passed=True, agreement=0.998, images_per_s=400),
+        _measured("cpu", passed=True, agreement=0.998, images_per_s=500),
+    ]
+    ranks = [Attempt(choice=Int8Choice(), path=Path(), engines=[one]).rank for one in ordered]
+    assert ranks == sorted(ranks)
+
+
+def test_the_choices_have_names_of_their_own_and_bad_ones_are_refused() -> None:
+    """A report names each by what it does."""
+    assert len({choice.name for choice in CHOICES}) == len(CHOICES)
+    with pytest.raises(ValueError, match="calibration"):
+        Int8Choice(calibration="kmeans")
+
+
+def test_training_reads_its_images_with_the_yardstick(prepared: PreparedData, run: Run) -> None:
+    """So the decode gate, pipeline against yardstick, holds the pipeline against training too."""
+    trained_on = pixel_cache(prepared, run.preprocessing)
+    for index in range(0, len(prepared.rows), 16):
+        encoded = (prepared.directory / prepared.rows[index].path).read_bytes()
+        np.testing.assert_array_equal(trained_on[index], decode_reference(encoded, run.preprocessing))
+
+
+def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path) -> None:
+    """Mean and std of the training module and of the ONNX file give the same probabilities."""
+    served = load_served_model(run)
+    module = Classifier(served.model, TrainConfig(**run.meta["config"]), run.preprocessing).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *run.preprocessing.input_size, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
+    got = open_session(candidate / "model.onnx").run([PROBABILITIES], {PIXELS: pixels})[0]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_an_input_size_of_128_exports_with_all_gates(prepared: PreparedData, tmp_path: Path) -> None:
+    """Every shape comes from the run's contract."""
+    from training.train import train
+
+    config = TrainConfig(model_name="resnet10t", epochs=2, batch_size=8, lr=0.02, input_size=128)
+    train(config, data_directory=prepared.directory, out=tmp_path / "run")
+    candidate = build_candidate(read_run(tmp_path / "run"), prepared, ("fp32", "int8", "fp16"))
+    record = read_json(candidate / CANDIDATE_NAME)
+    assert record["passed"]
+    assert record["preprocessing"]["input_size"] == [128, 128]
+    for name in ONNX_FILES:
+        assert open_session(candidate / name).get_inputs()[0].shape[1:] == [128, 128, 3]
