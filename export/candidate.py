@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME, FP16_MODEL, GOLDEN_FOLDER
+from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.checks import (
     MAX_ABS_DIFF,
     MAX_FP16_ABS_DIFF,
@@ -31,7 +31,7 @@ from export.golden import write_golden
 from export.graph import IR_VERSION, OPSET, ServedModel, export_onnx, load_served_model
 from export.int8 import make_int8
 from export.metadata import file_metadata
-from export.render import FP32_MODEL, INT8_MODEL
+from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from export.structure import structure_gate
 from export.validation import Validation, read_validation
 from fruitstand import __version__
@@ -118,9 +118,7 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     if "int8" in variants:
         _add_int8(draft, data, validation, compare=compare_int8)
     served = draft.directory / draft.serve["cpu_model"]
-    count = write_golden(
-        draft.directory / GOLDEN_FOLDER, served, draft.serve["cpu_engine"], validation, run.labels
-    )
+    count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
 
 

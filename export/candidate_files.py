@@ -6,6 +6,3 @@
 CANDIDATE_FOLDER = "export"
 """In the run's folder."""
 CANDIDATE_NAME = "candidate.json"
-FP16_MODEL = "model.fp16.onnx"
-GOLDEN_FOLDER = "golden"
-GOLDEN_NAME = "golden.json"

@@ -7,9 +7,6 @@ passed.
 import logging
 from pathlib import Path
 
-from export.candidate_files import CANDIDATE_NAME
-from export.publish import publish
-from fruitstand.artefacts import read_json
 from fruitstand.errors import UsageError
 from fruitstand.runs import read_run, read_run_data
 
@@ -54,18 +51,9 @@ def export(
 
     # Only now: it takes seconds to import, and what can be refused has been.
     from export.candidate import build_candidate
+    from export.publish import publish
 
     candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
-    record = read_json(candidate / CANDIDATE_NAME)
-    files = [candidate / name for name in record.pop("files") if name.endswith(".onnx")]
-    serve = record.pop("serve")
-    version = publish(
-        repository, files, record, run.preprocessing, run.labels, cpu_engine=serve["cpu_engine"]
-    )
-    log.info("published version %d in %s", version, repository)
-    return {
-        "version": version,
-        "repository": str(repository),
-        "gates": record["gates"],
-        "reports": record["reports"],
-    }
+    manifest = publish(repository, candidate)
+    log.info("published version %d in %s", manifest["version"], repository)
+    return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}

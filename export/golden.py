@@ -3,15 +3,14 @@
 They are replayed through the server before a version is promoted.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from export.candidate_files import GOLDEN_NAME
 from export.checks import open_session, run_batches
 from export.validation import Validation
-from fruitstand.artefacts import write_bytes
+from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.versions import GOLDEN_LIST
 
 NUM_IMAGES = 8
 MIN_MARGIN = 0.2
@@ -22,7 +21,7 @@ def write_golden(directory: Path, model: Path, engine: str, validation: Validati
     """Choose golden images and write them with the expected answers.
 
     Args:
-        directory: the folder to fill.
+        directory: the candidate's.
         model: the file that will be served on the processor.
         engine: that it will be served by.
         validation: the held-back images; answers are to the pixels of the served decode.
@@ -37,11 +36,10 @@ def write_golden(directory: Path, model: Path, engine: str, validation: Validati
     )
     first_two = np.sort(answers, axis=1)[:, -2:]
     chosen = choose_golden(right, first_two[:, 1] - first_two[:, 0], validation.targets)
-    directory.mkdir()
     golden = []
     for number, index in enumerate(chosen):
         name = f"{number}{Path(validation.rows[index].path).suffix}"
-        write_bytes(directory / name, validation.encoded[index])
+        write_bytes((directory / GOLDEN_LIST).with_name(name), validation.encoded[index])
         golden.append(
             {
                 "file": name,
@@ -50,7 +48,7 @@ def write_golden(directory: Path, model: Path, engine: str, validation: Validati
                 "probabilities": [float(value) for value in answers[index]],
             }
         )
-    write_bytes(directory / GOLDEN_NAME, (json.dumps(golden, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(directory / GOLDEN_LIST, {"images": golden})
     return len(golden)
 
 

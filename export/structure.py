@@ -1,11 +1,15 @@
 """Does a file have the contract's inputs and outputs, and can the oldest server read it?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 
 from export.gates import Gate, at_most
 from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+
+_EXTERNAL = onnx.TensorProto.EXTERNAL
 
 MAX_OPSET = 21
 MAX_IR_VERSION = 10
@@ -31,6 +35,9 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     """
     try:
         model = onnx.load(path, load_external_data=False)
+        outside = next((one for one in _tensors(model) if one.data_location == _EXTERNAL), None)
+        if outside is not None:  # loading it would read a file that no manifest names
+            return [f"tensor {outside.name!r} lies outside the file; a served model holds all its weights"]
         onnx.checker.check_model(model, full_check=True)
     except Exception as exc:  # protobuf, the checker and the shape inference raise a dozen kinds
         return [f"no valid ONNX file: {str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc)}"]
@@ -39,9 +46,18 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
     problems += _value_problems("output", graph.output, PROBABILITIES, element.FLOAT, [num_classes])
-    if any(tensor.data_location == element.EXTERNAL for tensor in graph.initializer):
-        problems.append("weights lie outside the file")
     return problems
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for child in value if descriptor.is_repeated else [value]:
+                yield from _tensors(child)
 
 
 def _version_problems(model: onnx.ModelProto) -> list[str]:

@@ -1,4 +1,4 @@
-"""How fast one file is beside another on this machine, for reports; no gate reads it."""
+"""How fast one file is beside another on this machine: they take turns, so that a busy one slows both."""
 
 import statistics
 import time
@@ -12,15 +12,30 @@ BATCH = 32
 ROUNDS = 7
 
 
-def images_per_s(
-    sessions: dict[str, onnxruntime.InferenceSession], pixels_nhwc_u8: np.ndarray
-) -> dict[str, float]:
-    """The median rate of each session; they take turns, so that a busy machine slows all of them.
+Sessions = dict[str, onnxruntime.InferenceSession]
+
+
+def images_per_s(sessions: Sessions, pixels_nhwc_u8: np.ndarray) -> dict[str, float]:
+    """The median rate of each session.
 
     Args:
         sessions: by name.
         pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
     """
+    seconds = _seconds(sessions, pixels_nhwc_u8)
+    return {name: BATCH / statistics.median(values) for name, values in seconds.items()}
+
+
+def slowdown(
+    new: onnxruntime.InferenceSession, old: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray
+) -> float:
+    """The median over the rounds of the new session's time as a multiple of the old one's."""
+    seconds = _seconds({"new": new, "old": old}, pixels_nhwc_u8)
+    return statistics.median(a / b for a, b in zip(seconds["new"], seconds["old"], strict=True))
+
+
+def _seconds(sessions: Sessions, pixels_nhwc_u8: np.ndarray) -> dict[str, list[float]]:
+    """The time of one batch in each round."""
     feed = {PIXELS: np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))}
     for session in sessions.values():
         session.run([PROBABILITIES], feed)
@@ -30,4 +45,4 @@ def images_per_s(
             started = time.perf_counter()
             session.run([PROBABILITIES], feed)
             seconds[name].append(time.perf_counter() - started)
-    return {name: BATCH / statistics.median(values) for name, values in seconds.items()}
+    return seconds

@@ -135,7 +135,6 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
     input_size: Annotated[int, typer.Option(help="Height and width of the input, pixels.")] = 100,
     pretrained: Annotated[bool, typer.Option(help="Start from timm's ImageNet weights.")] = False,
-    progressive: Annotated[bool, typer.Option(help="Smaller images first; quicker.")] = True,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
@@ -154,7 +153,6 @@ def train(
                 lr=lr,
                 input_size=input_size,
                 pretrained=pretrained,
-                progressive=progressive,
                 seed=seed,
             )
         except ValueError as exc:

@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 
 from export.candidate import build_candidate
-from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME, FP16_MODEL, GOLDEN_FOLDER, GOLDEN_NAME
+from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.checks import open_session, run_batches
 from export.decode_parity import decode_as_served
 from export.gates import at_most
@@ -21,12 +21,14 @@ from export.golden import NUM_IMAGES, choose_golden
 from export.graph import load_served_model
 from export.int8 import Attempt, Measured
 from export.quantize import CHOICES, Int8Choice
+from export.render import FP16_MODEL
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.reference_decode import decode_reference
 from fruitstand.runs import META_NAME, Run, read_run
+from fruitstand.versions import GOLDEN_LIST
 from training.config import TrainConfig
 from training.model import Classifier
 from training.pixels import pixel_cache
@@ -63,7 +65,7 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
     assert record["labels"] == run.labels
     found = {str(path.relative_to(candidate)) for path in candidate.rglob("*") if path.is_file()}
     assert set(record["files"]) == found - {CANDIDATE_NAME}
-    assert {*ONNX_FILES, f"{GOLDEN_FOLDER}/{GOLDEN_NAME}"} < set(record["files"])
+    assert {*ONNX_FILES, str(GOLDEN_LIST)} < set(record["files"])
     for name, described in record["files"].items():
         assert described["sha256"] == sha256_file(candidate / name)
         assert described["size_bytes"] == (candidate / name).stat().st_size
@@ -145,11 +147,11 @@ def test_fp16_computes_the_network_in_fp16_and_the_rest_in_fp32(candidate: Path,
 def test_golden_images_are_answered_again_as_written(candidate: Path, run: Run) -> None:
     """By the file and engine that are to serve, through the served decode."""
     record = read_json(candidate / CANDIDATE_NAME)
-    golden = json.loads((candidate / GOLDEN_FOLDER / GOLDEN_NAME).read_text())
+    golden = json.loads((candidate / GOLDEN_LIST).read_text())["images"]
     assert len(golden) == NUM_IMAGES
     assert {one["label"] for one in golden} == set(run.labels)
     assert all(one["top1"] == one["label"] for one in golden)
-    encoded = [(candidate / GOLDEN_FOLDER / one["file"]).read_bytes() for one in golden]
+    encoded = [(candidate / "golden" / one["file"]).read_bytes() for one in golden]
     originals = {row.sha256 for row in read_prepared(run.data_directory).split("val")}
     assert {hashlib.sha256(content).hexdigest() for content in encoded} <= originals
     session = open_session(candidate / record["serve"]["cpu_model"], record["serve"]["cpu_engine"])

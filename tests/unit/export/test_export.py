@@ -13,7 +13,7 @@ from export.export import export
 from export.graph import load_served_model
 from export.publish import published_versions
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.runs import META_NAME, Run
@@ -114,19 +114,6 @@ def test_a_failed_gate_publishes_nothing(
     with pytest.raises(GateFailed, match="torch_vs_model_batch_1"):
         export(copied_run, repository=tmp_path / "repository", variants=("fp32",), data_directory=None)
     assert published_versions(tmp_path / "repository") == []
-
-
-def test_other_classes_are_refused(repository: Path, run: Run, tmp_path: Path) -> None:
-    """One label file serves all versions: a model with other classes needs another repository."""
-    from export.publish import publish
-
-    copy = shutil.copytree(repository, tmp_path / "repository")
-    with pytest.raises(ArtefactError, match="other classes"):
-        publish(copy, [], {}, run.preprocessing, [*run.labels[:-1], "Durian"], cpu_engine="cpu")
-    smaller = Preprocessing(input_size=(64, 64))
-    with pytest.raises(ArtefactError, match="other preprocessing"):
-        publish(copy, [], {}, smaller, run.labels, cpu_engine="cpu")
-    assert published_versions(copy) == [1]
 
 
 def test_a_half_written_run_and_an_unknown_variant_are_refused(run: Run, tmp_path: Path) -> None:
