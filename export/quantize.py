@@ -105,6 +105,7 @@ class Quantizer:
                 {},
             )
             quantizer.quantize_model()
+        quantizer.model.topological_sort()
         made = quantizer.model.model
         set_metadata(made, self._metadata)
         write_model(made, int8)
