@@ -177,7 +177,7 @@ def wrong_here(versions: Path, candidate: Path, url: str) -> None:
 @pytest.mark.parametrize(
     ("attempt", "error", "reason"),
     [
-        pytest.param(publish_changed(candidates.truncated), ArtefactError, "cut off", id="truncated"),
+        pytest.param(publish_changed(candidates.truncated), GateFailed, "structure", id="truncated"),
         pytest.param(publish_changed(candidates.wrong_classes), ArtefactError, "other classes", id="classes"),
         pytest.param(publish_changed(candidates.nan_weights), GateFailed, "extreme_pixels", id="nan"),
         pytest.param(
@@ -188,7 +188,7 @@ def wrong_here(versions: Path, candidate: Path, url: str) -> None:
         pytest.param(publish_changed(candidates.other_answers), GateFailed, "golden", id="wrong answers"),
         pytest.param(publish_changed(candidates.slow), GateFailed, "slowdown", id="twice as slow"),
         pytest.param(
-            publish_changed(candidates.external_data), ArtefactError, "another file", id="external data"
+            publish_changed(candidates.external_data), GateFailed, "outside the file", id="external data"
         ),
         pytest.param(wrong_here, GateFailed, "answers .* otherwise", id="wrong on this processor"),
     ],
