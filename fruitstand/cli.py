@@ -37,6 +37,21 @@ class Split(StrEnum):
     test = "test"
 
 
+class SplitKind(StrEnum):
+    """What is held out for the test."""
+
+    classic = "classic"
+    object = "object"
+    film = "film"
+
+
+class Validation(StrEnum):
+    """How validation is cut from Training."""
+
+    film = "film"
+    frame = "frame"
+
+
 class LabelLevel(StrEnum):
     """Which folder level is the class, where a data set has two."""
 
@@ -106,14 +121,23 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @data_app.command()
 def prepare(
-    source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
+    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
+    split: Annotated[
+        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
+    ] = SplitKind.classic,
+    validation: Annotated[
+        Validation, typer.Option(help="Whole films or the end of each, or one frame in ten (classic only).")
+    ] = Validation.film,
+    subset: Annotated[
+        str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")
+    ] = "",
     label_level: Annotated[
         LabelLevel, typer.Option(help="Class level of two-level data.")
     ] = LabelLevel.fruit,
     num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
     images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the painter.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the painter and of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Arrange images and labels, split them, write the manifest and a report."""
@@ -123,6 +147,9 @@ def prepare(
         report: dict[str, Any] = prepare_data(
             source=source,
             out=out,
+            split=split.value,
+            validation=validation.value,
+            subset=subset,
             label_level=label_level.value,
             num_classes=num_classes,
             images_per_class=images_per_class,
@@ -135,9 +162,13 @@ def prepare(
         print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
-    for twin in report["twin_classes"]:
+    details = report["split_details"]
+    print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
+    for label in details["left_out"]:
+        print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
+    for twin in report["twins"]:
         print(
-            f"left out class {twin['label']!r}: its {twin['num_images']} images are byte for byte those of"
+            f"left out {twin['object']!r}: its {twin['num_images']} images are byte for byte those of"
             f" {twin['same_as']!r}"
         )
     if report["num_skipped"]:
