@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Prepare image folders.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare image folders, and check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -175,6 +175,28 @@ def prepare(
         print(f"skipped {report['num_skipped']} files that cannot be decoded:")
         for one in report["skipped"]:
             print(f"  {one['file']}: {one['reason']}")
+
+
+@data_app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for damage, duplicates and leaks; exit 1 when a split is not what it claims."""
+    with _needs("train"):
+        from training.check import check_data
+
+        result: dict[str, Any] = check_data(directory, out=out)
+    if as_json:
+        _print_json(result)
+    else:
+        print("\n".join(result["summary"]))
+        print(f"report: {(out or directory / 'check') / 'check.html'}")
+    for failure in result["failures"]:
+        print(f"fruitstand: error: {failure}", file=sys.stderr)
+    if not result["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()
