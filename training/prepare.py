@@ -1,27 +1,21 @@
 """`fruitstand data prepare`: arrange images and labels, split them, write the manifest and a report."""
 
 import errno
-import hashlib
 import tempfile
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
-from fruitstand.contract import Preprocessing
-from fruitstand.errors import DataError, ImageRejected, UsageError
+from fruitstand.errors import DataError, UsageError
 from fruitstand.labels import write_labels
 from fruitstand.manifest import LABELS_NAME, REPORT_NAME, ManifestRow, write_manifest
-from fruitstand.progress import track
-from fruitstand.reference_decode import decode_reference
 from training import kaggle
-from training.layout import FoundImage, find_images
+from training.copy_images import copy_images
+from training.layout import find_images
 from training.painter import paint_dataset
 from training.splits import SPLIT_KINDS, VALIDATION_KINDS, divide
-from training.tree import FolderTree, ZipTree, open_tree
+from training.tree import open_tree
 from training.twins import without_twins
-
-NUM_THREADS = 4
 
 
 def prepare_data(
@@ -112,7 +106,7 @@ def _arrange(
             )
         except DataError as exc:
             raise DataError(f"{path}: {exc}") from exc
-        copied, skipped = _copy_images(tree, found, staged)
+    copied, skipped = copy_images(path, found, staged)
     lost = {image.label for image in found} - {row.label for row in copied}
     if lost:
         raise DataError(f"class {min(lost)!r}: none of its images can be decoded; {skipped[0]['reason']}")
@@ -136,45 +130,6 @@ def _arrange(
         "subset": subset,
         "seed": seed,
     }
-
-
-def _copy_images(
-    tree: FolderTree | ZipTree, found: list[FoundImage], staged: Path
-) -> tuple[list[ManifestRow], list[dict[str, str]]]:
-    """Copy every image that decodes; return the rows and, for the others, file and reason."""
-    preprocessing = Preprocessing()
-    for folder in {(staged / "images" / image.relative).parent for image in found}:
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def copy(image: FoundImage) -> ManifestRow | str:
-        try:
-            image.relative.encode()
-            encoded = tree.read(image.name, preprocessing.max_encoded_bytes)
-            decode_reference(encoded, preprocessing)
-        except UnicodeEncodeError:
-            return "its name is not UTF-8"
-        except ImageRejected as exc:
-            return str(exc)
-        except OSError as exc:
-            return f"cannot be read: {exc.strerror}"
-        target = f"images/{image.relative}"
-        (staged / target).write_bytes(encoded)
-        digest = hashlib.sha256(encoded).hexdigest()
-        return ManifestRow(target, digest, image.label, image.object, image.film, image.frame, image.split)
-
-    rows, skipped = [], []
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for image, result in zip(
-            found, track(pool.map(copy, found), total=len(found), description="prepare"), strict=True
-        ):
-            if isinstance(result, str):
-                name = image.relative.encode(errors="backslashreplace").decode()
-                skipped.append({"file": name, "reason": result})
-            else:
-                rows.append(result)
-    if not rows:
-        raise DataError(f"none of {len(found)} images can be decoded; the first: {skipped[0]['reason']}")
-    return rows, skipped
 
 
 def _per_class(rows: list[ManifestRow]) -> dict[str, Counter[str]]:

@@ -5,7 +5,6 @@ longer than its own turn, so memory and scratch space do not grow with the data.
 """
 
 import os
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -90,7 +89,6 @@ class ZipTree(AbstractContextManager["ZipTree"]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()  # ZipFile counts its open members without one
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError) as exc:
@@ -125,7 +123,7 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             DataError: the archive is damaged there.
         """
         try:
-            with self._lock, self._archive.open(self._members[name]) as file:
+            with self._archive.open(self._members[name]) as file:
                 return file.read(max_bytes + 1)
         # zipfile raises RuntimeError for a password and NotImplementedError for an unknown compression.
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
