@@ -82,9 +82,11 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     else:
         num_before = len(rows)
         rows, blocks = _with_validation(rows, kind=kind, unit=unit, seed=seed)
-        whole = f"whole {'varieties' if kind == 'object' else 'films'}"
-        some = f", or the end of each film for {len(blocks)} classes"
-        details["validation"] = f"{whole}{some if blocks else ''}"
+        whole, end = f"whole {'varieties' if kind == 'object' else 'films'}", "the end of each film"
+        if len(blocks) == len({row.label for row in rows}):
+            details["validation"] = end
+        else:
+            details["validation"] = whole + (f", but {end} for {len(blocks)} classes" if blocks else "")
         details["validation_blocks"] = blocks
         details["num_gap"] = num_before - len(rows)
     rows.sort(key=_order)
