@@ -40,7 +40,7 @@ def download() -> Path:
             f"Kaggle wants to know who asks for {KAGGLE_HANDLE}: set KAGGLE_API_TOKEN, or download the zip"
             " and give its path"
         ) from exc
-    except exceptions.KaggleApiHTTPError as exc:
+    except (exceptions.KaggleApiHTTPError, exceptions.BackendError, exceptions.NotFoundError) as exc:
         raise DataError(f"Kaggle refuses {KAGGLE_HANDLE}: {_first_line(exc)}") from exc
     except exceptions.DataCorruptionError as exc:
         raise DataError(f"{KAGGLE_HANDLE} came damaged ({_first_line(exc)}); run the command again") from exc
