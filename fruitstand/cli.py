@@ -127,7 +127,8 @@ def prepare(
         SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
     ] = SplitKind.classic,
     validation: Annotated[
-        Validation, typer.Option(help="Whole films or the end of each, or one frame in ten (classic only).")
+        Validation,
+        typer.Option(help="Whole films or the middle of each, or one frame in ten (classic only)."),
     ] = Validation.film,
     subset: Annotated[
         str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")

@@ -7,8 +7,8 @@
     film      Whole films are for Test only: one in four of each class.
 
 Validation is a tenth of what is left, cut from it the same way where a class has varieties or films enough.
-Where it has not, the last tenth of each film is taken, and some frames on either side of it are left out: a
-film is one turn of the shaft, so its end and its beginning show the same side.
+Where it has not, a tenth from the middle of each film is taken, and some frames on either side of it are left
+out. Not from the end: films are a little longer than a turn, and their last frames show the first side again.
 
 `--validation frame` takes one frame in ten instead, for the classic split only: such a validation has its
 neighbours in Training, as the classic Test has, and leaves Training every part of the turn.
@@ -82,11 +82,11 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     else:
         num_before = len(rows)
         rows, blocks = _with_validation(rows, kind=kind, unit=unit, seed=seed)
-        whole, end = f"whole {'varieties' if kind == 'object' else 'films'}", "the end of each film"
+        whole, middle = f"whole {'varieties' if kind == 'object' else 'films'}", "the middle of each film"
         if len(blocks) == len({row.label for row in rows}):
-            details["validation"] = end
+            details["validation"] = middle
         else:
-            details["validation"] = whole + (f", but {end} for {len(blocks)} classes" if blocks else "")
+            details["validation"] = whole + (f", but {middle} for {len(blocks)} classes" if blocks else "")
         details["validation_blocks"] = blocks
         details["num_gap"] = num_before - len(rows)
     rows.sort(key=_order)
@@ -148,7 +148,7 @@ def _order(row: ManifestRow) -> tuple[int, str, str, int, str]:
 
 
 def _cut_blocks(members: list[ManifestRow]) -> list[ManifestRow]:
-    """The last tenth of each film for validation, without the frames next to it."""
+    """A tenth from the middle of each film for validation; the frames next to it are left out."""
     films: dict[tuple[str, ...], list[ManifestRow]] = defaultdict(list)
     for row in sorted(members, key=_order):
         films[film_of(row)].append(row)
@@ -156,8 +156,9 @@ def _cut_blocks(members: list[ManifestRow]) -> list[ManifestRow]:
     for film in films.values():
         size = round(VALIDATION_SHARE * len(film) + 0.01)  # five frames give one
         gap = min(MAX_GAP, len(film) // 20) if size else 0
-        train += film[gap : len(film) - size - gap]
-        val += film[len(film) - size :]
+        start = (len(film) - size) // 2
+        train += film[: start - gap] + film[start + size + gap :]
+        val += film[start : start + size]
     if not val and len(train) > 1:
         val.append(train.pop())
     return train + [replace(row, split="val") for row in val]

@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_splits_are_the_data_sets_own_and_validation_comes_from_training(tree: Path, tmp_path: Path) -> None:
-    """Test stays Test; the end of each film validates; nothing is lost or doubled."""
+    """Test stays Test; the middle of each film validates; nothing is lost or doubled."""
     report = prepare_data(source=str(tree), out=tmp_path / "out")
     assert report["num_images"] == {"test": 24, "train": 20, "val": 4}
     data = read_prepared(tmp_path / "out")

@@ -30,8 +30,8 @@ def _num(division: Division) -> Counter[str]:
 
 
 @pytest.mark.parametrize("films", [1, 2, 3])
-def test_classic_validation_is_the_end_of_each_film_with_a_gap(films: int) -> None:
-    """No frame of Training is next to one of validation, not even across the turn's end; Test stays."""
+def test_classic_validation_is_the_middle_of_each_film_with_a_gap(films: int) -> None:
+    """No frame of Training is next to one of validation, nor a turn away from it; Test stays."""
     rows = _classic(films)
     division = divide(rows, kind="classic", seed=0)
     assert {row for row in rows if row.split == "test"} == {
@@ -50,8 +50,8 @@ def test_classic_validation_is_the_end_of_each_film_with_a_gap(films: int) -> No
             ordered = sorted(
                 row.frame for row in rows if (row.object, row.film, row.split) == (variety, film, "train")
             )
-            assert frames["val"] == ordered[-3:]
-            assert frames["train"] == ordered[1:-4]
+            assert frames["val"] == ordered[13:16]
+            assert frames["train"] == ordered[:12] + ordered[17:]
     assert division.details["num_gap"] == 4 * films * 2
     assert division.details["validation_blocks"] == ["Apple 0", "Apple 1", "Apple 2", "Apple 3"]
 
@@ -107,7 +107,7 @@ FRUITS = {
 
 
 def test_object_holds_whole_varieties_out() -> None:
-    """One in five of each fruit; a fruit of two gives one, and its validation is the end of a film."""
+    """One in five of each fruit; a fruit of two gives one, and its validation is the middle of a film."""
     division = divide(_rows(FRUITS, splits={}, films=2, frames=40), kind="object", seed=0)
     both = shared(division.rows, variety_of)
     assert both["train/test"] == both["val/test"] == []
