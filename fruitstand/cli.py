@@ -15,9 +15,7 @@ import typer
 
 from fruitstand import __version__
 from fruitstand.cli_models import app as models_app
-from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, Url
-from fruitstand.cli_shared import needs as _needs
-from fruitstand.cli_shared import print_json as _print_json
+from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, Url, needs, print_json
 from fruitstand.errors import FruitstandError, UsageError
 
 app = typer.Typer(
@@ -27,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Prepare image folders.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare image folders, and check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
@@ -38,6 +36,21 @@ class Split(StrEnum):
     train = "train"
     val = "val"
     test = "test"
+
+
+class SplitKind(StrEnum):
+    """What is held out for the test."""
+
+    classic = "classic"
+    object = "object"
+    film = "film"
+
+
+class Validation(StrEnum):
+    """How validation is cut from Training."""
+
+    film = "film"
+    frame = "frame"
 
 
 class LabelLevel(StrEnum):
@@ -66,7 +79,7 @@ def main() -> None:
 
 def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
         return
     for key in ("data_source", "split", "num_images", "top1", "top5", "macro_f1", "ece"):
         value = metrics[key]
@@ -85,44 +98,83 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @data_app.command()
 def prepare(
-    source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
+    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
+    split: Annotated[
+        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
+    ] = SplitKind.classic,
+    validation: Annotated[
+        Validation,
+        typer.Option(help="Whole films or the middle of each, or one frame in ten (classic only)."),
+    ] = Validation.film,
+    subset: Annotated[
+        str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")
+    ] = "",
     label_level: Annotated[
         LabelLevel, typer.Option(help="Class level of two-level data.")
     ] = LabelLevel.fruit,
     num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
     images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the painter.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the painter and of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Arrange images and labels, split them, write the manifest and a report."""
-    with _needs("train"):
+    with needs("train"):
         from training.prepare import prepare_data
 
         report: dict[str, Any] = prepare_data(
             source=source,
             out=out,
+            split=split.value,
+            validation=validation.value,
+            subset=subset,
             label_level=label_level.value,
             num_classes=num_classes,
             images_per_class=images_per_class,
             seed=seed,
         )
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     if report["generated"]:
         print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
-    for twin in report["twin_classes"]:
+    details = report["split_details"]
+    print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
+    for label in details["left_out"]:
+        print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
+    for twin in report["twins"]:
         print(
-            f"left out class {twin['label']!r}: its {twin['num_images']} images show the same films as"
-            f" {twin['same_as']!r}; a nearest neighbour cannot tell them apart"
+            f"left out {twin['object']!r}: its {twin['num_images']} images are"
+            f" {'of the same films as' if 'shared' in twin else 'byte for byte'} those of {twin['same_as']!r}"
         )
     if report["num_skipped"]:
         print(f"skipped {report['num_skipped']} files that cannot be decoded:")
         for one in report["skipped"]:
             print(f"  {one['file']}: {one['reason']}")
+
+
+@data_app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for damage, duplicates and leaks; exit 1 when a split is not what it claims."""
+    with needs("train"):
+        from training.check import check_data
+
+        result: dict[str, Any] = check_data(directory, out=out)
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(result["summary"]))
+        print(f"report: {(out or directory / 'check') / 'check.html'}")
+    for failure in result["failures"]:
+        print(f"fruitstand: error: {failure}", file=sys.stderr)
+    if not result["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -141,7 +193,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a timm ResNet."""
-    with _needs("train"):
+    with needs("train"):
         from training.config import TrainConfig
         from training.train import train as run_training
 
@@ -162,7 +214,7 @@ def train(
         meta = run_training(config, data_directory=data, out=out, resume=resume, overwrite=overwrite)
     split, metrics = next(iter(meta["metrics"].items()))
     if as_json:
-        _print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
+        print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
     else:
         print(f"{out}: {model}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
 
@@ -180,7 +232,7 @@ def evaluate(
     """Measure a run, or a server; the same numbers for both."""
     if (run is None) == (url is None):
         raise UsageError("give either --run or --url")
-    with _needs("train"):
+    with needs("train"):
         from training.evaluate import evaluate_answers, evaluate_run
 
         if run is not None:
@@ -196,7 +248,7 @@ def evaluate(
 
 def _ask_server(url: str, paths: list[Path], num_classes: int) -> Iterator[dict[str, float] | str]:
     """For each image the served probabilities by label, or why there are none."""
-    with _needs("client"):
+    with needs("client"):
         from fruitstand_client import Client
     from fruitstand.progress import track
 
@@ -219,7 +271,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a run into ONNX, check it, and publish it as the next version."""
-    with _needs("export"):
+    with needs("export"):
         from export.export import export as run_export
 
         names = tuple(name.strip() for name in variants.split(","))
@@ -227,7 +279,7 @@ def export(
             run, repository=repository, variants=names, data_directory=data, compare_int8=compare_int8
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     for gate in result["gates"]:
         allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
@@ -254,7 +306,7 @@ def serve(
     trusted_keys: TrustedKeys = None,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
-    with _needs("serve-cpu"):
+    with needs("serve-cpu"):
         from serving.serve import serve as run_server
 
         run_server(
@@ -280,7 +332,7 @@ def classify(
     deadline_s: Annotated[float, typer.Option(help="For each request, seconds.")] = 30.0,
 ) -> None:
     """Classify images with a served model; exit 1 when an image got no answer."""
-    with _needs("client"):
+    with needs("client"):
         from fruitstand_client.classify import classify_paths
 
         num_failed = classify_paths(

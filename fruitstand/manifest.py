@@ -1,11 +1,13 @@
 """The data manifest: one parquet row an image, written by `fruitstand data prepare`, read by every stage.
 
-A prepared folder holds `manifest.parquet`, `labels.txt`, `report.json` and `images/`. pyarrow is imported
-inside the functions.
+A prepared folder holds `manifest.parquet`, `labels.txt`, `report.json` and `images/`. The parquet file's
+metadata say how the images were split. pyarrow is imported inside the functions.
 """
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from fruitstand.artefacts import atomic_file, read_json, sha256_file
 from fruitstand.errors import DataError
@@ -14,6 +16,7 @@ from fruitstand.labels import read_labels
 MANIFEST_NAME = "manifest.parquet"
 LABELS_NAME = "labels.txt"
 REPORT_NAME = "report.json"
+METADATA_KEY = b"fruitstand.split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class PreparedData:
     source: str
     """Where the images came from: "generated", or the folder's or zip's name."""
     manifest_sha256: str
+    split_kind: str
+    """What the split claims: classic, object or film; empty in a manifest from before this was recorded."""
+    split_details: dict[str, Any]
+    """How it was made, see `training.splits`."""
 
     def split(self, name: str) -> list[ManifestRow]:
         """The rows of one split, in manifest order.
@@ -63,13 +70,26 @@ class PreparedData:
         return {label: index for index, label in enumerate(self.labels)}
 
 
-def write_manifest(directory: Path, rows: list[ManifestRow]) -> None:
-    """Write `manifest.parquet` atomically."""
+def write_manifest(
+    directory: Path, rows: list[ManifestRow], *, split_kind: str, split_details: dict[str, Any]
+) -> None:
+    """Write `manifest.parquet` atomically.
+
+    Args:
+        directory: the prepared folder.
+        rows: its images.
+        split_kind: what the split claims.
+        split_details: how it was made, JSON-ready.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {str: pa.string(), int: pa.int64()}
-    schema = pa.schema([(field.name, types[field.type]) for field in fields(ManifestRow)])  # type: ignore[index]
+    claim = json.dumps({"kind": split_kind, "details": split_details}, sort_keys=True).encode()
+    schema = pa.schema(
+        [(field.name, types[field.type]) for field in fields(ManifestRow)],  # type: ignore[index]
+        metadata={METADATA_KEY: claim},
+    )
     with atomic_file(directory / MANIFEST_NAME) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
 
@@ -90,12 +110,15 @@ def read_prepared(directory: Path) -> PreparedData:
             f" 'fruitstand data prepare --source PATH --out {directory}'"
         )
     try:
-        rows = [ManifestRow(**row) for row in pq.read_table(path).to_pylist()]
-    except (pa.ArrowException, OSError, TypeError) as exc:
+        table = pq.read_table(path)
+        rows = [ManifestRow(**row) for row in table.to_pylist()]
+        claim = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b'{"kind": "", "details": {}}'))
+        split_kind, split_details = claim["kind"], claim["details"]
+    except (pa.ArrowException, OSError, TypeError, ValueError, KeyError) as exc:
         raise DataError(f"{path}: damaged or of another version ({exc}); prepare the data again") from exc
     labels = read_labels(directory / LABELS_NAME)
     unknown = {row.label for row in rows} - set(labels)
     if unknown:
         raise DataError(f"{path}: label {min(unknown)!r} is not in {LABELS_NAME}; prepare the data again")
     source = str(read_json(directory / REPORT_NAME)["source"])
-    return PreparedData(directory, labels, rows, source, sha256_file(path))
+    return PreparedData(directory, labels, rows, source, sha256_file(path), split_kind, split_details)

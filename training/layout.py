@@ -1,28 +1,33 @@
 """Find the images of a Fruits-360 tree, whatever its version calls its folders.
 
-Every release is some nesting around `Training/<class>/*.jpg` and `Test/<class>/*.jpg`; the 3-body set has one
-level more, `Training/<fruit>/<variety>/*.jpg`.
+Every release is some nesting around `Training/<class>/*.jpg` and `Test/<class>/*.jpg`; the original-size set
+adds `Validation`, the 3-body set one level more, `Training/<fruit>/<variety>/*.jpg`. A download from Kaggle
+holds several of them side by side; `subset` picks one.
 """
 
-import os
 import re
+from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import DataError
+from training.tree import Listing
 
 SPLIT_FOLDERS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test"}
+SPLITS = ("train", "val", "test")
 
 _FILE_NAME = re.compile(r"^(?:(?P<film>r\d*)_)?(?P<frame>\d+)(?:_\d+)?$")
+_WORD_END = re.compile(r"[ _]")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image file and what its place in the tree says about it."""
 
-    file: Path
-    relative: Path
+    name: str
+    """In the tree."""
+    relative: str
     """Below the root: split folder, class folder (or two), file name."""
     label: str
     object: str
@@ -31,69 +36,95 @@ class FoundImage:
     split: str
 
 
-def find_root(directory: Path) -> Path:
-    """The folder that holds the `Training` and `Test` folders, at any depth below `directory`.
+def find_root(listing: Listing, *, subset: str = "") -> str:
+    """The folder that holds the `Training` and `Test` folders.
+
+    Args:
+        listing: of the tree.
+        subset: of several, the one with this in its path; upper or lower case.
 
     Raises:
         DataError: none, or several that the caller has to choose from.
     """
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such folder; give a Fruits-360 folder or zip")
-    roots = []
-    for parent, folders, _ in os.walk(directory):
-        names = {name.lower() for name in folders}
-        if names & {"training", "train"} and "test" in names:
-            roots.append(Path(parent))
-            folders.clear()
+    children: dict[str, set[str]] = defaultdict(set)
+    for folder in listing.folders:
+        if folder:
+            parent, _, name = folder.rpartition("/")
+            children[parent].add(name.lower())
+    roots: list[str] = []
+    for folder in sorted(children, key=lambda name: (name.count("/"), name)):
+        inside = any(not root or folder.startswith(f"{root}/") for root in roots)
+        if not inside and children[folder] & {"training", "train"} and "test" in children[folder]:
+            roots.append(folder)
     if not roots:
         raise DataError(
-            f"{directory}: no Training and Test folders in it; expected the Fruits-360 layout"
+            "no Training and Test folders in it; expected the Fruits-360 layout"
             " Training/<class>/*.jpg and Test/<class>/*.jpg"
         )
-    if len(roots) > 1:
-        choices = ", ".join(str(root.relative_to(directory)) for root in sorted(roots))
-        raise DataError(f"{directory}: several data sets in it ({choices}); give the path of one of them")
-    return roots[0]
+    chosen = [root for root in roots if subset.lower() in root.lower()]
+    if len(chosen) != 1:
+        which = f"{len(chosen)} data sets with {subset!r} in their path" if subset else "several data sets"
+        raise DataError(f"{which} in it ({', '.join(sorted(roots))}); choose one with --subset")
+    return chosen[0]
 
 
-def find_images(directory: Path, *, label_level: str = "fruit") -> list[FoundImage]:
-    """Every image below the Fruits-360 tree in `directory`, ordered by split, object, film and frame.
+def find_images(
+    listing: Listing, *, label_level: str = "fruit", group_varieties: bool = False, subset: str = ""
+) -> list[FoundImage]:
+    """Every image of a Fruits-360 tree, ordered by split, object, film and frame.
 
     Args:
-        directory: any folder with the tree somewhere inside.
+        listing: of a tree with the data set somewhere inside.
         label_level: for trees with a fruit and a variety level, which of the two is the class.
+        group_varieties: for trees with one level, whether the class is the fruit, the name's first word.
+        subset: see `find_root`.
 
     Raises:
         DataError: no tree, no images, or files outside any class folder.
     """
-    root = find_root(directory)
+    root = find_root(listing, subset=subset)
+    prefix = f"{root}/" if root else ""
     found = []
-    for folder in sorted(root.iterdir()):
-        split = SPLIT_FOLDERS.get(folder.name.lower())
-        if split is None or not folder.is_dir():
+    filled = set()
+    for name in listing.files:
+        path = PurePosixPath(name.removeprefix(prefix))
+        split = SPLIT_FOLDERS.get(path.parts[0].lower())
+        if not name.startswith(prefix) or split is None or path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        for parent, folders, names in os.walk(folder):
-            folders.sort()
-            levels = Path(parent).relative_to(folder).parts
-            images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-            if levels and not folders and not images:
-                raise DataError(f"{parent}: a class folder without images; add some or remove it")
-            if images and not 1 <= len(levels) <= 2:
-                raise DataError(
-                    f"{parent}: images outside a class folder; expected {folder.name}/<class>/*.jpg"
-                )
-            for name in images:
-                film, frame = _film_and_frame(Path(name).stem)
-                label = " ".join(levels) if label_level == "variety" else levels[0]
-                file = Path(parent, name)
-                found.append(
-                    FoundImage(file, file.relative_to(root), label, " ".join(levels), film, frame, split)
-                )
+        levels = path.parts[1:-1]
+        if not 1 <= len(levels) <= 2:
+            raise DataError(
+                f"{path.parent}: images outside a class folder; expected {path.parts[0]}/<class>/*.jpg"
+            )
+        filled.update(str(parent) for parent in path.parents)
+        variety = _variety(levels)
+        if len(levels) == 2:
+            label = variety if label_level == "variety" else levels[0]
+        else:
+            label = fruit_of(variety) if group_varieties else variety
+        film, frame = _film_and_frame(path.stem)
+        found.append(FoundImage(name, str(path), label, variety, film, frame, split))
+    for folder in listing.folders:
+        relative = folder.removeprefix(prefix)
+        top, _, levels = relative.partition("/")
+        is_class = folder.startswith(prefix) and levels and top.lower() in SPLIT_FOLDERS
+        if is_class and relative not in filled:
+            raise DataError(f"{relative}: a class folder without images; add some or remove it")
     if not found:
-        raise DataError(f"{root}: no images in its class folders ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    order = {"train": 0, "val": 1, "test": 2}
-    found.sort(key=lambda image: (order[image.split], image.object, image.film, image.frame, image.file.name))
+        raise DataError(f"no images in its class folders ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    found.sort(key=lambda one: (SPLITS.index(one.split), one.object, one.film, one.frame, one.relative))
     return found
+
+
+def fruit_of(variety: str) -> str:
+    """The fruit of a variety's folder: "Apple" of "Apple Braeburn 1" and of "apple_6"."""
+    return _WORD_END.split(variety)[0]
+
+
+def _variety(levels: tuple[str, ...]) -> str:
+    if len(levels) == 2 and levels[1].lower().startswith(levels[0].lower()):
+        return levels[1]  # the 3-body set repeats the fruit: Apple/Apple Braeburn 1
+    return " ".join(levels)
 
 
 def _film_and_frame(stem: str) -> tuple[str, int]:

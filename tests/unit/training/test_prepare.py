@@ -1,14 +1,22 @@
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from export.corpus import encode, pattern
-from fruitstand.errors import ArtefactError, DataError
+from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.manifest import PreparedData, read_prepared
+from training.layout import find_images
 from training.painter import paint_dataset
 from training.prepare import prepare_data
+from training.tree import open_tree
 
 
 @pytest.fixture
@@ -18,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_splits_are_the_data_sets_own_and_validation_comes_from_training(tree: Path, tmp_path: Path) -> None:
-    """Test stays Test; one training frame in ten validates; nothing is lost or doubled."""
+    """Test stays Test; the middle of each film validates; nothing is lost or doubled."""
     report = prepare_data(source=str(tree), out=tmp_path / "out")
     assert report["num_images"] == {"test": 24, "train": 20, "val": 4}
     data = read_prepared(tmp_path / "out")
@@ -26,6 +34,32 @@ def test_splits_are_the_data_sets_own_and_validation_comes_from_training(tree: P
     assert {row.path.split("/")[1] for row in data.split("val")} == {"Training"}
     assert len({row.path for row in data.rows}) == 48
     assert all((data.directory / row.path).is_file() for row in data.rows)
+
+
+@pytest.mark.parametrize("split", ["classic", "film"])
+def test_the_split_is_stored_and_what_it_leaves_out_is_not_copied(split: str, tmp_path: Path) -> None:
+    """Manifest and report say the same; no image lies there without a row."""
+    report = prepare_data(
+        source="generated", out=tmp_path / "out", split=split, num_classes=2, images_per_class=80
+    )
+    data = read_prepared(tmp_path / "out")
+    assert (data.split_kind, data.split_details) == (split, report["split_details"])
+    assert report["split_details"]["num_gap"] > 0
+    files = {str(path.relative_to(data.directory)) for path in data.directory.rglob("*.jpg")}
+    assert files == {row.path for row in data.rows}
+
+
+def test_a_variety_cannot_be_class_and_held_out(tree: Path, tmp_path: Path) -> None:
+    """What nobody trained on cannot be an answer."""
+    with pytest.raises(UsageError, match="cannot be the classes too"):
+        prepare_data(source=str(tree), out=tmp_path / "out", split="object", label_level="variety")
+
+
+def test_validation_by_frame_is_for_the_classic_split_only(tree: Path, tmp_path: Path) -> None:
+    """Beside a held-out film or variety it would claim what it is not."""
+    assert prepare_data(source=str(tree), out=tmp_path / "a", validation="frame")["num_images"]["val"] == 4
+    with pytest.raises(UsageError, match="frame only with --split classic"):
+        prepare_data(source=str(tree), out=tmp_path / "b", split="film", validation="frame")
 
 
 def test_file_names_tell_film_and_frame(prepared: PreparedData) -> None:
@@ -84,6 +118,70 @@ def test_a_corrupt_image_is_named_skipped_and_counted(tree: Path, tmp_path: Path
     assert len(read_prepared(tmp_path / "out").rows) == 47
 
 
+def test_names_with_spaces_and_letters_of_any_script_are_kept(tree: Path, tmp_path: Path) -> None:
+    """From a folder and from a zip."""
+    names = ("Äpfel & Co 1", "水果 2")
+    for folder, name in zip(sorted((tree / "Training").iterdir()), names, strict=True):
+        for split in ("Training", "Test"):
+            (tree / split / folder.name).rename(tree / split / name)
+    first = sorted((tree / "Training" / names[0]).iterdir())[0]
+    first.rename(first.with_name("ein Bild, später.jpg"))
+    archive = shutil.make_archive(str(tmp_path / "früchte"), "zip", tree)
+    for number, source in enumerate((str(tree), archive)):
+        prepare_data(source=source, out=tmp_path / f"out {number}")
+        data = read_prepared(tmp_path / f"out {number}")
+        assert data.labels == list(names)
+        assert any(row.path.endswith("/ein Bild, später.jpg") for row in data.rows)
+        assert all((data.directory / row.path).is_file() for row in data.rows)
+
+
+def test_a_name_that_is_no_text_is_skipped_and_counted(tree: Path, tmp_path: Path) -> None:
+    """Linux allows any bytes; a manifest does not."""
+    victim = sorted((tree / "Training").rglob("*.jpg"))[0]
+    victim.rename(os.fsdecode(os.fsencode(victim.parent) + b"/\xff.jpg"))
+    report = prepare_data(source=str(tree), out=tmp_path / "out")
+    assert [one["reason"] for one in report["skipped"]] == ["its name is not UTF-8"]
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"needs the right to mount a small disk: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_a_full_disk_leaves_the_old_data_and_no_rubbish(tree: Path, tmp_path: Path) -> None:
+    """One line, exit 1; what was prepared before on that disk is intact."""
+    with _small_disk(tmp_path / "disk"):
+        prepare_data(source=str(tree), out=tmp_path / "disk" / "old")
+        before = (tmp_path / "disk" / "old" / "manifest.parquet").read_bytes()
+        new = tmp_path / "disk" / "new"
+        big = paint_dataset(tmp_path / "big", num_classes=2, images_per_class=100, seed=2)
+        done = subprocess.run(
+            [sys.executable, "-m", "fruitstand", "data", "prepare", "--source", str(big), "--out", str(new)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "the disk is full" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["old"]
+        assert (tmp_path / "disk" / "old" / "manifest.parquet").read_bytes() == before
+        assert read_prepared(tmp_path / "disk" / "old").labels
+
+
 def _empty(tree: Path) -> None:
     for path in tree.rglob("*.jpg"):
         path.unlink()
@@ -132,14 +230,12 @@ def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Pa
 
 def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path, tmp_path: Path) -> None:
     """Identical files with two labels cannot be learned; the report names both classes."""
-    import shutil
-
     (first, _) = sorted((tree / "Training").iterdir())
     for split in ("Training", "Test"):
         shutil.copytree(tree / split / first.name, tree / split / "Zzz renamed")
     report = prepare_data(source=str(tree), out=tmp_path / "out")
-    assert report["twin_classes"] == [
-        {"label": "Zzz renamed", "same_as": first.name, "num_images": 24, "shared": 1.0}
+    assert report["twins"] == [
+        {"object": "Zzz renamed", "label": "Zzz renamed", "same_as": first.name, "num_images": 24}
     ]
     assert report["num_classes"] == 2
     assert len(read_prepared(tmp_path / "out").rows) == 48
@@ -154,7 +250,8 @@ def test_a_film_that_was_cut_out_twice_is_one_class(tree: Path, tmp_path: Path) 
         for path in (tree / split / first.name).iterdir():
             Image.open(path).save(again / path.name, quality=70)
     report = prepare_data(source=str(tree), out=tmp_path / "out")
-    assert [(one["label"], one["same_as"]) for one in report["twin_classes"]] == [("Zzz again", first.name)]
+    assert [(one["label"], one["same_as"]) for one in report["twins"]] == [("Zzz again", first.name)]
+    assert report["num_classes"] == 2
 
 
 def test_a_missing_source_and_a_taken_target_are_refused(tree: Path, tmp_path: Path) -> None:
@@ -186,9 +283,8 @@ def test_two_level_data_are_labelled_by_fruit_or_by_variety(tmp_path: Path) -> N
 @pytest.mark.real_data
 def test_the_real_tree_is_read_completely(real_data: Path) -> None:
     """85 classes, 18,387 images, every name understood."""
-    from training.layout import find_images
-
-    found = find_images(real_data / "fruits-360_dataset")
+    with open_tree(real_data / "fruits-360_dataset") as tree:
+        found = find_images(tree.listing())
     assert len(found) == 18_387
     assert len({image.label for image in found}) == 85
     assert {image.film for image in found} <= {"", "r", "r0", "r1", "r2", "r3", "r4", "r5"}

@@ -1,0 +1,52 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fruitstand.errors import DataError
+from training import copy_images as module
+from training.copy_images import copy_images
+from training.layout import find_images
+from training.painter import paint_dataset
+from training.tree import open_tree
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zip with a painted tree of 64 images, one of them damaged."""
+    folder = tmp_path_factory.mktemp("archive")
+    tree = paint_dataset(folder, num_classes=2, images_per_class=32, seed=1)
+    victim = sorted(tree.rglob("*.jpg"))[5]
+    victim.write_bytes(victim.read_bytes()[:300])
+    return Path(shutil.make_archive(str(folder / "tree"), "zip", tree))
+
+
+def test_many_processes_do_what_one_does(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows in the same order, the same bytes, the same complaint."""
+    with open_tree(archive) as tree:
+        found = find_images(tree.listing())
+    alone = copy_images(archive, found, tmp_path / "alone")
+    monkeypatch.setattr(module, "MIN_POOLED", 1)
+    monkeypatch.setattr(module, "CHUNK", 5)
+    assert copy_images(archive, found, tmp_path / "pooled") == alone
+    rows, skipped = alone
+    assert (len(rows), len(skipped)) == (63, 1)
+    for row in rows:
+        assert (tmp_path / "pooled" / row.path).read_bytes() == (tmp_path / "alone" / row.path).read_bytes()
+
+
+def test_a_zip_damaged_inside_stops_all_processes(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download to repeat, not images to skip; the error crosses from the process that met it."""
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(content)
+    with open_tree(damaged) as tree:
+        found = find_images(tree.listing())
+    monkeypatch.setattr(module, "MIN_POOLED", 1)
+    with pytest.raises(DataError, match=r"cannot be unpacked .*download it again"):
+        copy_images(damaged, found, tmp_path / "out")

@@ -1,0 +1,151 @@
+"""The files of a data set as names and bytes: a folder or a zip, read in place.
+
+Names are relative to the tree's root, with `/` between their parts. Nothing is unpacked, and no image is held
+longer than its own turn, so memory and scratch space do not grow with the data.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from fruitstand.errors import DataError
+
+_NO_DATA = ("__MACOSX", ".")
+"""Parts of names that start so are a file system's own notes, not data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is in a tree."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    """The root itself is the empty name."""
+
+
+class FolderTree(AbstractContextManager["FolderTree"]):
+    """A folder; links to folders and files are followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def listing(self) -> Listing:
+        """All files and folders.
+
+        Raises:
+            DataError: a link leads to a folder above itself, or a folder cannot be read.
+        """
+        listing = Listing(folders=[""])
+        for name, is_folder in self._walk("", ()):
+            (listing.folders if is_folder else listing.files).append(name)
+        return listing
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A file's content, cut off one byte after `max_bytes`.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with (self._folder / name).open("rb") as file:
+            return file.read(max_bytes + 1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def _walk(self, name: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, bool]]:
+        folder = self._folder / name
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in above:
+                raise DataError(f"{folder}: a link to a folder above it, without end; remove the link")
+            above = (*above, (status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            kinds = [(entry, entry.is_dir()) for entry in entries if not entry.name.startswith(_NO_DATA)]
+        except OSError as exc:
+            raise DataError(f"{exc.filename or folder}: cannot be read ({exc.strerror})") from exc
+        for entry, is_folder in kinds:
+            below = f"{name}/{entry.name}" if name else entry.name
+            if is_folder:
+                yield below, True
+                yield from self._walk(below, above)
+            elif entry.is_symlink() or entry.is_file():  # a broken link is named later, as unreadable
+                yield below, False
+
+
+class ZipTree(AbstractContextManager["ZipTree"]):
+    """A zip, read without unpacking it.
+
+    Raises:
+        DataError: no readable zip, or one with names that point outside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError) as exc:
+            raise DataError(
+                f"{path}: neither a folder nor a readable zip ({exc}); download it again"
+            ) from exc
+        self._members = {info.filename.rstrip("/"): info for info in self._archive.infolist()}
+        for name in self._members:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                self._archive.close()
+                raise DataError(f"{path}: refuses to read {name!r}, it points outside the archive")
+
+    def listing(self) -> Listing:
+        """All files and folders, also folders that only stand in a file's name."""
+        listing, folders = Listing(), {""}
+        for name, info in self._members.items():
+            path = PurePosixPath(name)
+            if any(part.startswith(_NO_DATA) for part in path.parts):
+                continue
+            if info.is_dir():
+                folders.add(str(path))
+            else:
+                listing.files.append(str(path))
+            folders.update(str(parent) for parent in path.parents if parent.parts)
+        listing.folders.extend(sorted(folders))
+        return listing
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A file's content, cut off one byte after `max_bytes`.
+
+        Raises:
+            DataError: the archive is damaged there.
+        """
+        try:
+            with self._archive.open(self._members[name]) as file:
+                return file.read(max_bytes + 1)
+        # zipfile raises RuntimeError for a password and NotImplementedError for an unknown compression.
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
+            raise DataError(f"{self._path}: {name} cannot be unpacked ({exc}); download it again") from exc
+
+    def __enter__(self) -> Self:
+        """The zip stays open until the block ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the zip."""
+        self._archive.close()
+
+
+def open_tree(source: Path) -> FolderTree | ZipTree:
+    """The folder or zip at `source`.
+
+    Raises:
+        DataError: there is none, or the zip is damaged or hostile.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: no such folder or zip")
+    return FolderTree(source) if source.is_dir() else ZipTree(source)
