@@ -8,12 +8,9 @@ as `runs/demo.previous/`.
 """
 
 import contextlib
-import json
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.provenance import provenance
+from benchmarks.stages import console, served, step
 from fruitstand.artefacts import write_json
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import DataError, FruitstandError, GateFailed
@@ -37,8 +35,6 @@ IN_FLIGHT = 64
 """Single-image requests under way at once: what the batching has to turn into batches."""
 NUM_WARM_UP = 256
 MAX_TOP1_DIFFERENCE = 0.002
-
-console = Console(stderr=True, highlight=False)
 
 
 def demo(
@@ -60,35 +56,25 @@ def demo(
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
     else:  # as the published figures: Test is leaked as well, see README, "Honest numbers"
         choices = ("--validation", "frame")
-    _step("prepare", "data", "prepare", "--source", source, "--out", out / "data", *choices)
-    trained = _step(
+    step("prepare", "data", "prepare", "--source", source, "--out", out / "data", *choices)
+    trained = step(
         "train", "train", "--data", out / "data", "--out", out / "run", "--model", model, "--epochs", epochs
     )
-    exported = _step("export", "export", "--run", out / "run", "--repository", out / "model_repository")
-    served = _classify_served(out)
+    exported = step("export", "export", "--run", out / "run", "--repository", out / "model_repository")
+    measured = _classify_served(out)
     report = {
         **provenance(),
         "model_name": model,
         "epochs": epochs,
         "train_s": trained["train_s"],
         "top1_offline": trained["top1"],
-        **served,
+        **measured,
         "int8": exported["reports"]["int8"],
         "total_s": round(time.monotonic() - started, 1),
     }
     write_json(out / "report.json", report)
     _print_table(report, out)
     _check(report)
-
-
-def _step(name: str, *arguments: object) -> dict:
-    """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
-    console.print(f"[bold]{name}[/]  fruitstand {' '.join(command[3:])}")
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
-    return json.loads(done.stdout)
 
 
 def _keep_previous(out: Path) -> None:
@@ -100,37 +86,14 @@ def _keep_previous(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-@contextlib.contextmanager
-def _served(out: Path) -> Iterator[str]:
-    """`fruitstand serve` on free ports; its gRPC address."""
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(out / "model_repository")]
-    command += [
-        "--grpc-port",
-        "0",
-        "--http-port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--log",
-        str(out / "triton.log"),
-    ]
-    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            ready = process.stdout.readline()
-            if not ready:
-                raise SystemExit(process.wait())
-            yield json.loads(ready)["grpc"]
-        finally:
-            process.terminate()
-
-
 def _classify_served(out: Path) -> dict:
     """Send the test split to the server as single-image requests, and measure."""
     data = read_prepared(out / "data")
     paths = [data.directory / row.path for row in data.split("test")]
-    with _served(out) as url, contextlib.closing(triton.InferenceServerClient(url)) as probe:
+    with (
+        served(out / "model_repository", log=out / "triton.log") as url,
+        contextlib.closing(triton.InferenceServerClient(url)) as probe,
+    ):
         with Client(url, batch_size=1, in_flight=IN_FLIGHT) as client:
             for _ in client.classify(paths[:NUM_WARM_UP]):
                 pass
