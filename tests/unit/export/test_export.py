@@ -11,7 +11,7 @@ from export.candidate_files import CANDIDATE_FOLDER
 from export.checks import CHECKED_BATCHES, open_session, run_batches
 from export.export import export
 from export.graph import load_served_model
-from export.publish import published_versions
+from export.publish import publish, published_versions
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
@@ -91,14 +91,12 @@ def test_the_manifest_says_what_was_published(version: Path, run: Run) -> None:
     assert {"decode_mean_abs_diff_of_255", "decode_top1_agreement", "extreme_pixels_model.int8"} < names
 
 
-def test_versions_count_up_and_are_never_touched_again(
-    repository: Path, copied_run: Path, tmp_path: Path
-) -> None:
-    """A second export is version 2, byte for byte the same model, and version 1 is as it was."""
+def test_versions_count_up_and_are_never_touched_again(repository: Path, run: Run, tmp_path: Path) -> None:
+    """A second publication is version 2, byte for byte the same model, and version 1 is as it was."""
     copy = shutil.copytree(repository, tmp_path / "repository")
-    before = {path: sha256_file(path) for path in (copy / "fruit_resnet" / "1").iterdir()}
-    result = export(copied_run, repository=copy, variants=("fp32",), data_directory=None)
-    assert result["version"] == 2
+    before = {path: sha256_file(path) for path in (copy / "fruit_resnet" / "1").glob("*.*")}
+    # The same model, timed against itself: what is tested here is not the machine.
+    assert publish(copy, run.directory / "export", max_slowdown=100)["version"] == 2
     assert published_versions(copy) == [1, 2]
     assert {path: sha256_file(path) for path in before} == before
     assert sha256_file(copy / "fruit_resnet" / "2" / "model.onnx") == sha256_file(

@@ -82,18 +82,21 @@ def test_a_damaged_file_fails_the_check_and_an_odd_one_does_not(copy: PreparedDa
 
 def test_the_same_fruit_under_two_names_is_named(copy: PreparedData, tmp_path: Path) -> None:
     """Encoded again, so that no file is equal; as with two cherries of the real data."""
-    (victim, *_) = copy.labels
-    tree = copy.directory / "images"
+    victim, other, *_ = copy.labels
+    images, tree = copy.directory / "images", tmp_path / "two levels"
     for split in ("Training", "Test"):
-        shutil.copytree(tree / split / victim, tree / split / "Cherry 4")
-        for path in (tree / split / "Cherry 4").iterdir():
+        # Two varieties of one fruit: as classes of their own, preparing would leave one out.
+        shutil.copytree(images / split / victim, tree / split / "Cherry" / "Cherry 2")
+        shutil.copytree(images / split / victim, tree / split / "Cherry" / "Cherry 4")
+        shutil.copytree(images / split / other, tree / split / "Other" / other)
+        for path in (tree / split / "Cherry" / "Cherry 4").iterdir():
             with Image.open(path) as image:
                 image.save(path, quality=70)
     prepare_data(source=str(tree), out=tmp_path / "twins")
     result = check_data(tmp_path / "twins")
-    assert [twin["objects"] for twin in result["twin_objects"]] == [["Cherry 4", victim]]
+    assert [twin["objects"] for twin in result["twin_objects"]] == [["Cherry 2", "Cherry 4"]]
     assert min(result["twin_objects"][0]["shares"]) > 0.9
-    assert any(f"'Cherry 4' and '{victim}' show the same fruit" in line for line in result["summary"])
+    assert any("'Cherry 2' and 'Cherry 4' show the same fruit" in line for line in result["summary"])
     assert result["exact_duplicates"]["num_files_repeated"] == 0
 
 
