@@ -17,7 +17,7 @@ from typing import Any
 
 from export.render import ServedFiles, write_repository
 from fruitstand.artefacts import sweep_temporaries
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, UsageError
 from fruitstand.versions import (
     ServingState,
@@ -47,8 +47,11 @@ def locked(repository: Path) -> Iterator[None]:
             raise ArtefactError(
                 f"{repository}: another command is changing it; try again when that has ended"
             ) from exc
-        for directory in (repository, *(path for path in repository.rglob("*") if path.is_dir())):
-            sweep_temporaries(directory, of_anyone=True)
+        # Only where this stage writes: the folder named may be another one by mistake.
+        for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+            below = [path for path in (repository / model).rglob("*") if path.is_dir()]
+            for directory in (repository / model, *below):
+                sweep_temporaries(directory, of_anyone=True)
         _finish_interrupted(repository)
         yield
 
