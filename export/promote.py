@@ -64,9 +64,6 @@ def _switch(
     new = old if number == old.version else ServingState(number, previous=old.version)
     details["previous"], details["live"] = old.version, url is not None
     if url is None:
-        # Never a moment in which the ensemble pins a version that the classifier would not load.
-        write_served(repository, old, also_loaded=(number,))
-        write_served(repository, new, also_loaded=(old.version,))
         write_served(repository, new)
         return new
     with LiveServer(url) as server:
@@ -78,7 +75,6 @@ def _switch(
             server.load(FRUIT_CLASSIFIER)
             server.check_served(version)
         except FruitstandError:
-            write_served(repository, old, also_loaded=(number,))
             _undo(repository, server, old)
             raise
         write_served(repository, new)

@@ -100,11 +100,16 @@ def audited(repository: Path, action: str, version: int | None) -> Iterator[dict
 def write_served(repository: Path, state: ServingState, *, also_loaded: tuple[int, ...] = ()) -> None:
     """Render everything for the version to be served; Triton reads it when it loads next.
 
+    At no moment does the ensemble pin a version that the classifier would not load.
+
     Args:
         repository: the model repository.
         state: what is to be served.
         also_loaded: versions of the classifier to be loaded besides, without being asked.
     """
+    pinned = serving_state(repository)
+    if pinned is not None and pinned.version not in (state.version, *also_loaded):
+        write_served(repository, state, also_loaded=(*also_loaded, pinned.version))
     manifest = read_version(repository, state.version).manifest
     write_repository(
         repository,

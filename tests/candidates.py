@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
+from fruitstand.labels import labels_sha256
 
 
 def copy_candidate(candidate: Path, directory: Path) -> Path:
@@ -43,8 +44,6 @@ def truncated(candidate: Path) -> None:
 def wrong_classes(candidate: Path) -> None:
     """Labels of another model."""
     manifest = json.loads((candidate / "candidate.json").read_text())
-    from fruitstand.labels import labels_sha256
-
     labels = [*manifest["labels"][:-1], "Durian"]
     reseal(candidate, labels=labels, labels_sha256=labels_sha256(labels))
 

@@ -72,6 +72,14 @@ def remove(path: str) -> Plant:
     return plant
 
 
+def broken_by(directory: Path, plants: list[Plant]) -> set[str]:
+    """The names of the rules that faults break in a clean repository."""
+    repository = clean_repository(directory)
+    for plant in plants:
+        plant(repository)
+    return broken_rules(repository)
+
+
 def broken_rules(repository: Path, *, config_name: str | None = None) -> set[str]:
     """The names of the rules that are broken; every finding is fit to be shown."""
     findings = lint_repository(repository, config_name=config_name)

@@ -50,7 +50,7 @@ class Crasher:
         return json.loads(self._process.stdout.readline())
 
 
-def assert_whole(repository: Path, candidate: Path) -> None:
+def assert_whole(repository: Path) -> None:
     """Every version is complete, and the configuration serves one that exists, or nothing at all."""
     for number in published_versions(repository):
         verify_version(repository, number)
@@ -86,7 +86,7 @@ def test_killed_at_any_moment_the_repository_stays_whole(own_run: Path, tmp_path
         action = ("export", "publish")[number % 2]
         before = published_versions(repository)
         ends.append(crasher.run(action, dice.uniform(0.01, durations[action]))["status"])
-        assert_whole(repository, own_run / "export")
+        assert_whole(repository)
         assert published_versions(repository)[: len(before)] == before
         if action == "export":  # a candidate to publish, and the clean-up after the kill
             assert crasher.run("export")["status"] == 0
@@ -143,7 +143,7 @@ def test_on_a_full_disk_the_repository_stays_whole(run: Run, small_disk: Path) -
         assert result["status"] in (0, 1)
         if result["status"]:
             assert "No space left" in result["error"] or "cannot" in result["error"], result
-        assert_whole(repository, own_run / "export")
+        assert_whole(repository)
         assert published_versions(repository)[: len(before)] == before
         filler.unlink()
         if action == "export":  # a candidate to publish next time, and the clean-up

@@ -10,8 +10,7 @@ from tests.repositories import (
     RESNET_TENSORRT,
     Change,
     Plant,
-    broken_rules,
-    clean_repository,
+    broken_by,
     edit,
     planted_rules,
     rule_names,
@@ -109,10 +108,7 @@ def tensorrt(**parameters: str) -> Plant:
 )
 def test_each_fault_is_found_and_nothing_else(tmp_path: Path, rule: str, plants: list[Plant]) -> None:
     """Unknown keys and values, accelerators that are ignored, profiles that do not fit."""
-    repository = clean_repository(tmp_path)
-    for plant in plants:
-        plant(repository)
-    assert broken_rules(repository) == {rule}
+    assert broken_by(tmp_path, plants) == {rule}
 
 
 def test_every_rule_has_a_case() -> None:

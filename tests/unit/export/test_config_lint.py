@@ -20,6 +20,7 @@ from tests.repositories import (
     RESNET_SETS,
     VERSION,
     Plant,
+    broken_by,
     broken_rules,
     clean_repository,
     edit,
@@ -155,10 +156,7 @@ def test_a_clean_repository_gives_no_findings(tmp_path: Path) -> None:
 )
 def test_each_fault_is_found_and_nothing_else(tmp_path: Path, rule: str, plants: list[Plant]) -> None:
     """One fault, one rule: a report that names five rules for one slip is not read."""
-    repository = clean_repository(tmp_path)
-    for plant in plants:
-        plant(repository)
-    assert broken_rules(repository) == {rule}
+    assert broken_by(tmp_path, plants) == {rule}
 
 
 def test_every_rule_has_a_case() -> None:

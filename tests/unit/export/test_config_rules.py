@@ -16,8 +16,7 @@ from tests.repositories import (
     VERSION,
     WARMUP_IMAGE,
     Plant,
-    broken_rules,
-    clean_repository,
+    broken_by,
     edit,
     planted_rules,
     put,
@@ -202,10 +201,7 @@ def as_string(config: pb.ModelConfig) -> None:
 )
 def test_each_fault_is_found_and_nothing_else(tmp_path: Path, rule: str, plants: list[Plant]) -> None:
     """In a model by itself: tensors, batching, warm-up, files."""
-    repository = clean_repository(tmp_path)
-    for plant in plants:
-        plant(repository)
-    assert broken_rules(repository) == {rule}
+    assert broken_by(tmp_path, plants) == {rule}
 
 
 def test_every_rule_has_a_case() -> None:
