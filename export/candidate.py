@@ -5,7 +5,6 @@ not passed can be looked at, and is not published.
 """
 
 import logging
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class _Draft:
 def build_candidate(
     run: Run, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool = False
 ) -> Path:
-    """Build and check a run's candidate; an older one is cleared first.
+    """Build and check a run's candidate; an older one stays until this one is there.
 
     Args:
         run: a finished run.
@@ -90,11 +89,9 @@ def build_candidate(
         DataError: an image was changed since it was prepared.
     """
     directory = run.directory / CANDIDATE_FOLDER
-    if directory.exists():
-        shutil.rmtree(directory)
     sweep_temporaries(run.directory)
     failure: GateFailed | None = None
-    with atomic_directory(directory) as staged:
+    with atomic_directory(directory, replace=True) as staged:
         draft = _Draft(run=run, directory=staged)
         try:
             _build(draft, data, variants, compare_int8=compare_int8)

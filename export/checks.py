@@ -7,7 +7,8 @@ import onnxruntime
 import torch
 
 from export.gates import Gate, all_but_share_or_one_image, at_least, at_most, share_or_one_image
-from fruitstand.contract import MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import CPU_ENGINES, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.errors import ArtefactError
 
 CHECKED_BATCHES = (1, 2, 7, MAX_BATCH_SIZE)
 MAX_ABS_DIFF = 1e-4
@@ -22,29 +23,43 @@ MAX_TOP1_LOSS = 0.002
 """Share of the images that int8 and fp16 may answer worse than PyTorch."""
 MAX_SUM_ERROR = 1e-3
 """Of an answer's probabilities from 1."""
-ENGINES = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
-"""That may serve without a GPU, the preferred first."""
+_PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
 def open_session(path: Path, engine: str = "cpu") -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, on one of `ENGINES`."""
+    """The file in ONNX Runtime, on one of `CPU_ENGINES`.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot load it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Sessions take turns here: threads of one that wait by spinning would slow the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=[ENGINES[engine]])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[engine]])
+    except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
+        reason = " ".join(str(exc).split())
+        raise ArtefactError(f"{path}: cannot be loaded by ONNX Runtime on {engine}: {reason}") from exc
 
 
 def installed_engines() -> list[str]:
-    """Those of `ENGINES` that this machine's ONNX Runtime has."""
+    """Those of `CPU_ENGINES` that this machine's ONNX Runtime has."""
     available = onnxruntime.get_available_providers()
-    return [engine for engine, provider in ENGINES.items() if provider in available]
+    return [engine for engine in CPU_ENGINES if _PROVIDERS[engine] in available]
 
 
 def run_batches(session: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
-    """(N, C) probabilities for any number of images, at most `MAX_BATCH_SIZE` a call."""
+    """(N, C) probabilities for any number of images, at most `MAX_BATCH_SIZE` a call.
+
+    Raises:
+        ArtefactError: the model fails while it computes.
+    """
     parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
-    return np.concatenate([session.run([PROBABILITIES], {PIXELS: part})[0] for part in parts])
+    try:
+        return np.concatenate([session.run([PROBABILITIES], {PIXELS: part})[0] for part in parts])
+    except Exception as exc:  # as above
+        raise ArtefactError(f"the model cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc
 
 
 def run_torch(model: torch.nn.Module, pixels_nhwc_u8: np.ndarray) -> np.ndarray:

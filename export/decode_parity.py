@@ -6,7 +6,6 @@ with it and with nothing else, and a test holds the two together.
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from export.corpus import supported_images
 from export.gates import Gate, at_least, at_most
 from export.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, MAX_BATCH_SIZE, Preprocessing
-from fruitstand.dali_pipeline import load_pipeline_definition
+from fruitstand.dali_pipeline import pipeline_definition
+from fruitstand.errors import DataError
 from fruitstand.reference_decode import decode_reference
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")
@@ -32,17 +32,21 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
 
     Returns:
         (N, H, W, 3) uint8.
+
+    Raises:
+        DataError: DALI cannot decode one of them.
     """
-    with TemporaryDirectory(prefix="fruitstand-parity-") as scratch:
-        path = Path(scratch, "dali.py")
-        path.write_bytes(render_repository(preprocessing, ["a", "b"])[PIPELINE])
-        pipeline = load_pipeline_definition(path)(batch_size=MAX_BATCH_SIZE, device_id=None)
+    source = render_repository(preprocessing, ["a", "b"])[PIPELINE]
+    pipeline = pipeline_definition(source, PIPELINE.name)(batch_size=MAX_BATCH_SIZE, device_id=None)
     pipeline.build()
     parts = []
     for start in range(0, len(encoded), MAX_BATCH_SIZE):
         batch = encoded[start : start + MAX_BATCH_SIZE]
         pipeline.feed_input(ENCODED, [np.frombuffer(content, np.uint8) for content in batch])
-        (output,) = pipeline.run()
+        try:
+            (output,) = pipeline.run()
+        except RuntimeError as exc:
+            raise DataError(f"DALI cannot decode one of images {start} to {start + len(batch) - 1}") from exc
         parts.append(np.array(output.as_tensor()))
     return np.concatenate(parts)
 

@@ -7,8 +7,11 @@ passed.
 import logging
 from pathlib import Path
 
+from export.repository import check_same_contract, reference_version
 from fruitstand.errors import UsageError
+from fruitstand.labels import labels_sha256
 from fruitstand.runs import read_run, read_run_data
+from fruitstand.signing import read_private_key
 
 log = logging.getLogger("fruitstand.export")
 
@@ -22,6 +25,7 @@ def export(
     variants: tuple[str, ...] = VARIANTS,
     data_directory: Path | None,
     compare_int8: bool = False,
+    sign_key: Path | None = None,
 ) -> dict:
     """Export, check and publish a run.
 
@@ -31,12 +35,13 @@ def export(
         variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
         data_directory: the prepared folder; None takes the one the run was trained on.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+        sign_key: an Ed25519 private key, PEM, to sign the version with.
 
     Returns:
         The published version's number, path and gates.
 
     Raises:
-        UsageError: an unknown variant, or data of other classes than the run's.
+        UsageError: an unknown variant, data of other classes than the run's, or the key cannot be used.
         ArtefactError: the run is half written or altered, or the repository serves other classes.
         GateFailed: a check missed its limit; the candidate stays in the run's folder.
     """
@@ -49,11 +54,20 @@ def export(
     data = read_run_data(run, data_directory)
     data.split("val")
 
+    if sign_key is not None:
+        read_private_key(sign_key)
+    check_same_contract(
+        repository,
+        reference_version(repository),
+        labels_sha256=labels_sha256(run.labels),
+        preprocessing=run.preprocessing.to_dict(),
+    )
+
     # Only now: it takes seconds to import, and what can be refused has been.
     from export.candidate import build_candidate
     from export.publish import publish
 
     candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
-    manifest = publish(repository, candidate)
+    manifest = publish(repository, candidate, sign_key=sign_key)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}

@@ -38,6 +38,18 @@ class Gate:
         }
 
 
+def read_gate(record: dict[str, Any]) -> Gate:
+    """A gate from what `to_dict` gave; whether it passed is found out again.
+
+    Raises:
+        ValueError: no such kind, or the value or limit is no number.
+    """
+    if record["kind"] not in ("at_most", "at_least"):
+        raise ValueError(f"gate {record['name']}: kind {record['kind']!r}")
+    value = math.nan if record["value"] is None else float(record["value"])
+    return Gate(name=record["name"], kind=record["kind"], value=value, limit=float(record["limit"]))
+
+
 def at_most(name: str, value: float, limit: float, *, detail: str = "") -> Gate:
     """A gate that passes up to and including its limit."""
     return Gate(name=name, kind="at_most", value=float(value), limit=float(limit), detail=detail)

@@ -108,7 +108,8 @@ def make_int8(
     """
     fp32_sessions = {engine: open_session(fp32, engine) for engine in installed_engines()}
     attempts: list[Attempt] = []
-    with TemporaryDirectory(prefix="fruitstand-int8-") as name:
+    # Beside the file to write: where that is swept after a kill, so is this.
+    with TemporaryDirectory(dir=int8.parent) as name:
         scratch = Path(name)
         quantizer = Quantizer(fp32, calibration_nhwc_u8, scratch=scratch)
         for number, choice in enumerate(CHOICES):

@@ -7,13 +7,19 @@ version answers throughout.
 """
 
 import contextlib
+import functools
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+from export.audit import audited
 from export.live import LiveServer
-from export.repository import audited, locked, served, write_served
+from export.repository import locked, write_served
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
-from fruitstand.versions import ServingState, verify_version
+from fruitstand.versions import ServingState, Version, published_versions, serving_state, verify_version
+
+log = logging.getLogger("fruitstand.export")
 
 
 def promote(
@@ -32,11 +38,11 @@ def promote(
         What is served now, and what was.
 
     Raises:
-        UsageError: no such version, or nothing is published.
+        UsageError: no model repository, or no such version.
         ArtefactError: the version was altered or is not signed as asked, or somebody else changes the
             repository.
         GateFailed: the golden images got other answers.
-        ServerError: the server refuses or does not answer.
+        ServerError: the server refuses, does not answer, or reads another repository.
     """
     with locked(repository), audited(repository, "promote", number) as details:
         return _switch(repository, number, url, trusted_keys, details)
@@ -49,42 +55,79 @@ def rollback(repository: Path, *, url: str | None, trusted_keys: Path | None = N
         UsageError: there is none.
     """
     with locked(repository), audited(repository, "rollback", None) as details:
-        previous = served(repository).previous
-        if previous is None:
+        state = serving_state(repository)
+        if state is None or state.previous is None:
             raise UsageError(f"{repository}: nothing was served before the present version")
-        details["version"] = previous
-        return _switch(repository, previous, url, trusted_keys, details)
+        details["version"] = state.previous
+        return _switch(repository, state.previous, url, trusted_keys, details)
 
 
 def _switch(
     repository: Path, number: int, url: str | None, trusted_keys: Path | None, details: dict
 ) -> ServingState:
-    old = served(repository)
     version = verify_version(repository, number, trusted_keys=trusted_keys)
-    new = old if number == old.version else ServingState(number, previous=old.version)
-    details["previous"], details["live"] = old.version, url is not None
+    details["live"] = url is not None
     if url is None:
+        new = _after(serving_state(repository), number)
         write_served(repository, new)
-        return new
-    with LiveServer(url) as server:
-        try:
-            write_served(repository, old, also_loaded=(number,))
-            server.load(FRUIT_RESNET)
-            server.check_golden(version)
-            write_served(repository, new, also_loaded=(old.version,))
+    else:
+        with LiveServer(url) as server:
+            new = _switch_live(repository, server, version)
+    details["previous"] = new.previous
+    return new
+
+
+def _after(old: ServingState | None, number: int) -> ServingState:
+    if old is None:
+        return ServingState(number)
+    return old if number == old.version else ServingState(number, previous=old.version)
+
+
+def _switch_live(repository: Path, server: LiveServer, version: Version) -> ServingState:
+    sample = version.golden()[0].path.read_bytes()
+    old = _answering(repository, server, sample)
+    new = _after(old, version.number)
+    # What describes all versions is read from the one just verified: the old one's manifest may be damaged.
+    write = functools.partial(write_served, repository, described_by=version)
+    try:
+        write(old, also_loaded=(version.number,))
+        server.load(FRUIT_RESNET)
+        server.check_golden(version)
+        write(new, also_loaded=(old.version,))
+        server.load(FRUIT_CLASSIFIER)
+        answering = server.answering_version(sample)
+        if answering != version.number:
+            raise ServerError(f"version {answering} answers after the switch to version {version.number}")
+    except BaseException:
+        with _warning(f"serving version {old.version} again is not complete; promote it once more"):
+            write(old)
+            # In this order: the ensemble must not pin what is unloaded next.
             server.load(FRUIT_CLASSIFIER)
-            server.check_served(version)
-        except FruitstandError:
-            _undo(repository, server, old)
-            raise
-        write_served(repository, new)
+            server.load(FRUIT_RESNET)
+        raise
+    with _warning(f"version {new.version} answers, version {old.version} could not be unloaded"):
+        write(new)
         server.load(FRUIT_RESNET)
     return new
 
 
-def _undo(repository: Path, server: LiveServer, old: ServingState) -> None:
-    """Serve the old version as before; a server that is gone reads it when it starts again."""
-    write_served(repository, old)
-    with contextlib.suppress(ServerError):
-        server.load(FRUIT_CLASSIFIER)
-        server.load(FRUIT_RESNET)
+def _answering(repository: Path, server: LiveServer, sample: bytes) -> ServingState:
+    """What the server serves, which may be other than what the repository would: it is not to be unloaded."""
+    state, number = serving_state(repository), server.answering_version(sample)
+    if number not in published_versions(repository):
+        raise ServerError(
+            f"version {number} answers, which {repository} does not have; does the server read another one?"
+        )
+    if state is not None and state.version == number:
+        return state
+    log.warning("version %d answers, another than the repository's; it stays until the switch", number)
+    return ServingState(number, previous=None if state is None else state.version)
+
+
+@contextlib.contextmanager
+def _warning(meaning: str) -> Iterator[None]:
+    """Around what comes after the outcome is settled: a failure there is told, and changes nothing."""
+    try:
+        yield
+    except (FruitstandError, OSError) as exc:
+        log.warning("%s: %s", meaning, exc)

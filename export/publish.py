@@ -4,38 +4,46 @@ The candidate's own gates are in its `candidate.json`. Here is checked what depe
 once more what can be checked without the training data: nobody has to believe a file.
 """
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from export.candidate_files import CANDIDATE_NAME
+from export.audit import audited
+from export.candidate_files import CANDIDATE_NAME, required_gates
 from export.checks import extreme_pixels_gate, open_session, run_batches
 from export.decode_parity import decode_as_served
-from export.gates import Gate, at_most
+from export.gates import Gate, at_most, read_gate
 from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
-from export.repository import audited, locked, write_served
+from export.repository import (
+    check_same_contract,
+    locked,
+    next_number,
+    reference_version,
+    write_served,
+)
 from export.structure import structure_gate
 from export.timing import slowdown
-from fruitstand.artefacts import atomic_directory, read_json, write_json
+from fruitstand.artefacts import atomic_directory, write_json
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
-from fruitstand.errors import ArtefactError, GateFailed
-from fruitstand.labels import labels_sha256
-from fruitstand.signing import sign_manifest
+from fruitstand.errors import ArtefactError, GateFailed, UsageError
+from fruitstand.signing import read_private_key, sign_manifest
+from fruitstand.version_record import read_record
 from fruitstand.versions import (
     MANIFEST_NAME,
     MAX_GOLDEN_DISTANCE,
     ServingState,
     Version,
-    published_versions,
-    read_version,
-    serving_state,
     verify_files,
 )
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_SLOWDOWN = 1.1
 """Time for a batch, as a multiple of the version's that is replaced."""
@@ -52,7 +60,8 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a candidate: its version folder appears whole, or not at all.
 
-    The first version of a repository is served at once; a later one when it is promoted.
+    The first version of a repository is served at once; a later one when it is promoted. It has to agree
+    with the version that is served, or with the newest where none is.
 
     Args:
         repository: the model repository; made if missing.
@@ -67,23 +76,28 @@ def publish(
         ArtefactError: no candidate, half written, altered, or of other classes, preprocessing or files than
             the repository's versions; or somebody else is changing the repository.
         GateFailed: a gate missed its limit.
-        UsageError: the key cannot be used.
+        UsageError: the key cannot be used, or `max_slowdown` is no such number.
     """
-    with locked(repository), audited(repository, "publish", None) as details:
+    if not 0 < max_slowdown < math.inf:
+        raise UsageError(f"--max-slowdown: got {max_slowdown}, allowed a number above 0")
+    key = None if sign_key is None else read_private_key(sign_key)
+    with locked(repository, create=True), audited(repository, "publish", None) as details:
         details["candidate"] = candidate.resolve().parent.name
         manifest = _checked(candidate)
-        state = serving_state(repository)
-        served = None if state is None else read_version(repository, state.version)
-        if served is not None:
-            _check_same_contract(repository, served, manifest)
-        for gate in _gates(candidate, manifest, served, max_slowdown):
+        reference = reference_version(repository)
+        check_same_contract(
+            repository,
+            reference,
+            **{name: manifest[name] for name in ("labels_sha256", "preprocessing", "serve")},
+        )
+        for gate in _gates(candidate, manifest, reference, max_slowdown):
             if not gate.passed:
                 raise GateFailed(f"{gate}; nothing was published, the candidate is in {candidate}")
             manifest["gates"].append(gate.to_dict())
-        number = max(published_versions(repository), default=0) + 1
+        number = next_number(repository)
         manifest = {"version": number, **manifest}
-        _place(repository / FRUIT_RESNET / str(number), candidate, manifest, sign_key)
-        if state is None:
+        _place(repository / FRUIT_RESNET / str(number), candidate, manifest, key)
+        if reference is None:
             write_served(repository, ServingState(number))
         details["version"] = number
     return manifest
@@ -96,35 +110,24 @@ def _checked(candidate: Path) -> dict[str, Any]:
         raise ArtefactError(
             f"{candidate}: no candidate, {path.name} is missing; make one with 'fruitstand export'"
         )
-    record = read_json(path)
+    record = read_record(path)
+    if FP32_MODEL not in record["files"]:
+        raise ArtefactError(f"{path}: has no {FP32_MODEL}; export again")
+    verify_files(candidate, record, besides={CANDIDATE_NAME})
     try:
-        failed = [gate for gate in record["gates"] if not gate["passed"]]
-        if failed or not record.pop("passed"):
-            reason = "; ".join(f"{gate['name']} {gate['value']}, limit {gate['limit']}" for gate in failed)
-            raise GateFailed(f"{candidate}: did not pass its gates: {reason or 'no gate is named'}")
-        Preprocessing.from_dict(record["preprocessing"])
-        is_consistent = record["labels_sha256"] == labels_sha256(record["labels"])
-        verify_files(candidate, record, besides={CANDIDATE_NAME})
+        gates = [read_gate(gate) for gate in record["gates"]]
     except (KeyError, TypeError, ValueError) as exc:
-        raise ArtefactError(f"{path}: not written by this version ({exc}); export again") from exc
-    if not is_consistent:
-        raise ArtefactError(f"{path}: altered, its labels are not those it was checked with; export again")
+        raise ArtefactError(f"{path}: a gate cannot be read ({exc}); export again") from exc
+    failed = [str(gate) for gate in gates if not gate.passed]
+    missing = [
+        f"{name} was not checked"
+        for name in required_gates(record["files"], record["serve"]["cpu_engine"])
+        if name not in {gate.name for gate in gates}
+    ]
+    if failed or missing or record.pop("passed", None) is not True:
+        reason = "; ".join(failed or missing) or "its record says so"
+        raise GateFailed(f"{candidate}: did not pass its gates: {reason}")
     return record
-
-
-def _check_same_contract(repository: Path, served: Version, manifest: dict[str, Any]) -> None:
-    """One label file, one decode step and one configuration serve all versions."""
-    for key, what in (
-        ("labels_sha256", "other classes"),
-        ("preprocessing", "images preprocessed in another way"),
-        ("serve", "other files or on another engine"),
-    ):
-        if served.manifest[key] != manifest[key]:
-            got = f" ({served.manifest[key]}, not {manifest[key]})" if key == "serve" else ""
-            raise ArtefactError(
-                f"{repository}: serves {what} in version {served.number}{got}, and one configuration"
-                " serves all versions; publish into another repository with --repository"
-            )
 
 
 def _gates(
@@ -165,7 +168,9 @@ def _session(directory: Path, manifest: dict[str, Any]) -> onnxruntime.Inference
     return open_session(directory / manifest["serve"]["cpu_model"], manifest["serve"]["cpu_engine"])
 
 
-def _place(directory: Path, candidate: Path, manifest: dict[str, Any], sign_key: Path | None) -> None:
+def _place(
+    directory: Path, candidate: Path, manifest: dict[str, Any], sign_key: "Ed25519PrivateKey | None"
+) -> None:
     """Copy the candidate to where its version folder belongs, in one step for everybody who looks."""
     with atomic_directory(directory) as staged:
         for name in manifest["files"]:

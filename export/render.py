@@ -52,7 +52,7 @@ def render_repository(
     labels: list[str],
     *,
     files: ServedFiles = ServedFiles(),
-    state: ServingState = ServingState(1),  # noqa: B008 - frozen
+    state: ServingState | None = None,
     also_loaded: tuple[int, ...] = (),
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order in which they may be written.
@@ -61,13 +61,15 @@ def render_repository(
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
         files: what of it is served.
-        state: the version to be served, and the one before.
+        state: the version to be served, and the one before; None where nothing was published yet.
         also_loaded: versions of the classifier to be loaded besides.
 
     Returns:
         Content by path relative to the repository.
     """
     height, width = preprocessing.input_size
+    # Nothing published: the files name the first version, and do not say that it is served.
+    number = 1 if state is None else state.version
     values = {
         "image_decode": contract.IMAGE_DECODE,
         "fruit_resnet": contract.FRUIT_RESNET,
@@ -86,9 +88,10 @@ def render_repository(
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
         "gpu_model": files.gpu_model,
-        "served_version": state.version,
-        "previous_version": "" if state.previous is None else state.previous,
-        "loaded_versions": ", ".join(map(str, sorted({state.version, *also_loaded}))),
+        "pinned_version": number,
+        "served_version": "" if state is None else number,
+        "previous_version": "" if state is None or state.previous is None else state.previous,
+        "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
@@ -101,7 +104,7 @@ def render_repository(
     rendered[LABELS_FILE] = labels_text(labels).encode()
     # Triton wants a version folder of the ensemble; its number is what every answer names.
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
-    rendered[Path(contract.FRUIT_CLASSIFIER, str(state.version), "README")] = readme
+    rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
     rendered[SWITCH] = rendered.pop(SWITCH)
     return rendered
 

@@ -5,41 +5,48 @@ served, from then on the new one. What a killed command left half done is put ri
 """
 
 import contextlib
-import datetime
 import fcntl
-import getpass
-import json
-import os
-import shutil
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.render import ServedFiles, write_repository
-from fruitstand.artefacts import sweep_temporaries
+from export.audit import audited, read_audit
+from export.render import ServedFiles, render_repository, write_repository
+from fruitstand.artefacts import remove_directory, sweep_temporaries
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
-from fruitstand.errors import ArtefactError, FruitstandError, UsageError
+from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.versions import (
     ServingState,
     Version,
+    loaded_versions,
     published_versions,
     read_version,
     serving_state,
     verify_version,
 )
 
-AUDIT_NAME = "audit.jsonl"
+log = logging.getLogger("fruitstand.export")
+
 LOCK_NAME = ".lock"
 
 
 @contextlib.contextmanager
-def locked(repository: Path) -> Iterator[None]:
+def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
     """Be the only one who changes the repository, and remove what killed writers left.
 
+    Args:
+        repository: the model repository.
+        create: make it when it is missing.
+
     Raises:
+        UsageError: no model repository there.
         ArtefactError: somebody else is changing it now.
     """
-    repository.mkdir(parents=True, exist_ok=True)
+    if create:
+        repository.mkdir(parents=True, exist_ok=True)
+    elif not (repository / FRUIT_RESNET).is_dir():
+        raise UsageError(f"{repository}: no model repository; name one with --repository")
     with (repository / LOCK_NAME).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,45 +66,23 @@ def locked(repository: Path) -> Iterator[None]:
 def _finish_interrupted(repository: Path) -> None:
     """Serve a first version whose publishing was cut short; render again what a promotion left half done."""
     state, versions = serving_state(repository), published_versions(repository)
-    if state is None and versions:
-        state = ServingState(versions[-1])
-    if state is not None:
+    if state is None and len(versions) == 1:
+        state = ServingState(versions[0])
+    if state is None:
+        return
+    try:
         write_served(repository, state)
+    except ArtefactError as exc:  # what is rendered stays; another version can still be promoted
+        log.warning("version %d is served and damaged: %s", state.version, exc)
 
 
-def record(repository: Path, action: str, version: int | None, **details: Any) -> None:
-    """Append one line to the audit log, whole or, after a crash, marked off by the next one."""
-    entry = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "user": _user(),
-        "action": action,
-        "version": version,
-        **details,
-    }
-    path = repository / AUDIT_NAME
-    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    line = ("\n" if torn else "") + json.dumps(entry, ensure_ascii=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def audited(repository: Path, action: str, version: int | None) -> Iterator[dict[str, Any]]:
-    """Record what the block did, or why it was refused; the block may add details."""
-    details: dict[str, Any] = {}
-    try:
-        yield details
-    except FruitstandError as exc:
-        record(repository, action, version, done=False, reason=str(exc))
-        raise
-    record(repository, action, details.pop("version", version), done=True, **details)
-
-
-def write_served(repository: Path, state: ServingState, *, also_loaded: tuple[int, ...] = ()) -> None:
+def write_served(
+    repository: Path,
+    state: ServingState,
+    *,
+    also_loaded: tuple[int, ...] = (),
+    described_by: Version | None = None,
+) -> None:
     """Render everything for the version to be served; Triton reads it when it loads next.
 
     At no moment does the ensemble pin a version that the classifier would not load.
@@ -106,31 +91,72 @@ def write_served(repository: Path, state: ServingState, *, also_loaded: tuple[in
         repository: the model repository.
         state: what is to be served.
         also_loaded: versions of the classifier to be loaded besides, without being asked.
+        described_by: a version to take classes, preprocessing and files from, which are the same for all
+            versions; None takes the one to be served.
+
+    Raises:
+        ArtefactError: the manifest of the version to be served is damaged.
     """
     pinned = serving_state(repository)
     if pinned is not None and pinned.version not in (state.version, *also_loaded):
-        write_served(repository, state, also_loaded=(*also_loaded, pinned.version))
-    manifest = read_version(repository, state.version).manifest
+        write_served(repository, state, also_loaded=(*also_loaded, pinned.version), described_by=described_by)
+    version = described_by or read_version(repository, state.version)
     write_repository(
-        repository,
-        Preprocessing.from_dict(manifest["preprocessing"]),
-        manifest["labels"],
-        files=ServedFiles(**manifest["serve"]),
-        state=state,
-        also_loaded=also_loaded,
+        repository, *_described(version), state=state, also_loaded=also_loaded, files=_files(version)
     )
 
 
-def served(repository: Path) -> ServingState:
-    """Which version is served.
+def _described(version: Version) -> tuple[Preprocessing, list[str]]:
+    return Preprocessing.from_dict(version.manifest["preprocessing"]), version.manifest["labels"]
+
+
+def _files(version: Version) -> ServedFiles:
+    return ServedFiles(**version.manifest["serve"])
+
+
+def reference_version(repository: Path) -> Version | None:
+    """The version that others have to agree with: the served one, else the newest; None when there is none.
 
     Raises:
-        UsageError: nothing is published there.
+        ArtefactError: its manifest is damaged.
     """
-    state = serving_state(repository)
-    if state is None:
-        raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
-    return state
+    state, versions = serving_state(repository), published_versions(repository)
+    if state is not None:
+        return read_version(repository, state.version)
+    return read_version(repository, versions[-1]) if versions else None
+
+
+def check_same_contract(repository: Path, reference: Version | None, **claims: Any) -> None:
+    """One label file, one decode step and one configuration serve all versions of a repository.
+
+    Args:
+        repository: the model repository.
+        reference: a version of it; None agrees with everything.
+        claims: of a run or a candidate: `labels_sha256`, `preprocessing`, `serve`, as in a manifest.
+
+    Raises:
+        ArtefactError: one of them differs.
+    """
+    what = {
+        "labels_sha256": "other classes",
+        "preprocessing": "images preprocessed in another way",
+        "serve": "other files or on another engine",
+    }
+    for key, claim in claims.items() if reference is not None else ():
+        if reference.manifest[key] != claim:
+            got = f" ({reference.manifest[key]}, not {claim})" if key == "serve" else ""
+            raise ArtefactError(
+                f"{repository}: serves {what[key]} in version {reference.number}{got}, and one configuration"
+                " serves all versions; publish into another repository with --repository"
+            )
+
+
+def next_number(repository: Path) -> int:
+    """Of the next version; also numbers that were pruned are not given again."""
+    logged = [
+        entry["version"] for entry in read_audit(repository) if entry["action"] == "publish" and entry["done"]
+    ]
+    return max([0, *published_versions(repository), *logged]) + 1
 
 
 def list_versions(repository: Path) -> list[dict[str, Any]]:
@@ -138,11 +164,12 @@ def list_versions(repository: Path) -> list[dict[str, Any]]:
 
     Raises:
         UsageError: nothing is published there.
+        ArtefactError: a manifest is damaged.
     """
-    state = served(repository)
-    roles = {state.previous: "previous", state.version: "served"}
+    state = serving_state(repository)
+    roles = {state.previous: "previous", state.version: "served"} if state is not None else {}
     rows = []
-    for number in published_versions(repository):
+    for number in _published(repository):
         manifest = read_version(repository, number).manifest
         rows.append(
             {
@@ -164,10 +191,34 @@ def check_repository(repository: Path, *, trusted_keys: Path | None) -> list[Ver
         UsageError: nothing is published there.
         ArtefactError: a file is altered, missing or added, or a signature is not trusted.
     """
-    served(repository)
     return [
-        verify_version(repository, number, trusted_keys=trusted_keys)
-        for number in published_versions(repository)
+        verify_version(repository, number, trusted_keys=trusted_keys) for number in _published(repository)
+    ]
+
+
+def _published(repository: Path) -> list[int]:
+    numbers = published_versions(repository)
+    if not numbers:
+        raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+    return numbers
+
+
+def drifted_files(repository: Path) -> list[Path]:
+    """Rendered files that are not what the served version's manifest gives; none are signed themselves."""
+    state = serving_state(repository)
+    if state is None:
+        return []
+    version = read_version(repository, state.version)
+    rendered = render_repository(
+        *_described(version),
+        state=state,
+        also_loaded=tuple(loaded_versions(repository)),
+        files=_files(version),
+    )
+    return [
+        relative
+        for relative, content in rendered.items()
+        if not (repository / relative).is_file() or (repository / relative).read_bytes() != content
     ]
 
 
@@ -187,37 +238,15 @@ def prune(repository: Path, *, keep: int) -> list[int]:
     if keep < 0:
         raise UsageError(f"--keep: got {keep}, allowed 0 or more")
     with locked(repository), audited(repository, "prune", None) as details:
-        state = served(repository)
-        spare = [n for n in published_versions(repository) if n not in (state.version, state.previous)]
+        state = serving_state(repository)
+        if state is None:
+            raise UsageError(f"{repository}: nothing is served there, so nothing is known to be spare")
+        kept = {state.version, state.previous, *loaded_versions(repository)}
+        spare = [number for number in published_versions(repository) if number not in kept]
         removed = spare[: max(0, len(spare) - keep)]
         for number in removed:
-            for model in (FRUIT_RESNET, FRUIT_CLASSIFIER):
-                _remove_whole(repository / model / str(number))
+            # The manifest goes last: what is cut short between the two is begun again.
+            remove_directory(repository / FRUIT_CLASSIFIER / str(number))
+            remove_directory(repository / FRUIT_RESNET / str(number))
         details["removed"] = removed
     return removed
-
-
-def _remove_whole(directory: Path) -> None:
-    """Take a folder out of sight at once, then delete it; a killed deletion is swept later."""
-    if not directory.exists():
-        return
-    hidden = directory.with_name(f".tmp-{os.getpid()}-{directory.name}")
-    directory.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        return str(os.getuid())
-
-
-def read_audit(repository: Path) -> list[dict[str, Any]]:
-    """The audit log's entries, oldest first; a line that a crash tore is left out."""
-    path = repository / AUDIT_NAME
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries

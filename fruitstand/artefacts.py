@@ -52,19 +52,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give an empty temporary directory beside `path`; when the block ends well it becomes `path`.
 
+    Args:
+        path: the directory to make.
+        replace: take the place of a directory that is there, which stays until then.
+
     Raises:
-        ArtefactError: `path` exists already; it is left as it is.
+        ArtefactError: `path` exists already and is not to be replaced; it is left as it is.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise ArtefactError(f"{path} exists already and is never changed; choose another name")
     temporary = _temporary_for(path)
     temporary.mkdir()
     try:
         yield temporary
         os.sync()  # one call for the many files of a data set; fsync on each takes minutes
+        if replace:
+            remove_directory(path)
         try:
             os.rename(temporary, path)
         except OSError as exc:
@@ -72,6 +78,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Take a directory out of sight at once, then delete it; a killed deletion is swept later."""
+    if path.exists():
+        hidden = _temporary_for(path)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
 
 
 def sweep_temporaries(directory: Path, *, of_anyone: bool = False) -> list[Path]:

@@ -15,7 +15,7 @@ import typer
 
 from fruitstand import __version__
 from fruitstand.cli_models import app as models_app
-from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, Url, needs, print_json
+from fruitstand.cli_shared import Json, Port, Repository, SignKey, TrustedKeys, Url, needs, print_json
 from fruitstand.errors import FruitstandError, UsageError
 
 app = typer.Typer(
@@ -268,6 +268,7 @@ def export(
     compare_int8: Annotated[
         bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
     ] = False,
+    sign: SignKey = None,
     as_json: Json = False,
 ) -> None:
     """Turn a run into ONNX, check it, and publish it as the next version."""
@@ -276,7 +277,12 @@ def export(
 
         names = tuple(name.strip() for name in variants.split(","))
         result = run_export(
-            run, repository=repository, variants=names, data_directory=data, compare_int8=compare_int8
+            run,
+            repository=repository,
+            variants=names,
+            data_directory=data,
+            compare_int8=compare_int8,
+            sign_key=sign,
         )
     if as_json:
         print_json(result)

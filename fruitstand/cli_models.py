@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_shared import Json, Repository, TrustedKeys, needs, print_json
+from fruitstand.cli_shared import Json, Repository, SignKey, TrustedKeys, needs, print_json
 
 app = typer.Typer(help="Publish, list, promote and remove versions.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ LiveUrl = Annotated[
 def publish(
     candidate: Annotated[Path, typer.Argument(help="What `fruitstand export` made: RUN/export.")],
     repository: Repository = REPOSITORY,
-    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")] = None,
+    sign: SignKey = None,
     max_slowdown: Annotated[
         float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
     ] = 1.1,
@@ -113,11 +113,12 @@ def check(
     """Hold every file against its manifest, and every configuration against the known traps."""
     with needs("export"):
         from export.config_lint import lint_repository
-        from export.repository import check_repository
+        from export.repository import check_repository, drifted_files
 
         versions = check_repository(repository, trusted_keys=trusted_keys)
-        findings = lint_repository(repository)
-    result = {"versions": [one.number for one in versions], "findings": [str(one) for one in findings]}
+        findings = [str(one) for one in lint_repository(repository)]
+        findings += [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
+    result = {"versions": [one.number for one in versions], "findings": findings}
     if as_json:
         print_json(result)
     else:

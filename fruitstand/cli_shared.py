@@ -14,6 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 Repository = Annotated[Path, typer.Option(help="Model repository.")]
+SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
 TrustedKeys = Annotated[
     Path | None,
     typer.Option(

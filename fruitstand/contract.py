@@ -20,6 +20,9 @@ PROBABILITIES = "PROBABILITIES"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Of the files that are taken for images when a folder is searched, lower case."""
 
+CPU_ENGINES = ("openvino", "cpu")
+"""What computes a model without a GPU, the preferred first: OpenVINO, or ONNX Runtime's own kernels."""
+
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""
 

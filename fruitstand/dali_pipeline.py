@@ -1,6 +1,5 @@
 """Load the pipeline definition of a `dali.py`, as NVIDIA's dali backend does for autoserialisation."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,19 @@ def load_pipeline_definition(path: Path) -> Callable[..., Any]:
     """
     if not path.is_file():
         raise ArtefactError(f"{path.name}: no DALI pipeline file in the model's version folder")
-    spec = importlib.util.spec_from_file_location("fruitstand_dali_pipeline", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    marked = [value for value in vars(module).values() if getattr(value, "_is_autoserialize", False)]
+    return pipeline_definition(path.read_bytes(), path.name)
+
+
+def pipeline_definition(source: bytes, name: str) -> Callable[..., Any]:
+    """The same from the content of a file of this name.
+
+    Raises:
+        ArtefactError: not exactly one such function in it.
+    """
+    module: dict[str, Any] = {"__name__": "fruitstand_dali_pipeline"}
+    exec(compile(source, name, "exec"), module)
+    marked = [value for value in module.values() if getattr(value, "_is_autoserialize", False)]
     if len(marked) != 1:
-        raise ArtefactError(
-            f"{path.name}: has {len(marked)} functions under @autoserialize, expected exactly one"
-        )
+        raise ArtefactError(f"{name}: has {len(marked)} functions under @autoserialize, expected exactly one")
     definition: Callable[..., Any] = marked[0]
     return definition

@@ -50,13 +50,9 @@ def make_key(private_key: Path) -> Path:
     return public_key
 
 
-def sign_manifest(manifest: Path, private_key: Path) -> None:
-    """Write `manifest.sig` beside a manifest: base64 of its Ed25519 signature.
-
-    Raises:
-        UsageError: no such key, or not an Ed25519 private key.
-    """
-    signature = _read_private_key(private_key).sign(manifest.read_bytes())
+def sign_manifest(manifest: Path, private_key: "Ed25519PrivateKey") -> None:
+    """Write `manifest.sig` beside a manifest: base64 of its Ed25519 signature."""
+    signature = private_key.sign(manifest.read_bytes())
     write_bytes(manifest.with_name(SIGNATURE_NAME), base64.b64encode(signature) + b"\n")
 
 
@@ -95,13 +91,19 @@ def check_signature(manifest: Path, trusted_keys: Path) -> None:
     )
 
 
-def _read_private_key(path: Path) -> "Ed25519PrivateKey":
+def read_private_key(path: Path) -> "Ed25519PrivateKey":
+    """Read the key to sign with.
+
+    Raises:
+        UsageError: no such file, or not an Ed25519 private key.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise UsageError(
             f"--sign {path}: cannot be read as a PEM private key; make one with 'fruitstand models keygen'"
         ) from exc
@@ -111,6 +113,7 @@ def _read_private_key(path: Path) -> "Ed25519PrivateKey":
 
 
 def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -119,7 +122,7 @@ def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
     for path in paths:
         try:
             key = load_pem_public_key(path.read_bytes())
-        except ValueError as exc:
+        except (ValueError, UnsupportedAlgorithm) as exc:
             raise UsageError(f"{path}: not a PEM public key; remove it from the trusted keys") from exc
         if not isinstance(key, Ed25519PublicKey):
             raise UsageError(f"{path}: not an Ed25519 key; remove it from the trusted keys")

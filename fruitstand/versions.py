@@ -21,6 +21,7 @@ from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.signing import SIGNATURE_NAME, check_signature
+from fruitstand.version_record import read_record
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_LIST = Path("golden", "golden.json")
@@ -28,6 +29,8 @@ MAX_GOLDEN_DISTANCE = 0.1
 """Total variation, 0 to 1, between an expected and a served answer; processors round int8 differently."""
 
 _STATE = re.compile(r'key: "(served|previous)_version" value: { string_value: "(\d*)" }')
+_NUMBER = re.compile(r"[1-9][0-9]*")
+_LOADED = re.compile(r"version_policy { specific { versions: \[ ([\d, ]+) \] } }")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,25 @@ class Version:
     manifest: dict[str, Any]
 
     def golden(self) -> list[Golden]:
-        """Its golden images."""
-        listed = read_json(self.directory / GOLDEN_LIST)["images"]
-        return [Golden(self.directory / "golden" / one["file"], one["probabilities"]) for one in listed]
+        """Its golden images, at least one.
+
+        Raises:
+            ArtefactError: there are none, or their list cannot be read.
+        """
+        path = self.directory / GOLDEN_LIST
+        listed = read_json(path).get("images", [])
+        try:
+            golden = [
+                Golden(path.with_name(one["file"]), list(map(float, one["probabilities"]))) for one in listed
+            ]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ArtefactError(f"{path}: not a list of golden images ({exc}); export again") from exc
+        known = {self.directory / name for name in self.manifest["files"]}
+        if not golden or any(one.path not in known for one in golden):
+            raise ArtefactError(
+                f"{path}: names no golden image, or one that is not in the manifest; export again"
+            )
+        return golden
 
 
 def published_versions(repository: Path) -> list[int]:
@@ -73,7 +92,9 @@ def published_versions(repository: Path) -> list[int]:
     directory = repository / FRUIT_RESNET
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in directory.iterdir() if path.is_dir() and _NUMBER.fullmatch(path.name)
+    )
 
 
 def serving_state(repository: Path) -> ServingState | None:
@@ -91,18 +112,30 @@ def serving_state(repository: Path) -> ServingState | None:
     return ServingState(numbers["served"], numbers.get("previous"))
 
 
+def loaded_versions(repository: Path) -> list[int]:
+    """The classifier's versions that a server loads: the served one, and others during a promotion."""
+    config = repository / FRUIT_RESNET / "config.pbtxt"
+    match = _LOADED.search(config.read_text("utf-8")) if config.is_file() else None
+    return [int(number) for number in match[1].split(",")] if match else []
+
+
 def read_version(repository: Path, number: int) -> Version:
     """Read a version's manifest, without looking at its files.
 
     Raises:
         UsageError: no such version.
-        ArtefactError: its manifest cannot be read.
+        ArtefactError: its manifest cannot be read, or is another version's.
     """
     directory = repository / FRUIT_RESNET / str(number)
     if not directory.is_dir():
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: no version {number}; published: {known}")
-    return Version(number, directory, read_json(directory / MANIFEST_NAME))
+    manifest = read_record(directory / MANIFEST_NAME)
+    if manifest.get("version") != number:
+        raise ArtefactError(
+            f"{directory / MANIFEST_NAME}: is that of version {manifest.get('version')}; remove the folder"
+        )
+    return Version(number, directory, manifest)
 
 
 def verify_version(repository: Path, number: int, *, trusted_keys: Path | None = None) -> Version:
@@ -136,7 +169,7 @@ def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]
     Raises:
         ArtefactError: a file is altered, missing, a link, or listed nowhere.
     """
-    expected = manifest.get("files", {})
+    expected = manifest["files"]
     there = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
     for name, path in there.items():
         if path.is_symlink():

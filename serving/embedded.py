@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
-from fruitstand.versions import Version, serving_state, verify_version
+from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"
@@ -211,11 +211,11 @@ class EmbeddedServer:
 
 
 def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tuple[Path, Version]:
-    """The repository's absolute path, and the version it serves, its files as they were published.
+    """The repository's absolute path, and the version it serves; all that will be loaded is as published.
 
     Raises:
         UsageError: no repository there, or nothing published in it.
-        ArtefactError: the version was altered, or is not signed as asked.
+        ArtefactError: a version was altered, or is not signed as asked.
     """
     for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
         if not (repository / model / "config.pbtxt").is_file():
@@ -226,10 +226,14 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
     state = serving_state(repository)
     if state is None:
         raise UsageError(
-            f"{repository}: no version of {FRUIT_RESNET} is published; publish one with"
-            f" 'fruitstand export --run RUN --repository {repository}'"
+            f"{repository}: serves no version of {FRUIT_RESNET}; publish one with 'fruitstand export --run"
+            f" RUN --repository {repository}', or promote one with 'fruitstand models promote'"
         )
-    return repository.resolve(), verify_version(repository, state.version, trusted_keys=trusted_keys)
+    loaded = {
+        number: verify_version(repository, number, trusted_keys=trusted_keys)
+        for number in {state.version, *loaded_versions(repository)}
+    }
+    return repository.resolve(), loaded[state.version]
 
 
 def _claim_ports(wanted: dict[str, int]) -> list[int]:

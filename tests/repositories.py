@@ -10,8 +10,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.config_lint import lint_repository
 from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
+from fruitstand.artefacts import sha256_file, write_bytes, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
-from fruitstand.versions import ServingState
+from fruitstand.labels import labels_sha256
+from fruitstand.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
 
 VERSION = 2
 DECODE = f"{IMAGE_DECODE}/config.pbtxt"
@@ -23,6 +25,8 @@ RESNET_SETS = f"{FRUIT_RESNET}/**/*.pbtxt"
 ENSEMBLE = f"{FRUIT_CLASSIFIER}/config.pbtxt"
 EVERYWHERE = "**/*.pbtxt"
 WARMUP_IMAGE = f"{IMAGE_DECODE}/warmup/sample.jpg"
+
+GOLDEN_ANSWER = [0.75, 0.25]
 
 Change = Callable[[pb.ModelConfig], object]
 Plant = Callable[[Path], object]
@@ -39,6 +43,37 @@ def clean_repository(directory: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     return repository
+
+
+def place_version(repository: Path, number: int) -> Path:
+    """A version as publishing leaves it; its model is a few bytes."""
+    directory = repository / FRUIT_RESNET / str(number)
+    labels = ["Apple", "Pear"]
+    write_bytes(directory / FP32_MODEL, b"weights")
+    write_bytes(directory / "golden" / "0.jpg", b"image")
+    golden = {"images": [{"file": "0.jpg", "probabilities": GOLDEN_ANSWER}]}
+    write_json(directory / GOLDEN_LIST, golden)
+    files = {
+        path.relative_to(directory).as_posix(): {
+            "sha256": sha256_file(path),
+            "size_bytes": path.stat().st_size,
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "version": number,
+        "model_name": "resnet10t",
+        "source_run": {"name": "tiny"},
+        "labels": labels,
+        "labels_sha256": labels_sha256(labels),
+        "preprocessing": Preprocessing().to_dict(),
+        "gates": [],
+        "serve": {"cpu_model": FP32_MODEL, "cpu_engine": "cpu", "gpu_model": FP32_MODEL},
+        "files": files,
+    }
+    write_json(directory / MANIFEST_NAME, manifest)
+    return directory
 
 
 def edit(files: str, change: Change) -> Plant:

@@ -14,27 +14,33 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.publish import publish
+from export.render import LABELS_FILE
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
-from fruitstand.runs import Run
-from fruitstand.versions import published_versions, serving_state, verify_version
+from fruitstand.labels import read_labels
+from fruitstand.runs import Run, read_run
+from fruitstand.versions import ServingState, published_versions, serving_state, verify_version
 
 NUM_CRASHES = int(os.environ.get("FRUITSTAND_CRASHES", "8"))
 """Half of them kills, half of them full disks; the release check runs 50."""
 DISK_MIB = 160
+COMMITTED = Path(__file__).parents[2] / "model_repository"
 
 
 class Crasher:
     """The process of `tests.crash`."""
 
     def __init__(self, run: Path, repository: Path) -> None:
-        command = [sys.executable, "-m", "tests.crash", str(run), str(repository)]
+        self._repository = repository
+        command = [sys.executable, "-m", "tests.crash", str(run)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 
-    def run(self, action: str, limit_s: float = 0) -> dict:
+    def run(self, action: str, limit_s: float = 0, *, repository: Path | None = None) -> dict:
         """Do it, killed after `limit_s`; how it ended."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{action} {limit_s}\n")
+        where = str(repository or self._repository)
+        wanted = {"action": action, "repository": where, "limit_s": limit_s}
+        self._process.stdin.write(json.dumps(wanted) + "\n")
         self._process.stdin.flush()
         result: dict = {}
         while "status" not in result:
@@ -77,23 +83,50 @@ def own_run(run: Run, tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(1500)
 def test_killed_at_any_moment_the_repository_stays_whole(own_run: Path, tmp_path: Path) -> None:
-    """SIGKILL at random moments of export and publish; the next command cleans up and succeeds."""
+    """SIGKILL at random moments of all that changes a repository; the next command cleans up and succeeds."""
     repository, dice = tmp_path / "repository", random.Random(0)
     crasher = Crasher(own_run, repository)
-    durations = {action: crasher.run(action)["seconds"] for action in ("export", "publish")}
+    actions = ("export", "publish", "promote", "prune")
+    durations = {action: crasher.run(action)["seconds"] for action in actions}
     ends = []
     for number in range(NUM_CRASHES // 2):
-        action = ("export", "publish")[number % 2]
-        before = published_versions(repository)
-        ends.append(crasher.run(action, dice.uniform(0.01, durations[action]))["status"])
+        action = actions[number % len(actions)]
+        before, state = published_versions(repository), serving_state(repository)
+        ends.append(crasher.run(action, dice.uniform(0.0, durations[action]))["status"])
         assert_whole(repository)
-        assert published_versions(repository)[: len(before)] == before
+        after = published_versions(repository)
+        assert set(after) <= set(before) if action == "prune" else after[: len(before)] == before
+        if action != "promote":
+            assert serving_state(repository) == state
         if action == "export":  # a candidate to publish, and the clean-up after the kill
             assert crasher.run("export")["status"] == 0
             assert litter(repository, own_run) == []
     assert -9 in ends, "no kill came in time"
     assert crasher.run("publish")["status"] == 0
+    assert crasher.run("rollback")["status"] == 0
     assert litter(repository, own_run) == []
+    crasher.close()
+
+
+@pytest.mark.timeout(600)
+def test_a_first_publication_that_is_killed_serves_its_own_classes_or_nothing(
+    own_run: Path, tmp_path: Path
+) -> None:
+    """Into the committed repository, which is rendered for other classes than the run's."""
+    crasher = Crasher(own_run, tmp_path / "repository")
+    took = crasher.run("export")["seconds"]
+    labels, dice = read_run(own_run).labels, random.Random(2)
+    for number in range(NUM_CRASHES // 2):
+        repository = shutil.copytree(COMMITTED, tmp_path / f"repository-{number}")
+        # The copying is at the end, the gates take longest.
+        crasher.run("publish", dice.uniform(0.5, 1.0) * took, repository=repository)
+        assert_whole(repository)
+        if serving_state(repository) is not None:
+            assert read_labels(repository / LABELS_FILE) == labels
+        assert crasher.run("publish", repository=repository)["status"] == 0
+        assert serving_state(repository) == ServingState(1)
+        assert read_labels(repository / LABELS_FILE) == labels
+        assert litter(repository) == []
     crasher.close()
 
 
@@ -142,7 +175,7 @@ def test_on_a_full_disk_the_repository_stays_whole(run: Run, small_disk: Path) -
         ends.append(result["status"])
         assert result["status"] in (0, 1)
         if result["status"]:
-            assert "No space left" in result["error"] or "cannot" in result["error"], result
+            assert "No space left on device" in result["error"], result
         assert_whole(repository)
         assert published_versions(repository)[: len(before)] == before
         filler.unlink()

@@ -11,17 +11,18 @@ import pytest
 import safetensors.numpy
 import tritonclient.grpc as triton
 
+from export.audit import read_audit
 from export.export import export
 from export.promote import promote, rollback
 from export.publish import publish
 from export.render import WARMUP_IMAGE
-from export.repository import prune, read_audit
+from export.repository import prune
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, PROBABILITIES
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError, UsageError
 from fruitstand.runs import META_NAME, WEIGHTS_NAME, Run
 from fruitstand.signing import make_key
-from fruitstand.versions import MANIFEST_NAME, published_versions, serving_state
+from fruitstand.versions import MANIFEST_NAME, ServingState, published_versions, serving_state
 from serving.embedded import EmbeddedServer
 from tests import candidates
 
@@ -206,13 +207,15 @@ def test_a_bad_candidate_serves_no_request(
     """The old version answers throughout, and the log says what was refused and why."""
     promote(versions, 1, url=live.url)
     expected = ask_once(live, batch)[1]
-    stop, others, failures = threading.Event(), [], []
+    stop, others, failures, answers = threading.Event(), [], [], 0
 
     def send() -> None:
+        nonlocal answers
         client = triton.InferenceServerClient(live.url)
         while not stop.is_set():
             try:
                 version, answer = ask(client, batch[:1])
+                answers += 1
                 if version != 1 or np.abs(answer - expected[:1]).max() > MAX_DIFFERENCE:
                     others.append(version)
             except Exception as exc:
@@ -229,6 +232,7 @@ def test_a_bad_candidate_serves_no_request(
         stop.set()
         caller.join()
     assert (others, failures) == ([], [])
+    assert answers, "nobody asked while it was tried"
     assert ask_once(live, batch)[0] == 1
     entry = read_audit(versions)[-1]
     assert entry["done"] is False
@@ -237,14 +241,37 @@ def test_a_bad_candidate_serves_no_request(
         shutil.rmtree(versions / FRUIT_RESNET / str(number))
 
 
-def test_a_promotion_without_its_server_changes_nothing(versions: Path, live: EmbeddedServer) -> None:
+def test_a_promotion_without_its_server_changes_nothing(
+    versions: Path, live: EmbeddedServer, second_run: Path, batch: np.ndarray, tmp_path: Path
+) -> None:
     """No server at the address, or a server that reads another repository."""
     promote(versions, 1, url=live.url)
-    with pytest.raises(ServerError, match="cannot be loaded"):
+    before = serving_state(versions)
+    with pytest.raises(ServerError, match="did not answer"):
         promote(versions, 2, url="127.0.0.1:1")
-    state = serving_state(versions)
-    assert state is not None
-    assert state.version == 1
+    assert serving_state(versions) == before
+    copy = shutil.copytree(versions, tmp_path / "repository")
+    third = publish(copy, second_run / "export")["version"]
+    with pytest.raises(ServerError, match="did not answer"):  # the server knows no such version
+        promote(copy, third, url=live.url)
+    assert serving_state(copy) == before
+    shutil.rmtree(copy / FRUIT_RESNET / "1")
+    with pytest.raises(ServerError, match="does the server read another"):
+        promote(copy, 2, url=live.url)
+    assert ask_once(live, batch)[0] == 1
+
+
+def test_what_answers_is_not_unloaded_when_the_repository_says_otherwise(
+    versions: Path, live: EmbeddedServer, batch: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promoted without its server in between: the running one still answers with the old version."""
+    promote(versions, 1, url=live.url)
+    promote(versions, 2, url=None)
+    assert ask_once(live, batch)[0] == 1
+    assert promote(versions, 2, url=live.url) == ServingState(2, 1)
+    assert ask_once(live, batch)[0] == 2
+    assert "version 1 answers, another than the repository's" in caplog.text
+    promote(versions, 1, url=live.url)
 
 
 def test_a_signature_is_asked_for_when_keys_are_trusted(

@@ -1,44 +1,28 @@
 import fcntl
-import json
 import os
 from pathlib import Path
 
 import pytest
 
+from export.audit import AUDIT_NAME, audited, read_audit, record
+from export.promote import promote, rollback
+from export.render import LABELS_FILE, write_repository
 from export.repository import (
-    AUDIT_NAME,
     LOCK_NAME,
-    audited,
     check_repository,
+    drifted_files,
     list_versions,
     locked,
+    next_number,
     prune,
-    read_audit,
-    record,
     write_served,
 )
-from fruitstand.artefacts import sha256_file, write_json
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
+from fruitstand.artefacts import read_json, write_json
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.versions import ServingState, published_versions, serving_state
-
-
-def place(repository: Path, number: int) -> None:
-    """A version as publishing leaves it; its model is a few bytes."""
-    directory = repository / FRUIT_RESNET / str(number)
-    directory.mkdir(parents=True)
-    (directory / "model.onnx").write_bytes(b"weights")
-    entry = {"sha256": sha256_file(directory / "model.onnx"), "size_bytes": 7}
-    manifest = {
-        "version": number,
-        "model_name": "resnet10t",
-        "source_run": {"name": "tiny"},
-        "labels": ["Apple", "Pear"],
-        "preprocessing": Preprocessing().to_dict(),
-        "serve": {"cpu_model": "model.onnx", "cpu_engine": "cpu", "gpu_model": "model.onnx"},
-        "files": {"model.onnx": entry},
-    }
-    write_json(directory / "manifest.json", manifest)
+from fruitstand.labels import read_labels
+from fruitstand.versions import MANIFEST_NAME, ServingState, published_versions, read_version, serving_state
+from tests.repositories import place_version
 
 
 @pytest.fixture
@@ -46,15 +30,15 @@ def repository(tmp_path: Path) -> Path:
     """Versions 1 to 3; 2 is served, before it 1 was."""
     path = tmp_path / "repository"
     for number in (1, 2, 3):
-        place(path, number)
+        place_version(path, number)
     write_served(path, ServingState(2, 1))
     return path
 
 
 def test_the_list_says_which_is_served_and_which_was(repository: Path) -> None:
     """Oldest first."""
-    rows = [(row["version"], row["role"], row["size_bytes"]) for row in list_versions(repository)]
-    assert rows == [(1, "previous", 7), (2, "served", 7), (3, "", 7)]
+    rows = [(row["version"], row["role"], row["model_name"]) for row in list_versions(repository)]
+    assert rows == [(1, "previous", "resnet10t"), (2, "served", "resnet10t"), (3, "", "resnet10t")]
     with pytest.raises(UsageError, match="nothing is published"):
         list_versions(repository / "nowhere")
 
@@ -85,11 +69,115 @@ def test_what_a_killed_command_left_is_put_right(repository: Path) -> None:
 
 def test_a_first_version_whose_publishing_was_cut_short_is_served(tmp_path: Path) -> None:
     """It is whole, only nothing was rendered for it."""
-    place(tmp_path, 1)
+    place_version(tmp_path, 1)
     assert serving_state(tmp_path) is None
     with locked(tmp_path):
         pass
     assert serving_state(tmp_path) == ServingState(1)
+
+
+def test_of_several_versions_none_is_served_unasked(tmp_path: Path) -> None:
+    """Nothing says which of them it was: somebody has to promote one."""
+    for number in (1, 2):
+        place_version(tmp_path, number)
+    with locked(tmp_path):
+        pass
+    assert serving_state(tmp_path) is None
+    assert {row["role"] for row in list_versions(tmp_path)} == {""}
+    with pytest.raises(UsageError, match="nothing is served"):
+        prune(tmp_path, keep=0)
+    assert promote(tmp_path, 1, url=None) == ServingState(1)
+
+
+def test_a_repository_for_other_classes_serves_nothing_before_its_first_version_is_rendered(
+    tmp_path: Path,
+) -> None:
+    """The committed repository names version 1 and twelve painted classes: not those of what appears as 1."""
+    write_repository(tmp_path, Preprocessing(), [f"painted {number}" for number in range(12)])
+    place_version(tmp_path, 1)
+    assert serving_state(tmp_path) is None
+    with locked(tmp_path):
+        assert serving_state(tmp_path) == ServingState(1)
+    assert read_labels(tmp_path / LABELS_FILE) == ["Apple", "Pear"]
+
+
+def test_a_mistyped_repository_is_not_made(tmp_path: Path) -> None:
+    """Only publishing makes one."""
+    with pytest.raises(UsageError, match="no model repository"), locked(tmp_path / "mistyped"):
+        pass
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_damaged_version_that_is_served_can_be_left(repository: Path) -> None:
+    """Its manifest is not needed to serve another one."""
+    (repository / FRUIT_RESNET / "2" / MANIFEST_NAME).write_text("{}")
+    assert rollback(repository, url=None) == ServingState(1, 2)
+    assert serving_state(repository) == ServingState(1, 2)
+    assert prune(repository, keep=1) == []
+
+
+def test_numbers_are_not_given_twice(repository: Path) -> None:
+    """Whoever logged version 4 would otherwise mean two models."""
+    assert next_number(repository) == 4
+    record(repository, "publish", 4, done=True)
+    record(repository, "publish", None, done=False, reason="a gate")
+    assert next_number(repository) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"version": 7}, "is that of version 7", id="another version's"),
+        pytest.param({"labels": ["Pear", "Apple"]}, "its labels are not those", id="labels"),
+        pytest.param({"labels": None}, "TypeError", id="no labels"),
+        pytest.param({"model_name": 3}, "names of model and run", id="model name"),
+        pytest.param({"preprocessing": {"input_size": "x"}}, "altered, or of another", id="preprocessing"),
+        pytest.param({"gates": [{"name": "size"}]}, "the gate 'size'", id="gate"),
+        pytest.param({"files": {"../../x": {"sha256": "0" * 64, "size_bytes": 1}}}, "file name", id="path"),
+        pytest.param({"files": {"a.onnx": {"sha256": "0", "size_bytes": 1}}}, "entry of a", id="sha256"),
+        pytest.param({"serve": {}}, "serve names", id="serve"),
+        pytest.param(
+            {"serve": {"cpu_model": "x", "cpu_engine": "cpu", "gpu_model": "model.onnx"}},
+            "none of its files",
+            id="served file",
+        ),
+        pytest.param(
+            {"serve": {"cpu_model": "model.onnx", "cpu_engine": '" }', "gpu_model": "model.onnx"}},
+            "cpu_engine",
+            id="engine",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_true_is_refused(repository: Path, change: dict, reason: str) -> None:
+    """Its names become paths and lines of a configuration."""
+    path = repository / FRUIT_RESNET / "3" / MANIFEST_NAME
+    write_json(path, {**read_json(path), **change})
+    with pytest.raises(ArtefactError, match=reason):
+        read_version(repository, 3)
+
+
+def test_what_was_rendered_and_then_edited_is_named(repository: Path) -> None:
+    """Labels and configurations are not in the signed manifest: they follow from it."""
+    assert drifted_files(repository) == []
+    (repository / LABELS_FILE).write_text("Pear\nApple\n")
+    (repository / IMAGE_DECODE / "1" / "dali.py").unlink()
+    assert set(drifted_files(repository)) == {LABELS_FILE, Path(IMAGE_DECODE, "1", "dali.py")}
+
+
+def test_what_was_done_is_done_without_its_line_in_the_log(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log is told of, not the outcome changed."""
+    (repository / AUDIT_NAME).mkdir()
+    assert promote(repository, 3, url=None) == ServingState(3, 2)
+    assert "is not in the log" in caplog.text
+
+
+def test_an_interruption_is_logged_as_one(repository: Path) -> None:
+    """Ctrl-C is a reason too."""
+    with pytest.raises(KeyboardInterrupt), audited(repository, "promote", 3):
+        raise KeyboardInterrupt
+    assert read_audit(repository)[-1]["reason"] == "KeyboardInterrupt"
 
 
 def test_the_log_keeps_what_was_refused_and_survives_a_torn_line(repository: Path) -> None:
@@ -110,7 +198,7 @@ def test_the_log_keeps_what_was_refused_and_survives_a_torn_line(repository: Pat
 
 def test_pruning_spares_the_served_and_the_previous_version(repository: Path) -> None:
     """Both the classifier's folder and the ensemble's go."""
-    place(repository, 4)
+    place_version(repository, 4)
     (repository / FRUIT_CLASSIFIER / "3").mkdir()
     with pytest.raises(UsageError, match="--keep"):
         prune(repository, keep=-1)
@@ -119,7 +207,7 @@ def test_pruning_spares_the_served_and_the_previous_version(repository: Path) ->
     assert not (repository / FRUIT_CLASSIFIER / "3").exists()
     assert prune(repository, keep=0) == [4]
     assert prune(repository, keep=0) == []
-    assert json.loads((repository / AUDIT_NAME).read_text().splitlines()[0])["removed"] == [3]
+    assert read_audit(repository)[0]["removed"] == [3]
 
 
 def test_check_names_the_file_that_was_altered(repository: Path) -> None:

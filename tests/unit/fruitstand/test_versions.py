@@ -2,24 +2,28 @@ from pathlib import Path
 
 import pytest
 
+from export.render import write_repository
 from fruitstand.artefacts import sha256_file, write_json
+from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.signing import SIGNATURE_NAME, check_signature, make_key, sign_manifest
-from fruitstand.versions import Golden, read_version, serving_state, verify_file, verify_version
+from fruitstand.signing import SIGNATURE_NAME, check_signature, make_key, read_private_key, sign_manifest
+from fruitstand.versions import (
+    GOLDEN_LIST,
+    Golden,
+    ServingState,
+    loaded_versions,
+    read_version,
+    serving_state,
+    verify_file,
+    verify_version,
+)
+from tests.repositories import place_version
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """One version with two files, as publishing leaves it."""
-    directory = tmp_path / "repository" / "fruit_resnet" / "1"
-    (directory / "golden").mkdir(parents=True)
-    (directory / "model.onnx").write_bytes(b"weights")
-    (directory / "golden" / "0.jpg").write_bytes(b"image")
-    files = {
-        name: {"sha256": sha256_file(directory / name), "size_bytes": 0}
-        for name in ("model.onnx", "golden/0.jpg")
-    }
-    write_json(directory / "manifest.json", {"version": 1, "files": files})
+    place_version(tmp_path / "repository", 1)
     return tmp_path / "repository"
 
 
@@ -60,6 +64,34 @@ def test_nothing_is_served_where_nothing_is_rendered(repository: Path) -> None:
     assert serving_state(repository) is None
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"images": []}, id="no image"),
+        pytest.param({"images": [{"file": "0.jpg"}]}, id="no answer"),
+        pytest.param({"images": [{"file": "../model.onnx", "probabilities": [1]}]}, id="another folder"),
+    ],
+)
+def test_golden_images_are_there_and_its_own(repository: Path, listed: dict) -> None:
+    """A version without them cannot be tried before it is served."""
+    version = read_version(repository, 1)
+    assert [one.path.name for one in version.golden()] == ["0.jpg"]
+    write_json(version.directory / GOLDEN_LIST, listed)
+    with pytest.raises(ArtefactError, match="golden"):
+        version.golden()
+
+
+def test_all_versions_that_a_server_would_load_are_known(tmp_path: Path) -> None:
+    """Two of them while a promotion is under way."""
+    assert loaded_versions(tmp_path) == []
+    for also_loaded, expected in (((), [2]), ((3,), [2, 3])):
+        write_repository(
+            tmp_path, Preprocessing(), ["a", "b"], state=ServingState(2, 1), also_loaded=also_loaded
+        )
+        assert loaded_versions(tmp_path) == expected
+
+
 def test_golden_answers_are_compared_by_total_variation() -> None:
     """0 is equal, 1 is another class for sure, another length, or no number."""
     golden = Golden(Path("0.jpg"), [0.75, 0.25])
@@ -87,12 +119,12 @@ def test_signatures_are_of_trusted_keys_and_of_these_bytes(tmp_path: Path) -> No
     make_key(tmp_path / "strange")
     with pytest.raises(ArtefactError, match="not signed"):
         check_signature(manifest, trusted)
-    sign_manifest(manifest, tmp_path / "ours")
+    sign_manifest(manifest, read_private_key(tmp_path / "ours"))
     check_signature(manifest, trusted)
     manifest.write_bytes(b"[]")
     with pytest.raises(ArtefactError, match="altered, or signed by an unknown key"):
         check_signature(manifest, trusted)
-    sign_manifest(manifest, tmp_path / "strange")
+    sign_manifest(manifest, read_private_key(tmp_path / "strange"))
     with pytest.raises(ArtefactError, match="unknown key"):
         check_signature(manifest, trusted)
     manifest.with_name(SIGNATURE_NAME).write_bytes(b"?")
@@ -106,12 +138,12 @@ def test_keys_are_private_never_replaced_and_checked(tmp_path: Path) -> None:
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="never replaced"):
         make_key(tmp_path / "key")
-    manifest = tmp_path / "manifest.json"
-    manifest.write_bytes(b"{}")
     for wrong in (tmp_path / "key.pub", tmp_path / "nothing"):
         with pytest.raises(UsageError, match="--sign"):
-            sign_manifest(manifest, wrong)
-    sign_manifest(manifest, tmp_path / "key")
+            read_private_key(wrong)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(b"{}")
+    sign_manifest(manifest, read_private_key(tmp_path / "key"))
     with pytest.raises(UsageError, match=r"no \*\.pub"):
         check_signature(manifest, tmp_path / "nowhere")
     trusted = tmp_path / "trusted"
