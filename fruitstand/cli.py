@@ -6,17 +6,16 @@ is called, so that `--help` is quick and no verb needs another's packages.
 
 import logging
 import sys
-from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fruitstand import __version__
+from fruitstand import __version__, cli_training
+from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
 from fruitstand.cli_shared import Json, Port, Repository, SignKey, TrustedKeys, Url, needs, print_json
-from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.errors import FruitstandError
 
 app = typer.Typer(
     help="Train an image classifier, prove it, and serve it at high throughput.",
@@ -25,39 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Prepare image folders, and check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
-
-
-class Split(StrEnum):
-    """Parts of a prepared folder."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-
-
-class SplitKind(StrEnum):
-    """What is held out for the test."""
-
-    classic = "classic"
-    object = "object"
-    film = "film"
-
-
-class Validation(StrEnum):
-    """How validation is cut from Training."""
-
-    film = "film"
-    frame = "frame"
-
-
-class LabelLevel(StrEnum):
-    """Which folder level is the class, where a data set has two."""
-
-    fruit = "fruit"
-    variety = "variety"
+app.command()(cli_training.train)
+app.command()(cli_training.evaluate)
 
 
 def main() -> None:
@@ -77,186 +47,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(metrics)
-        return
-    for key in ("data_source", "split", "num_images", "top1", "top5", "macro_f1", "ece"):
-        value = metrics[key]
-        print(f"{key:12} {value:.4f}" if isinstance(value, float) else f"{key:12} {value}")
-    worst = sorted(metrics["per_class"].items(), key=lambda item: item[1]["recall"])[:5]
-    print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
-
-
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Options of the command itself."""
     if version:
         print(__version__)
         raise typer.Exit
-
-
-@data_app.command()
-def prepare(
-    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
-    split: Annotated[
-        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
-    ] = SplitKind.classic,
-    validation: Annotated[
-        Validation,
-        typer.Option(help="Whole films or the middle of each, or one frame in ten (classic only)."),
-    ] = Validation.film,
-    subset: Annotated[
-        str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")
-    ] = "",
-    label_level: Annotated[
-        LabelLevel, typer.Option(help="Class level of two-level data.")
-    ] = LabelLevel.fruit,
-    num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
-    images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the painter and of the split.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Arrange images and labels, split them, write the manifest and a report."""
-    with needs("train"):
-        from training.prepare import prepare_data
-
-        report: dict[str, Any] = prepare_data(
-            source=source,
-            out=out,
-            split=split.value,
-            validation=validation.value,
-            subset=subset,
-            label_level=label_level.value,
-            num_classes=num_classes,
-            images_per_class=images_per_class,
-            seed=seed,
-        )
-    if as_json:
-        print_json(report)
-        return
-    if report["generated"]:
-        print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
-    counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
-    print(f"{out}: {report['num_classes']} classes; {counts}")
-    details = report["split_details"]
-    print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
-    for label in details["left_out"]:
-        print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
-    for twin in report["twins"]:
-        print(
-            f"left out {twin['object']!r}: its {twin['num_images']} images are"
-            f" {'of the same films as' if 'shared' in twin else 'byte for byte'} those of {twin['same_as']!r}"
-        )
-    if report["num_skipped"]:
-        print(f"skipped {report['num_skipped']} files that cannot be decoded:")
-        for one in report["skipped"]:
-            print(f"  {one['file']}: {one['reason']}")
-
-
-@data_app.command()
-def check(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Look for damage, duplicates and leaks; exit 1 when a split is not what it claims."""
-    with needs("train"):
-        from training.check import check_data
-
-        result: dict[str, Any] = check_data(directory, out=out)
-    if as_json:
-        print_json(result)
-    else:
-        print("\n".join(result["summary"]))
-        print(f"report: {(out or directory / 'check') / 'check.html'}")
-    for failure in result["failures"]:
-        print(f"fruitstand: error: {failure}", file=sys.stderr)
-    if not result["ok"]:
-        raise typer.Exit(1)
-
-
-@app.command()
-def train(
-    data: Annotated[Path, typer.Option(help="Prepared folder.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
-    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
-    epochs: Annotated[int, typer.Option(help="Passes over the train split.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    input_size: Annotated[int, typer.Option(help="Height and width of the input, pixels.")] = 100,
-    pretrained: Annotated[bool, typer.Option(help="Start from timm's ImageNet weights.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Train a timm ResNet."""
-    with needs("train"):
-        from training.config import TrainConfig
-        from training.train import train as run_training
-
-        try:
-            config = TrainConfig(
-                model_name=model,
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=lr,
-                input_size=input_size,
-                pretrained=pretrained,
-                seed=seed,
-            )
-        except ValueError as exc:
-            raise UsageError(str(exc)) from exc
-        if resume and overwrite:
-            raise UsageError("--resume and --overwrite exclude each other")
-        meta = run_training(config, data_directory=data, out=out, resume=resume, overwrite=overwrite)
-    split, metrics = next(iter(meta["metrics"].items()))
-    if as_json:
-        print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
-    else:
-        print(f"{out}: {model}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path | None, typer.Option(help="Evaluate a run offline.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Evaluate a server, HOST:PORT of its gRPC endpoint.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
-    split: Annotated[Split, typer.Option(help="Which part.")] = Split.test,
-    as_json: Json = False,
-) -> None:
-    """Measure a run, or a server; the same numbers for both."""
-    if (run is None) == (url is None):
-        raise UsageError("give either --run or --url")
-    with needs("train"):
-        from training.evaluate import evaluate_answers, evaluate_run
-
-        if run is not None:
-            metrics = evaluate_run(run, data_directory=data, split=split.value)
-        elif data is None or url is None:
-            raise UsageError("--url needs --data: the prepared folder whose images to send")
-        else:
-            metrics = evaluate_answers(
-                data, split.value, lambda paths, num_classes: _ask_server(url, paths, num_classes)
-            )
-    _print_metrics(metrics, as_json)
-
-
-def _ask_server(url: str, paths: list[Path], num_classes: int) -> Iterator[dict[str, float] | str]:
-    """For each image the served probabilities by label, or why there are none."""
-    with needs("client"):
-        from fruitstand_client import Client
-    from fruitstand.progress import track
-
-    with Client(url) as client:
-        # One more than the data has: a server with more classes is noticed.
-        answers = client.classify(paths, top_k=num_classes + 1)
-        for one in track(answers, total=len(paths), description="classify"):
-            yield one.error or {rank.label: rank.probability for rank in one.top_k}
 
 
 @app.command()
