@@ -3,8 +3,9 @@
 The geometry is that of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
 """
 
+import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class DaliLoader:
         device: torch.device,
         num_threads: int,
     ) -> None:
-        """Build the pipeline.
+        """Take what the pipeline needs.
 
         Args:
             data: the prepared folder.
@@ -41,16 +42,19 @@ class DaliLoader:
             batch_size: length of the longest of them.
             device: where decoding ends: a GPU decodes itself (`mixed`).
             num_threads: of the processor, for decoding or for feeding the GPU.
-
-        Raises:
-            UsageError: DALI is not installed.
         """
         index = data.label_index()
         rows = data.split(split)
         self._paths = [data.directory / row.path for row in rows]
         self._targets = torch.tensor([index[row.label] for row in rows])
         self._batches, self._device = batches, device
-        self._pipeline = _pipeline(preprocessing, batch_size, device, num_threads)
+        self._build = functools.partial(
+            _pipeline,
+            preprocessing=preprocessing,
+            batch_size=batch_size,
+            device=device,
+            num_threads=num_threads,
+        )
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -60,34 +64,41 @@ class DaliLoader:
 
         Raises:
             DataError: an image cannot be decoded.
+            UsageError: DALI is not installed.
         """
-        under_way: deque[list[int]] = deque()
-        for positions in self._batches:
-            encoded = [np.fromfile(self._paths[position], np.uint8) for position in positions]
-            self._pipeline.feed_input("encoded", encoded)
-            self._pipeline.schedule_run()
-            under_way.append(positions)
-            if len(under_way) > AHEAD:
-                yield self._take(under_way.popleft())
-        while under_way:
-            yield self._take(under_way.popleft())
+        read: deque[list[int]] = deque()
 
-    def _take(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        try:
-            (output,) = self._pipeline.share_outputs()
-        except RuntimeError as exc:
-            first = self._paths[positions[0]]
-            raise DataError(
-                f"{first} or one of the {len(positions) - 1} images with it: DALI cannot decode it;"
-                " 'fruitstand data check' finds which"
-            ) from exc
-        # A copy: DALI writes the next batch into the same memory.
-        pixels = torch.from_dlpack(output.as_tensor()).clone()
-        self._pipeline.release_outputs()
-        return pixels.to(self._device), self._targets[positions].to(self._device)
+        def encoded() -> Iterator[list[np.ndarray]]:
+            for positions in self._batches:
+                read.append(positions)
+                yield [np.fromfile(self._paths[position], np.uint8) for position in positions]
+
+        # A new pipeline each time: one that was left before its end keeps what it decoded ahead.
+        pipeline = self._build(encoded)
+        while True:
+            try:
+                (output,) = pipeline.run()
+            except StopIteration:
+                return
+            except RuntimeError as exc:
+                raise DataError(
+                    f"DALI cannot decode {self._paths[read[0][0]]} or an image of its batch;"
+                    " 'fruitstand data check' finds which"
+                ) from exc
+            positions = read.popleft()
+            # A copy: DALI writes the next batch into the same memory.
+            pixels = torch.from_dlpack(output.as_tensor()).clone()
+            yield pixels.to(self._device), self._targets[positions].to(self._device)
 
 
-def _pipeline(preprocessing: Preprocessing, batch_size: int, device: torch.device, num_threads: int):
+def _pipeline(
+    source: Callable[[], Iterator[list[np.ndarray]]],
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    num_threads: int,
+):
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ModuleNotFoundError as exc:
@@ -104,7 +115,7 @@ def _pipeline(preprocessing: Preprocessing, batch_size: int, device: torch.devic
         prefetch_queue_depth=AHEAD + 1,
     )
     def decode():
-        encoded = fn.external_source(device="cpu", name="encoded", dtype=types.UINT8, ndim=1)
+        encoded = fn.external_source(source=source, cycle="raise", dtype=types.UINT8, ndim=1)
         image = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB)
         image = fn.resize(
             image,

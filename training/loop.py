@@ -140,6 +140,7 @@ class Loop:
         self._batches.start_at(progress.epoch, progress.batch)
         self._log.start(progress.epoch, size=size, done=progress.batch, total=total)
         self._model.train()
+        read_each = GPU_LOSSES if self.fabric.device.type == "cuda" else 1
         moment = time.monotonic()
         batches = iter(self._loader)
         while progress.batch < total:
@@ -151,7 +152,7 @@ class Loop:
             self._schedule.step_update(progress.step)
             if self._ema is not None:
                 self._ema.update(self._model, step=progress.step)
-            if self.fabric.device.type == "cpu" or len(self._losses) == GPU_LOSSES or progress.batch == total:
+            if len(self._losses) == read_each or progress.batch == total:
                 self._read_losses()
             self._log.advance()
             now = time.monotonic()
