@@ -30,4 +30,3 @@ def provenance() -> dict[str, object]:
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).name
-

@@ -23,8 +23,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
     data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
     model: Annotated[str | None, typer.Option(help="A timm ResNet; default: resnet18.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split; default: the recipe's.")] = None,
-    recipe: Annotated[str, typer.Option(help="classic, object, or auto: what suits the data's split.")] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="classic, object, or auto: what suits the data's split.")
+    ] = "auto",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/config.py; repeatable."),

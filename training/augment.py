@@ -1,8 +1,8 @@
 """Augmentation on whole batches of pixels: geometry, light, background, in a few tensor operations.
 
-timm's transforms work on one Pillow image at a time: decoded anew each epoch they would take the cores from the
-model. So geometry and light are tensor operations on the batch here; what timm offers for batches (random
-erasing, mixup, cutmix) is taken from timm, in `training.steps`.
+timm's transforms work on one Pillow image at a time: they would take the cores from the model. So geometry
+and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup, cutmix) is
+taken from timm, in `training.steps`.
 """
 
 import math
@@ -81,9 +81,7 @@ def _geometry(n: int, config: TrainConfig, pasted: torch.Tensor, generator: torc
         away = torch.stack([uniform(-1, 1) for _ in range(2)]) * room
         size = torch.where(pasted, size * smaller, size)
         shift = torch.where(pasted, shift + away / size, shift)
-    mirror_x, mirror_y = (
-        1 - 2 * (uniform(0, 1) < share).float() for share in (config.hflip, config.vflip)
-    )
+    mirror_x, mirror_y = (1 - 2 * (uniform(0, 1) < share).float() for share in (config.hflip, config.vflip))
     cos, sin = angle.cos() / size, angle.sin() / size
     return torch.stack(
         [cos * mirror_x, -sin * mirror_y, shift[0], sin * mirror_x, cos * mirror_y, shift[1]], dim=1

@@ -30,7 +30,7 @@ class TrainConfig:
     epochs: int = 8
     """Passes over the train split."""
     batch_size: int = 32
-    """Images an update, over all processes and pieces together, so that neither changes the result's recipe."""
+    """Images an update, over all processes and pieces together."""
     grad_accum_steps: int = 1
     """Pieces in which an update's images are computed, to need less memory."""
 
@@ -97,9 +97,9 @@ class TrainConfig:
     """Share of updates that mixup or cutmix is applied to, if either is on."""
 
     precision: str = "auto"
-    """auto takes bf16-mixed on processors with AMX and on GPUs that have it, 16-mixed on others, else 32-true."""
+    """auto: bf16-mixed on processors with AMX and GPUs that have it, 16-mixed on other GPUs, else 32-true."""
     loader: str = "cache"
-    """cache decodes every image once and keeps its pixels; dali decodes in each epoch, on a GPU where there is one."""
+    """cache decodes every image once and keeps its pixels; dali decodes in each epoch, if it can on a GPU."""
     workers: int = 0
     """Processes that read ahead; 0 reads in the training process, which costs a CPU under 1 % of its time."""
     checkpoint_seconds: float = 60.0
@@ -120,7 +120,14 @@ class TrainConfig:
         for name in ("lr", "min_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, allowed above 0")
-        for name in ("momentum", "drop_rate", "drop_path_rate", "label_smoothing", "ema_decay", "warmup_share"):
+        for name in (
+            "momentum",
+            "drop_rate",
+            "drop_path_rate",
+            "label_smoothing",
+            "ema_decay",
+            "warmup_share",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, allowed 0 to below 1")
         for name in ("gray_prob", "hflip", "vflip", "background_mix", "random_erasing", "mix_prob", "light"):
@@ -143,7 +150,9 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"loggers: got {min(unknown)!r}, allowed {', '.join(LOGGERS)}")
         if self.batch_size % self.grad_accum_steps:
-            raise ValueError(f"grad_accum_steps: got {self.grad_accum_steps}, allowed a divisor of batch_size")
+            raise ValueError(
+                f"grad_accum_steps: got {self.grad_accum_steps}, allowed a divisor of batch_size"
+            )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size: got {self.batch_size}, allowed even numbers with mixup or cutmix")
         if self.loader == "dali" and self.background_mix:
@@ -230,6 +239,6 @@ def resolved_precision(precision: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         flags = file.read().split()
-    # Only tiles of bf16 are faster: with avx512_bf16 alone fp32 is 1.18 times as fast (resnet18, batch 32, one
+    # Only AMX makes bf16 faster: with avx512_bf16 alone fp32 is 1.18 times as fast (resnet18, batch 32, one
     # core), and without either bf16 is emulated: 2.5 against 38 images/s on 2 cores with AVX2.
     return "bf16-mixed" if "amx_bf16" in flags else "32-true"

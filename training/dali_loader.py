@@ -1,4 +1,4 @@
-"""Batches decoded by DALI in each epoch, on the GPU where there is one: for data too large for the pixel cache.
+"""Batches decoded by DALI in each epoch, if it can on a GPU: for data too large for the pixel cache.
 
 The geometry is that of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
 """
@@ -103,7 +103,7 @@ def _pipeline(
         from nvidia.dali import fn, pipeline_def, types
     except ModuleNotFoundError as exc:
         raise UsageError(
-            "loader=dali: nvidia.dali is not installed; pip install nvidia-dali-cuda130, or --set loader=cache"
+            "loader=dali: DALI is not installed; pip install nvidia-dali-cuda130, or --set loader=cache"
         ) from exc
     gpu = device.type == "cuda"
     height, width = preprocessing.input_size

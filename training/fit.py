@@ -116,7 +116,9 @@ def fit(
 def _launched(config: TrainConfig, devices: int) -> Fabric:
     """Fabric on this machine's GPUs or cores; with several devices this starts the other processes."""
     for name in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # what Lightning says of itself is no part of our log
+        logging.getLogger(name).setLevel(
+            logging.WARNING
+        )  # what Lightning says of itself is no part of our log
     # Lightning 2.6 on PyTorch 2.15 uses a name that PyTorch retires.
     warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec", category=FutureWarning)
     nodes = int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -36,7 +36,9 @@ class EpochLog:
     def start(self, epoch: int, *, size: int, done: int, total: int) -> None:
         """Show the bar of an epoch."""
         self._bar = Bar(
-            console=self._console, disable=not self._console.is_terminal or self._console.quiet, transient=True
+            console=self._console,
+            disable=not self._console.is_terminal or self._console.quiet,
+            transient=True,
         )
         self._bar.start()
         self._task = self._bar.add_task(

@@ -1,9 +1,9 @@
 """Epochs, validation and checkpoints. A run killed at any step goes on to the same bits.
 
-That is why the loop is ours and not Lightning's Trainer: what a run's state consists of has to be a list one can
-read. It is `Progress` and the tensors of model, average and optimiser. The order of the images, augmentation,
-dropout and lr are functions of seed, epoch, step and rank, so they have no state. Lightning Fabric
-brings processes, precision and devices.
+That is why the loop is ours and not Lightning's Trainer: what a run's state consists of has to be a list one
+can read. It is `Progress` and the tensors of model, average and optimiser. The order of the images,
+augmentation, dropout and lr are functions of seed, epoch, step and rank, so they have no state. Lightning
+Fabric brings processes, precision and devices.
 """
 
 import hashlib

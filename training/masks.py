@@ -21,8 +21,8 @@ def fruit_masks(pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
         pixels_nhwc_u8: (N, H, W, 3) uint8.
 
     Returns:
-        (N, H, W) uint8, 255 on the fruit and 0 on the background. One pixel of the fruit's rim is given up: it is
-        mixed with white. An image without white at its border is fruit everywhere, one all white is nowhere.
+        (N, H, W) uint8, 255 on the fruit and 0 on the background. One pixel of the fruit's rim is given up:
+        it is mixed with white. An image without white at its border is all fruit, one all white holds none.
     """
     white = (pixels_nhwc_u8.amin(dim=3) >= WHITE_LEVEL).float().unsqueeze(1)
     # A frame of white round the picture is where the flood starts.

@@ -1,4 +1,4 @@
-"""One update: from a batch of pixels to new weights. Every random number in it comes from (seed, step, rank)."""
+"""One update, from a batch of pixels to new weights; its random numbers come from (seed, step, rank)."""
 
 import difflib
 import random
@@ -35,14 +35,16 @@ def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 def create_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimiser of that name; biases and norms do not decay.
+    """The optimiser timm has under that name; biases and norms do not decay.
 
     Raises:
         UsageError: timm knows no such optimiser.
     """
     if config.opt not in list_optimizers():
         near = difflib.get_close_matches(config.opt, list_optimizers(), n=4, cutoff=0.4)
-        raise UsageError(f"opt: got {config.opt!r}, allowed timm's, such as {', '.join(near or ['sgd', 'adamw'])}")
+        raise UsageError(
+            f"opt: got {config.opt!r}, allowed timm's, such as {', '.join(near or ['sgd', 'adamw'])}"
+        )
     return create_optimizer_v2(
         model, opt=config.opt, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -51,7 +53,7 @@ def create_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim
 def create_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int
 ) -> Scheduler:
-    """timm's schedule over all updates, with a linear rise in front. lr depends on the update's number alone."""
+    """The schedule timm has under that name, behind a linear rise; lr depends on the update alone."""
     warmup_epochs = config.warmup_share * config.epochs
     schedule, _ = create_scheduler_v2(
         optimizer,
@@ -83,7 +85,7 @@ class Step:
         Args:
             fabric: launched.
             classifier: the model as it is.
-            wrapped: its `model` as Fabric wrapped it, for precision and for the sum of gradients over processes.
+            wrapped: its `model` as Fabric wrapped it, for precision and for gradients of several processes.
             optimizer: as Fabric wrapped it.
             config: the settings.
         """
@@ -102,13 +104,13 @@ class Step:
                 num_classes=classifier.model.num_classes,
             )
 
-    def pictures(
-        self, pixels_nhwc_u8: torch.Tensor, size: int, generator: torch.Generator
-    ) -> torch.Tensor:
+    def pictures(self, pixels_nhwc_u8: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
         """What the model sees of a batch, before normalisation, erasing and mixing: (N, 3, size, size)."""
         return augment(to_size(pixels_nhwc_u8, size), self._config, generator)
 
-    def __call__(self, pixels_nhwc_u8: torch.Tensor, targets: torch.Tensor, *, size: int, step: int) -> torch.Tensor:
+    def __call__(
+        self, pixels_nhwc_u8: torch.Tensor, targets: torch.Tensor, *, size: int, step: int
+    ) -> torch.Tensor:
         """Update the weights.
 
         Args:

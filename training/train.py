@@ -1,8 +1,8 @@
 """`fruitstand train`: a timm ResNet on a prepared folder, into a run folder.
 
 The folder fills in this order: `config.json` at the start, `augmentation.png` with what the model is shown,
-`last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json` last:
-without it the run is half written.
+`last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json`
+last: without it the run is half written.
 
 What can be refused is refused here, before PyTorch is imported. With several processes only the first one
 touches the folder; `--devices N` starts the others, or torchrun starts all of them:

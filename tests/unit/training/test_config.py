@@ -32,7 +32,8 @@ def test_settings_outside_what_is_allowed_are_named(values: dict, says: str) -> 
 def test_settings_take_the_type_of_their_field() -> None:
     """Numbers, words, truth and lists."""
     config = with_settings(
-        TrainConfig(), ["lr=1e-3", "batch_size=64", "progressive=false", "loggers=tensorboard,mlflow", "opt=adamw"]
+        TrainConfig(),
+        ["lr=1e-3", "batch_size=64", "progressive=false", "loggers=tensorboard,mlflow", "opt=adamw"],
     )
     assert (config.lr, config.batch_size, config.progressive) == (1e-3, 64, False)
     assert (config.loggers, config.opt) == (("tensorboard", "mlflow"), "adamw")

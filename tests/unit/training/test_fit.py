@@ -15,7 +15,13 @@ from training.model import create_model, load_from_run
 from training.train import train
 
 TINY = TrainConfig(
-    model_name="resnet10t", epochs=1, batch_size=24, lr=0.02, input_size=32, progressive=False, precision="32-true"
+    model_name="resnet10t",
+    epochs=1,
+    batch_size=24,
+    lr=0.02,
+    input_size=32,
+    progressive=False,
+    precision="32-true",
 )
 
 
@@ -165,7 +171,9 @@ def test_trackers_get_every_epoch_and_the_model(
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     recorded = meta["trackers"]["mlflow"]
     losses = client.get_metric_history(recorded["run_id"], "val_loss")
-    assert [(one.step, one.value) for one in losses] == [(row["epoch"], row["val_loss"]) for row in meta["epochs"]]
+    assert [(one.step, one.value) for one in losses] == [
+        (row["epoch"], row["val_loss"]) for row in meta["epochs"]
+    ]
     version = client.get_model_version("fruitstand", str(recorded["version"]))
     assert version.run_id == recorded["run_id"]
     names = {Path(one.path).name for one in client.list_artifacts(recorded["run_id"], "model")}

@@ -24,7 +24,7 @@ def run(launcher: tuple[str, ...], *arguments: str) -> None:
 
 
 def test_two_processes_agree_whoever_starts_them(prepared: PreparedData, tmp_path: Path) -> None:
-    """--devices 2 and torchrun: the same weights in both processes and in both runs, and each run is valid."""
+    """--devices 2 and torchrun: the same weights in both processes and both runs; each run is valid."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fruitstand")
     data = str(prepared.directory)
     run(("fruitstand",), "--data", data, "--out", str(tmp_path / "own"), "--devices", "2")
