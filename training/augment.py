@@ -1,8 +1,8 @@
 """Augmentation on whole batches of pixels: geometry, light, background, in a few tensor operations.
 
 timm's transforms work on one Pillow image at a time: they would take the cores from the model. So geometry
-and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup, cutmix) is
-taken from timm, in `training.steps`.
+and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup,
+cutmix) is taken from timm, in `training.steps`.
 """
 
 import math
