@@ -20,44 +20,65 @@ class Split(StrEnum):
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Prepared folder.")],
     out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
-    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
-    epochs: Annotated[int, typer.Option(help="Passes over the train split.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    input_size: Annotated[int, typer.Option(help="Height and width of the input, pixels.")] = 100,
-    pretrained: Annotated[bool, typer.Option(help="Start from timm's ImageNet weights.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="A timm ResNet; default: resnet18.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="classic, object, or auto: what suits the data's split.")
+    ] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/config.py; repeatable."),
+    ] = None,
+    finetune_from: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    background_mix: Annotated[
+        float | None, typer.Option(help="Share of images pasted on other backgrounds, 0 to 1.")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Processes, each with a GPU or its share of the cores.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; needs --out only.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a timm ResNet."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    given = {"model_name": model, "epochs": epochs, "background_mix": background_mix}
+    given = {key: value for key, value in given.items() if value is not None}
     with needs("train"):
-        from training.config import TrainConfig
+        from training.recipes import resolve_config
+        from training.train import read_interrupted
         from training.train import train as run_training
 
-        try:
-            config = TrainConfig(
-                model_name=model,
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=lr,
-                input_size=input_size,
-                pretrained=pretrained,
-                seed=seed,
-            )
-        except ValueError as exc:
-            raise UsageError(str(exc)) from exc
-        if resume and overwrite:
-            raise UsageError("--resume and --overwrite exclude each other")
-        meta = run_training(config, data_directory=data, out=out, resume=resume, overwrite=overwrite)
+        if resume and not (given or settings or data or finetune_from or recipe != "auto"):
+            config, data, finetune_from, devices = read_interrupted(out)
+        elif data is None:
+            raise UsageError("--data is missing: the folder that 'fruitstand data prepare' made")
+        else:
+            try:
+                config = resolve_config(recipe, data, settings or [], given)
+            except ValueError as exc:
+                raise UsageError(str(exc)) from exc
+        meta = run_training(
+            config,
+            data_directory=data,
+            out=out,
+            finetune_from=finetune_from,
+            devices=devices,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    if meta is None:  # another process reports
+        return
     split, metrics = next(iter(meta["metrics"].items()))
     if as_json:
         print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
     else:
-        print(f"{out}: {model}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
+        print(f"{out}: {config.model_name}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
 
 
 def evaluate(

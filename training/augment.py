@@ -1,7 +1,8 @@
-"""Augmentation on whole batches of pixels: turn, scale, shift and light, in a few tensor operations.
+"""Augmentation on whole batches of pixels: geometry, light, background, in a few tensor operations.
 
-Small on purpose: Fruits-360's films already show every fruit from all sides, and a short run spends its steps
-better on them than on mirror images. See docs/DECISIONS.md, "Less augmentation".
+timm's transforms work on one Pillow image at a time: they would take the cores from the model. So geometry
+and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup,
+cutmix) is taken from timm, in `training.steps`.
 """
 
 import math
@@ -9,22 +10,25 @@ import math
 import torch
 import torch.nn.functional as F
 
-MAX_ROTATION_DEG = 8.0
-SCALE_RANGE = (0.92, 1.08)
-MAX_SHIFT = 0.04
-"""Share of the side."""
-LIGHT_RANGE = (0.9, 1.1)
+from training.backgrounds import paste
+from training.config import TrainConfig
+
+PASTED_SCALE = (0.45, 1.0)
+"""Size of a pasted fruit beside `min_scale` and `max_scale`: on a table it does not fill the picture."""
+PASTED_SHIFT = 0.25
+"""How far the middle of a small pasted fruit may lie from the picture's, as a share of the side."""
+LUMA = (0.299, 0.587, 0.114)
 
 
 def to_size(pixels_nhwc_u8: torch.Tensor, size: int) -> torch.Tensor:
     """Shrink a batch for an epoch on small images.
 
     Args:
-        pixels_nhwc_u8: (N, H, W, 3) uint8.
+        pixels_nhwc_u8: (N, H, W, C) uint8.
         size: side of the result, pixels.
 
     Returns:
-        (N, 3, size, size) float32, 0 to 255.
+        (N, C, size, size) float32, 0 to 255.
     """
     batch = pixels_nhwc_u8.permute(0, 3, 1, 2)
     if batch.shape[-1] != size:
@@ -32,29 +36,72 @@ def to_size(pixels_nhwc_u8: torch.Tensor, size: int) -> torch.Tensor:
     return batch.float()
 
 
-def augment(batch_nchw_f32: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
     """Vary a batch; what moves in from outside is white, as Fruits-360's background.
 
     Args:
-        batch_nchw_f32: (N, 3, S, S) float32, 0 to 255.
-        generator: of all random numbers used.
+        batch_nchw_f32: (N, 3, S, S) float32, 0 to 255; with a fourth channel, the fruit's mask, the share
+            `config.background_mix` of the images gets another background.
+        config: how much of what.
+        generator: of all random numbers used, on the CPU.
 
     Returns:
-        The same shape and range.
+        (N, 3, S, S) float32, 0 to 255.
     """
-    n = batch_nchw_f32.shape[0]
+    n, device = len(batch_nchw_f32), batch_nchw_f32.device
+    pasted = torch.zeros(n, dtype=torch.bool)
+    if batch_nchw_f32.shape[1] == 4:
+        pasted = torch.rand(n, generator=generator) < config.background_mix
+    theta = _geometry(n, config, pasted, generator).to(device)
+    grid = F.affine_grid(theta, list(batch_nchw_f32.shape), align_corners=False)
+    # Colours are inverted for the move, so that the zeros from outside are white; the mask is not.
+    inverted = batch_nchw_f32.clone(memory_format=torch.contiguous_format)
+    inverted[:, :3] = 255 - inverted[:, :3]
+    moved = F.grid_sample(inverted, grid, align_corners=False)
+    result = 255 - moved[:, :3]
+    if pasted.any():
+        chosen = pasted.to(device)
+        result[chosen] = paste(result[chosen], moved[chosen, 3:] / 255, batch_nchw_f32[:, :3], generator)
+    return _light(result, config, generator)
+
+
+def _geometry(n: int, config: TrainConfig, pasted: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Where each output pixel comes from, (n, 2, 3), as `affine_grid` takes it."""
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.empty(n).uniform_(low, high, generator=generator)
 
-    angle = uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG) * (math.pi / 180)
-    scale = uniform(*SCALE_RANGE)
+    angle = uniform(-config.rotation_deg, config.rotation_deg) * (math.pi / 180)
+    size = uniform(config.min_scale, config.max_scale)
     # affine_grid's coordinates span 2 from edge to edge.
-    shift_x, shift_y = uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT), uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(n, 2, 3)
-    theta = theta.to(batch_nchw_f32.device)
-    grid = F.affine_grid(theta, list(batch_nchw_f32.shape), align_corners=False)
-    moved = 255 - F.grid_sample(255 - batch_nchw_f32.contiguous(), grid, align_corners=False)
-    light = uniform(*LIGHT_RANGE).view(n, 1, 1, 1).to(moved.device)
-    return (moved * light).clamp(0, 255)
+    shift = 2 * torch.stack([uniform(-config.shift, config.shift) for _ in range(2)])
+    if pasted.any():
+        smaller = uniform(*PASTED_SCALE)
+        room = 2 * PASTED_SHIFT * (1 - smaller) / (1 - PASTED_SCALE[0])
+        away = torch.stack([uniform(-1, 1) for _ in range(2)]) * room
+        size = torch.where(pasted, size * smaller, size)
+        shift = torch.where(pasted, shift + away / size, shift)
+    mirror_x, mirror_y = (1 - 2 * (uniform(0, 1) < share).float() for share in (config.hflip, config.vflip))
+    cos, sin = angle.cos() / size, angle.sin() / size
+    return torch.stack(
+        [cos * mirror_x, -sin * mirror_y, shift[0], sin * mirror_x, cos * mirror_y, shift[1]], dim=1
+    ).view(n, 2, 3)
+
+
+def _light(batch: torch.Tensor, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
+    """Brightness, contrast, colour cast and loss of colour, (N, 3, S, S), 0 to 255."""
+    n = len(batch)
+
+    def around_one(share: float, channels: int = 1) -> torch.Tensor:
+        values = torch.empty(n, channels, 1, 1).uniform_(1 - share, 1 + share, generator=generator)
+        return values.to(batch.device)
+
+    batch = batch * (around_one(config.light) * around_one(config.color, 3))
+    if config.contrast:
+        middle = batch.mean(dim=(1, 2, 3), keepdim=True)
+        batch = middle + (batch - middle) * around_one(config.contrast)
+    if config.gray_prob:
+        gray = (torch.rand(n, 1, 1, 1, generator=generator) < config.gray_prob).to(batch.device)
+        luma = (batch * torch.tensor(LUMA, device=batch.device).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        batch = torch.where(gray, luma, batch)
+    return batch.clamp(0, 255)

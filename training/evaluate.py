@@ -33,7 +33,6 @@ def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str
     # Only now: these take seconds to import, and what can be refused has been.
     import safetensors.torch
 
-    from training.config import TrainConfig
     from training.metrics import classification_metrics
     from training.model import Classifier, create_model
     from training.pixels import SplitPixels, pixel_cache
@@ -41,7 +40,7 @@ def evaluate_run(run_directory: Path, *, data_directory: Path | None, split: str
 
     model = create_model(run.model_name, num_classes=len(run.labels))
     model.load_state_dict(safetensors.torch.load_file(run.weights))
-    module = Classifier(model, TrainConfig(**run.meta["config"]), run.preprocessing)
+    module = Classifier(model, run.preprocessing)
     dataset = SplitPixels(data, pixel_cache(data, run.preprocessing), split)
     probabilities = predict_probabilities(module, dataset)
     metrics = classification_metrics(probabilities, dataset.targets.numpy(), run.labels)

@@ -1,38 +1,48 @@
-"""One training run in Lightning, from the first step to `meta.json`."""
+"""One training run, from the first step to `meta.json`."""
 
-import csv
-import io
+import datetime
 import logging
+import os
 import platform
-import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning
 import safetensors.torch
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from rich.console import Console
-from rich.progress import Progress
+from lightning.fabric import Fabric
+from timm.layers import convert_sync_batchnorm
+from torch.utils.data import DataLoader
 
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_file, sha256_file, write_bytes, write_json
-from fruitstand.checkout import git_commit
+from fruitstand.artefacts import atomic_file, sha256_file, write_json
+from fruitstand.checkout import git_commit, lock_sha256
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand.hardware import hardware
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import PreparedData
-from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME
+from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
+from training.checkpoint import read_checkpoint
 from training.config import TrainConfig
+from training.loop import BEST_NAME, Loop, Progress, contiguous_state
+from training.masks import mask_cache
 from training.metrics import classification_metrics, confusion_matrix
-from training.model import Classifier, create_model, resolve_preprocessing
-from training.pixels import SplitPixels, eval_loader, pixel_cache, train_loader
-from training.plots import plot_confusion, plot_curves
+from training.model import Classifier, create_model, load_from_run, resolve_preprocessing
+from training.pixels import ShuffledBatches, SplitPixels, eval_loader, pixel_cache, train_loader
+from training.plots import plot_confusion, plot_curves, plot_pictures
 from training.predict import predict_probabilities
+from training.steps import seed_step
+from training.trackers import create_trackers
 
-METRICS_NAME = "metrics.csv"
+NUM_PICTURES = 32
 
 
-def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> dict:
+def fit(
+    config: TrainConfig, data: PreparedData, out: Path, *, resume: bool, devices: int, source: Run | None
+) -> dict | None:
     """Train one model into a run folder that is ours.
 
     Args:
@@ -40,42 +50,128 @@ def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> 
         data: the prepared folder.
         out: the run folder.
         resume: go on from its last checkpoint.
+        devices: processes on this machine, each with a GPU or its share of the cores.
+        source: a run whose weights to start from.
 
     Returns:
-        What `meta.json` holds.
+        What `meta.json` holds; None in all processes but the first.
 
     Raises:
-        TrainingError: pretrained weights cannot be had, or the loss is no number any more.
+        UsageError: the settings do not fit the machine or the model.
+        TrainingError: pretrained weights cannot be had, or loss or weights are no numbers any more.
     """
-    _quiet_lightning()
-    lightning.seed_everything(config.seed, verbose=False)
-    model = create_model(config.model_name, num_classes=len(data.labels), pretrained=config.pretrained)
+    fabric = _launched(config, devices)
+    # Those of the initial weights; each step seeds anew.
+    seed_step(config.seed, 0, 0)
+    model = create_model(
+        config.model_name,
+        num_classes=len(data.labels),
+        pretrained=config.pretrained,
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+    )
+    finetuned = None
+    if source is not None:
+        num_kept = load_from_run(model, source, data.labels)
+        finetuned = {
+            "run": source.directory.name,
+            "weights_sha256": source.meta["weights_sha256"],
+            "num_classes_kept": num_kept,
+        }
     preprocessing = resolve_preprocessing(model, config.input_size)
-    pixels = pixel_cache(data, preprocessing)
-    train_set, val_set = SplitPixels(data, pixels, "train"), SplitPixels(data, pixels, "val")
-    module = Classifier(model, config, preprocessing)
-    trainer = lightning.Trainer(
-        max_epochs=config.epochs,
-        precision=config.precision,
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        # On processors gloo would exchange statistics layer by layer; there the first process's count.
+        model = convert_sync_batchnorm(model)
+    batches, loader, val_loader = _loaders(fabric, config, data, preprocessing)
+    first_epoch = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["epoch"] if resume else 0
+    trackers = create_trackers(config, out, first_epoch=first_epoch) if fabric.is_global_zero else []
+
+    def on_epoch(row: dict[str, float]) -> None:
+        for tracker in trackers:
+            tracker.epoch(row)
+
+    classifier = Classifier(model, preprocessing)
+    loop = Loop(fabric, config, classifier, preprocessing, batches, loader, val_loader, out, on_epoch)
+    if fabric.is_global_zero and not resume:
+        _picture_of_augmentation(out, config, loop, batches, loader)
+    progress = loop.run(resume=resume)
+    hashes = loop.check_agreement()
+    if not fabric.is_global_zero:
+        return None
+    meta = _finish(out, config, data, loop.evaluated, preprocessing, progress)
+    meta["finetuned_from"] = finetuned
+    meta["processes"] = {
+        "num_processes": fabric.world_size,
+        "device": fabric.device.type,
+        "weights_sha256": hashes,
+    }
+    meta["trackers"] = {}
+    for tracker in trackers:
+        meta["trackers"] |= tracker.finish(meta)
+    write_json(out / META_NAME, meta)
+    (out / BEST_NAME).unlink(missing_ok=True)
+    return meta
+
+
+def _launched(config: TrainConfig, devices: int) -> Fabric:
+    """Fabric on this machine's GPUs or cores; with several devices this starts the other processes."""
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(
+            logging.WARNING
+        )  # what Lightning says of itself is no part of our log
+    # Lightning 2.6 on PyTorch 2.15 uses a name that PyTorch retires.
+    warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec", category=FutureWarning)
+    nodes = int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fabric = Fabric(
         accelerator="auto",
-        devices=1,
-        logger=False,
-        callbacks=[
-            _Progress(config, out / METRICS_NAME),
-            ModelCheckpoint(out, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
+        devices=devices,
+        num_nodes=nodes if "LOCAL_WORLD_SIZE" in os.environ else 1,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=config.precision,
     )
-    trainer.fit(
-        module,
-        train_loader(train_set, batch_size=config.batch_size, seed=config.seed),
-        eval_loader(val_set),
-        ckpt_path=out / CHECKPOINT_NAME if resume else None,
-        weights_only=False,
-    )
-    return _finish(out, config, data, module, preprocessing, pixels)
+    fabric.launch()
+    share, left = divmod(config.batch_size, fabric.world_size * config.grad_accum_steps)
+    if left or ((config.mixup or config.cutmix) and share % 2):
+        raise UsageError(
+            f"batch_size: got {config.batch_size}, allowed what {fabric.world_size} processes times"
+            f" {config.grad_accum_steps} grad_accum_steps divide into equal (with mixup even) shares"
+        )
+    return fabric
+
+
+def _loaders(
+    fabric: Fabric, config: TrainConfig, data: PreparedData, preprocessing: Preprocessing
+) -> tuple[ShuffledBatches, Any, Any]:
+    """The order of the batches, the batches, and those of the validation."""
+    place = {"rank": fabric.global_rank, "world": fabric.world_size}
+    num_images = len(data.split("train"))
+    batches = ShuffledBatches(num_images, config.batch_size, config.seed, **place)
+    if config.loader == "dali":
+        from training.dali_loader import DaliLoader
+
+        shared = {"device": fabric.device, "num_threads": torch.get_num_threads()}
+        share = batches.batch_size // fabric.world_size
+        loader = DaliLoader(data, "train", preprocessing, batches, batch_size=share, **shared)
+        every = list(eval_loader(range(len(data.split("val"))), **place).sampler)
+        longest = max(map(len, every), default=1)
+        return batches, loader, DaliLoader(data, "val", preprocessing, every, batch_size=longest, **shared)
+    with fabric.rank_zero_first(local=True):
+        pixels = pixel_cache(data, preprocessing)
+        masks = mask_cache(data, pixels) if config.background_mix else None
+    train_set = SplitPixels(data, pixels, "train", masks)
+    val_set = SplitPixels(data, pixels, "val")
+    return batches, train_loader(train_set, batches, workers=config.workers), eval_loader(val_set, **place)
+
+
+def _picture_of_augmentation(
+    out: Path, config: TrainConfig, loop: Loop, batches: ShuffledBatches, loader: DataLoader
+) -> None:
+    """Write `augmentation.png`: what the model is shown in its first step."""
+    batches.start_at(0)
+    pixels, _ = loop.fabric.to_device(next(iter(loader)))
+    generator = seed_step(config.seed, 0, 0)
+    pictures = loop.step.pictures(pixels[:NUM_PICTURES], config.input_size, generator)
+    plot_pictures(out / "augmentation.png", pictures.round().byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _finish(
@@ -83,25 +179,25 @@ def _finish(
     config: TrainConfig,
     data: PreparedData,
     module: Classifier,
-    preprocessing,
-    pixels,
+    preprocessing: Preprocessing,
+    progress: Progress,
 ) -> dict:
-    """Write weights, pictures and, last, `meta.json`."""
-    model = module.model.eval()
+    """Write weights and pictures; return what `meta.json` shall hold."""
     with atomic_file(out / WEIGHTS_NAME) as temporary:
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary
-        )
-    epochs = _read_epochs(out / METRICS_NAME)
+        safetensors.torch.save_file(contiguous_state(module.model), temporary)
+    epochs = progress.history
     plot_curves(out / "curves.png", epochs)
     split = "test" if any(row.split == "test" for row in data.rows) else "val"
-    dataset = SplitPixels(data, pixels, split)
+    dataset = SplitPixels(data, pixel_cache(data, preprocessing), split)
     probabilities = predict_probabilities(module, dataset)
     metrics = classification_metrics(probabilities, dataset.targets.numpy(), data.labels)
     matrix = confusion_matrix(probabilities, dataset.targets.numpy(), len(data.labels))
     plot_confusion(out / "confusion.png", matrix, data.labels, f"{config.model_name}, {split} split")
-    meta = {
+    seconds = sum(epoch["seconds"] for epoch in epochs)
+    root = Path(__file__).parents[1]
+    return {
         "fruitstand_version": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config.to_dict(),
         "preprocessing": preprocessing.to_dict(),
         "labels": data.labels,
@@ -110,91 +206,28 @@ def _finish(
         "data": {
             "directory": str(data.directory.resolve()),
             "source": data.source,
+            "split_kind": data.split_kind,
             "manifest_sha256": data.manifest_sha256,
         },
-        "git_commit": git_commit(Path(__file__).parent),
+        "git_commit": git_commit(root),
+        "lock_sha256": lock_sha256(root),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,
             "lightning": lightning.__version__,
         },
-        "train_s": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "hardware": hardware()
+        | {
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "num_threads": torch.get_num_threads(),
+        },
+        "train_s": round(seconds, 1),
+        "data_wait_pct": round(
+            sum(epoch["data_wait_pct"] * epoch["seconds"] for epoch in epochs) / max(seconds, 1e-9), 2
+        ),
+        "stopped_early": progress.stopped,
+        "saved_epoch": progress.best_epoch if config.keep == "best" else len(epochs) - 1,
         "epochs": epochs,
         "metrics": {split: metrics},
     }
-    write_json(out / META_NAME, meta)
-    return meta
-
-
-def _read_epochs(path: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.csv`."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [
-            {"epoch": int(row.pop("epoch")), **{key: float(value) for key, value in row.items()}}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _quiet_lightning() -> None:
-    """What Lightning says of itself is no part of our log."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # One process decodes nothing and augments in a few tensor operations: workers would only copy.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # Lightning 2.6 on PyTorch 2.15 uses a name that PyTorch retires.
-    warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec", category=FutureWarning)
-    # Resuming writes into the run's own folder on purpose.
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists")
-
-
-class _Progress(Callback):
-    """A bar a step and a line an epoch on stderr, and a row an epoch in `metrics.csv`."""
-
-    def __init__(self, config: TrainConfig, metrics_csv: Path) -> None:
-        self._config, self._metrics_csv = config, metrics_csv
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(console=self._console, disable=not self._console.is_terminal, transient=True)
-
-    def on_train_epoch_start(self, trainer, module) -> None:
-        epoch = trainer.current_epoch
-        self._started = time.monotonic()
-        self._bar.start()
-        self._task = self._bar.add_task(
-            f"epoch {epoch + 1}/{self._config.epochs}, {self._config.train_size(epoch)} px",
-            total=trainer.num_training_batches,
-        )
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self._bar.advance(self._task)
-
-    def on_train_epoch_end(self, trainer, module) -> None:
-        self._bar.remove_task(self._task)
-        self._bar.stop()
-        row = {
-            "epoch": trainer.current_epoch,
-            "size_px": self._config.train_size(trainer.current_epoch),
-            **{key: trainer.callback_metrics[key].item() for key in ("train_loss", "val_loss", "val_top1")},
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "seconds": round(time.monotonic() - self._started, 2),
-        }
-        self._append(row)
-        self._console.print(
-            f"epoch {row['epoch'] + 1}/{self._config.epochs} at {row['size_px']} px:"
-            f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
-            f" val_top1 {row['val_top1']:.4f}, {row['seconds']:.0f} s"
-        )
-
-    def _append(self, row: dict[str, float]) -> None:
-        """Add the epoch; an epoch that a killed run had begun to record is replaced."""
-        kept = [one for one in _read_epochs(self._metrics_csv) if one["epoch"] < row["epoch"]]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, row])
-        write_bytes(self._metrics_csv, text.getvalue().encode())
-
-    def on_exception(self, trainer, module, exception) -> None:
-        self._bar.stop()

@@ -1,25 +1,26 @@
-"""The timm ResNet and its Lightning module."""
+"""The timm ResNet: made, filled from another run, and wrapped to take raw pixels."""
 
-import lightning
+from typing import Any
+
+import safetensors.torch
 import timm
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from torchmetrics.classification import MulticlassAccuracy
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import TrainingError, UsageError
-from training.augment import augment, to_size
-from training.config import TrainConfig
+from fruitstand.runs import Run
 
 
-def create_model(model_name: str, *, num_classes: int, pretrained: bool = False) -> torch.nn.Module:
+def create_model(
+    model_name: str, *, num_classes: int, pretrained: bool = False, **arguments: Any
+) -> torch.nn.Module:
     """A timm ResNet with a fresh classifier.
 
     Args:
         model_name: timm's name, such as resnet18.
         num_classes: outputs.
         pretrained: load timm's ImageNet weights for all but the classifier.
+        **arguments: passed on to timm, such as drop_rate.
 
     Raises:
         UsageError: timm knows no such model.
@@ -29,14 +30,14 @@ def create_model(model_name: str, *, num_classes: int, pretrained: bool = False)
         near = ", ".join(timm.list_models("resnet*")[:8])
         raise UsageError(f"model {model_name!r}: timm knows no such model; choose one of {near}, ...")
     try:
-        return timm.create_model(model_name, num_classes=num_classes, pretrained=pretrained)
+        return timm.create_model(model_name, num_classes=num_classes, pretrained=pretrained, **arguments)
     except Exception as exc:  # the hub's client raises anything from OSError to its own HTTP errors
         if not pretrained:
             raise
         raise TrainingError(
-            f"--pretrained: the ImageNet weights of {model_name} cannot be loaded from the hub"
+            f"pretrained: the ImageNet weights of {model_name} cannot be loaded from the hub"
             f" ({type(exc).__name__}); connect to it, set HF_HOME to a filled cache, or train without"
-            " --pretrained"
+            " pretrained"
         ) from exc
 
 
@@ -50,61 +51,48 @@ def resolve_preprocessing(model: torch.nn.Module, input_size: int) -> Preprocess
     )
 
 
-class Classifier(lightning.LightningModule):
-    """Trains a timm model on raw pixels; augmentation and normalisation happen here, on the batch."""
+def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int:
+    """Fill a model with another run's weights; the classifier's rows where a label has the same name.
 
-    def __init__(self, model: torch.nn.Module, config: TrainConfig, preprocessing: Preprocessing) -> None:
+    Args:
+        model: the same timm model with one output for each of `labels`.
+        source: a finished run.
+        labels: the model's classes.
+
+    Returns:
+        How many classes kept their row of the classifier; the others start fresh.
+    """
+    state = safetensors.torch.load_file(source.weights)
+    classifier = model.get_classifier()
+    fresh = model.state_dict()
+    theirs = {label: index for index, label in enumerate(source.labels)}
+    kept = [(index, theirs[label]) for index, label in enumerate(labels) if label in theirs]
+    for name, module in model.named_modules():
+        if module is classifier:
+            for parameter in ("weight", "bias"):
+                rows = fresh[f"{name}.{parameter}"].clone()
+                old = state[f"{name}.{parameter}"]
+                for ours, their in kept:
+                    rows[ours] = old[their]
+                state[f"{name}.{parameter}"] = rows
+    model.load_state_dict(state)
+    return len(kept)
+
+
+class Classifier(torch.nn.Module):
+    """A timm model on raw pixels: mean and std are taken off inside."""
+
+    def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
-        self.config = config
-        self.register_buffer(
-            "mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
-        num_classes = model.num_classes
-        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
-        self._generator = torch.Generator()
+        for name in ("mean", "std"):
+            values = 255 * torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def normalize(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
+        """The model's input for a batch (N, 3, S, S) float32, 0 to 255."""
+        return ((batch_nchw_f32 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of a batch (N, 3, S, S) float32, 0 to 255."""
-        batch = (batch_nchw_f32 - self.mean) / self.std
-        return self.model(batch.contiguous(memory_format=torch.channels_last))
-
-    def on_train_epoch_start(self) -> None:
-        """Seed the augmentation by epoch, so that a resumed run sees what an uninterrupted one sees."""
-        self._generator.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + 500_000)
-
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
-        """One step on (pixels, targets)."""
-        pixels, targets = batch
-        small = to_size(pixels, self.config.train_size(self.current_epoch))
-        logits = self(augment(small, self._generator))
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} at step {self.global_step}; the last good checkpoint stays:"
-                " train again with a smaller --lr"
-            )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
-        return loss
-
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
-        """Loss and accuracy at the size of this epoch's training images."""
-        pixels, targets = batch
-        logits = self(to_size(pixels, self.config.train_size(self.current_epoch)))
-        self.val_top1(logits, targets)
-        loss = F.cross_entropy(logits, targets)
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(targets))
-        self.log("val_top1", self.val_top1, on_epoch=True, batch_size=len(targets))
-
-    def configure_optimizers(self) -> dict:
-        """SGD with Nesterov momentum under a one-cycle schedule."""
-        optimizer = create_optimizer_v2(
-            self.model, opt="sgd", lr=self.config.lr, momentum=0.9, weight_decay=self.config.weight_decay
-        )
-        # With fewer than 5 steps OneCycleLR divides by zero.
-        steps = max(5, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.config.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.model(self.normalize(batch_nchw_f32))

@@ -4,6 +4,8 @@ The cache lies in the prepared folder under `cache/` and is keyed by the manifes
 """
 
 import hashlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,12 @@ from fruitstand.contract import Preprocessing
 from fruitstand.manifest import PreparedData
 from fruitstand.progress import track
 from fruitstand.reference_decode import decode_rows
+
+
+def cache_path(data: PreparedData, kind: str, geometry: object) -> Path:
+    """The file of a prepared folder that holds what is computed once from its images."""
+    key = hashlib.sha256(repr((data.manifest_sha256, geometry)).encode()).hexdigest()[:16]
+    return data.directory / "cache" / f"{kind}-{key}.npy"
 
 
 def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
@@ -29,9 +37,7 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         DataError: an image changed since it was prepared.
     """
-    geometry = (data.manifest_sha256, preprocessing.input_size, preprocessing.interpolation)
-    key = hashlib.sha256(repr(geometry).encode()).hexdigest()[:16]
-    path = data.directory / "cache" / f"pixels-{key}.npy"
+    path = cache_path(data, "pixels", (preprocessing.input_size, preprocessing.interpolation))
     if not path.exists():
         shape = (len(data.rows), *preprocessing.input_size, 3)
 
@@ -49,9 +55,11 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
 class SplitPixels(Dataset):
     """One split's images; indexed with a list of positions it gives a whole batch."""
 
-    def __init__(self, data: PreparedData, pixels: np.ndarray, split: str) -> None:
+    def __init__(
+        self, data: PreparedData, pixels: np.ndarray, split: str, masks: np.ndarray | None = None
+    ) -> None:
         index = data.label_index()
-        self._pixels = pixels
+        self._pixels, self._masks = pixels, masks
         self._rows = np.array([i for i, row in enumerate(data.rows) if row.split == split])
         self.targets = torch.tensor([index[data.rows[i].label] for i in self._rows])
 
@@ -59,39 +67,57 @@ class SplitPixels(Dataset):
         return len(self._rows)
 
     def __getitem__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W, 3) uint8 pixels and (N,) int64 targets."""
-        return torch.from_numpy(self._pixels[self._rows[positions]]), self.targets[positions]
+        """(N, H, W, C) uint8 pixels and (N,) int64 targets; with masks they are the fourth channel."""
+        rows = self._rows[positions]
+        pixels = torch.from_numpy(self._pixels[rows])
+        if self._masks is not None:
+            pixels = torch.cat([pixels, torch.from_numpy(self._masks[rows]).unsqueeze(3)], dim=3)
+        return pixels, self.targets[positions]
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Whole batches in an order that depends on seed and epoch alone; a short last batch is dropped."""
+    """This process's share of each batch, in an order that depends on seed and epoch alone.
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
-        self._num_images, self._seed, self._epoch = num_images, seed, 0
-        self._batch_size = min(batch_size, num_images)
+    A short last batch is dropped. The order of the images over all processes together does not depend on
+    how many there are.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self._epoch = epoch
+    def __init__(self, num_images: int, batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        self._num_images, self._seed, self._rank, self._world = num_images, seed, rank, world
+        self.batch_size = min(batch_size, num_images) // world * world
+        """Images a batch, over all processes."""
+        self._epoch = self._first = 0
+
+    def start_at(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch and the first batch of it that the next iteration gives."""
+        self._epoch, self._first = epoch, first
 
     def __len__(self) -> int:
-        return self._num_images // self._batch_size
+        return self._num_images // self.batch_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         """Lists of positions."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
         order = torch.randperm(self._num_images, generator=generator).tolist()
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            yield order[start : start + self._batch_size]
+        share = self.batch_size // self._world
+        for batch in range(self._first, len(self)):
+            start = batch * self.batch_size + self._rank * share
+            yield order[start : start + share]
 
 
-def train_loader(dataset: SplitPixels, *, batch_size: int, seed: int) -> DataLoader:
-    """Shuffled batches for training."""
-    return DataLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, seed), batch_size=None)
+def train_loader(dataset: Dataset, batches: ShuffledBatches, *, workers: int = 0) -> DataLoader:
+    """Whole batches for training, in the sampler's order."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
-def eval_loader(dataset: SplitPixels, *, batch_size: int = 128) -> DataLoader:
-    """Every image once, in manifest order."""
+def eval_loader(dataset: Dataset, *, batch_size: int = 128, rank: int = 0, world: int = 1) -> DataLoader:
+    """Every image once, in manifest order; of several processes each takes every so many-th batch."""
     positions = list(range(len(dataset)))
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+    return DataLoader(dataset, sampler=batches[rank::world], batch_size=None)

@@ -45,6 +45,19 @@ def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str
     _save(figure, path)
 
 
+def plot_pictures(path: Path, pictures_nhwc_u8: np.ndarray) -> None:
+    """A sheet of pictures, eight in a row, each in its own pixels."""
+    columns = min(8, len(pictures_nhwc_u8))
+    rows = -(-len(pictures_nhwc_u8) // columns)
+    _, height, width, _ = pictures_nhwc_u8.shape
+    sheet = np.full((rows * (height + 4), columns * (width + 4), 3), 128, np.uint8)
+    for number, picture in enumerate(pictures_nhwc_u8):
+        top, left = (height + 4) * (number // columns) + 2, (width + 4) * (number % columns) + 2
+        sheet[top : top + height, left : left + width] = picture
+    with atomic_file(path) as temporary:
+        plt.imsave(temporary, sheet, format="png")
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -1,11 +1,16 @@
 """`fruitstand train`: a timm ResNet on a prepared folder, into a run folder.
 
-The folder fills in this order: `config.json` at the start, `last.ckpt` and `metrics.csv` each epoch, then
-`model.safetensors`, the pictures, and `meta.json` last: without it the run is half written.
+The folder fills in this order: `config.json` at the start, `augmentation.png` with what the model is shown,
+`last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json`
+last: without it the run is half written.
 
-What can be refused is refused here, before PyTorch is imported.
+What can be refused is refused here, before PyTorch is imported. With several processes only the first one
+touches the folder; `--devices N` starts the others, or torchrun starts all of them:
+
+    torchrun --nproc-per-node 2 -m fruitstand train --data data/fruits --out runs/first
 """
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,64 +18,116 @@ from pathlib import Path
 from fruitstand.artefacts import read_json, sweep_temporaries, write_json
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import read_prepared
-from fruitstand.runs import CHECKPOINT_NAME, META_NAME
+from fruitstand.runs import CHECKPOINT_NAME, META_NAME, Run, read_run
 from training.config import TrainConfig, resolved_precision
 
 CONFIG_NAME = "config.json"
 
 
 def train(
-    config: TrainConfig, *, data_directory: Path, out: Path, resume: bool = False, overwrite: bool = False
-) -> dict:
+    config: TrainConfig,
+    *,
+    data_directory: Path,
+    out: Path,
+    finetune_from: Path | None = None,
+    devices: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict | None:
     """Train one model.
 
     Args:
         config: the settings.
         data_directory: a prepared folder.
         out: the run folder to make.
-        resume: go on with a run that was interrupted, from its last finished epoch.
+        finetune_from: a finished run whose weights to start from.
+        devices: processes on this machine; torchrun's own number goes before it.
+        resume: go on with a run that was interrupted, from its last checkpoint.
         overwrite: replace a run that is there.
 
     Returns:
-        What `meta.json` holds.
+        What `meta.json` holds; None in all processes but the first.
 
     Raises:
-        UsageError: `out` is taken, or resume does not fit what is there.
+        UsageError: `out` is taken, resume does not fit what is there, or the settings do not fit the machine.
         DataError: the prepared folder is not usable.
+        ArtefactError: the run to start from or to go on with is not usable.
         TrainingError: pretrained weights cannot be had, or the loss is no number any more.
     """
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if devices < 1:
+        raise UsageError(f"--devices: got {devices}, allowed 1 or more")
     data = read_prepared(data_directory)
     for split in ("train", "val"):
         data.split(split)
-    replaced = out.with_name(f"{out.name}.replaced")
-    if not resume:
-        _make_room(out, replaced, overwrite=overwrite)
+    source = None if finetune_from is None else _source(finetune_from, config, out)
     config = replace(config, precision=resolved_precision(config.precision))
-    record = {
-        "config": config.to_dict(),
-        "data": str(data.directory.resolve()),
-        "manifest": data.manifest_sha256,
-    }
-    if resume:
-        _claim_interrupted(out, record)
-        sweep_temporaries(out)
-    else:
-        write_json(out / CONFIG_NAME, record)
+    replaced = out.with_name(f"{out.name}.replaced")
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    if first:
+        record = {
+            "config": config.to_dict(),
+            "data": str(data.directory.resolve()),
+            "manifest": data.manifest_sha256,
+            "finetune_from": None if source is None else str(source.directory.resolve()),
+            "devices": devices,
+        }
+        if resume:
+            _claim_interrupted(out, record)
+            sweep_temporaries(out)
+        else:
+            _make_room(out, replaced, overwrite=overwrite)
+            write_json(out / CONFIG_NAME, record)
 
     from training.fit import fit
 
     try:
-        meta = fit(config, data, out, resume=resume)
+        meta = fit(config, data, out, resume=resume, devices=devices, source=source)
     except BaseException:
         # Nothing was learned yet: leave the place as it was found.
-        if not (out / CHECKPOINT_NAME).exists():
+        if first and not (out / CHECKPOINT_NAME).exists():
             shutil.rmtree(out)
             if replaced.exists():
                 replaced.rename(out)
         raise
-    if replaced.exists():
+    if first and replaced.exists():
         shutil.rmtree(replaced)
     return meta
+
+
+def read_interrupted(out: Path) -> tuple[TrainConfig, Path, Path | None, int]:
+    """Settings, data, source of the weights and devices that an interrupted run was started with.
+
+    Raises:
+        UsageError: there is no run.
+        ArtefactError: its record is of another version.
+    """
+    if not (out / CONFIG_NAME).is_file():
+        raise UsageError(f"{out}: no {CONFIG_NAME} in it, so there is no run to resume")
+    record = read_json(out / CONFIG_NAME)
+    try:
+        source = record["finetune_from"]
+        config = TrainConfig.from_dict(record["config"])
+        return config, Path(record["data"]), None if source is None else Path(source), record["devices"]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ArtefactError(
+            f"{out / CONFIG_NAME}: not written by this version ({exc}); start anew with --overwrite"
+        ) from exc
+
+
+def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
+    """The run to start from, if that is possible."""
+    source = read_run(directory)
+    if source.model_name != config.model_name:
+        raise UsageError(
+            f"--finetune-from {directory}: is a {source.model_name}, the new run a {config.model_name};"
+            f" give --model {source.model_name}"
+        )
+    if config.pretrained:
+        raise UsageError("--finetune-from and pretrained exclude each other: weights come from one place")
+    if directory.resolve() == out.resolve():
+        raise UsageError(f"--finetune-from {directory}: is --out as well; choose another --out")
+    return source
 
 
 def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> None:

@@ -260,7 +260,7 @@ def test_training_reads_its_images_with_the_yardstick(prepared: PreparedData, ru
 def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path) -> None:
     """Mean and std of the training module and of the ONNX file give the same probabilities."""
     served = load_served_model(run)
-    module = Classifier(served.model, TrainConfig(**run.meta["config"]), run.preprocessing).eval()
+    module = Classifier(served.model, run.preprocessing).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (4, *run.preprocessing.input_size, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = module(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()

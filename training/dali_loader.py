@@ -1,0 +1,132 @@
+"""Batches decoded by DALI in each epoch, if it can on a GPU: for data too large for the pixel cache.
+
+The geometry is that of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import DataError, UsageError
+from fruitstand.manifest import PreparedData
+
+AHEAD = 2
+"""Batches under way beside the one that is trained on."""
+
+
+class DaliLoader:
+    """Yields (N, H, W, 3) uint8 pixels and (N,) int64 targets, on `device`."""
+
+    def __init__(
+        self,
+        data: PreparedData,
+        split: str,
+        preprocessing: Preprocessing,
+        batches: Iterable[list[int]],
+        *,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int,
+    ) -> None:
+        """Take what the pipeline needs.
+
+        Args:
+            data: the prepared folder.
+            split: train, val or test.
+            preprocessing: the contract; every number of the geometry comes from it.
+            batches: lists of positions in the split, iterated anew for each epoch.
+            batch_size: length of the longest of them.
+            device: where decoding ends: a GPU decodes itself (`mixed`).
+            num_threads: of the processor, for decoding or for feeding the GPU.
+        """
+        index = data.label_index()
+        rows = data.split(split)
+        self._paths = [data.directory / row.path for row in rows]
+        self._targets = torch.tensor([index[row.label] for row in rows])
+        self._batches, self._device = batches, device
+        self._build = functools.partial(
+            _pipeline,
+            preprocessing=preprocessing,
+            batch_size=batch_size,
+            device=device,
+            num_threads=num_threads,
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch; the next batches are decoded while one is in use.
+
+        Raises:
+            DataError: an image cannot be decoded.
+            UsageError: DALI is not installed.
+        """
+        read: deque[list[int]] = deque()
+
+        def encoded() -> Iterator[list[np.ndarray]]:
+            for positions in self._batches:
+                read.append(positions)
+                yield [np.fromfile(self._paths[position], np.uint8) for position in positions]
+
+        # A new pipeline each time: one that was left before its end keeps what it decoded ahead.
+        pipeline = self._build(encoded)
+        while True:
+            try:
+                (output,) = pipeline.run()
+            except StopIteration:
+                return
+            except RuntimeError as exc:
+                raise DataError(
+                    f"DALI cannot decode {self._paths[read[0][0]]} or an image of its batch;"
+                    " 'fruitstand data check' finds which"
+                ) from exc
+            positions = read.popleft()
+            # A copy: DALI writes the next batch into the same memory.
+            pixels = torch.from_dlpack(output.as_tensor()).clone()
+            yield pixels.to(self._device), self._targets[positions].to(self._device)
+
+
+def _pipeline(
+    source: Callable[[], Iterator[list[np.ndarray]]],
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    num_threads: int,
+):
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+    except ModuleNotFoundError as exc:
+        raise UsageError(
+            "loader=dali: DALI is not installed; pip install nvidia-dali-cuda130, or --set loader=cache"
+        ) from exc
+    gpu = device.type == "cuda"
+    height, width = preprocessing.input_size
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device_id=device.index or 0 if gpu else None,
+        prefetch_queue_depth=AHEAD + 1,
+    )
+    def decode():
+        encoded = fn.external_source(source=source, cycle="raise", dtype=types.UINT8, ndim=1)
+        image = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB)
+        image = fn.resize(
+            image,
+            size=[height, width],
+            mode=preprocessing.resize_mode,
+            interp_type=types.INTERP_LINEAR,
+            antialias=preprocessing.antialias,
+            subpixel_scale=False,
+        )
+        return fn.crop(image, crop=(height, width))
+
+    pipeline = decode()
+    pipeline.build()
+    return pipeline
