@@ -17,17 +17,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_file, sha256_file, write_bytes, write_json
+from fruitstand.artefacts import atomic_file, sha256_file, write_bytes
 from fruitstand.checkout import git_commit
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import PreparedData
-from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME
+from fruitstand.runs import CHECKPOINT_NAME, WEIGHTS_NAME
 from training.config import TrainConfig
-from training.metrics import classification_metrics, confusion_matrix
+from training.evaluate import finish_evaluation
 from training.model import Classifier, create_model, resolve_preprocessing
 from training.pixels import SplitPixels, eval_loader, pixel_cache, train_loader
-from training.plots import plot_confusion, plot_curves
-from training.predict import predict_probabilities
+from training.plots import plot_curves
 
 METRICS_NAME = "metrics.csv"
 
@@ -75,7 +74,7 @@ def fit(config: TrainConfig, data: PreparedData, out: Path, *, resume: bool) -> 
         ckpt_path=out / CHECKPOINT_NAME if resume else None,
         weights_only=False,
     )
-    return _finish(out, config, data, module, preprocessing, pixels)
+    return _finish(out, config, data, module, preprocessing)
 
 
 def _finish(
@@ -84,9 +83,8 @@ def _finish(
     data: PreparedData,
     module: Classifier,
     preprocessing,
-    pixels,
 ) -> dict:
-    """Write weights, pictures and, last, `meta.json`."""
+    """Write weights, pictures, the evaluation and, last, `meta.json`."""
     model = module.model.eval()
     with atomic_file(out / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file(
@@ -94,12 +92,6 @@ def _finish(
         )
     epochs = _read_epochs(out / METRICS_NAME)
     plot_curves(out / "curves.png", epochs)
-    split = "test" if any(row.split == "test" for row in data.rows) else "val"
-    dataset = SplitPixels(data, pixels, split)
-    probabilities = predict_probabilities(module, dataset)
-    metrics = classification_metrics(probabilities, dataset.targets.numpy(), data.labels)
-    matrix = confusion_matrix(probabilities, dataset.targets.numpy(), len(data.labels))
-    plot_confusion(out / "confusion.png", matrix, data.labels, f"{config.model_name}, {split} split")
     meta = {
         "fruitstand_version": __version__,
         "config": config.to_dict(),
@@ -121,10 +113,8 @@ def _finish(
         },
         "train_s": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "epochs": epochs,
-        "metrics": {split: metrics},
     }
-    write_json(out / META_NAME, meta)
-    return meta
+    return finish_evaluation(out, meta, data)
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,237 @@
+"""`MODEL_CARD.md` of a run: what it is for, how good it is, and how it came to be, all from `meta.json`."""
+
+from pathlib import Path
+
+from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.runs import META_NAME
+
+CARD_NAME = "MODEL_CARD.md"
+NUM_WORST = 5
+"""Classes, confusions and slices a card names."""
+
+FRUITS_360 = (
+    "Fruits-360, copyright 2017- Mihai Oltean, licence CC BY-SA 4.0: whoever passes on the images, or works"
+    " derived from them, names the author and keeps the licence. No image is part of this run's weights."
+)
+GENERATED = (
+    "Generated: painted by a program of this project, no real fruit. The numbers below show that the pipeline"
+    " works and say nothing about fruit."
+)
+
+
+def record_evaluation(run_directory: Path, meta: dict, result: dict) -> dict:
+    """Add an evaluation to a run: the model card is rendered again, then `meta.json` is written.
+
+    Args:
+        run_directory: the run.
+        meta: what its `meta.json` holds, or is to hold.
+        result: see `training.evaluation.report_answers`.
+
+    Returns:
+        What `meta.json` holds now; an earlier evaluation of the same data and split is replaced.
+    """
+    name = f"{result['data']}-{result['split']}"
+    meta = {**meta, "evaluations": {**meta.get("evaluations", {}), name: _brief(result)}}
+    write_bytes(run_directory / CARD_NAME, render_card(meta).encode())
+    write_json(run_directory / META_NAME, meta)
+    return meta
+
+
+def _brief(result: dict) -> dict:
+    """An evaluation without its long tables: those are in the report's folder."""
+    per_class = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))
+    nearest = {key: value for key, value in result["baseline"]["nearest_neighbour"].items() if key != "recall"}
+    slices = result["slices"]
+    return {
+        **{key: value for key, value in result.items() if key not in ("per_class", "confusions")},
+        "baseline": {**result["baseline"], "nearest_neighbour": nearest},
+        "slices": {**slices, "fruit": slices["fruit"][:NUM_WORST], "variety": slices["variety"][:NUM_WORST]},
+        "num_slices": {kind: len(members) for kind, members in slices.items()},
+        "lowest_recall": [{"label": label, **row} for label, row in per_class[:NUM_WORST]],
+        "worst_confusions": result["confusions"][:NUM_WORST],
+    }
+
+
+def render_card(meta: dict) -> str:
+    """The card.
+
+    Args:
+        meta: what `meta.json` holds, with at least one evaluation.
+    """
+    config, data = meta["config"], meta["data"]
+    evaluations = meta["evaluations"]
+    lines = [
+        f"# Model card: {config['model_name']} on {data['source']}",
+        "",
+        "Rendered from `meta.json`, and again by every `fruitstand evaluate --run`; do not edit.",
+        "",
+        "## Intended use",
+        "",
+        f"Tells {len(meta['labels'])} classes of single fruits apart, on pictures as those it was trained on: one"
+        " fruit, cut out, on white. To try, measure and load-test the serving stack around it. Not for sorting,"
+        " selling or judging real fruit without an evaluation on pictures from where it is to work.",
+        "",
+        "## Data and licence",
+        "",
+        _licence(data["source"]),
+        "",
+        *_accuracy(evaluations),
+        *_calibration(evaluations),
+        *_slices(evaluations),
+        *_limits(evaluations, data["source"]),
+        *_training(meta),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _licence(source: str) -> str:
+    if source == "generated":
+        return GENERATED
+    if "fruits" in source.lower():
+        return f"`{source}`. {FRUITS_360}"
+    return f"`{source}`: a folder of the user's own; its licence is not known to this project."
+
+
+def _accuracy(evaluations: dict) -> list[str]:
+    lines = [
+        "## Accuracy, beside what needs no training",
+        "",
+        "1-NN answers with the class of the train image whose thumbnail is nearest; majority always answers with"
+        " the commonest class of the train split.",
+        "",
+        "| evaluated on | what is new in it | images | top-1 (95 % interval) | 1-NN | majority | top-5 | macro F1"
+        " | 1-NN macro F1 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in evaluations.items():
+        nearest, majority = one["baseline"]["nearest_neighbour"], one["baseline"]["majority"]
+        lines.append(
+            f"| {name}: {one['data_source']}, {one['split_kind']} split | {_novelty(one)} | {one['num_images']} |"
+            f" {one['top1']:.4f} ({_interval(one)}) | {nearest['top1']:.4f} |"
+            f" {majority['top1']:.4f} ({majority['label']}) | {one['top5']:.4f} | {one['macro_f1']:.4f} |"
+            f" {nearest['macro_f1']:.4f} |"
+        )
+    missing = [kind for kind in ("leaked films", "unseen objects") if kind not in map(_kind, evaluations.values())]
+    how = {
+        "leaked films": "On the films it was trained on (the classic split): not measured.",
+        "unseen objects": "On objects it has never seen (object-disjoint): not measured. Prepare data of the same"
+        " classes with `fruitstand data prepare --split object`, then `fruitstand evaluate --run RUN --data DATA`.",
+    }
+    return [*lines, "", *(line for kind in missing for line in (how[kind], ""))]
+
+
+def _kind(one: dict) -> str:
+    seen = one["seen_in_training"]
+    if seen is None:
+        return "unknown"
+    if seen["objects"] == 0:
+        return "unseen objects"
+    return "leaked films" if seen["films"] else "unseen films"
+
+
+def _novelty(one: dict) -> str:
+    """What of the evaluated images the run has met in training."""
+    seen = one["seen_in_training"]
+    if seen is None:
+        return "not known: the training data are gone"
+    if seen["objects"] == 0:
+        return "every object: none was in training (object-disjoint)"
+    return (
+        f"{one['num_images'] - seen['objects']} images show a new object, {one['num_images'] - seen['films']} are"
+        f" of a new film, {one['num_images'] - seen['files']} are new files"
+    )
+
+
+def _interval(one: dict) -> str:
+    low, high = one.get("interval") or one["top1_interval"]
+    return f"{low:.4f} to {high:.4f}"
+
+
+def _calibration(evaluations: dict) -> list[str]:
+    lines = ["## Calibration", "", "| evaluated on | ECE | mean confidence | top-1 |", "|---|---|---|---|"]
+    for name, one in evaluations.items():
+        confidence = sum(bin_["count"] * bin_["confidence"] for bin_ in one["reliability"]) / one["num_images"]
+        lines.append(f"| {name} | {one['ece']:.4f} | {confidence:.4f} | {one['top1']:.4f} |")
+    return [*lines, ""]
+
+
+def _slices(evaluations: dict) -> list[str]:
+    lines = ["## Slices", ""]
+    for name, one in evaluations.items():
+        lines += [
+            f"{name}; all are in `slices.csv` of the report:",
+            "",
+            "| slice | images | top-1 (95 % interval) | 1-NN |",
+            "|---|---|---|---|",
+        ]
+        for kind, members in one["slices"].items():
+            which = "" if len(members) == one["num_slices"][kind] else f", lowest {len(members)}"
+            lines += [
+                f"| {kind}{which}: {member['name']} | {member['num_images']}"
+                f"{' (few)' if member['small'] else ''} | {member['top1']:.4f} ({_interval(member)}) |"
+                f" {member['nearest_neighbour']:.4f} |"
+                for member in members
+            ]
+        lines.append("")
+        if one["worst_confusions"]:
+            worst = "; ".join(
+                f"{pair['truth']} for {pair['answer']} {pair['count']} times" for pair in one["worst_confusions"]
+            )
+            lines += [f"Most often mistaken: {worst}.", ""]
+    return lines
+
+
+def _limits(evaluations: dict, source: str) -> list[str]:
+    lines = ["## Limits", ""]
+    if any(_kind(one) == "leaked films" for one in evaluations.values()):
+        lines.append(
+            "- Where test images are of films it was trained on, accuracy says that the pipeline works, not that"
+            " the model knows fruit: neighbouring frames are nearly the same picture. Compare with 1-NN."
+        )
+    if source != "generated":
+        lines.append(
+            "- A class of Fruits-360 is usually one single object on a turntable: what sets it apart may be that"
+            " object's own marks."
+        )
+    lines += [
+        "- Every picture has a white background. Others are out of its domain: it answers them too, and may be"
+        " sure of it.",
+        "- It always answers with one of its classes; there is no answer for something else.",
+        "- The intervals take images as independent. Frames of one film are not: the true ones are wider.",
+    ]
+    return [*lines, ""]
+
+
+def _training(meta: dict) -> list[str]:
+    config = meta["config"]
+    hardware = meta.get("hardware") or {}
+    epochs = len(meta.get("epochs", []))
+    settings = ", ".join(f"{name} {value}" for name, value in config.items())
+    split = next(iter(meta["evaluations"].values()))["split_kind"]
+    return [
+        "## How it was trained",
+        "",
+        f"- {epochs} epochs in {meta['train_s']:.0f} s"
+        + (" on " + ", ".join(f"{key} {value}" for key, value in hardware.items()) if hardware else "")
+        + (f", finished {meta['date']}" if "date" in meta else ""),
+        f"- commit {meta['git_commit'] or 'unknown'}, manifest {meta['data']['manifest_sha256']}",
+        f"- weights {meta['weights_sha256']}",
+        f"- settings: {settings}",
+        "",
+        "## How to reproduce it",
+        "",
+        "At that commit, after `make setup`; every setting above that is no flag of its own goes into"
+        " `--set NAME=VALUE`:",
+        "",
+        "```bash",
+        f"fruitstand data prepare --source PATH --split {split} --out DATA    # the manifest has to be the one above",
+        f"fruitstand train --data DATA --out RUN --model {config['model_name']} --epochs {config['epochs']}"
+        f" --seed {config['seed']}",
+        "fruitstand evaluate --run RUN",
+        "```",
+        "",
+        "## Versions",
+        "",
+        *(f"- {name} {version}" for name, version in meta["versions"].items()),
+        f"- fruitstand {meta['fruitstand_version']}",
+    ]
