@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fruitstand.artefacts import read_json, write_bytes
+from fruitstand.artefacts import read_json, write_bytes, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.manifest import ManifestRow, PreparedData, read_prepared
@@ -40,15 +40,16 @@ def evaluate_run(
     data.split(split)
     result = _report_run(run, data, split, out or _report_folder(run.directory, data, split))
     if out is None:
-        from training.model_card import record_evaluation
+        from training.model_card import add_evaluation
 
         # Read again: another evaluation may have been recorded meanwhile.
-        record_evaluation(run.directory, read_json(run.directory / META_NAME), result)
+        meta = add_evaluation(run.directory, read_json(run.directory / META_NAME), result)
+        write_json(run.directory / META_NAME, meta)
     return result
 
 
 def finish_evaluation(run_directory: Path, meta: dict, data: PreparedData) -> dict:
-    """The last step of a training: evaluate the saved weights, write the model card and, last, `meta.json`.
+    """Evaluate the saved weights of a run that has just been trained, and write its model card.
 
     Args:
         run_directory: holds the weights.
@@ -56,26 +57,21 @@ def finish_evaluation(run_directory: Path, meta: dict, data: PreparedData) -> di
         data: what the run was trained on.
 
     Returns:
-        What `meta.json` holds: `meta` with `metrics` (of the test split, or of validation where there is
-        no test) and `evaluations`.
+        `meta` with `metrics` (of the test split, or of validation where there is no test) and `evaluations`.
+        Writing `meta.json` is left to the caller: it says that a run is finished.
     """
-    from training.model_card import record_evaluation
+    from training.model_card import add_evaluation
 
     split = "test" if any(row.split == "test" for row in data.rows) else "val"
-    run = Run(
-        run_directory,
-        meta["config"]["model_name"],
-        meta["labels"],
-        Preprocessing.from_dict(meta["preprocessing"]),
-        data.directory,
-        meta,
-    )
+    preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    name, labels = meta["config"]["model_name"], meta["labels"]
+    run = Run(run_directory, name, labels, preprocessing, data.directory, meta)
     folder = _report_folder(run_directory, data, split)
     result = _report_run(run, data, split, folder)
     write_bytes(run_directory / "confusion.png", (folder / "confusion.png").read_bytes())
     names = ("top1", "top5", "macro_f1", "ece", "num_images", "per_class")
     metrics = {name: result[name] for name in names}
-    return record_evaluation(run_directory, {**meta, "metrics": {split: metrics}}, result)
+    return add_evaluation(run_directory, {**meta, "metrics": {split: metrics}}, result)
 
 
 def evaluate_answers(

@@ -1,11 +1,11 @@
 """The report on a classifier's answers for one split: numbers, tables and pictures in one folder.
 
-    evaluation.json    everything below as numbers
-    per_class.csv      recall, precision, F1 and count of each class
-    confusion.csv      a line for each class that has images, a column for each answer
-    slices.csv         accuracy of each fruit, variety and range of brightness
-    mistakes.csv       every wrong answer, the surest first
-    confusion.png  reliability.png  mistakes.png
+evaluation.json    everything below as numbers
+per_class.csv      recall, precision, F1 and count of each class
+confusion.csv      a line for each class that has images, a column for each answer
+slices.csv         accuracy of each fruit, variety and range of brightness
+mistakes.csv       every wrong answer, the surest first
+confusion.png  reliability.png  mistakes.png
 """
 
 import csv
@@ -84,7 +84,13 @@ def report_answers(
     }
     if out is not None:
         mistakes = [
-            Mistake(rows[i].path, rows[i].label, labels[answers[i]], float(probabilities[i, answers[i]]))
+            Mistake(
+                path=rows[i].path,
+                object=rows[i].object,
+                truth=rows[i].label,
+                answer=labels[answers[i]],
+                confidence=float(probabilities[i, answers[i]]),
+            )
             for i in np.flatnonzero(~right)
         ]
         mistakes.sort(key=lambda one: (-one.confidence, one.path))

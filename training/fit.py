@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_file, sha256_file, write_bytes
+from fruitstand.artefacts import atomic_file, sha256_file, write_bytes, write_json
 from fruitstand.checkout import git_commit
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import PreparedData
-from fruitstand.runs import CHECKPOINT_NAME, WEIGHTS_NAME
+from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME
 from training.config import TrainConfig
 from training.evaluate import finish_evaluation
 from training.model import Classifier, create_model, resolve_preprocessing
@@ -114,7 +114,9 @@ def _finish(
         "train_s": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "epochs": epochs,
     }
-    return finish_evaluation(out, meta, data)
+    meta = finish_evaluation(out, meta, data)
+    write_json(out / META_NAME, meta)
+    return meta
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:

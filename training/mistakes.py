@@ -1,5 +1,6 @@
 """The images a classifier gets wrong, on one sheet: the picture, what it is, what was answered, how surely."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Mistake:
 
     path: str
     """Relative to the prepared folder."""
+    object: str
     truth: str
     answer: str
     confidence: float
@@ -35,10 +37,10 @@ def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake]
     Args:
         path: PNG to write.
         directory: the prepared folder.
-        mistakes: all there are, those to show first.
+        mistakes: all there are, the surest first.
         title: a line above them; their number is added.
     """
-    shown = mistakes[: NUM_COLUMNS * NUM_LINES]
+    shown = _spread(mistakes)[: NUM_COLUMNS * NUM_LINES]
     height = PICTURE_SIDE + 3 * LINE_HEIGHT + 10
     lines = max(1, -(-len(shown) // NUM_COLUMNS))
     sheet = Image.new("RGB", (NUM_COLUMNS * TILE_WIDTH, 34 + lines * height), "white")
@@ -60,10 +62,22 @@ def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake]
         sheet.save(temporary, format="PNG")
 
 
+def _spread(mistakes: Sequence[Mistake]) -> list[Mistake]:
+    """The surest of each object, then the second of each: one bad object does not fill the sheet."""
+    met: Counter[str] = Counter()
+    ranked = []
+    for one in mistakes:
+        ranked.append((met[one.object], one))
+        met[one.object] += 1
+    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+
+
 def _count(num_shown: int, num: int) -> str:
     if num == 0:
         return "no image is answered wrongly"
-    return f"{num} answered wrongly" + (f", the {num_shown} surest of them" if num_shown < num else "")
+    return f"{num} answered wrongly" + (
+        f", the surest {num_shown} are shown, every object in turn" if num_shown < num else ""
+    )
 
 
 def _short(text: str) -> str:

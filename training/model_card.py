@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from fruitstand.artefacts import write_bytes, write_json
-from fruitstand.runs import META_NAME
+from fruitstand.artefacts import write_bytes
 
 CARD_NAME = "MODEL_CARD.md"
 NUM_WORST = 5
@@ -11,7 +10,7 @@ NUM_WORST = 5
 
 FRUITS_360 = (
     "Fruits-360, copyright 2017- Mihai Oltean, licence CC BY-SA 4.0: whoever passes on the images, or works"
-    " derived from them, names the author and keeps the licence. No image is part of this run's weights."
+    " derived from them, names the author and keeps the licence."
 )
 GENERATED = (
     "Generated: painted by a program of this project, no real fruit. The numbers below show that the pipeline"
@@ -19,8 +18,8 @@ GENERATED = (
 )
 
 
-def record_evaluation(run_directory: Path, meta: dict, result: dict) -> dict:
-    """Add an evaluation to a run: the model card is rendered again, then `meta.json` is written.
+def add_evaluation(run_directory: Path, meta: dict, result: dict) -> dict:
+    """Add an evaluation to what is known of a run, and render its model card.
 
     Args:
         run_directory: the run.
@@ -28,19 +27,20 @@ def record_evaluation(run_directory: Path, meta: dict, result: dict) -> dict:
         result: see `training.evaluation.report_answers`.
 
     Returns:
-        What `meta.json` holds now; an earlier evaluation of the same data and split is replaced.
+        What `meta.json` is to hold now; an earlier evaluation of the same data and split is replaced.
     """
     name = f"{result['data']}-{result['split']}"
     meta = {**meta, "evaluations": {**meta.get("evaluations", {}), name: _brief(result)}}
     write_bytes(run_directory / CARD_NAME, render_card(meta).encode())
-    write_json(run_directory / META_NAME, meta)
     return meta
 
 
 def _brief(result: dict) -> dict:
     """An evaluation without its long tables: those are in the report's folder."""
     per_class = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))
-    nearest = {key: value for key, value in result["baseline"]["nearest_neighbour"].items() if key != "recall"}
+    nearest = {
+        key: value for key, value in result["baseline"]["nearest_neighbour"].items() if key != "recall"
+    }
     slices = result["slices"]
     return {
         **{key: value for key, value in result.items() if key not in ("per_class", "confusions")},
@@ -75,7 +75,7 @@ def render_card(meta: dict) -> str:
         "",
         _licence(data["source"]),
         "",
-        *_accuracy(evaluations),
+        *_accuracy(evaluations, len(meta["labels"])),
         *_calibration(evaluations),
         *_slices(evaluations),
         *_limits(evaluations, data["source"]),
@@ -92,7 +92,7 @@ def _licence(source: str) -> str:
     return f"`{source}`: a folder of the user's own; its licence is not known to this project."
 
 
-def _accuracy(evaluations: dict) -> list[str]:
+def _accuracy(evaluations: dict, num_classes: int) -> list[str]:
     lines = [
         "## Accuracy, beside what needs no training",
         "",
@@ -108,10 +108,12 @@ def _accuracy(evaluations: dict) -> list[str]:
         lines.append(
             f"| {name}: {one['data_source']}, {one['split_kind']} split | {_novelty(one)} | {one['num_images']} |"
             f" {one['top1']:.4f} ({_interval(one)}) | {nearest['top1']:.4f} |"
-            f" {majority['top1']:.4f} ({majority['label']}) | {one['top5']:.4f} | {one['macro_f1']:.4f} |"
+            f" {majority['top1']:.4f} ({majority['label']}) | {_top5(one, num_classes)} | {one['macro_f1']:.4f} |"
             f" {nearest['macro_f1']:.4f} |"
         )
-    missing = [kind for kind in ("leaked films", "unseen objects") if kind not in map(_kind, evaluations.values())]
+    missing = [
+        kind for kind in ("leaked films", "unseen objects") if kind not in map(_kind, evaluations.values())
+    ]
     how = {
         "leaked films": "On the films it was trained on (the classic split): not measured.",
         "unseen objects": "On objects it has never seen (object-disjoint): not measured. Prepare data of the same"
@@ -142,6 +144,10 @@ def _novelty(one: dict) -> str:
     )
 
 
+def _top5(one: dict, num_classes: int) -> str:
+    return f"{one['top5']:.4f}" if num_classes > 5 else f"all, of {num_classes} classes"
+
+
 def _interval(one: dict) -> str:
     low, high = one.get("interval") or one["top1_interval"]
     return f"{low:.4f} to {high:.4f}"
@@ -150,7 +156,9 @@ def _interval(one: dict) -> str:
 def _calibration(evaluations: dict) -> list[str]:
     lines = ["## Calibration", "", "| evaluated on | ECE | mean confidence | top-1 |", "|---|---|---|---|"]
     for name, one in evaluations.items():
-        confidence = sum(bin_["count"] * bin_["confidence"] for bin_ in one["reliability"]) / one["num_images"]
+        confidence = (
+            sum(bin_["count"] * bin_["confidence"] for bin_ in one["reliability"]) / one["num_images"]
+        )
         lines.append(f"| {name} | {one['ece']:.4f} | {confidence:.4f} | {one['top1']:.4f} |")
     return [*lines, ""]
 
@@ -175,7 +183,8 @@ def _slices(evaluations: dict) -> list[str]:
         lines.append("")
         if one["worst_confusions"]:
             worst = "; ".join(
-                f"{pair['truth']} for {pair['answer']} {pair['count']} times" for pair in one["worst_confusions"]
+                f"{pair['truth']} for {pair['answer']} {pair['count']} times"
+                for pair in one["worst_confusions"]
             )
             lines += [f"Most often mistaken: {worst}.", ""]
     return lines
@@ -203,28 +212,37 @@ def _limits(evaluations: dict, source: str) -> list[str]:
 
 
 def _training(meta: dict) -> list[str]:
-    config = meta["config"]
-    hardware = meta.get("hardware") or {}
-    epochs = len(meta.get("epochs", []))
+    config, hardware = meta["config"], meta.get("hardware") or {}
     settings = ", ".join(f"{name} {value}" for name, value in config.items())
-    split = next(iter(meta["evaluations"].values()))["split_kind"]
+    tuned = meta.get("finetuned_from")
+    facts = {
+        "time": f"{len(meta['epochs'])} epochs in {meta['train_s']:.0f} s",
+        "hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "finished": meta.get("date"),
+        "fine-tuned from": tuned and f"{tuned['run']}, weights {tuned['weights_sha256']}",
+        "commit": meta["git_commit"],
+        "data": f"{meta['data']['source']}, manifest {meta['data']['manifest_sha256']}",
+        "weights": meta["weights_sha256"],
+        "settings": settings,
+    }
+    own = [
+        one
+        for one in meta["evaluations"].values()
+        if one["manifest_sha256"] == meta["data"]["manifest_sha256"]
+    ]
+    split = own[0]["split_kind"] if own else "KIND"
     return [
         "## How it was trained",
         "",
-        f"- {epochs} epochs in {meta['train_s']:.0f} s"
-        + (" on " + ", ".join(f"{key} {value}" for key, value in hardware.items()) if hardware else "")
-        + (f", finished {meta['date']}" if "date" in meta else ""),
-        f"- commit {meta['git_commit'] or 'unknown'}, manifest {meta['data']['manifest_sha256']}",
-        f"- weights {meta['weights_sha256']}",
-        f"- settings: {settings}",
+        *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
         "",
         "## How to reproduce it",
         "",
-        "At that commit, after `make setup`; every setting above that is no flag of its own goes into"
-        " `--set NAME=VALUE`:",
+        "At that commit, after `make setup`. The manifest has to be the one above; every setting above that is no"
+        " flag of its own goes into `--set NAME=VALUE`.",
         "",
         "```bash",
-        f"fruitstand data prepare --source PATH --split {split} --out DATA    # the manifest has to be the one above",
+        f"fruitstand data prepare --source PATH --split {split} --out DATA",
         f"fruitstand train --data DATA --out RUN --model {config['model_name']} --epochs {config['epochs']}"
         f" --seed {config['seed']}",
         "fruitstand evaluate --run RUN",

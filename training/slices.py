@@ -25,7 +25,8 @@ def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
     share, extra = num_right / num, Z_95**2 / num
     middle = (share + extra / 2) / (1 + extra)
     half = Z_95 / (1 + extra) * sqrt(share * (1 - share) / num + extra / (4 * num))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounded, so that all right is at most 1 and none right at least 0.
+    return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
 
 
 def slice_accuracies(

@@ -3,7 +3,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from fruitstand.runs import Run
 from training.augment import augment, to_size
 from training.config import TrainConfig
 from training.evaluate import evaluate_run
-from training.metrics import classification_metrics
 from training.model import create_model
 from training.pixels import ShuffledBatches
 from training.train import train
@@ -190,13 +188,3 @@ def test_augmentation_keeps_shape_and_range_and_white_stays_white() -> None:
     assert out.shape == batch.shape
     assert out.max() <= 255
     assert all(image.unique().numel() == 1 for image in out)  # only the light changed
-
-
-def test_metrics_are_those_of_a_known_case() -> None:
-    """Three of four right, one class never answered."""
-    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]], np.float32)
-    metrics = classification_metrics(probabilities, np.array([0, 0, 0, 1]), ["a", "b"])
-    assert metrics["top1"] == 0.75
-    assert metrics["top5"] == 1.0
-    assert metrics["macro_f1"] == pytest.approx((6 / 7 + 0) / 2)
-    assert metrics["per_class"] == {"a": {"recall": 1.0, "count": 3}, "b": {"recall": 0.0, "count": 1}}
