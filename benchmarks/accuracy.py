@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy --source ../shared/fruits-360_dataset --model resnet18 --epochs 8
     python -m benchmarks.accuracy --source ../shared/fruits-360_3-body-problem --split object -- --set lr=0.1
 
-What follows `--` goes to `fruitstand train` as it is. What is made lies in `runs/accuracy/`; the result goes to
-`benchmarks/results/`, and `python -m benchmarks.results_page` brings it into `docs/results.md`.
+What follows `--` goes to `fruitstand train` as it is. What is made lies in `runs/accuracy/`; the result goes
+to `benchmarks/results/`, and `python -m benchmarks.results_page` brings it into `docs/results.md`.
 """
 
 import re

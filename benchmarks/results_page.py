@@ -34,8 +34,8 @@ def render(results: Path) -> str:
     if not order:
         return f"{_INTRODUCTION}\nNothing is measured yet.\n"
     head = (
-        "| data | split | model | classes, test images | top-1 (95 % interval) | 1-NN | majority | macro F1 | ECE"
-        " | training | measured |"
+        "| data | split | model | classes, test images | top-1 (95 % interval) | 1-NN | majority"
+        " | macro F1 | ECE | training | measured |"
     )
     lines = [_INTRODUCTION, head, "|" + "---|" * (head.count("|") - 1)]
     lines += [_row(name, found[name]) for name in order]

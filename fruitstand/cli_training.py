@@ -112,9 +112,8 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     """The numbers, each beside what needs no training."""
     baseline = result["baseline"]
     nearest, majority = baseline["nearest_neighbour"], baseline["majority"]
-    print(
-        f"{result['data_source']}, {result['split_kind']} split, {result['split']}: {result['num_images']} images"
-    )
+    what = f"{result['data_source']}, {result['split_kind']} split, {result['split']}"
+    print(f"{what}: {result['num_images']} images")
     print(f"{'':12} {'model':>8} {'1-NN':>8} {'majority':>8}")
     for key in ("top1", "macro_f1"):
         print(f"{key:12} {result[key]:8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")

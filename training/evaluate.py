@@ -146,7 +146,7 @@ def _report_run(run: Run, data: PreparedData, split: str, out: Path) -> dict:
 
 
 def _seen_in_training(run: Run, rows: list[ManifestRow]) -> dict[str, int] | None:
-    """How many of the images are files, of films, and of objects that the run was trained on; None: unknown."""
+    """How many of the images are files, of films, of objects the run was trained on; None: unknown."""
     try:
         own = read_prepared(run.data_directory)
     except (DataError, ArtefactError):

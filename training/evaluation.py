@@ -167,8 +167,10 @@ def _write(
             staged / "slices.csv",
             ["slice", "name", "num_images", "top1", "low_95", "high_95", "nearest_neighbour", "small"],
             (
-                [kind, one["name"], one["num_images"], one["top1"], *one["interval"]]
-                + [one["nearest_neighbour"], one["small"]]
+                [
+                    *(kind, one["name"], one["num_images"], one["top1"]),
+                    *(*one["interval"], one["nearest_neighbour"], one["small"]),
+                ]
                 for kind, members in result["slices"].items()
                 for one in members
             ),

@@ -1,4 +1,4 @@
-"""The images a classifier gets wrong, on one sheet: the picture, what it is, what was answered, how surely."""
+"""The images a classifier gets wrong, on one sheet: picture, truth, answer, and how sure it was."""
 
 from collections import Counter
 from collections.abc import Sequence

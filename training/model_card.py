@@ -8,14 +8,44 @@ CARD_NAME = "MODEL_CARD.md"
 NUM_WORST = 5
 """Classes, confusions and slices a card names."""
 
-FRUITS_360 = (
-    "Fruits-360, copyright 2017- Mihai Oltean, licence CC BY-SA 4.0: whoever passes on the images, or works"
-    " derived from them, names the author and keeps the licence."
-)
-GENERATED = (
-    "Generated: painted by a program of this project, no real fruit. The numbers below show that the pipeline"
-    " works and say nothing about fruit."
-)
+FRUITS_360 = """\
+Fruits-360, copyright 2017- Mihai Oltean, licence CC BY-SA 4.0: whoever passes on the images, or works derived
+from them, names the author and keeps the licence."""
+GENERATED = """\
+Generated: painted by a program of this project, no real fruit. The numbers below show that the pipeline
+works and say nothing about fruit."""
+USE = """\
+Tells {num_classes} classes of single fruits apart, on pictures as those it was trained on: one fruit, cut out,
+on white. To try, measure and load-test the serving stack around it. Not for sorting, selling or judging real
+fruit without an evaluation on pictures from where it is to work."""
+BASELINES = """\
+1-NN answers with the class of the train image whose thumbnail is nearest; majority always answers with the
+commonest class of the train split."""
+NOT_MEASURED = {
+    "leaked films": "On the films it was trained on (the classic split): not measured.",
+    "unseen objects": """\
+On objects it has never seen (object-disjoint): not measured. Prepare data of the same classes with
+`fruitstand data prepare --split object`, then `fruitstand evaluate --run RUN --data DATA`.""",
+}
+LEAKED = """\
+- Where test images are of films it was trained on, accuracy says that the pipeline works, not that the model
+  knows fruit: neighbouring frames are nearly the same picture. Compare with 1-NN."""
+ONE_OBJECT = """\
+- A class of Fruits-360 is usually one single object on a turntable: what sets it apart may be that object's
+  own marks."""
+LIMITS = """\
+- Every picture has a white background. Others are out of its domain: it answers them too, and may be sure.
+- It always answers with one of its classes; there is no answer for something else.
+- The intervals take images as independent. Frames of one film are not: the true ones are wider."""
+REPRODUCE = """\
+At that commit, after `make setup`. The manifest has to be the one above; every setting above that is no flag
+of its own goes into `--set NAME=VALUE`.
+
+```bash
+fruitstand data prepare --source PATH --split {split_kind} --out DATA
+fruitstand train --data DATA --out RUN --model {model_name} --epochs {epochs} --seed {seed}
+fruitstand evaluate --run RUN
+```"""
 
 
 def add_evaluation(run_directory: Path, meta: dict, result: dict) -> dict:
@@ -58,30 +88,27 @@ def render_card(meta: dict) -> str:
     Args:
         meta: what `meta.json` holds, with at least one evaluation.
     """
-    config, data = meta["config"], meta["data"]
-    evaluations = meta["evaluations"]
+    evaluations, source = meta["evaluations"], meta["data"]["source"]
+    num_classes = len(meta["labels"])
+    sections = {
+        "Intended use": [USE.format(num_classes=num_classes)],
+        "Data and licence": [_licence(source)],
+        "Accuracy, beside what needs no training": _accuracy(evaluations, num_classes),
+        "Calibration": _calibration(evaluations),
+        "Slices": _slices(evaluations),
+        "Limits": _limits(evaluations, source),
+        "How it was trained": _training(meta),
+        "How to reproduce it": [_reproduction(meta)],
+        "Versions": [f"- {name} {version}" for name, version in _versions(meta).items()],
+    }
     lines = [
-        f"# Model card: {config['model_name']} on {data['source']}",
+        f"# Model card: {meta['config']['model_name']} on {source}",
         "",
         "Rendered from `meta.json`, and again by every `fruitstand evaluate --run`; do not edit.",
-        "",
-        "## Intended use",
-        "",
-        f"Tells {len(meta['labels'])} classes of single fruits apart, on pictures as those it was trained on: one"
-        " fruit, cut out, on white. To try, measure and load-test the serving stack around it. Not for sorting,"
-        " selling or judging real fruit without an evaluation on pictures from where it is to work.",
-        "",
-        "## Data and licence",
-        "",
-        _licence(data["source"]),
-        "",
-        *_accuracy(evaluations, len(meta["labels"])),
-        *_calibration(evaluations),
-        *_slices(evaluations),
-        *_limits(evaluations, data["source"]),
-        *_training(meta),
     ]
-    return "\n".join(lines).rstrip() + "\n"
+    for title, content in sections.items():
+        lines += ["", f"## {title}", "", *content]
+    return "\n".join(lines) + "\n"
 
 
 def _licence(source: str) -> str:
@@ -94,32 +121,31 @@ def _licence(source: str) -> str:
 
 def _accuracy(evaluations: dict, num_classes: int) -> list[str]:
     lines = [
-        "## Accuracy, beside what needs no training",
+        BASELINES,
         "",
-        "1-NN answers with the class of the train image whose thumbnail is nearest; majority always answers with"
-        " the commonest class of the train split.",
-        "",
-        "| evaluated on | what is new in it | images | top-1 (95 % interval) | 1-NN | majority | top-5 | macro F1"
-        " | 1-NN macro F1 |",
+        _row(
+            *("evaluated on", "what is new in it", "images", "top-1 (95 % interval)", "1-NN", "majority"),
+            *("top-5", "macro F1", "1-NN macro F1"),
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in evaluations.items():
         nearest, majority = one["baseline"]["nearest_neighbour"], one["baseline"]["majority"]
         lines.append(
-            f"| {name}: {one['data_source']}, {one['split_kind']} split | {_novelty(one)} | {one['num_images']} |"
-            f" {one['top1']:.4f} ({_interval(one)}) | {nearest['top1']:.4f} |"
-            f" {majority['top1']:.4f} ({majority['label']}) | {_top5(one, num_classes)} | {one['macro_f1']:.4f} |"
-            f" {nearest['macro_f1']:.4f} |"
+            _row(
+                f"{name}: {one['data_source']}, {one['split_kind']} split",
+                _novelty(one),
+                one["num_images"],
+                f"{one['top1']:.4f} ({_interval(one['top1_interval'])})",
+                f"{nearest['top1']:.4f}",
+                f"{majority['top1']:.4f} ({majority['label']})",
+                f"{one['top5']:.4f}" if num_classes > 5 else f"all, of {num_classes} classes",
+                f"{one['macro_f1']:.4f}",
+                f"{nearest['macro_f1']:.4f}",
+            )
         )
-    missing = [
-        kind for kind in ("leaked films", "unseen objects") if kind not in map(_kind, evaluations.values())
-    ]
-    how = {
-        "leaked films": "On the films it was trained on (the classic split): not measured.",
-        "unseen objects": "On objects it has never seen (object-disjoint): not measured. Prepare data of the same"
-        " classes with `fruitstand data prepare --split object`, then `fruitstand evaluate --run RUN --data DATA`.",
-    }
-    return [*lines, "", *(line for kind in missing for line in (how[kind], ""))]
+    kinds = {_kind(one) for one in evaluations.values()}
+    return lines + [line for kind, text in NOT_MEASURED.items() if kind not in kinds for line in ("", text)]
 
 
 def _kind(one: dict) -> str:
@@ -132,124 +158,91 @@ def _kind(one: dict) -> str:
 
 
 def _novelty(one: dict) -> str:
-    """What of the evaluated images the run has met in training."""
-    seen = one["seen_in_training"]
+    """What of the evaluated images the run has not met in training."""
+    seen, num_images = one["seen_in_training"], one["num_images"]
     if seen is None:
         return "not known: the training data are gone"
     if seen["objects"] == 0:
         return "every object: none was in training (object-disjoint)"
     return (
-        f"{one['num_images'] - seen['objects']} images show a new object, {one['num_images'] - seen['films']} are"
-        f" of a new film, {one['num_images'] - seen['files']} are new files"
+        f"{num_images - seen['objects']} images show a new object, {num_images - seen['films']} are of a new"
+        f" film, {num_images - seen['files']} are new files"
     )
 
 
-def _top5(one: dict, num_classes: int) -> str:
-    return f"{one['top5']:.4f}" if num_classes > 5 else f"all, of {num_classes} classes"
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
-def _interval(one: dict) -> str:
-    low, high = one.get("interval") or one["top1_interval"]
-    return f"{low:.4f} to {high:.4f}"
+def _interval(interval: list[float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _calibration(evaluations: dict) -> list[str]:
-    lines = ["## Calibration", "", "| evaluated on | ECE | mean confidence | top-1 |", "|---|---|---|---|"]
+    lines = [_row("evaluated on", "ECE", "mean confidence", "top-1"), "|---|---|---|---|"]
     for name, one in evaluations.items():
-        confidence = (
-            sum(bin_["count"] * bin_["confidence"] for bin_ in one["reliability"]) / one["num_images"]
-        )
-        lines.append(f"| {name} | {one['ece']:.4f} | {confidence:.4f} | {one['top1']:.4f} |")
-    return [*lines, ""]
+        confidence = sum(row["count"] * row["confidence"] for row in one["reliability"]) / one["num_images"]
+        lines.append(_row(name, f"{one['ece']:.4f}", f"{confidence:.4f}", f"{one['top1']:.4f}"))
+    return lines
 
 
 def _slices(evaluations: dict) -> list[str]:
-    lines = ["## Slices", ""]
+    lines = [
+        "All are in `slices.csv` of each report.",
+        "",
+        _row("evaluated on", "slice", "images", "top-1 (95 % interval)", "1-NN"),
+        "|---|---|---|---|---|",
+    ]
     for name, one in evaluations.items():
-        lines += [
-            f"{name}; all are in `slices.csv` of the report:",
-            "",
-            "| slice | images | top-1 (95 % interval) | 1-NN |",
-            "|---|---|---|---|",
-        ]
         for kind, members in one["slices"].items():
-            which = "" if len(members) == one["num_slices"][kind] else f", lowest {len(members)}"
+            which = kind if len(members) == one["num_slices"][kind] else f"{kind}, lowest {len(members)}"
             lines += [
-                f"| {kind}{which}: {member['name']} | {member['num_images']}"
-                f"{' (few)' if member['small'] else ''} | {member['top1']:.4f} ({_interval(member)}) |"
-                f" {member['nearest_neighbour']:.4f} |"
+                _row(
+                    name,
+                    f"{which}: {member['name']}",
+                    f"{member['num_images']}{' (few)' if member['small'] else ''}",
+                    f"{member['top1']:.4f} ({_interval(member['interval'])})",
+                    f"{member['nearest_neighbour']:.4f}",
+                )
                 for member in members
             ]
-        lines.append("")
-        if one["worst_confusions"]:
-            worst = "; ".join(
-                f"{pair['truth']} for {pair['answer']} {pair['count']} times"
-                for pair in one["worst_confusions"]
-            )
-            lines += [f"Most often mistaken: {worst}.", ""]
+    for name, one in evaluations.items():
+        worst = "; ".join(
+            f"{pair['truth']} for {pair['answer']}, {pair['count']} times" for pair in one["worst_confusions"]
+        )
+        lines += ["", f"Most often mistaken in {name}: {worst or 'nothing'}."]
     return lines
 
 
 def _limits(evaluations: dict, source: str) -> list[str]:
-    lines = ["## Limits", ""]
-    if any(_kind(one) == "leaked films" for one in evaluations.values()):
-        lines.append(
-            "- Where test images are of films it was trained on, accuracy says that the pipeline works, not that"
-            " the model knows fruit: neighbouring frames are nearly the same picture. Compare with 1-NN."
-        )
-    if source != "generated":
-        lines.append(
-            "- A class of Fruits-360 is usually one single object on a turntable: what sets it apart may be that"
-            " object's own marks."
-        )
-    lines += [
-        "- Every picture has a white background. Others are out of its domain: it answers them too, and may be"
-        " sure of it.",
-        "- It always answers with one of its classes; there is no answer for something else.",
-        "- The intervals take images as independent. Frames of one film are not: the true ones are wider.",
-    ]
-    return [*lines, ""]
+    leaked = any(_kind(one) == "leaked films" for one in evaluations.values())
+    return [*([LEAKED] if leaked else []), *([ONE_OBJECT] if source != "generated" else []), LIMITS]
 
 
 def _training(meta: dict) -> list[str]:
-    config, hardware = meta["config"], meta.get("hardware") or {}
-    settings = ", ".join(f"{name} {value}" for name, value in config.items())
     tuned = meta.get("finetuned_from")
     facts = {
         "time": f"{len(meta['epochs'])} epochs in {meta['train_s']:.0f} s",
-        "hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "hardware": _listed(meta.get("hardware") or {}),
         "finished": meta.get("date"),
         "fine-tuned from": tuned and f"{tuned['run']}, weights {tuned['weights_sha256']}",
         "commit": meta["git_commit"],
         "data": f"{meta['data']['source']}, manifest {meta['data']['manifest_sha256']}",
         "weights": meta["weights_sha256"],
-        "settings": settings,
+        "settings": _listed(meta["config"]),
     }
-    own = [
-        one
-        for one in meta["evaluations"].values()
-        if one["manifest_sha256"] == meta["data"]["manifest_sha256"]
-    ]
-    split = own[0]["split_kind"] if own else "KIND"
-    return [
-        "## How it was trained",
-        "",
-        *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
-        "",
-        "## How to reproduce it",
-        "",
-        "At that commit, after `make setup`. The manifest has to be the one above; every setting above that is no"
-        " flag of its own goes into `--set NAME=VALUE`.",
-        "",
-        "```bash",
-        f"fruitstand data prepare --source PATH --split {split} --out DATA",
-        f"fruitstand train --data DATA --out RUN --model {config['model_name']} --epochs {config['epochs']}"
-        f" --seed {config['seed']}",
-        "fruitstand evaluate --run RUN",
-        "```",
-        "",
-        "## Versions",
-        "",
-        *(f"- {name} {version}" for name, version in meta["versions"].items()),
-        f"- fruitstand {meta['fruitstand_version']}",
-    ]
+    return [f"- {name}: {fact}" for name, fact in facts.items() if fact]
+
+
+def _listed(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _reproduction(meta: dict) -> str:
+    manifest = meta["data"]["manifest_sha256"]
+    kinds = [one["split_kind"] for one in meta["evaluations"].values() if one["manifest_sha256"] == manifest]
+    return REPRODUCE.format(**{**meta["config"], "split_kind": kinds[0] if kinds else "KIND"})
+
+
+def _versions(meta: dict) -> dict[str, str]:
+    return {**meta["versions"], "fruitstand": meta["fruitstand_version"]}

@@ -1,3 +1,5 @@
+from math import sqrt
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,13 @@ from training.slices import slice_accuracies, wilson_interval
     ],
 )
 def test_the_interval_is_wilsons(num_right: int, num: int, expected: tuple[float, float]) -> None:
-    """Checked against scipy.stats.binomtest(...).proportion_ci(method="wilson"), 1.11."""
-    assert wilson_interval(num_right, num) == pytest.approx(expected, abs=1e-4)
+    """Each bound is a share from which the measured one is 1.96 standard errors away, or the end."""
+    bounds = wilson_interval(num_right, num)
+    assert bounds == pytest.approx(expected, abs=1e-4)
+    for bound in bounds:
+        if bound not in (0, 1):
+            error = sqrt(bound * (1 - bound) / num)
+            assert abs(num_right / num - bound) == pytest.approx(1.959964 * error, rel=1e-5)
 
 
 def test_slices_count_every_image_once_each_way() -> None:
