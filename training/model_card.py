@@ -15,9 +15,9 @@ GENERATED = """\
 Generated: painted by a program of this project, no real fruit. The numbers below show that the pipeline
 works and say nothing about fruit."""
 USE = """\
-Tells {num_classes} classes of single fruits apart, on pictures as those it was trained on: one fruit, cut out,
-on white. To try, measure and load-test the serving stack around it. Not for sorting, selling or judging real
-fruit without an evaluation on pictures from where it is to work."""
+Tells {num_classes} classes of single fruits apart, on pictures as those it was trained on: one fruit, cut
+out, on white. To try, measure and load-test the serving stack around it. Not for sorting, selling or judging
+real fruit without an evaluation on pictures from where it is to work."""
 BASELINES = """\
 1-NN answers with the class of the train image whose thumbnail is nearest; majority always answers with the
 commonest class of the train split."""
