@@ -87,7 +87,7 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
         label="at the bin's mean confidence",
     )
     top.set(ylabel="share of right answers", title=plain(title), xlim=(0, 1), ylim=(0, 1))
-    top.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=3)
     bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
     for axes in (top, bottom):
