@@ -10,6 +10,9 @@ import typer
 from fruitstand.cli_shared import Json, needs, print_json
 from fruitstand.errors import UsageError
 
+MAX_CLASSES = 1 << 16
+"""A server answers with all of its classes when it is asked for more than it has."""
+
 
 class Split(StrEnum):
     """Parts of a prepared folder."""
@@ -88,44 +91,62 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
     split: Annotated[Split, typer.Option(help="Which part.")] = Split.test,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; default: RUN/evaluation/DATA-SPLIT, and the model card."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a run, or a server; the same numbers for both."""
+    """Measure a run, or a server; the same numbers and the same report for both."""
     if (run is None) == (url is None):
         raise UsageError("give either --run or --url")
     with needs("train"):
         from training.evaluate import evaluate_answers, evaluate_run
 
         if run is not None:
-            metrics = evaluate_run(run, data_directory=data, split=split.value)
+            result = evaluate_run(run, data_directory=data, split=split.value, out=out)
         elif data is None or url is None:
             raise UsageError("--url needs --data: the prepared folder whose images to send")
         else:
-            metrics = evaluate_answers(
-                data, split.value, lambda paths, num_classes: _ask_server(url, paths, num_classes)
+            result = evaluate_answers(
+                data, split.value, lambda paths: _ask_server(url, paths), out=out, url=url
             )
-    _print_metrics(metrics, as_json)
+    if as_json:
+        print_json(result)
+    else:
+        _print_evaluation(result)
 
 
-def _ask_server(url: str, paths: list[Path], num_classes: int) -> Iterator[dict[str, float] | str]:
+def _ask_server(url: str, paths: list[Path]) -> Iterator[dict[str, float] | str]:
     """For each image the served probabilities by label, or why there are none."""
     with needs("client"):
         from fruitstand_client import Client
     from fruitstand.progress import track
 
     with Client(url) as client:
-        # One more than the data has: a server with more classes is noticed.
-        answers = client.classify(paths, top_k=num_classes + 1)
+        answers = client.classify(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="classify"):
             yield one.error or {rank.label: rank.probability for rank in one.top_k}
 
 
-def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(metrics)
-        return
-    for key in ("data_source", "split", "num_images", "top1", "top5", "macro_f1", "ece"):
-        value = metrics[key]
-        print(f"{key:12} {value:.4f}" if isinstance(value, float) else f"{key:12} {value}")
-    worst = sorted(metrics["per_class"].items(), key=lambda item: item[1]["recall"])[:5]
+def _print_evaluation(result: dict[str, Any]) -> None:
+    """The numbers, each beside what needs no training."""
+    baseline = result["baseline"]
+    nearest, majority = baseline["nearest_neighbour"], baseline["majority"]
+    what = f"{result['data_source']}, {result['split_kind']} split, {result['split']}"
+    print(f"{what}: {result['num_images']} images")
+    print(f"{'':12} {'model':>8} {'1-NN':>8} {'majority':>8}")
+    for key in ("top1", "macro_f1"):
+        print(f"{key:12} {result[key]:8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")
+    for key in ("top5", "ece"):
+        print(f"{key:12} {result[key]:8.4f}")
+    low, high = result["top1_interval"]
+    print(f"top1 is between {low:.4f} and {high:.4f} with 95 % confidence, if images were independent")
+    seen = result["seen_in_training"]
+    if seen is not None:
+        counts = ", ".join(f"{what} {count}" for what, count in seen.items())
+        print(f"images whose file, film or object was in training: {counts}")
+    worst = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))[:5]
     print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
+    for pair in result["confusions"][:3]:
+        print(f"mistaken {pair['count']} times: {pair['truth']!r} for {pair['answer']!r}")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fruitstand.manifest import PreparedData
 from training.check_pictures import thumbnail
+from training.layout import SPLITS
 
 MAX_PAIRS = 24
 MAX_ODD = 48
@@ -92,10 +93,13 @@ def _splits(result: dict[str, Any]) -> str:
         for pair in exact
     )
     counts = ", ".join(f"{split} {count}" for split, count in result["num_images"].items())
+    inside = ", ".join(f"{split} {near[f'{split}/{split}']}" for split in SPLITS)
     return (
-        f"<h2>Between the splits</h2><p>{escape(counts)} images; {result['num_objects']} varieties,"
-        f" {result['num_films']} films.</p><table><tr><th>shared</th><th>varieties</th><th>films</th>"
+        f"<h2>Within and between the splits</h2><p>{escape(counts)} images;"
+        f" {result['num_objects']} varieties, {result['num_films']} films.</p>"
+        f"<table><tr><th>shared</th><th>varieties</th><th>films</th>"
         f"<th>files</th><th>near-duplicate pairs</th></tr>{rows}</table>"
+        f"<p>Near-duplicate pairs inside a split: {inside}.</p>"
     )
 
 

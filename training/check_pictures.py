@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from fruitstand.artefacts import atomic_file
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 from training.layout import SPLITS
+from training.plots import plain, plt, save_figure
 from training.survey import Survey
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 
 TILE = 80
 """Pixels."""
@@ -30,14 +26,12 @@ def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> Non
         counts = [images_per_class[label][split] for label in labels]
         axes.barh(range(len(labels)), counts, left=left, label=split, color=COLOURS[split])
         left = [start + count for start, count in zip(left, counts, strict=True)]
-    axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels], fontsize=7)
+    axes.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=7)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set(xlabel="images")
     axes.legend(loc="lower right")
     axes.grid(axis="x", alpha=0.3)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
@@ -53,6 +47,7 @@ def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
         for line, split in enumerate(SPLITS):
             for column, row in enumerate(_spread(members[label][split])):
                 sheet.paste(thumbnail(data.directory / row.path, TILE), (column * TILE, line * TILE))
+            ImageDraw.Draw(sheet).text((2, line * TILE), split, "black")
         with atomic_file(directory / f"{label}.png") as temporary:
             sheet.save(temporary, format="PNG")
 

@@ -27,13 +27,12 @@ from fruitstand.manifest import PreparedData
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
 from training.checkpoint import read_checkpoint
 from training.config import TrainConfig
+from training.evaluate import finish_evaluation
 from training.loop import BEST_NAME, Loop, Progress, contiguous_state
 from training.masks import mask_cache
-from training.metrics import classification_metrics, confusion_matrix
 from training.model import Classifier, create_model, load_from_run, resolve_preprocessing
 from training.pixels import ShuffledBatches, SplitPixels, eval_loader, pixel_cache, train_loader
-from training.plots import plot_confusion, plot_curves, plot_pictures
-from training.predict import predict_probabilities
+from training.plots import plot_curves, plot_pictures
 from training.steps import seed_step
 from training.trackers import create_trackers
 
@@ -182,20 +181,14 @@ def _finish(
     preprocessing: Preprocessing,
     progress: Progress,
 ) -> dict:
-    """Write weights and pictures; return what `meta.json` shall hold."""
+    """Write weights, pictures and the evaluation; return what `meta.json` shall hold."""
     with atomic_file(out / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file(contiguous_state(module.model), temporary)
     epochs = progress.history
     plot_curves(out / "curves.png", epochs)
-    split = "test" if any(row.split == "test" for row in data.rows) else "val"
-    dataset = SplitPixels(data, pixel_cache(data, preprocessing), split)
-    probabilities = predict_probabilities(module, dataset)
-    metrics = classification_metrics(probabilities, dataset.targets.numpy(), data.labels)
-    matrix = confusion_matrix(probabilities, dataset.targets.numpy(), len(data.labels))
-    plot_confusion(out / "confusion.png", matrix, data.labels, f"{config.model_name}, {split} split")
     seconds = sum(epoch["seconds"] for epoch in epochs)
     root = Path(__file__).parents[1]
-    return {
+    meta = {
         "fruitstand_version": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config.to_dict(),
@@ -229,5 +222,5 @@ def _finish(
         "stopped_early": progress.stopped,
         "saved_epoch": progress.best_epoch if config.keep == "best" else len(epochs) - 1,
         "epochs": epochs,
-        "metrics": {split: metrics},
     }
+    return finish_evaluation(out, meta, data)

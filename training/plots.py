@@ -1,5 +1,6 @@
-"""The pictures of a run: learning curves and the confusion matrix."""
+"""The plots of a run and of an evaluation: learning curves, confusion matrix, reliability."""
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-MAX_TICK_LABELS = 40
+MAX_TICK_LABELS = 100
 
 
 def plot_curves(path: Path, epochs: list[dict[str, float]]) -> None:
@@ -27,22 +28,28 @@ def plot_curves(path: Path, epochs: list[dict[str, float]]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str) -> None:
     """The confusion matrix, each row as shares of its class."""
-    side = min(20.0, 4 + 0.18 * len(labels))
+    side = min(20.0, 5 + 0.15 * len(labels))
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="truth", title=title)
+    axes.set(xlabel="answer", ylabel="truth", title=plain(title))
     step = -(-len(labels) // MAX_TICK_LABELS)
     ticks = range(0, len(labels), step)
-    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90, fontsize=6)
-    axes.set_yticks(ticks, [labels[i] for i in ticks], fontsize=6)
+    names = [plain(labels[i]) for i in ticks]
+    size = 9 if len(labels) <= 20 else 6
+    axes.set_xticks(ticks, names, rotation=90, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size)
+    if len(labels) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "black" if share > 0.6 else "white"
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
     figure.colorbar(image, label="share of the class", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_pictures(path: Path, pictures_nhwc_u8: np.ndarray) -> None:
@@ -58,7 +65,45 @@ def plot_pictures(path: Path, pictures_nhwc_u8: np.ndarray) -> None:
         plt.imsave(temporary, sheet, format="png")
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
-    with atomic_file(path) as temporary:
+def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> None:
+    """How often answers of each confidence are right, and how many there are.
+
+    Args:
+        path: PNG to write.
+        bins: see `training.metrics.reliability_bins`.
+        title: of the plot.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(6, 7), height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
+    left, width = [one["low"] for one in bins], [one["high"] - one["low"] for one in bins]
+    top.bar(left, [one["accuracy"] for one in bins], width, align="edge", edgecolor="white", label="measured")
+    top.plot([0, 1], [0, 1], linestyle="--", color="black", label="perfect")
+    top.plot(
+        [one["confidence"] for one in bins],
+        [one["accuracy"] for one in bins],
+        "o",
+        color="tab:red",
+        label="at the bin's mean confidence",
+    )
+    top.set(ylabel="share of right answers", title=plain(title), xlim=(0, 1), ylim=(0, 1))
+    figure.legend(loc="outside lower center", ncols=3)
+    bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
+    bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def plain(text: str) -> str:
+    """Text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a PNG atomically and free the figure."""
+    with atomic_file(path) as temporary, warnings.catch_warnings():
+        # A class name in a script that the font lacks shows as boxes; the tables have it right.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

@@ -95,18 +95,20 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             raise DataError(
                 f"{path}: neither a folder nor a readable zip ({exc}); download it again"
             ) from exc
-        self._members = {info.filename.rstrip("/"): info for info in self._archive.infolist()}
-        for name in self._members:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            name = PurePosixPath(info.filename)
+            if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
                 self._archive.close()
-                raise DataError(f"{path}: refuses to read {name!r}, it points outside the archive")
+                raise DataError(f"{path}: refuses to read {info.filename!r}, it points outside the archive")
+            self._members[str(name)] = info  # some programs write "./Training/..."
 
     def listing(self) -> Listing:
         """All files and folders, also folders that only stand in a file's name."""
         listing, folders = Listing(), {""}
         for name, info in self._members.items():
             path = PurePosixPath(name)
-            if any(part.startswith(_NO_DATA) for part in path.parts):
+            if not path.parts or any(part.startswith(_NO_DATA) for part in path.parts):
                 continue
             if info.is_dir():
                 folders.add(str(path))

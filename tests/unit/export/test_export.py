@@ -11,12 +11,13 @@ from export.candidate_files import CANDIDATE_FOLDER
 from export.checks import CHECKED_BATCHES, open_session, run_batches
 from export.export import export
 from export.graph import load_served_model
-from export.publish import publish, published_versions
+from export.publish import publish
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.runs import META_NAME, Run
+from fruitstand.versions import published_versions
 from training.pixels import pixel_cache
 
 

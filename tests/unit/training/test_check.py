@@ -134,6 +134,22 @@ def test_the_page_stands_alone_and_shows_pictures(prepared: PreparedData, tmp_pa
         assert match
         Image.open(io.BytesIO(base64.b64decode(match[1]))).load()
     assert result["summary"][0] in page.text
+    pairs = result["near_duplicates"]["num_pairs"]
+    assert pairs["train/train"] > 0
+    assert f"inside a split: train {pairs['train/train']}, val" in page.text
+
+
+def test_class_names_of_any_script_are_checked_and_drawn(copy: PreparedData, tmp_path: Path) -> None:
+    """Spaces, markup, formula signs and letters that the plot's font lacks: all four reports are written."""
+    names = dict(zip(copy.labels, ["水果 1", "Äpfel & Co", "<b>c</b>", "$d$"], strict=True))
+    _rewrite(copy, [dataclasses.replace(row, label=names[row.label]) for row in copy.rows], "classic")
+    (copy.directory / "labels.txt").write_text("".join(f"{name}\n" for name in names.values()))
+    done = _check(copy.directory, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    result = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert set(result["images_per_class"]) == set(names.values())
+    assert len(list((tmp_path / "out" / "sheets").rglob("*.png"))) == 4
 
 
 def test_there_is_a_sheet_of_samples_for_each_class(prepared: PreparedData, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""How good a model is, and what it took: prepare, train and evaluate with the commands a user would type.
+
+    python -m benchmarks.accuracy --source ../shared/fruits-360_dataset --model resnet18 --epochs 8
+    python -m benchmarks.accuracy --source ../shared/fruits-360_3-body-problem --split object -- --set lr=0.1
+
+What follows `--` goes to `fruitstand train` as it is. What is made lies in `runs/accuracy/`; the result goes
+to `benchmarks/results/`, and `python -m benchmarks.results_page` brings it into `docs/results.md`.
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.provenance import provenance
+from benchmarks.stages import step
+from fruitstand.artefacts import write_json
+from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.runs import read_run
+
+RESULTS = Path("benchmarks/results")
+
+
+def measure(
+    source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
+    extra: Annotated[list[str] | None, typer.Argument(help="After --: more flags for training.")] = None,
+    split: Annotated[str, typer.Option(help="classic, object or film.")] = "classic",
+    validation: Annotated[str, typer.Option(help="film, or frame (classic only).")] = "film",
+    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split; default: training's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
+    work: Annotated[Path, typer.Option(help="Folder for data and run.")] = Path("runs/accuracy"),
+    results: Annotated[Path, typer.Option(help="Folder for the result.")] = RESULTS,
+) -> None:
+    """Prepare, train, evaluate, record."""
+    folder = work / f"{Path(source).resolve().name}-{split}-{model}"
+    if folder.exists():
+        raise UsageError(f"{folder}: an earlier measurement is there; remove it or choose another --work")
+    data, run = folder / "data", folder / "run"
+    chosen = ["--model", model, "--seed", seed, *(["--epochs", epochs] if epochs else []), *(extra or [])]
+    claims = ("--split", split, "--validation", validation, "--seed", seed)
+    wall_s: dict[str, float] = {}
+    prepared = _timed(wall_s, "prepare", "data", "prepare", "--source", source, "--out", data, *claims)
+    trained = _timed(wall_s, "train", "train", "--data", data, "--out", run, *chosen)
+    found = _timed(wall_s, "evaluate", "evaluate", "--run", run, "--data", data, "--split", "test")
+    meta, baseline = read_run(run).meta, found["baseline"]
+    summary = {
+        "dataset": prepared["source"],
+        "split_kind": split,
+        "model_name": model,
+        "num_classes": prepared["num_classes"],
+        "num_images": prepared["num_images"],
+        "num_epochs": len(meta["epochs"]),
+        **{name: found[name] for name in ("top1", "top1_interval", "top5", "macro_f1", "ece")},
+        "nearest_neighbour_top1": baseline["nearest_neighbour"]["top1"],
+        "majority_top1": baseline["majority"]["top1"],
+        "seen_in_training": found["seen_in_training"],
+        "train_s": trained["train_s"],
+        "total_s": round(sum(wall_s.values()), 1),
+    }
+    result = {
+        **provenance(),
+        "settings": {"split": split, "validation": validation, "seed": seed, "train": meta["config"]},
+        "samples": {"wall_s": wall_s, "slices": found["slices"]},
+        "summary": summary,
+    }
+    path = results / file_name(result)
+    write_json(path, result)
+    print(path)
+
+
+def file_name(result: dict) -> str:
+    """Of a result: what, hardware, date and commit."""
+    summary, hardware = result["summary"], result["hardware"]
+    what = _slug(f"{summary['dataset']}-{summary['split_kind']}-{summary['model_name']}")
+    machine = _slug(f"{hardware['cpu']}-{hardware['num_cores']}c")
+    date = result["date"][:10].replace("-", "")
+    return f"accuracy_{what}_{machine}_{date}_{(result['commit'] or 'unknown')[:7]}.json"
+
+
+def _slug(text: str) -> str:
+    """Lower case, with nothing in it that separates the parts of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\((?:r|tm)\)", "", text.lower())).strip("-")
+
+
+def _timed(wall_s: dict[str, float], name: str, *arguments: object) -> dict:
+    started = time.monotonic()
+    result = step(name, *arguments)
+    wall_s[name] = round(time.monotonic() - started, 1)
+    return result
+
+
+def main() -> None:
+    """Measure; an error of ours is one line."""
+    try:
+        typer.run(measure)
+    except FruitstandError as exc:
+        print(f"accuracy: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()
