@@ -52,8 +52,11 @@ def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.
     pasted = torch.zeros(n, dtype=torch.bool)
     if batch_nchw_f32.shape[1] == 4:
         pasted = torch.rand(n, generator=generator) < config.background_mix
-    theta = _geometry(n, config, pasted, generator).to(device)
+    theta = _geometry(batch_nchw_f32.shape, config, pasted, generator).to(device)
     grid = F.affine_grid(theta, list(batch_nchw_f32.shape), align_corners=False)
+    if config.quarter_turn:
+        turned = (torch.rand(n, 1, 1, 1, generator=generator) < config.quarter_turn).to(device)
+        batch_nchw_f32 = torch.where(turned, batch_nchw_f32.transpose(2, 3), batch_nchw_f32)
     # Colours are inverted for the move, so that the zeros from outside are white; the mask is not.
     inverted = batch_nchw_f32.clone(memory_format=torch.contiguous_format)
     inverted[:, :3] = 255 - inverted[:, :3]
@@ -65,16 +68,20 @@ def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.
     return _light(result, config, generator)
 
 
-def _geometry(n: int, config: TrainConfig, pasted: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _geometry(
+    shape: torch.Size, config: TrainConfig, pasted: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Where each output pixel comes from, (n, 2, 3), as `affine_grid` takes it."""
+    n = shape[0]
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.empty(n).uniform_(low, high, generator=generator)
 
     angle = uniform(-config.rotation_deg, config.rotation_deg) * (math.pi / 180)
     size = uniform(config.min_scale, config.max_scale)
-    # affine_grid's coordinates span 2 from edge to edge.
-    shift = 2 * torch.stack([uniform(-config.shift, config.shift) for _ in range(2)])
+    # affine_grid's coordinates span 2 from edge to edge. Whole pixels: a shift alone blurs nothing.
+    pixels = [uniform(-config.shift, config.shift) * shape[-1] for _ in range(2)]
+    shift = torch.stack(pixels).round() * (2 / shape[-1])
     if pasted.any():
         smaller = uniform(*PASTED_SCALE)
         room = 2 * PASTED_SHIFT * (1 - smaller) / (1 - PASTED_SCALE[0])
@@ -96,6 +103,9 @@ def _light(batch: torch.Tensor, config: TrainConfig, generator: torch.Generator)
         values = torch.empty(n, channels, 1, 1).uniform_(1 - share, 1 + share, generator=generator)
         return values.to(batch.device)
 
+    if config.gamma:
+        gamma = torch.empty(n, 1, 1, 1).uniform_(-config.gamma, config.gamma, generator=generator).exp()
+        batch = 255 * (batch / 255).clamp(1e-3, 1) ** gamma.to(batch.device)
     batch = batch * (around_one(config.light) * around_one(config.color, 3))
     if config.contrast:
         middle = batch.mean(dim=(1, 2, 3), keepdim=True)

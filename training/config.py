@@ -72,9 +72,11 @@ class TrainConfig:
     max_scale: float = 1.08
     """Largest size of the fruit, as a share of its own."""
     shift: float = 0.04
-    """Move by at most this share of the side."""
+    """Move by at most this share of the side, in whole pixels."""
     light: float = 0.1
     """Brighter or darker by at most this share."""
+    gamma: float = 0.0
+    """Darker or lighter without touching black and white: the logarithm of gamma goes up to this."""
     contrast: float = 0.0
     """More or less contrast by at most this share."""
     color: float = 0.0
@@ -85,6 +87,8 @@ class TrainConfig:
     """Share of images mirrored left to right."""
     vflip: float = 0.0
     """Share of images mirrored top to bottom."""
+    quarter_turn: float = 0.0
+    """Share of images mirrored along the diagonal; with both mirrors, all symmetries of the square."""
     background_mix: float = 0.0
     """Share of images whose fruit is cut out and pasted on another background."""
     random_erasing: float = 0.0
@@ -130,9 +134,18 @@ class TrainConfig:
         ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, allowed 0 to below 1")
-        for name in ("gray_prob", "hflip", "vflip", "background_mix", "random_erasing", "mix_prob", "light"):
+        for name in (
+            "gray_prob",
+            "hflip",
+            "vflip",
+            "quarter_turn",
+            "background_mix",
+            "random_erasing",
+            "mix_prob",
+            "light",
+        ):
             self._within(name, 0, 1)
-        for name in ("contrast", "color", "shift", "small_scale"):
+        for name in ("gamma", "contrast", "color", "shift", "small_scale"):
             self._within(name, 0, 1)
         for name in ("weight_decay", "clip_grad", "min_lr", "mixup", "cutmix", "checkpoint_seconds"):
             self._within(name, 0, None)

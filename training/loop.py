@@ -187,8 +187,10 @@ class Loop:
         self._log.stop()
         if self.fabric.world_size > 1:
             # Each process normalised by its own images: from here on the first one's statistics count.
-            for model in {self._model, self.evaluated.model}:
-                distribute_bn(model, self.fabric.world_size)
+            # The same order in each: they would receive each other's otherwise.
+            distribute_bn(self._model, self.fabric.world_size)
+            if self._ema is not None:
+                distribute_bn(self._ema.module, self.fabric.world_size)
         check_finite(self.evaluated.model.state_dict().values(), step=progress.step)
         started = time.monotonic()
         val_loss, val_top1 = self._validate()

@@ -58,6 +58,30 @@ def test_a_mirror_image_is_one(setting: str, flipped: tuple[int]) -> None:
     torch.testing.assert_close(out, batch.flip(flipped), atol=0.01, rtol=0)
 
 
+def test_moves_of_whole_pixels_blur_nothing() -> None:
+    """Mirrors, quarter turns and shifts together keep the values of the pixels as they are."""
+    batch = to_size(disc(), 40).repeat(16, 1, 1, 1)
+    config = replace(PLAIN, hflip=0.5, vflip=0.5, quarter_turn=0.5, shift=0.1)
+    out = augment(batch, config, torch.Generator().manual_seed(0))
+    assert set(out[:, 2].round().unique().tolist()) == {20.0, 255.0}
+    assert len({image.numpy().tobytes() for image in out.round()}) > 8
+
+
+def test_a_quarter_turn_mirrors_along_the_diagonal() -> None:
+    """Rows become columns."""
+    batch = torch.rand(2, 3, 16, 16) * 255
+    out = augment(batch, replace(PLAIN, quarter_turn=1.0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(out, batch.transpose(2, 3), atol=0.01, rtol=0)
+
+
+def test_gamma_leaves_black_and_white_alone() -> None:
+    """Only what lies between changes."""
+    batch = to_size(disc(), 40).repeat(4, 1, 1, 1)
+    out = augment(batch, replace(PLAIN, gamma=0.5), torch.Generator().manual_seed(0))
+    assert (out[:, :, 0, 0] > 254.9).all()
+    assert out[:, 0, 20, 10].std() > 5
+
+
 def test_scale_is_the_size_of_the_fruit() -> None:
     """At half the scale a disc covers a quarter of the area."""
     batch = to_size(disc(), 40)
