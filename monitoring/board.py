@@ -13,6 +13,7 @@ Unit = Literal[
 ]  # fmt: skip
 """Those of Grafana that our dashboards use: an invented one would be drawn as a suffix."""
 
+PAGE_WIDTH = 24
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
@@ -48,7 +49,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Panels under one heading; figures are four columns wide, pictures half the page."""
+    """Panels under one heading: the figures first, together as wide as the page; pictures half of it each."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -93,9 +94,11 @@ def to_grafana(board: Board) -> model.Dashboard:
     for row in board.rows:
         number += 1
         built.with_row(dashboard.Row(row.title).id(number))
+        num_stats = sum(panel.kind == "stat" for panel in row.panels)
         for panel in row.panels:
             number += 1
-            built.with_panel(_panel(panel).id(number))
+            width = PAGE_WIDTH // (num_stats if panel.kind == "stat" else 2)
+            built.with_panel(_panel(panel).id(number).span(width))
     return built.build()
 
 
@@ -119,7 +122,6 @@ def _panel(panel: Panel) -> stat.Panel | timeseries.Panel:
 def _stat() -> stat.Panel:
     return (
         stat.Panel()
-        .span(4)
         .height(4)
         .color_mode(common_model.BigValueColorMode.BACKGROUND)
         .graph_mode(common_model.BigValueGraphMode.NONE)
@@ -132,7 +134,6 @@ def _graph(panel: Panel) -> timeseries.Panel:
     stacked = panel.kind == "stacked"
     built = (
         timeseries.Panel()
-        .span(12)
         .height(8)
         .line_width(1)
         .fill_opacity(30 if stacked else 8)
