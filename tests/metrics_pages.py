@@ -40,12 +40,12 @@ class Known:
     def candidates(self, name: str) -> list[dict[str, str]]:
         """Label sets that series of this name may have.
 
-        Which of the scraped labels a recording rule keeps is not computed: it may have any of them.
+        Which labels a recording rule keeps of what it reads is not computed: it may have any.
         """
         if not any(name == one for one, _ in self.recorded):
             return [labels for one, labels in self.series if one == name]
-        static = [labels for one, labels in self.recorded if one == name]
-        return [{**labels, **own} for _, labels in self.series for own in static]
+        own = [labels for one, labels in self.recorded if one == name]
+        return [{**labels, **static} for _, labels in (*self.series, *self.recorded) for static in own]
 
 
 def known_series(*pages: str) -> Known:

@@ -18,7 +18,8 @@ _CALLERS = Row(
         ),
         Panel(
             title="Failed by our fault",
-            description="UNKNOWN, DEADLINE_EXCEEDED, ABORTED, INTERNAL, UNAVAILABLE, DATA_LOSS. The objective is 0.1 %.",
+            description="UNKNOWN, DEADLINE_EXCEEDED, ABORTED, INTERNAL, UNAVAILABLE, DATA_LOSS. The"
+            " objective is 0.1 %.",
             unit="percentunit",
             kind="stat",
             steps=((0.001, "orange"), (0.01, "red")),
@@ -26,7 +27,8 @@ _CALLERS = Row(
         ),
         Panel(
             title="p99",
-            description="From the whole request received to the whole answer, repetitions included, uploads not. The"
+            description="From the whole request received to the whole answer, repetitions included, uploads"
+            " not. The"
             " objective: 99 % within 500 ms.",
             unit="s",
             kind="stat",
@@ -35,7 +37,8 @@ _CALLERS = Row(
         ),
         Panel(
             title="Given up",
-            description="Calls that clients reset before the answer, mostly at their own deadline. They have no status"
+            description="Calls that clients reset before the answer, mostly at their own deadline. They have"
+            " no status"
             " code.",
             unit="percentunit",
             kind="stat",
@@ -63,7 +66,8 @@ _CALLERS = Row(
         ),
         Panel(
             title="Answers by status code",
-            description="0 OK, 1 CANCELLED, 2 UNKNOWN, 3 INVALID_ARGUMENT, 4 DEADLINE_EXCEEDED, 5 NOT_FOUND, 7"
+            description="0 OK, 1 CANCELLED, 2 UNKNOWN, 3 INVALID_ARGUMENT, 4 DEADLINE_EXCEEDED, 5 NOT_FOUND,"
+            " 7"
             " PERMISSION_DENIED, 8 RESOURCE_EXHAUSTED, 12 UNIMPLEMENTED, 13 INTERNAL, 14 UNAVAILABLE, 16"
             " UNAUTHENTICATED. Envoy's response code classes say 2xx to all of them.",
             unit="reqps",
@@ -98,7 +102,8 @@ _UPSTREAM = Row(
         ),
         Panel(
             title="Repetitions",
-            description="Repeated, repeated with success, not repeated because the retry budget was spent, and not"
+            description="Repeated, repeated with success, not repeated because the retry budget was spent,"
+            " and not"
             " repeated because the request had outgrown the buffer. The last has to stay 0.",
             unit="reqps",
             queries=(
@@ -136,7 +141,8 @@ _UPSTREAM = Row(
         ),
         Panel(
             title="Connections",
-            description="Open ones. Callers with a connection each are few lines; a new one for each call is a mistake.",
+            description="Open ones. Callers with a connection each are few lines; a new one for each call is"
+            " a mistake.",
             unit="short",
             queries=(
                 Query(expr=f"sum(envoy_http_downstream_cx_active{_LISTENER})", legend="from callers"),

@@ -42,7 +42,8 @@ _GPU = Row(
     panels=(
         Panel(
             title="GPU",
-            description="Part of the time in which a kernel runs. Low while requests wait: the bottleneck is before it.",
+            description="Part of the time in which a kernel runs. Low while requests wait: the bottleneck is"
+            " before it.",
             unit="percentunit",
             maximum=1,
             queries=(Query(expr="nv_gpu_utilization", legend="{{instance}} {{gpu_uuid}}"),),
@@ -75,7 +76,8 @@ _GPU = Row(
             unit="suffix: images/J",
             queries=(
                 Query(
-                    expr='sum(model:images:rate1m{model="fruit_classifier"}) / sum(rate(nv_energy_consumption[1m]))',
+                    expr='sum(model:images:rate1m{model="fruit_classifier"})'
+                    " / sum(rate(nv_energy_consumption[1m]))",
                     legend="images",
                 ),
             ),

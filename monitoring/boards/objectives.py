@@ -18,7 +18,8 @@ def _now(slo: str, objective: str) -> tuple[Panel, ...]:
         ),
         Panel(
             title=f"{slo}: spent in three days",
-            description="Part of the budget of 30 days that the last three days spent; a tenth is on schedule.",
+            description="Part of the budget of 30 days that the last three days spent; a tenth is on"
+            " schedule.",
             unit="percentunit",
             kind="stat",
             steps=((0.1, "orange"), (0.5, "red")),
@@ -30,7 +31,8 @@ def _now(slo: str, objective: str) -> tuple[Panel, ...]:
 def _burn_rates(slo: str) -> Panel:
     return Panel(
         title=f"{slo}: burn rates",
-        description="A page fires above 14.4 (1h and 5m) or 6 (6h and 30m), a ticket above 3 (1d and 2h) or 1 (3d and 6h).",
+        description="A page fires above 14.4 (1h and 5m) or 6 (6h and 30m), a ticket above 3 (1d and 2h) or"
+        " 1 (3d and 6h).",
         unit="none",
         steps=_BURNING,
         queries=tuple(
@@ -58,7 +60,8 @@ OBJECTIVES = Board(
             panels=(
                 Panel(
                     title="Alerts",
-                    description="Pending and firing; docs/runbook.md says what each one means and what to do.",
+                    description="Pending and firing; docs/runbook.md says what each one means and what to"
+                    " do.",
                     unit="none",
                     queries=(
                         Query(

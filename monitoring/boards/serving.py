@@ -23,7 +23,8 @@ _SIGNALS = Row(
         ),
         Panel(
             title="Failed by our fault",
-            description="Queue full, waited too long, or a step failed. Bad images and cancelled calls do not count."
+            description="Queue full, waited too long, or a step failed. Bad images and cancelled calls do"
+            " not count."
             " The objective is 0.1 %.",
             unit="percentunit",
             kind="stat",
@@ -32,7 +33,8 @@ _SIGNALS = Row(
         ),
         Panel(
             title="Mean time",
-            description="From a request's arrival at Triton to its answer. Quantiles are on the dashboard Gateway:"
+            description="From a request's arrival at Triton to its answer. Quantiles are on the dashboard"
+            " Gateway:"
             " Triton's counters have none.",
             unit="s",
             kind="stat",
@@ -59,14 +61,16 @@ _SIGNALS = Row(
         ),
         Panel(
             title="Rate: images",
-            description="Images per second of each model. The three lines lie on each other; where image_decode runs"
+            description="Images per second of each model. The three lines lie on each other; where"
+            " image_decode runs"
             " ahead, images are refused or cancelled between the steps.",
             unit="suffix: images/s",
             queries=(Query(expr="model:images:rate1m", legend="{{model}}"),),
         ),
         Panel(
             title="Errors: calls that failed, by cause",
-            description="refused_image and canceled are the clients' own. The ensemble's own counter counts each"
+            description="refused_image and canceled are the clients' own. The ensemble's own counter counts"
+            " each"
             " failure twice; this does not.",
             unit="reqps",
             kind="stacked",
@@ -80,7 +84,8 @@ _SIGNALS = Row(
         ),
         Panel(
             title="Saturation: waiting requests",
-            description="image_decode refuses what comes when 1,024 wait; at 819 the alert QueueSaturated fires.",
+            description="image_decode refuses what comes when 1,024 wait; at 819 the alert QueueSaturated"
+            " fires.",
             unit="short",
             steps=((819, "orange"), (1024, "red")),
             queries=(
@@ -101,7 +106,8 @@ _BATCHES = Row(
         ),
         Panel(
             title="Queue share",
-            description="Part of the time in a step that is waiting. Above one half a replica more would help.",
+            description="Part of the time in a step that is waiting. Above one half a replica more would"
+            " help.",
             unit="percentunit",
             maximum=1,
             steps=((0.5, "orange"),),
@@ -129,7 +135,8 @@ _BATCHES = Row(
         ),
         Panel(
             title="Requests in a step",
-            description="Mean number at any moment, waiting ones included (Little's law: seconds per second).",
+            description="Mean number at any moment, waiting ones included (Little's law: seconds per"
+            " second).",
             unit="short",
             queries=(Query(expr="model:request_seconds:rate1m", legend="{{model}}"),),
         ),
@@ -141,19 +148,22 @@ _REFUSED = Row(
     panels=(
         Panel(
             title="Shed for overload",
-            description="Part of all calls that found the queue full or waited too long. The alert fires at 1 %.",
+            description="Part of all calls that found the queue full or waited too long. The alert fires at"
+            " 1 %.",
             unit="percentunit",
             steps=((0.01, "red"),),
             queries=(Query(expr="server:shed:ratio1m", legend="shed"),),
         ),
         Panel(
             title="The steps' own failures",
-            description="As Triton counts them: REJECTED waited too long, CANCELED was given up, BACKEND failed."
+            description="As Triton counts them: REJECTED waited too long, CANCELED was given up, BACKEND"
+            " failed."
             " A full queue is in none of them.",
             unit="reqps",
             queries=(
                 Query(
-                    expr='sum by (model, reason) (rate(nv_inference_request_failure{model!="fruit_classifier"}[1m]))',
+                    expr="sum by (model, reason)"
+                    ' (rate(nv_inference_request_failure{model!="fruit_classifier"}[1m]))',
                     legend="{{model}} {{reason}}",
                 ),
             ),
@@ -188,7 +198,8 @@ _REPLICAS = Row(
         ),
         Panel(
             title="Versions in service",
-            description="Answers per second of each version of the classifier. Two at once are a promotion under way.",
+            description="Answers per second of each version of the classifier. Two at once are a promotion"
+            " under way.",
             unit="reqps",
             kind="stacked",
             queries=(Query(expr="version:answered:rate1m", legend="version {{version}}"),),

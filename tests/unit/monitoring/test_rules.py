@@ -26,7 +26,7 @@ def promtool() -> str:
 
 
 def verdicts() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """For each alert, the metrics given to the cases in which it fires, and to those in which it is silent."""
+    """For each alert, the metrics given to the cases in which it fires, and in which it is silent."""
     fires: dict[str, set[str]] = {}
     silent: dict[str, set[str]] = {}
     for path in CASES:
@@ -102,7 +102,7 @@ def test_promtool_notices_a_threshold_that_moved(promtool: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", alerts())
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent(name: str) -> None:
-    """Silent means not even pending, with metrics it reads in place: an empty database silences everything."""
+    """Silent: not even pending, with metrics that it reads. An empty database silences everything."""
     fires, silent = verdicts()
     assert name in fires
     assert silent.get(name, set()) & read_metrics(alerts()[name]["expr"]) != set()
