@@ -230,8 +230,8 @@ def test_every_panel_shows_data_in_a_real_prometheus(
 ) -> None:
     """Under a little load, of which one call in four is refused; and Prometheus counts what the client sent.
 
-    Server and processors are live. GPU and gateway come from the captured pages, whose counters stand still: there a
-    ratio may be NaN, which still proves that the query finds its series.
+    Server and processors are live. GPU and gateway come from the captured pages, whose counters stand still:
+    there a ratio may be NaN, which still proves that the query finds its series.
     """
     queries = {query.expr for board in BOARDS for panel in board.panels for query in panel.queries}
     files = [path.read_bytes() for path in test_images[:3]]
