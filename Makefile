@@ -9,6 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Folder or zip with Fruits-360 images; empty paints a generated set.
 DATA ?=
 EPOCHS ?=
+# prometheus: promtool for the rules, and a real scrape; its service is not left running.
+SYSTEM_PACKAGES := prometheus
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system lint format test demo lock clean
@@ -27,7 +29,15 @@ $(VENV)/.synced: requirements.lock pyproject.toml
 	touch $@
 
 system: ## Debian packages that only some tests need (as root; skipped elsewhere)
-	@echo "no system package is needed yet"
+	@missing="$$(for package in $(SYSTEM_PACKAGES); do \
+	  test "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed || echo $$package; done)"; \
+	if test -z "$$missing"; then exit; fi; \
+	if test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null; then \
+	  echo "needs root on Debian; tests that need these skip themselves:" $$missing; exit; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null \
+	  || echo "could not be installed; tests that need these skip themselves:" $$missing; \
+	case "$$missing" in *prometheus*) \
+	  systemctl disable --now prometheus 2>/dev/null || service prometheus stop 2>/dev/null || true;; esac
 
 lint: setup ## ruff, mypy, import-linter, deptry
 	ruff check .
@@ -47,8 +57,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.gpu.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
