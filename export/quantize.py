@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.calibration import ActivationRanges
 from export.metadata import set_metadata, write_model
@@ -82,7 +82,12 @@ class Quantizer:
         """
         self._prepared = scratch / "prepared.onnx"
         self._metadata = {prop.key: prop.value for prop in onnx.load(fp32).metadata_props}
-        quant_pre_process(fp32, self._prepared, skip_symbolic_shape=True)
+        # What onnxruntime's `quant_pre_process` does, without its folder that a kill would leave in /tmp.
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(self._prepared)
+        onnxruntime.InferenceSession(fp32, options, providers=["CPUExecutionProvider"])
+        onnx.shape_inference.infer_shapes_path(self._prepared, self._prepared)
         self._ranges = ActivationRanges(
             self._prepared, QUANTIZED_OPERATORS, calibration_nhwc_u8, scratch=scratch
         )

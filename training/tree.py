@@ -95,7 +95,8 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             raise DataError(
                 f"{path}: neither a folder nor a readable zip ({exc}); download it again"
             ) from exc
-        self._members = {info.filename.rstrip("/"): info for info in self._archive.infolist()}
+        # As paths: some programs write "./" in front of every name.
+        self._members = {str(PurePosixPath(info.filename)): info for info in self._archive.infolist()}
         for name in self._members:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
                 self._archive.close()
@@ -106,7 +107,7 @@ class ZipTree(AbstractContextManager["ZipTree"]):
         listing, folders = Listing(), {""}
         for name, info in self._members.items():
             path = PurePosixPath(name)
-            if any(part.startswith(_NO_DATA) for part in path.parts):
+            if not path.parts or any(part.startswith(_NO_DATA) for part in path.parts):
                 continue
             if info.is_dir():
                 folders.add(str(path))

@@ -32,6 +32,15 @@ def test_a_folder_and_its_zip_list_and_read_the_same(tmp_path: Path) -> None:
     assert listings[0] == listings[1]
 
 
+def test_a_zip_whose_names_begin_with_a_dot_is_read_like_any_other(tmp_path: Path) -> None:
+    """Some programs write "./" in front of every name, and an entry for the root itself."""
+    archive = _zip(tmp_path / "tree.zip", {"./": b"", "./Test/": b"", "./Test/a/0_100.jpg": b"one"})
+    with open_tree(archive) as tree:
+        listing = tree.listing()
+        assert sorted(listing.folders) == ["", "Test", "Test/a"]
+        assert {name: tree.read(name, 100) for name in listing.files} == {"Test/a/0_100.jpg": b"one"}
+
+
 def test_no_more_of_a_file_is_read_than_asked_for(tmp_path: Path) -> None:
     """A huge file costs no memory: one byte too many is enough to refuse it."""
     (tmp_path / "tree").mkdir()
