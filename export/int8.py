@@ -15,7 +15,7 @@ import onnxruntime
 
 from export.checks import installed_engines, open_session
 from export.measured import Measured, measure
-from export.quantize import CHOICES, Int8Choice, Quantizer
+from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice, Quantizer
 from export.validation import Validation
 
 log = logging.getLogger("fruitstand.export")
@@ -71,13 +71,14 @@ def make_int8(
     with TemporaryDirectory(dir=int8.parent) as name:
         scratch = Path(name)
         quantizer = Quantizer(fp32, calibration_nhwc_u8, scratch=scratch)
-        for number, choice in enumerate(CHOICES):
+        choices = (*CHOICES, *ONLY_COMPARED) if compare else CHOICES
+        for number, choice in enumerate(choices):
             path = scratch / f"attempt-{number}.onnx"
             quantizer.write(choice, path)
             attempts.append(_measure(choice, path, fp32_sessions, validation))
             if attempts[-1].served and not compare:
                 break
-        best = max(attempts, key=lambda attempt: attempt.rank)
+        best = max(attempts[: len(CHOICES)], key=lambda attempt: attempt.rank)
         int8.write_bytes(best.path.read_bytes())
     measured = best.served or max(best.engines, key=lambda one: one.agreement)
     top1_fp32 = float(np.mean(validation.reference.argmax(axis=1) == validation.targets))

@@ -118,6 +118,9 @@ def main() -> None:
             except (FruitstandError, OSError) as exc:
                 os.write(1, (json.dumps({"error": str(exc)}) + "\n").encode())
                 os._exit(1)
+            except Exception as exc:  # an error that nobody translated: no child ends with this status
+                os.write(1, (json.dumps({"untranslated": repr(exc)}) + "\n").encode())
+                os._exit(3)
             os.write(1, (json.dumps({"changes": changes.count}) + "\n").encode())
             os._exit(0)
         status = _wait(child, wanted["limit_s"])

@@ -176,7 +176,7 @@ def test_on_a_full_disk_the_repository_stays_whole(crasher: Crasher, run: Run, s
             )
         result = crasher.run(action, repository, own_run)
         ends.append(result["status"])
-        assert result["status"] in (0, 1)
+        assert result["status"] in (0, 1), result
         if result["status"]:
             assert "No space left on device" in result["error"], result
         assert_whole(repository)

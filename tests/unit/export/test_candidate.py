@@ -22,7 +22,7 @@ from export.golden import NUM_IMAGES, choose_golden
 from export.graph import load_served_model
 from export.int8 import Attempt
 from export.measured import Measured
-from export.quantize import CHOICES, Int8Choice
+from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice
 from export.render import FP16_MODEL
 from export.timing import Speed
 from fruitstand.artefacts import read_json, sha256_file, write_json
@@ -259,9 +259,12 @@ def test_the_best_attempt_passes_then_agrees_then_is_fast() -> None:
 
 def test_the_choices_have_names_of_their_own_and_bad_ones_are_refused() -> None:
     """A report names each by what it does."""
-    assert len({choice.name for choice in CHOICES}) == len(CHOICES)
+    choices = (*CHOICES, *ONLY_COMPARED)
+    assert len({choice.name for choice in choices}) == len(choices)
     with pytest.raises(ValueError, match="calibration"):
         Int8Choice(calibration="kmeans")
+    with pytest.raises(ValueError, match="weight_bits"):
+        Int8Choice(weight_bits=4)
 
 
 def test_training_reads_its_images_with_the_yardstick(prepared: PreparedData, run: Run) -> None:
