@@ -95,12 +95,13 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             raise DataError(
                 f"{path}: neither a folder nor a readable zip ({exc}); download it again"
             ) from exc
-        # As paths: some programs write "./" in front of every name.
-        self._members = {str(PurePosixPath(info.filename)): info for info in self._archive.infolist()}
-        for name in self._members:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            name = PurePosixPath(info.filename)
+            if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
                 self._archive.close()
-                raise DataError(f"{path}: refuses to read {name!r}, it points outside the archive")
+                raise DataError(f"{path}: refuses to read {info.filename!r}, it points outside the archive")
+            self._members[str(name)] = info  # some programs write "./Training/..."
 
     def listing(self) -> Listing:
         """All files and folders, also folders that only stand in a file's name."""

@@ -43,7 +43,7 @@ from tests.crash import Crasher, assert_whole, litter
 NUM_SWAPS = 20
 NUM_CLIENTS = 8
 NUM_IMAGES = 8
-NUM_KILLS = 5
+NUM_KILLS = 3
 MAX_DIFFERENCE = 1e-3
 """Between an image's answers in batches of different sizes, on probabilities; versions differ by more."""
 
