@@ -23,11 +23,16 @@ MAX_TOP1_LOSS = 0.002
 """Share of the images that int8 and fp16 may answer worse than PyTorch."""
 MAX_SUM_ERROR = 1e-3
 """Of an answer's probabilities from 1."""
-_PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
+GPU_ENGINE = "cuda"
+_PROVIDERS = {
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    GPU_ENGINE: "CUDAExecutionProvider",
+}
 
 
 def open_session(path: Path, engine: str = "cpu") -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, on one of `CPU_ENGINES`.
+    """The file in ONNX Runtime, on one of `CPU_ENGINES` or on `GPU_ENGINE`.
 
     Raises:
         ArtefactError: ONNX Runtime cannot load it.
@@ -45,8 +50,14 @@ def open_session(path: Path, engine: str = "cpu") -> onnxruntime.InferenceSessio
 
 def installed_engines() -> list[str]:
     """Those of `CPU_ENGINES` that this machine's ONNX Runtime has."""
-    available = onnxruntime.get_available_providers()
-    return [engine for engine in CPU_ENGINES if _PROVIDERS[engine] in available]
+    return [engine for engine in CPU_ENGINES if has_engine(engine)]
+
+
+def has_engine(engine: str) -> bool:
+    """Whether this machine's ONNX Runtime has an engine, and what it computes on."""
+    if engine == GPU_ENGINE and not torch.cuda.is_available():
+        return False
+    return _PROVIDERS[engine] in onnxruntime.get_available_providers()
 
 
 def run_batches(session: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
@@ -84,7 +95,7 @@ def parity_gates(
     gates = []
     for batch_size in CHECKED_BATCHES:
         batch = np.resize(pixels_nhwc_u8, (batch_size, *pixels_nhwc_u8.shape[1:]))
-        difference = np.abs(session.run([PROBABILITIES], {PIXELS: batch})[0] - run_torch(model, batch)).max()
+        difference = np.abs(run_batches(session, batch) - run_torch(model, batch)).max()
         gates.append(at_most(f"torch_vs_{path.stem}_batch_{batch_size}", difference, max_abs_diff))
     return gates
 

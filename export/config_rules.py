@@ -5,7 +5,6 @@ Source:
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fruitstand.errors import ArtefactError, ImageRejected
 from fruitstand.image_header import read_header
 from fruitstand.labels import read_labels
 from fruitstand.triton_keys import DALI_PARAMETERS, ONNXRUNTIME_PARAMETERS
+from fruitstand.versions import version_numbers
 
 _PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS}
 _MODEL_FILES = {"dali": ("model.dali", "dali.py"), "onnxruntime": ("model.onnx",)}
@@ -49,11 +49,7 @@ class Model:
 
     def served_versions(self) -> list[int]:
         """What `version_policy` selects, ascending; a version it names may have no directory."""
-        there = sorted(
-            int(path.name)
-            for path in self.directory.iterdir()
-            if path.is_dir() and re.fullmatch("[1-9][0-9]*", path.name)
-        )
+        there = version_numbers(self.directory)
         policy = self.config.version_policy
         chosen = policy.WhichOneof("policy_choice")
         if chosen == "specific":

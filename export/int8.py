@@ -5,7 +5,6 @@ measured on every engine, and the engine that serves is chosen with the file.
 """
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,52 +13,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.checks import (
-    MIN_AGREEMENT,
-    agreement_gate,
-    distance_gate,
-    installed_engines,
-    open_session,
-    run_batches,
-    top1_loss_gate,
-)
-from export.gates import Gate
-from export.quantize import CHOICES, Int8Choice, Quantizer
-from export.timing import images_per_s
+from export.checks import installed_engines, open_session
+from export.measured import Measured, measure
+from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice, Quantizer
 from export.validation import Validation
 
 log = logging.getLogger("fruitstand.export")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One int8 file on one engine."""
-
-    engine: str
-    gates: list[Gate]
-    agreement: float
-    """Share of the validation images answered as PyTorch does."""
-    top1: float
-    distance: float
-    images_per_s: float
-    images_per_s_fp32: float
-    """Of the fp32 file on the same engine, in turns with the int8 file."""
-
-    @property
-    def passed(self) -> bool:
-        """On this engine the file may be served."""
-        return all(gate.passed for gate in self.gates)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the report."""
-        return {
-            "passed": self.passed,
-            "top1": self.top1,
-            "top1_agreement": self.agreement,
-            "distance": self.distance if math.isfinite(self.distance) else None,
-            "images_per_s": round(self.images_per_s, 1),
-            "speedup_over_fp32": round(self.images_per_s / self.images_per_s_fp32, 2),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +39,7 @@ class Attempt:
     def rank(self) -> tuple[bool, float, float]:
         """Greater is better: passing, then agreement, then speed."""
         one = self.served or max(self.engines, key=lambda measured: measured.agreement)
-        return self.served is not None, one.agreement, one.images_per_s
+        return self.served is not None, one.agreement, one.speed.images_per_s
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -112,13 +71,14 @@ def make_int8(
     with TemporaryDirectory(dir=int8.parent) as name:
         scratch = Path(name)
         quantizer = Quantizer(fp32, calibration_nhwc_u8, scratch=scratch)
-        for number, choice in enumerate(CHOICES):
+        choices = (*CHOICES, *ONLY_COMPARED) if compare else CHOICES
+        for number, choice in enumerate(choices):
             path = scratch / f"attempt-{number}.onnx"
             quantizer.write(choice, path)
             attempts.append(_measure(choice, path, fp32_sessions, validation))
             if attempts[-1].served and not compare:
                 break
-        best = max(attempts, key=lambda attempt: attempt.rank)
+        best = max(attempts[: len(CHOICES)], key=lambda attempt: attempt.rank)
         int8.write_bytes(best.path.read_bytes())
     measured = best.served or max(best.engines, key=lambda one: one.agreement)
     top1_fp32 = float(np.mean(validation.reference.argmax(axis=1) == validation.targets))
@@ -144,27 +104,11 @@ def _measure(
     """The file's answers and rate on every engine."""
     engines = []
     for engine, fp32_session in fp32_sessions.items():
-        session = open_session(path, engine)
-        got, expected = run_batches(session, validation.pixels_nhwc_u8), validation.reference
-        gates = [
-            agreement_gate(f"int8_{engine}", got, expected, MIN_AGREEMENT),
-            top1_loss_gate(f"int8_{engine}", got, expected, validation.targets),
-            distance_gate(f"int8_{engine}", got, expected),
-        ]
-        rates = images_per_s({"int8": session, "fp32": fp32_session}, validation.pixels_nhwc_u8)
-        measured = Measured(
-            engine=engine,
-            gates=gates,
-            agreement=gates[0].value,
-            top1=float(np.mean(got.argmax(axis=1) == validation.targets)),
-            distance=gates[2].value,
-            images_per_s=rates["int8"],
-            images_per_s_fp32=rates["fp32"],
-        )
+        measured = measure(f"int8_{engine}", engine, open_session(path, engine), fp32_session, validation)
         engines.append(measured)
-        failed = "; ".join(str(gate) for gate in gates if not gate.passed)
+        failed = "; ".join(str(gate) for gate in measured.gates if not gate.passed)
         log.info(
-            "int8 %s on %s: agreement %.4f, %.0f images/s, %s",
-            choice.name, engine, measured.agreement, measured.images_per_s, failed or "passed",
+            "int8 %s on %s: agreement %.4f, %.2f x fp32, %s",
+            choice.name, engine, measured.agreement, measured.speed.ratio, failed or "passed",
         )  # fmt: skip
     return Attempt(choice=choice, path=path, engines=engines)

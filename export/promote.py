@@ -129,5 +129,5 @@ def _warning(meaning: str) -> Iterator[None]:
     """Around what comes after the outcome is settled: a failure there is told, and changes nothing."""
     try:
         yield
-    except (FruitstandError, OSError) as exc:
-        log.warning("%s: %s", meaning, exc)
+    except (FruitstandError, OSError, KeyboardInterrupt) as exc:
+        log.warning("%s: %s", meaning, str(exc) or type(exc).__name__)

@@ -1,19 +1,23 @@
 """int8: static quantisation in QDQ form, unsigned activations and signed per-channel weights."""
 
 import contextlib
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.calibration import ActivationRanges
 from export.metadata import set_metadata, write_model
+from fruitstand.errors import ArtefactError
 
 MIN_INPUT_CHANNELS = 32
 """Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
@@ -32,12 +36,16 @@ class Int8Choice:
     """Compute the residual additions in int8 too; without, they are exact and cost time."""
     last_in_fp32: bool = False
     """Keep the classifier, the last layer, in fp32."""
+    weight_bits: int = 7
+    """8 only for a comparison: such a file is wrong on processors without VNNI or AMX."""
 
     def __post_init__(self) -> None:
         if self.calibration.partition("_")[0] not in ("minmax", "percentile", "entropy"):
             raise ValueError(
                 f"calibration: got {self.calibration!r}, allowed minmax, percentile_P and entropy"
             )
+        if self.weight_bits not in (7, 8):
+            raise ValueError(f"weight_bits: got {self.weight_bits}, allowed 7 and 8")
 
     @property
     def name(self) -> str:
@@ -46,6 +54,7 @@ class Int8Choice:
             self.calibration
             + ("" if self.additions else "+additions_in_fp32")
             + ("+last_in_fp32" if self.last_in_fp32 else "")
+            + ("+8_bit_weights" if self.weight_bits == 8 else "")
         )
 
 
@@ -60,13 +69,15 @@ CHOICES = (
     Int8Choice(calibration="percentile_99.99", additions=False),
 )
 """In the order in which export tries them; the numbers are in docs/DECISIONS.md."""
+ONLY_COMPARED = (Int8Choice(weight_bits=8),)
+"""Measured beside the others to see what they cost here, and never served."""
 
 
 class Quantizer:
     """Makes int8 files from one fp32 file; what the choices share is computed once.
 
-    Weights keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two products in 16
-    bits, and full 8-bit weights overflow there without a word.
+    Weights that are served keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two
+    products in 16 bits, and full 8-bit weights overflow there without a word.
 
     Source:
         ONNX Runtime, "Quantize ONNX models", section on U8S8 saturation.
@@ -82,7 +93,7 @@ class Quantizer:
         """
         self._prepared = scratch / "prepared.onnx"
         self._metadata = {prop.key: prop.value for prop in onnx.load(fp32).metadata_props}
-        quant_pre_process(fp32, self._prepared, skip_symbolic_shape=True)
+        _optimize(fp32, self._prepared)
         self._ranges = ActivationRanges(
             self._prepared, QUANTIZED_OPERATORS, calibration_nhwc_u8, scratch=scratch
         )
@@ -95,7 +106,7 @@ class Quantizer:
             quantizer = QDQQuantizer(
                 model,
                 True,  # weights per channel
-                True,  # in 7 bits
+                choice.weight_bits == 7,  # reduce_range
                 QuantType.QInt8,
                 QuantType.QUInt8,
                 self._ranges(choice.calibration),
@@ -109,6 +120,20 @@ class Quantizer:
         made = quantizer.model.model
         set_metadata(made, self._metadata)
         write_model(made, int8)
+
+
+def _optimize(fp32: Path, prepared: Path) -> None:
+    """What ONNX Runtime's `quant_pre_process` does, without its folder that a kill would leave behind."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(prepared)
+    try:
+        onnxruntime.InferenceSession(fp32, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # one class per status code, and it does not say why it could not write
+        is_full = shutil.disk_usage(prepared.parent).free < fp32.stat().st_size
+        reason = os.strerror(errno.ENOSPC) if is_full else " ".join(str(exc).split())
+        raise ArtefactError(f"{fp32}: cannot be prepared to be quantised: {reason}") from exc
+    write_model(onnx.shape_inference.infer_shapes(onnx.load(prepared)), prepared)
 
 
 @contextlib.contextmanager

@@ -67,10 +67,32 @@ def render_repository(
     Returns:
         Content by path relative to the repository.
     """
-    height, width = preprocessing.input_size
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
-    values = {
+    values = _model_values(preprocessing, labels, files) | {
+        "pinned_version": number,
+        "served_version": "" if state is None else number,
+        "previous_version": "" if state is None or state.previous is None else state.previous,
+        "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
+    }
+    rendered = {}
+    for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
+        relative, content = path.relative_to(TEMPLATES), path.read_bytes()
+        if relative != WARMUP_IMAGE:
+            content = Template(content.decode()).substitute(values).encode()
+        rendered[relative] = content
+    rendered[LABELS_FILE] = labels_text(labels).encode()
+    # Triton wants a version folder of the ensemble; its number is what every answer names.
+    readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
+    rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
+    rendered[SWITCH] = rendered.pop(SWITCH)
+    return rendered
+
+
+def _model_values(preprocessing: Preprocessing, labels: list[str], files: ServedFiles) -> dict[str, Any]:
+    """What the templates take from a model, whichever of its versions is served."""
+    height, width = preprocessing.input_size
+    return {
         "image_decode": contract.IMAGE_DECODE,
         "fruit_resnet": contract.FRUIT_RESNET,
         "fruit_classifier": contract.FRUIT_CLASSIFIER,
@@ -88,25 +110,9 @@ def render_repository(
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
         "gpu_model": files.gpu_model,
-        "pinned_version": number,
-        "served_version": "" if state is None else number,
-        "previous_version": "" if state is None or state.previous is None else state.previous,
-        "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
-    rendered = {}
-    for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
-        relative, content = path.relative_to(TEMPLATES), path.read_bytes()
-        if relative != WARMUP_IMAGE:
-            content = Template(content.decode()).substitute(values).encode()
-        rendered[relative] = content
-    rendered[LABELS_FILE] = labels_text(labels).encode()
-    # Triton wants a version folder of the ensemble; its number is what every answer names.
-    readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
-    rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
-    rendered[SWITCH] = rendered.pop(SWITCH)
-    return rendered
 
 
 def write_repository(

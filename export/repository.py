@@ -54,7 +54,8 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
             raise ArtefactError(
                 f"{repository}: another command is changing it; try again when that has ended"
             ) from exc
-        # Only where this stage writes: the folder named may be another one by mistake.
+        sweep_temporaries(repository)
+        # Only where this stage alone writes: the folder named may be another one by mistake.
         for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
             below = [path for path in (repository / model).rglob("*") if path.is_dir()]
             for directory in (repository / model, *below):
@@ -64,10 +65,8 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
 
 
 def _finish_interrupted(repository: Path) -> None:
-    """Serve a first version whose publishing was cut short; render again what a promotion left half done."""
-    state, versions = serving_state(repository), published_versions(repository)
-    if state is None and len(versions) == 1:
-        state = ServingState(versions[0])
+    """Render again what a promotion left half done."""
+    state = serving_state(repository)
     if state is None:
         return
     try:
@@ -153,28 +152,33 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
 
 def next_number(repository: Path) -> int:
     """Of the next version; also numbers that were pruned are not given again."""
-    logged = [
-        entry["version"] for entry in read_audit(repository) if entry["action"] == "publish" and entry["done"]
-    ]
-    return max([0, *published_versions(repository), *logged]) + 1
+    known = [0, *published_versions(repository)]
+    for entry in read_audit(repository):
+        if entry["action"] == "publish" and entry["done"]:
+            known.append(entry["version"])
+        known += entry.get("removed", [])  # also what was killed between its publication and its line
+    return max(known) + 1
 
 
 def list_versions(repository: Path) -> list[dict[str, Any]]:
-    """Every version with what it is and which is served, oldest first.
+    """Every version with what it is and which is served, oldest first; a damaged one says why.
 
     Raises:
         UsageError: nothing is published there.
-        ArtefactError: a manifest is damaged.
     """
     state = serving_state(repository)
     roles = {state.previous: "previous", state.version: "served"} if state is not None else {}
     rows = []
     for number in _published(repository):
-        manifest = read_version(repository, number).manifest
+        row: dict[str, Any] = {"version": number, "role": roles.get(number, "")}
+        try:
+            manifest = read_version(repository, number).manifest
+        except ArtefactError as exc:
+            rows.append({**row, "damaged": str(exc)})
+            continue
         rows.append(
             {
-                "version": number,
-                "role": roles.get(number, ""),
+                **row,
                 "model_name": manifest["model_name"],
                 "source_run": manifest["source_run"]["name"],
                 "serve": manifest["serve"],

@@ -2,47 +2,55 @@
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
 
-from fruitstand.contract import PIXELS, PROBABILITIES
+from export.checks import run_batches
 
 BATCH = 32
 ROUNDS = 7
 
 
-Sessions = dict[str, onnxruntime.InferenceSession]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Of one session beside another."""
+
+    images_per_s: float
+    """Median over the rounds."""
+    ratio: float
+    """The other's time as a multiple of this one's, median over the rounds: above 1 this one is faster."""
+    slowest: float
+    """The smallest of these ratios."""
+    fastest: float
+    """The greatest."""
 
 
-def images_per_s(sessions: Sessions, pixels_nhwc_u8: np.ndarray) -> dict[str, float]:
-    """The median rate of each session.
+def compare(
+    new: onnxruntime.InferenceSession, old: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray
+) -> Speed:
+    """Time two sessions in turns.
 
     Args:
-        sessions: by name.
+        new: whose speed is asked for.
+        old: what it is held against.
         pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
     """
-    seconds = _seconds(sessions, pixels_nhwc_u8)
-    return {name: BATCH / statistics.median(values) for name, values in seconds.items()}
+    batch = np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))
+    for session in (new, old):
+        run_batches(session, batch)
+    rounds = [(_seconds(new, batch), _seconds(old, batch)) for _ in range(ROUNDS)]
+    ratios = [old_s / new_s for new_s, old_s in rounds]
+    return Speed(
+        images_per_s=BATCH / statistics.median(new_s for new_s, _ in rounds),
+        ratio=statistics.median(ratios),
+        slowest=min(ratios),
+        fastest=max(ratios),
+    )
 
 
-def slowdown(
-    new: onnxruntime.InferenceSession, old: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray
-) -> float:
-    """The median over the rounds of the new session's time as a multiple of the old one's."""
-    seconds = _seconds({"new": new, "old": old}, pixels_nhwc_u8)
-    return statistics.median(a / b for a, b in zip(seconds["new"], seconds["old"], strict=True))
-
-
-def _seconds(sessions: Sessions, pixels_nhwc_u8: np.ndarray) -> dict[str, list[float]]:
-    """The time of one batch in each round."""
-    feed = {PIXELS: np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))}
-    for session in sessions.values():
-        session.run([PROBABILITIES], feed)
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(ROUNDS):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.run([PROBABILITIES], feed)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def _seconds(session: onnxruntime.InferenceSession, batch: np.ndarray) -> float:
+    started = time.perf_counter()
+    run_batches(session, batch)
+    return time.perf_counter() - started

@@ -51,6 +51,9 @@ def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
         print_json(rows)
         return
     for row in rows:
+        if "damaged" in row:
+            print(f"{row['version']:4}  {row['role']:8}  {row['damaged']}")
+            continue
         size_mib = row["size_bytes"] / 2**20
         print(
             f"{row['version']:4}  {row['role']:8}  {row['model_name']:12}  {size_mib:7.1f} MiB"

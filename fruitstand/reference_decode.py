@@ -47,7 +47,8 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
     try:
         with Image.open(io.BytesIO(encoded), formats=[name.upper() for name in SUPPORTED_FORMATS]) as opened:
             opened.load()
-            image = _rgb(ImageOps.exif_transpose(opened))
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = _rgb(opened)
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     size = preprocessing.resized_size(*image.size)
@@ -55,7 +56,9 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
         image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
     height, width = preprocessing.input_size
     left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
-    return np.asarray(image.crop((left, top, left + width, top + height)))
+    if size != (width, height):
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image)
 
 
 def _rgb(image: "Image.Image") -> "Image.Image":
@@ -64,7 +67,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
 
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_rows(

@@ -87,14 +87,18 @@ class Version:
         return golden
 
 
-def published_versions(repository: Path) -> list[int]:
-    """Version numbers of the classifier, ascending."""
-    directory = repository / FRUIT_RESNET
-    if not directory.is_dir():
+def version_numbers(model: Path) -> list[int]:
+    """The versions in one model's folder, ascending; none where there is no folder."""
+    if not model.is_dir():
         return []
     return sorted(
-        int(path.name) for path in directory.iterdir() if path.is_dir() and _NUMBER.fullmatch(path.name)
+        int(path.name) for path in model.iterdir() if path.is_dir() and _NUMBER.fullmatch(path.name)
     )
+
+
+def published_versions(repository: Path) -> list[int]:
+    """Version numbers of the classifier, ascending."""
+    return version_numbers(repository / FRUIT_RESNET)
 
 
 def serving_state(repository: Path) -> ServingState | None:
@@ -156,6 +160,24 @@ def verify_version(repository: Path, number: int, *, trusted_keys: Path | None =
     if trusted_keys is not None:
         check_signature(version.directory / MANIFEST_NAME, trusted_keys)
     return version
+
+
+def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
+    """Hold one file of a version against its manifest: what a backend does before it loads.
+
+    Args:
+        path: of the file, in its version's folder.
+        trusted_keys: as for `verify_version`.
+
+    Raises:
+        ArtefactError: no manifest or another version's, a file that is not in it, altered, or not signed.
+    """
+    version = read_version(path.parents[2], int(path.parent.name))
+    if path.name not in version.manifest["files"]:
+        raise ArtefactError(f"{path}: is not in the manifest; publish the version again")
+    verify_file(path, version.manifest["files"][path.name]["sha256"])
+    if trusted_keys is not None:
+        check_signature(version.directory / MANIFEST_NAME, trusted_keys)
 
 
 def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]) -> None:

@@ -73,6 +73,7 @@ class EmbeddedServer:
         )
         self._config_name = config_name
         self._log_path = log_path
+        self._trusted_keys = trusted_keys
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -136,7 +137,7 @@ class EmbeddedServer:
         with open(self._log_path, "ab") if self._log_path else contextlib.nullcontext() as log:
             self._process = subprocess.Popen(
                 [str(binary), *self._arguments(backends)],
-                env=_environment(),
+                env=_environment(self._trusted_keys),
                 stdout=log or sys.stderr,
                 stderr=log or sys.stderr,
                 stdin=subprocess.DEVNULL,
@@ -287,8 +288,8 @@ def _backend_directory(scratch: Path) -> Path:
     return backends
 
 
-def _environment() -> dict[str, str]:
-    """What the stub needs to find this environment's Python and its libraries."""
+def _environment(trusted_keys: Path | None) -> dict[str, str]:
+    """What the stub needs to find this environment's Python and its libraries, and whom to trust."""
     site = _installed_triton().parent.parent
     libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
     inherited = os.environ.get("LD_LIBRARY_PATH")
@@ -297,6 +298,7 @@ def _environment() -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, inherited])),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "FRUITSTAND_TRUSTED_KEYS": str(trusted_keys.resolve()) if trusted_keys is not None else "",
     }
 
 

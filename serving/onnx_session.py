@@ -12,7 +12,6 @@ from typing import Any
 
 import onnxruntime
 
-from fruitstand.artefacts import read_json
 from fruitstand.errors import ServerError
 from fruitstand.triton_keys import (
     CPU_ACCELERATORS,
@@ -22,7 +21,7 @@ from fruitstand.triton_keys import (
     TENSORRT_OPTION_NAMES,
     TENSORRT_PARAMETERS,
 )
-from fruitstand.versions import MANIFEST_NAME, verify_file
+from fruitstand.versions import verify_model_file
 
 log = logging.getLogger("fruitstand.onnxruntime")
 
@@ -31,7 +30,11 @@ _IGNORED_KEYS = {"memory.enable_memory_arena_shrinkage", *DEPRECATED_CUDA_PARAME
 
 
 def open_session(
-    version_directory: Path, config: dict[str, Any], *, device_id: int | None
+    version_directory: Path,
+    config: dict[str, Any],
+    *,
+    device_id: int | None,
+    trusted_keys: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open the session of one model instance.
 
@@ -39,16 +42,16 @@ def open_session(
         version_directory: `<repository>/<model>/<version>`.
         config: the model's configuration, as Triton hands it to a backend.
         device_id: of the GPU; None for a KIND_CPU instance.
+        trusted_keys: a folder with public keys, one of which must have signed the version.
 
     Raises:
-        ArtefactError: the file is not the one that was published.
+        ArtefactError: the file is not the one that was published, or is not signed as asked.
         ServerError: no model file, an unknown key or value, or an accelerator this installation lacks.
     """
     path = version_directory / (config.get("default_model_filename") or "model.onnx")
     if not path.exists():
         raise ServerError(f"{config['name']}: no file {path.name} in version {version_directory.name}")
-    if (version_directory / MANIFEST_NAME).is_file():  # whoever asked for the load, altered bytes stay out
-        verify_file(path, read_json(version_directory / MANIFEST_NAME)["files"][path.name]["sha256"])
+    verify_model_file(path, trusted_keys=trusted_keys)  # whoever asked for the load, other bytes stay out
     options = session_options(config)
     providers = execution_providers(config, device_id=device_id)
     try:

@@ -84,11 +84,19 @@ def external_data(candidate: Path) -> None:
 
 
 def failed_gate(candidate: Path) -> None:
-    """One of its gates says that it lost too much accuracy."""
+    """A gate's number is that of a file that lost too much accuracy, and every flag says that it passed."""
     path = candidate / "candidate.json"
     manifest = json.loads(path.read_text())
     gate = next(gate for gate in manifest["gates"] if "top1_loss" in gate["name"])
-    gate.update(value=0.3, passed=False)
+    gate.update(value=0.3)
+    path.write_text(json.dumps(manifest))
+
+
+def unchecked(candidate: Path) -> None:
+    """Its accuracy was never measured."""
+    path = candidate / "candidate.json"
+    manifest = json.loads(path.read_text())
+    manifest["gates"] = [gate for gate in manifest["gates"] if "top1_loss" not in gate["name"]]
     path.write_text(json.dumps(manifest))
 
 

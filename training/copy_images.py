@@ -3,6 +3,7 @@
 Processes, not threads: for small images most of the work is Python's own, and one core would do it all.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -49,28 +50,34 @@ def copy_images(
         folder.mkdir(parents=True, exist_ok=True)
     copied: list[Copied] = []
     skipped: list[dict[str, str]] = []
-    results = track(_results(source, found, staged), total=len(found), description="prepare")
-    for image, result in zip(found, results, strict=True):
-        if isinstance(result, str):
-            name = image.relative.encode(errors="backslashreplace").decode()
-            skipped.append({"file": name, "reason": result})
-        else:
-            copied.append(result)
+    with _results(source, found, staged) as results:
+        shown = track(results, total=len(found), description="prepare")
+        for image, result in zip(found, shown, strict=True):
+            if isinstance(result, str):
+                name = image.relative.encode(errors="backslashreplace").decode()
+                skipped.append({"file": name, "reason": result})
+            else:
+                copied.append(result)
     if not copied:
         raise DataError(f"none of {len(found)} images can be decoded; the first: {skipped[0]['reason']}")
     rows, thumbnails = zip(*copied, strict=True)
     return list(rows), np.stack(thumbnails), skipped
 
 
-def _results(source: Path, found: list[FoundImage], staged: Path) -> Iterator[Copied | str]:
+@contextlib.contextmanager
+def _results(source: Path, found: list[FoundImage], staged: Path) -> Iterator[Iterator[Copied | str]]:
+    """What became of each image; all processes have started when the block begins.
+
+    The progress bar in the block has a thread, and a process that is forked beside a thread may wait for ever
+    for what the thread held.
+    """
     if len(found) < MIN_POOLED:
         with open_tree(source) as tree:
-            copier = _Copier(tree, staged)
-            yield from map(copier.copy, found)
+            yield map(_Copier(tree, staged).copy, found)
         return
     num_workers = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(num_workers, initializer=_start, initargs=(source, staged)) as pool:
-        yield from pool.map(_copy, found, chunksize=CHUNK)
+        yield pool.map(_copy, found, chunksize=CHUNK)
 
 
 class _Copier:

@@ -1,9 +1,11 @@
 """`fruitstand data prepare`: arrange images and labels, split them, write the manifest and a report."""
 
+import contextlib
 import errno
-import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -54,6 +56,39 @@ def prepare_data(
         ArtefactError: `out` exists.
         UsageError: an unknown split, or varieties both as classes and held out.
     """
+    _check_choices(split, validation, label_level)
+    sweep_temporaries(out.parent)
+    # What is painted lies in the staged folder, so that it is swept with it after a kill.
+    with _full_disk_told(out), atomic_directory(out) as staged, TemporaryDirectory(dir=staged) as scratch:
+        if source == "generated":
+            path, name = Path(scratch), source
+            paint_dataset(path, num_classes=num_classes, images_per_class=images_per_class, seed=seed)
+        elif source == "kaggle":
+            path, name = kaggle.download(), kaggle.KAGGLE_HANDLE
+            subset = subset or kaggle.KAGGLE_SUBSET
+        else:
+            path, name = Path(source), Path(source).resolve().name
+        report: dict[str, object] = {"source": name, "generated": source == "generated"}
+        choices = {"validation": validation, "subset": subset, "label_level": label_level, "seed": seed}
+        report |= _arrange(path, staged, split=split, **choices)
+        write_json(staged / REPORT_NAME, report)
+    return report
+
+
+@contextlib.contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{out}: the disk is full; nothing was made and nothing that was there is changed;"
+            " free some space or choose another --out"
+        ) from exc
+
+
+def _check_choices(split: str, validation: str, label_level: str) -> None:
     if split not in SPLIT_KINDS:
         raise UsageError(f"--split: got {split!r}, allowed {', '.join(SPLIT_KINDS)}")
     if split == "object" and label_level == "variety":
@@ -63,39 +98,6 @@ def prepare_data(
             f"--validation: got {validation!r}, allowed {', '.join(VALIDATION_KINDS)}; frame only with"
             " --split classic"
         )
-    sweep_temporaries(out.parent)
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="fruitstand-data-") as scratch,
-            atomic_directory(out) as staged,
-        ):
-            if source == "generated":
-                path, name = Path(scratch), source
-                paint_dataset(path, num_classes=num_classes, images_per_class=images_per_class, seed=seed)
-            elif source == "kaggle":
-                path, name = kaggle.download(), kaggle.KAGGLE_HANDLE
-                subset = subset or kaggle.KAGGLE_SUBSET
-            else:
-                path, name = Path(source), Path(source).resolve().name
-            report: dict[str, object] = {"source": name, "generated": source == "generated"}
-            report |= _arrange(
-                path,
-                staged,
-                split=split,
-                validation=validation,
-                subset=subset,
-                label_level=label_level,
-                seed=seed,
-            )
-            write_json(staged / REPORT_NAME, report)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"{out}: the disk is full; nothing was made and nothing that was there is changed;"
-            " free some space or choose another --out"
-        ) from exc
-    return report
 
 
 def _arrange(

@@ -1,6 +1,7 @@
 """Stands in for NVIDIA's onnxruntime backend: one ONNX Runtime call for each batch Triton forms."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
+        trusted_keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
         on_gpu = args["model_instance_kind"] == "GPU"
         self._session = open_session(
             Path(args["model_repository"], args["model_version"]),
             config,
             device_id=int(args["model_instance_device_id"]) if on_gpu else None,
+            trusted_keys=Path(trusted_keys) if trusted_keys else None,
         )
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]

@@ -14,22 +14,24 @@ import torch
 
 from export.candidate import build_candidate
 from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
-from export.checks import open_session, run_batches
+from export.checks import installed_engines, open_session, run_batches
 from export.decode_parity import decode_as_served
+from export.export import export
 from export.gates import at_most
 from export.golden import NUM_IMAGES, choose_golden
 from export.graph import load_served_model
-from export.int8 import Attempt, Measured
-from export.quantize import CHOICES, Int8Choice
+from export.int8 import Attempt
+from export.measured import Measured
+from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice
 from export.render import FP16_MODEL
+from export.timing import Speed
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.reference_decode import decode_reference
 from fruitstand.runs import META_NAME, Run, read_run
-from fruitstand.versions import GOLDEN_LIST
-from training.config import TrainConfig
+from fruitstand.versions import GOLDEN_LIST, read_version
 from training.model import Classifier
 from training.pixels import pixel_cache
 
@@ -79,9 +81,22 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
         f"{kind}_{Path(name).stem}" for kind in ("structure", "extreme_pixels") for name in ONNX_FILES
     }
     expected |= {f"int8_{engine}_{kind}" for kind in ("top1_agreement", "top1_loss", "distance")}
-    expected |= {"fp16_top1_agreement", "fp16_top1_loss", "torch_vs_model.fp16_batch_64"}
+    expected |= {f"fp16_{kind}" for kind in ("top1_agreement", "top1_loss", "distance")}
+    expected |= {"torch_vs_model.fp16_batch_64"}
     assert expected <= set(gates)
     assert record["serve"] == {"cpu_model": "model.int8.onnx", "cpu_engine": engine, "gpu_model": FP16_MODEL}
+
+
+def test_the_report_has_accuracy_and_speed_with_spread_for_each_engine(candidate: Path) -> None:
+    """int8 on all engines of the processor, fp16 as the processor simulates it."""
+    reports = read_json(candidate / CANDIDATE_NAME)["reports"]
+    measured = reports["int8"]["attempts"][-1]["engines"]
+    assert list(measured) == installed_engines()
+    assert reports["fp16"]["simulated_on"] == "cpu"
+    for one in [*measured.values(), reports["fp16"]["engines"]["cpu"]]:
+        assert 0.9 <= one["top1_agreement"] <= 1
+        low, high = one["speedup_spread"]
+        assert 0 < low <= one["speedup_over_fp32"] <= high
 
 
 @pytest.mark.parametrize("name", ONNX_FILES)
@@ -197,7 +212,7 @@ def test_when_no_choice_holds_the_best_one_fails_its_gate(
     copied_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every choice was tried, and the record has the numbers of each."""
-    monkeypatch.setattr("export.int8.MIN_AGREEMENT", 2.0)
+    monkeypatch.setattr("export.measured.MIN_AGREEMENT", 2.0)
     monkeypatch.setattr("export.checks.all_but_share_or_one_image", lambda share, _: share)
     monkeypatch.setattr("export.int8.CHOICES", CHOICES[:2])
     with pytest.raises(GateFailed, match=r"int8_\w+_top1_agreement: got .*, allowed at least 2"):
@@ -217,8 +232,7 @@ def _measured(engine: str, *, passed: bool, agreement: float = 1.0, images_per_s
         agreement=agreement,
         top1=agreement,
         distance=0.0,
-        images_per_s=images_per_s,
-        images_per_s_fp32=1.0,
+        speed=Speed(images_per_s=images_per_s, ratio=1.0, slowest=1.0, fastest=1.0),
     )
 
 
@@ -244,9 +258,12 @@ def test_the_best_attempt_passes_then_agrees_then_is_fast() -> None:
 
 def test_the_choices_have_names_of_their_own_and_bad_ones_are_refused() -> None:
     """A report names each by what it does."""
-    assert len({choice.name for choice in CHOICES}) == len(CHOICES)
+    choices = (*CHOICES, *ONLY_COMPARED)
+    assert len({choice.name for choice in choices}) == len(choices)
     with pytest.raises(ValueError, match="calibration"):
         Int8Choice(calibration="kmeans")
+    with pytest.raises(ValueError, match="weight_bits"):
+        Int8Choice(weight_bits=4)
 
 
 def test_training_reads_its_images_with_the_yardstick(prepared: PreparedData, run: Run) -> None:
@@ -268,15 +285,18 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_an_input_size_of_128_exports_with_all_gates(prepared: PreparedData, tmp_path: Path) -> None:
-    """Every shape comes from the run's contract."""
-    from training.train import train
-
-    config = TrainConfig(model_name="resnet10t", epochs=2, batch_size=8, lr=0.02, input_size=128)
-    train(config, data_directory=prepared.directory, out=tmp_path / "run")
-    candidate = build_candidate(read_run(tmp_path / "run"), prepared, ("fp32", "int8", "fp16"))
-    record = read_json(candidate / CANDIDATE_NAME)
-    assert record["passed"]
-    assert record["preprocessing"]["input_size"] == [128, 128]
+@pytest.mark.parametrize("size", [128, 224])
+def test_other_input_sizes_are_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
+    """Every shape comes from the run's contract; the network itself takes any."""
+    meta = dict(copied_run.meta)
+    meta["preprocessing"] = {**meta["preprocessing"], "input_size": [size, size]}
+    write_json(copied_run.directory / META_NAME, meta)
+    repository = tmp_path / "repository"
+    export(copied_run.directory, repository=repository, data_directory=None)
+    manifest = read_version(repository, 1).manifest
+    assert manifest["preprocessing"]["input_size"] == [size, size]
     for name in ONNX_FILES:
-        assert open_session(candidate / name).get_inputs()[0].shape[1:] == [128, 128, 3]
+        session = open_session(repository / "fruit_resnet" / "1" / name)
+        assert session.get_inputs()[0].shape[1:] == [size, size, 3]
+    assert f"dims: [ {size}, {size}, 3 ]" in (repository / "fruit_resnet" / "config.pbtxt").read_text()
+    assert f"crop=({size}, {size})" in (repository / "image_decode" / "1" / "dali.py").read_text()

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,18 +68,13 @@ def test_what_a_killed_command_left_is_put_right(repository: Path) -> None:
     assert serving_state(repository) == ServingState(2, 1)
 
 
-def test_a_first_version_whose_publishing_was_cut_short_is_served(tmp_path: Path) -> None:
-    """It is whole, only nothing was rendered for it."""
-    place_version(tmp_path, 1)
-    assert serving_state(tmp_path) is None
-    with locked(tmp_path):
-        pass
-    assert serving_state(tmp_path) == ServingState(1)
-
-
-def test_of_several_versions_none_is_served_unasked(tmp_path: Path) -> None:
-    """Nothing says which of them it was: somebody has to promote one."""
-    for number in (1, 2):
+@pytest.mark.parametrize("numbers", [pytest.param([1], id="one"), pytest.param([1, 2], id="several")])
+def test_versions_copied_into_a_repository_are_served_when_asked_for(
+    numbers: list[int], tmp_path: Path
+) -> None:
+    """The committed repository names version 1 and twelve painted classes: not those of what appears."""
+    write_repository(tmp_path, Preprocessing(), [f"painted {number}" for number in range(12)])
+    for number in numbers:
         place_version(tmp_path, number)
     with locked(tmp_path):
         pass
@@ -87,18 +83,19 @@ def test_of_several_versions_none_is_served_unasked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing is served"):
         prune(tmp_path, keep=0)
     assert promote(tmp_path, 1, url=None) == ServingState(1)
-
-
-def test_a_repository_for_other_classes_serves_nothing_before_its_first_version_is_rendered(
-    tmp_path: Path,
-) -> None:
-    """The committed repository names version 1 and twelve painted classes: not those of what appears as 1."""
-    write_repository(tmp_path, Preprocessing(), [f"painted {number}" for number in range(12)])
-    place_version(tmp_path, 1)
-    assert serving_state(tmp_path) is None
-    with locked(tmp_path):
-        assert serving_state(tmp_path) == ServingState(1)
     assert read_labels(tmp_path / LABELS_FILE) == ["Apple", "Pear"]
+
+
+def test_a_first_version_is_rendered_before_it_is_there(tmp_path: Path) -> None:
+    """Whoever loads it finds its own classes; until it is there, nothing is served."""
+    write_repository(tmp_path, Preprocessing(), [f"painted {number}" for number in range(12)])
+    place_version(tmp_path / "elsewhere", 1)
+    new = read_version(tmp_path / "elsewhere", 1)
+    write_served(tmp_path, ServingState(1), described_by=new)
+    assert read_labels(tmp_path / LABELS_FILE) == ["Apple", "Pear"]
+    assert serving_state(tmp_path) is None
+    shutil.copytree(new.directory, tmp_path / FRUIT_RESNET / "1")
+    assert serving_state(tmp_path) == ServingState(1)
 
 
 def test_a_mistyped_repository_is_not_made(tmp_path: Path) -> None:
@@ -111,6 +108,7 @@ def test_a_mistyped_repository_is_not_made(tmp_path: Path) -> None:
 def test_a_damaged_version_that_is_served_can_be_left(repository: Path) -> None:
     """Its manifest is not needed to serve another one."""
     (repository / FRUIT_RESNET / "2" / MANIFEST_NAME).write_text("{}")
+    assert "altered" in list_versions(repository)[1]["damaged"]
     assert rollback(repository, url=None) == ServingState(1, 2)
     assert serving_state(repository) == ServingState(1, 2)
     assert prune(repository, keep=1) == []
@@ -122,6 +120,9 @@ def test_numbers_are_not_given_twice(repository: Path) -> None:
     record(repository, "publish", 4, done=True)
     record(repository, "publish", None, done=False, reason="a gate")
     assert next_number(repository) == 5
+    # Published, and killed before that was logged.
+    record(repository, "prune", None, done=True, removed=[5, 6])
+    assert next_number(repository) == 7
 
 
 @pytest.mark.parametrize(

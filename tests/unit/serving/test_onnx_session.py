@@ -1,10 +1,14 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from fruitstand.errors import ServerError
+from fruitstand.errors import ArtefactError, ServerError
+from fruitstand.signing import make_key, read_private_key, sign_manifest
+from fruitstand.versions import MANIFEST_NAME
 from serving.onnx_session import execution_providers, open_session, session_options
+from tests.repositories import place_version
 
 
 def config(parameters: dict[str, str] | None = None, **others: object) -> dict:
@@ -66,11 +70,51 @@ def test_an_accelerator_that_is_not_there_is_an_error() -> None:
             execution_providers(config(optimization=accelerators("gpu", "cuda")), device_id=0)
 
 
-def test_a_missing_or_torn_model_file_is_named(repository: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """A published version's folder; its model is a few bytes."""
+    return place_version(tmp_path / "repository", 1)
+
+
+def test_a_missing_or_torn_model_file_is_named(version: Path) -> None:
     """By its file name, never by its path."""
     with pytest.raises(ServerError, match=r"no file model\.int8\.onnx"):
-        open_session(tmp_path, config(default_model_filename="model.int8.onnx"), device_id=None)
-    whole = (repository / "fruit_resnet" / "1" / "model.onnx").read_bytes()
-    (tmp_path / "model.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ServerError, match="cannot be loaded"):
-        open_session(tmp_path, config(), device_id=None)
+        open_session(version, config(default_model_filename="model.int8.onnx"), device_id=None)
+    with pytest.raises(ServerError, match="cannot be loaded") as caught:
+        open_session(version, config(), device_id=None)
+    assert str(version) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(lambda v: (v / "model.onnx").write_bytes(b"others"), "altered", id="altered"),
+        pytest.param(lambda v: (v / MANIFEST_NAME).unlink(), "not a readable", id="no manifest"),
+        pytest.param(
+            lambda v: (v / "model.onnx").rename(v / "other.onnx"), "not in the manifest", id="not listed"
+        ),
+        pytest.param(lambda v: v.rename(v.with_name("2")), "that of version 1", id="another version's"),
+    ],
+)
+def test_a_file_that_was_not_published_is_not_loaded(
+    change: Callable[[Path], object], reason: str, version: Path
+) -> None:
+    """Whoever asks the server for it, and whatever was checked before."""
+    change(version)
+    (version,) = version.parent.iterdir()
+    name = next(path.name for path in version.glob("*.onnx"))
+    with pytest.raises(ArtefactError, match=reason):
+        open_session(version, config(default_model_filename=name), device_id=None)
+
+
+def test_a_version_is_loaded_when_a_trusted_key_signed_it(version: Path, tmp_path: Path) -> None:
+    """Where keys are trusted; the signature is checked by whoever loads, not only by whoever promotes."""
+    trusted = tmp_path / "trusted"
+    make_key(tmp_path / "key")
+    trusted.mkdir()
+    (tmp_path / "key.pub").rename(trusted / "key.pub")
+    with pytest.raises(ArtefactError, match="not signed"):
+        open_session(version, config(), device_id=None, trusted_keys=trusted)
+    sign_manifest(version / MANIFEST_NAME, read_private_key(tmp_path / "key"))
+    with pytest.raises(ServerError, match="cannot be loaded"):  # a few bytes are no model
+        open_session(version, config(), device_id=None, trusted_keys=trusted)

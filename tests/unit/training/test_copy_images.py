@@ -1,4 +1,6 @@
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,25 @@ def test_many_processes_do_what_one_does(
     assert (len(rows), len(skipped)) == (63, 1)
     for row in rows:
         assert (tmp_path / "pooled" / row.path).read_bytes() == (tmp_path / "alone" / row.path).read_bytes()
+
+
+def test_processes_are_forked_before_the_progress_bar_has_its_thread(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that the thread holds would stay locked in the process for ever."""
+    fork, threads, before = os.fork, [], threading.active_count()
+
+    def counting_fork() -> int:
+        threads.append(threading.active_count())
+        return fork()
+
+    with open_tree(archive) as tree:
+        found = find_images(tree.listing())
+    monkeypatch.setattr(os, "fork", counting_fork)
+    monkeypatch.setattr(module, "MIN_POOLED", 1)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for Rich, stderr is a terminal then
+    copy_images(archive, found, tmp_path / "out")
+    assert set(threads) == {before}
 
 
 def test_a_zip_damaged_inside_stops_all_processes(
