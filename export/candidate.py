@@ -23,7 +23,7 @@ from export.checks import (
     parity_gates,
     run_batches,
 )
-from export.decode_parity import decode_answers_gate, decode_pixels_gates
+from export.decode_parity import decode_gates
 from export.fp16 import convert_fp16
 from export.gates import Gate, at_least
 from export.golden import write_golden
@@ -130,12 +130,7 @@ def _add_fp32(draft: _Draft, model: ServedModel, validation: Validation) -> None
     answers = run_batches(open_session(fp32), pixels)
     draft.require([agreement_gate("fp32", answers, validation.reference)])
     log.info("decode with the pipeline that will be served, and with the yardstick")
-    draft.require(
-        [
-            *decode_pixels_gates(run.preprocessing),
-            decode_answers_gate(fp32, pixels, validation.served_nhwc_u8),
-        ]
-    )
+    draft.require(decode_gates(fp32, run.preprocessing, pixels, validation.served_nhwc_u8))
 
 
 def _add_fp16(draft: _Draft, model: ServedModel, validation: Validation) -> None:
