@@ -104,6 +104,8 @@ def fit(
         "device": fabric.device.type,
         "weights_sha256": hashes,
     }
+    # The model card says all of the above.
+    meta = finish_evaluation(out, meta, data)
     meta["trackers"] = {}
     for tracker in trackers:
         meta["trackers"] |= tracker.finish(meta)
@@ -181,14 +183,14 @@ def _finish(
     preprocessing: Preprocessing,
     progress: Progress,
 ) -> dict:
-    """Write weights, pictures and the evaluation; return what `meta.json` shall hold."""
+    """Write weights and pictures; return what `meta.json` shall hold, but for the evaluation."""
     with atomic_file(out / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file(contiguous_state(module.model), temporary)
     epochs = progress.history
     plot_curves(out / "curves.png", epochs)
     seconds = sum(epoch["seconds"] for epoch in epochs)
     root = Path(__file__).parents[1]
-    meta = {
+    return {
         "fruitstand_version": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config.to_dict(),
@@ -223,4 +225,3 @@ def _finish(
         "saved_epoch": progress.best_epoch if config.keep == "best" else len(epochs) - 1,
         "epochs": epochs,
     }
-    return finish_evaluation(out, meta, data)

@@ -43,7 +43,7 @@ of its own goes into `--set NAME=VALUE`.
 
 ```bash
 fruitstand data prepare --source PATH --split {split_kind} --out DATA
-fruitstand train --data DATA --out RUN --model {model_name} --epochs {epochs} --seed {seed}
+fruitstand train --data DATA --out RUN --model {model_name} --epochs {epochs} --set seed={seed}
 fruitstand evaluate --run RUN
 ```"""
 
@@ -235,13 +235,12 @@ def _training(meta: dict) -> list[str]:
 
 
 def _listed(values: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    """Name and value of each; what is empty is left out."""
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in ([], (), None))
 
 
 def _reproduction(meta: dict) -> str:
-    manifest = meta["data"]["manifest_sha256"]
-    kinds = [one["split_kind"] for one in meta["evaluations"].values() if one["manifest_sha256"] == manifest]
-    return REPRODUCE.format(**{**meta["config"], "split_kind": kinds[0] if kinds else "KIND"})
+    return REPRODUCE.format(**meta["config"], split_kind=meta["data"].get("split_kind", "KIND"))
 
 
 def _versions(meta: dict) -> dict[str, str]:

@@ -12,6 +12,7 @@ from benchmarks.results_page import render
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
+TRAINING = ("--set", "input_size=32", "--set", "batch_size=4")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paint_dataset(folder, num_classes=2, images_per_class=24, seed=1)
     command = [sys.executable, "-m", "benchmarks.accuracy", "--source", str(folder / "generated")]
     command += ["--model", "resnet10t", "--epochs", "1", "--work", str(folder / "work")]
-    command += ["--results", str(folder / "results"), "--", "--input-size", "32", "--batch-size", "4"]
+    command += ["--results", str(folder / "results"), "--", *TRAINING]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
@@ -48,7 +49,7 @@ def test_one_command_prepares_trains_and_evaluates(measured: Path) -> None:
     assert summary["majority_top1"] == 0.5
     assert 0 <= summary["top1"] <= 1
     assert result["settings"]["train"]["input_size"] == 32, "what follows -- goes to training"
-    assert shlex.split(result["command"])[-5:] == ["--", "--input-size", "32", "--batch-size", "4"]
+    assert shlex.split(result["command"])[-5:] == ["--", *TRAINING]
     assert str(Path.home()) not in path.read_text()
 
 

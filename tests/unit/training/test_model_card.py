@@ -149,5 +149,7 @@ def test_the_card_names_hardware_and_date_where_the_run_recorded_them(run: Run) 
     meta = {**run.meta, "hardware": {"cpu": "Some CPU", "num_cores": 7}, "date": "2031-01-02"}
     assert "- hardware: cpu Some CPU, num_cores 7\n" in render_card(meta)
     assert "- finished: 2031-01-02\n" in render_card(meta)
+    tuned = {"run": "base", "weights_sha256": "abc", "num_classes_kept": 2}
+    assert "- fine-tuned from: base, weights abc\n" in render_card({**meta, "finetuned_from": tuned})
     without = {key: value for key, value in run.meta.items() if key not in ("hardware", "date")}
     assert "- hardware" not in render_card(without)
