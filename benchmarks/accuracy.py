@@ -42,10 +42,6 @@ def measure(
     if folder.exists():
         raise UsageError(f"{folder}: an earlier measurement is there; remove it or choose another --work")
     data, run = folder / "data", folder / "run"
-<<<<<<< HEAD
-    chosen = ["--model", model, "--set", f"seed={seed}"]
-    chosen += [*(["--epochs", epochs] if epochs else []), *(extra or [])]
-=======
     chosen = [
         "--model",
         model,
@@ -54,7 +50,6 @@ def measure(
         *(["--epochs", epochs] if epochs else []),
         *(extra or []),
     ]
->>>>>>> evaluation
     claims = ("--split", split, "--validation", validation, "--seed", seed)
     wall_s: dict[str, float] = {}
     prepared = _timed(wall_s, "prepare", "data", "prepare", "--source", source, "--out", data, *claims)
