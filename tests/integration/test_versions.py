@@ -3,16 +3,12 @@
 import contextlib
 import random
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
-import tritonclient.grpc as triton
 
 from export.audit import read_audit
 from export.export import export
@@ -23,10 +19,10 @@ from export.quantize import CHOICES
 from export.render import WARMUP_IMAGE
 from export.repository import prune
 from fruitstand.artefacts import read_json, sha256_file, write_json
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, PROBABILITIES, Preprocessing
+from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError, UsageError
 from fruitstand.manifest import ManifestRow, PreparedData
-from fruitstand.runs import META_NAME, WEIGHTS_NAME, Run, read_run
+from fruitstand.runs import Run, read_run
 from fruitstand.signing import make_key
 from fruitstand.versions import (
     MANIFEST_NAME,
@@ -38,6 +34,7 @@ from fruitstand.versions import (
 )
 from serving.embedded import EmbeddedServer
 from tests import candidates
+from tests.callers import Caller, ask_once
 from tests.crash import Crasher, assert_whole, litter
 
 NUM_SWAPS = 20
@@ -50,16 +47,8 @@ MAX_DIFFERENCE = 1e-3
 
 @pytest.fixture(scope="module")
 def second_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with a less sure head: the same classes win with other probabilities."""
-    directory = shutil.copytree(run.directory, tmp_path_factory.mktemp("second") / "second")
-    shutil.rmtree(directory / "export", ignore_errors=True)
-    weights = safetensors.numpy.load_file(directory / WEIGHTS_NAME)
-    weights["fc.weight"] = weights["fc.weight"] * np.float32(0.8)
-    safetensors.numpy.save_file(weights, directory / WEIGHTS_NAME)
-    meta = read_json(directory / META_NAME)
-    meta["weights_sha256"] = sha256_file(directory / WEIGHTS_NAME)
-    write_json(directory / META_NAME, meta)
-    return directory
+    """The same run with a less sure head."""
+    return candidates.less_sure(run.directory, tmp_path_factory.mktemp("second") / "second")
 
 
 @pytest.fixture(scope="module")
@@ -85,69 +74,6 @@ def batch(test_images: list[Path]) -> np.ndarray:
     for row, content in zip(rows, files, strict=True):
         row[: len(content)] = np.frombuffer(content, np.uint8)
     return rows
-
-
-def ask(client: triton.InferenceServerClient, batch: np.ndarray) -> tuple[int, np.ndarray]:
-    """The version that answers, and its probabilities."""
-    tensor = triton.InferInput(IMAGE, list(batch.shape), "UINT8")
-    tensor.set_data_from_numpy(batch)
-    result = client.infer(FRUIT_CLASSIFIER, [tensor])
-    return int(result.get_response().model_version), result.as_numpy(PROBABILITIES)
-
-
-def ask_once(server: EmbeddedServer, batch: np.ndarray) -> tuple[int, np.ndarray]:
-    """The same, over a connection of its own."""
-    client = triton.InferenceServerClient(server.url)
-    try:
-        return ask(client, batch)
-    finally:
-        client.close()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To one call, with when it was sent and when it came, seconds on the monotonic clock."""
-
-    sent: float
-    came: float
-    version: int
-    probabilities: np.ndarray
-
-
-class Caller:
-    """Asks again and again, without pause."""
-
-    def __init__(self, server: EmbeddedServer, batch: np.ndarray) -> None:
-        self.answers: list[Answer] = []
-        self.failures: list[str] = []
-        self._server, self._batch = server, batch
-        self._stop, self._answered = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> "Caller":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def wait_for_an_answer(self) -> None:
-        """To a call that is under way, or to the next."""
-        self._answered.clear()
-        assert self._answered.wait(60), self.failures
-
-    def _ask(self) -> None:
-        client = triton.InferenceServerClient(self._server.url)
-        while not self._stop.is_set():
-            sent = time.monotonic()
-            try:
-                version, probabilities = ask(client, self._batch)
-                self.answers.append(Answer(sent, time.monotonic(), version, probabilities))
-                self._answered.set()
-            except Exception as exc:  # whatever it is, it is what these tests are about
-                self.failures.append(repr(exc))
-        client.close()
 
 
 def test_a_later_version_is_served_when_it_is_promoted_not_before(

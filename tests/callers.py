@@ -1,0 +1,74 @@
+"""Callers of a served model: one call, and calls without pause."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
+from serving.embedded import EmbeddedServer
+
+
+def ask(client: triton.InferenceServerClient, batch: np.ndarray) -> tuple[int, np.ndarray]:
+    """The version that answers, and its probabilities."""
+    tensor = triton.InferInput(IMAGE, list(batch.shape), "UINT8")
+    tensor.set_data_from_numpy(batch)
+    result = client.infer(FRUIT_CLASSIFIER, [tensor])
+    return int(result.get_response().model_version), result.as_numpy(PROBABILITIES)
+
+
+def ask_once(server: EmbeddedServer, batch: np.ndarray) -> tuple[int, np.ndarray]:
+    """The same, over a connection of its own."""
+    client = triton.InferenceServerClient(server.url)
+    try:
+        return ask(client, batch)
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To one call, with when it was sent and when it came, seconds on the monotonic clock."""
+
+    sent: float
+    came: float
+    version: int
+    probabilities: np.ndarray
+
+
+class Caller:
+    """Asks again and again, without pause."""
+
+    def __init__(self, server: EmbeddedServer, batch: np.ndarray) -> None:
+        self.answers: list[Answer] = []
+        self.failures: list[str] = []
+        self._server, self._batch = server, batch
+        self._stop, self._answered = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> "Caller":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def wait_for_an_answer(self) -> None:
+        """To a call that is under way, or to the next."""
+        self._answered.clear()
+        assert self._answered.wait(60), self.failures
+
+    def _ask(self) -> None:
+        client = triton.InferenceServerClient(self._server.url)
+        while not self._stop.is_set():
+            sent = time.monotonic()
+            try:
+                version, probabilities = ask(client, self._batch)
+                self.answers.append(Answer(sent, time.monotonic(), version, probabilities))
+                self._answered.set()
+            except Exception as exc:  # whatever it is, it is what these tests are about
+                self.failures.append(repr(exc))
+        client.close()
