@@ -76,6 +76,8 @@ def _rgb(image: "Image.Image") -> "Image.Image":
 
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns about the direct way
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

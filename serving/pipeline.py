@@ -58,7 +58,7 @@ class Pipeline:
     def output_types(self) -> list[np.dtype]:
         """The outputs' types, where the pipeline declares them (`output_dtype`); else none."""
         declared = [dtype for dtype in self._pipeline.output_dtype() if dtype is not None]
-        return [np.dtype(_numpy_name(dtype)) for dtype in declared]
+        return [np.dtype(_numpy_name(dtype.name)) for dtype in declared]
 
     @property
     def num_outputs(self) -> int:
@@ -82,7 +82,24 @@ class Pipeline:
         return [np.asarray(output.as_cpu().as_tensor()) for output in self._pipeline.run()]
 
 
-def _numpy_name(dtype: Any) -> str:
-    return {"FLOAT": "float32", "FLOAT16": "float16", "FLOAT64": "float64"}.get(
-        dtype.name, dtype.name.lower()
-    )
+def check_outputs(config: dict[str, Any], pipeline: Pipeline) -> None:
+    """Hold a configuration's outputs against the pipeline's, as the native backend does.
+
+    Raises:
+        ServerError: another number of them, or another type where the pipeline declares its own.
+    """
+    asked = config["output"]
+    if len(asked) != pipeline.num_outputs:
+        raise ServerError(
+            f"{config['name']}: {len(asked)} outputs configured, the pipeline has {pipeline.num_outputs}"
+        )
+    for tensor, declared in zip(asked, pipeline.output_types, strict=False):
+        wanted = np.dtype(_numpy_name(tensor["data_type"].removeprefix("TYPE_")))
+        if wanted != declared:
+            raise ServerError(f"{config['name']}: {tensor['name']} is {wanted}, the pipeline's is {declared}")
+
+
+def _numpy_name(name: str) -> str:
+    """For DALI's name of a type, or for Triton's."""
+    special = {"FLOAT": "float32", "FP32": "float32", "FLOAT16": "float16", "FP16": "float16"}
+    return {**special, "FLOAT64": "float64", "FP64": "float64"}.get(name, name.lower())
