@@ -135,7 +135,7 @@ def _engines() -> Finding:
     found = f"{onnxruntime.__version__}: {', '.join(providers)}"
     if {"OpenVINO", "CUDA"} & set(providers):
         return Finding("ONNX Runtime", OK, found)
-    fix = "only its own kernels: install onnxruntime-openvino (serve-cpu) or onnxruntime-gpu (serve-gpu), not both"
+    fix = "only its own kernels: install onnxruntime-openvino (serve-cpu) or onnxruntime-gpu (serve-gpu)"
     return Finding("ONNX Runtime", WARN, found, fix)
 
 
