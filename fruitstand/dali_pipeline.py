@@ -43,11 +43,11 @@ def pipeline_definition(source: bytes, name: str) -> Callable[..., Any]:
 
 
 def _serialized(content: bytes, name: str) -> Callable[..., Any]:
-    from nvidia.dali import Pipeline
+    from nvidia.dali.pipeline import Pipeline
 
     def define(**options: Any) -> Any:
         try:
-            return Pipeline.deserialize(content, **options)
+            return Pipeline.deserialize(content, **options)  # type: ignore[no-untyped-call] # DALI has no types
         except RuntimeError as exc:
             raise ArtefactError(f"{name}: is no serialised DALI pipeline") from exc
 

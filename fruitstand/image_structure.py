@@ -141,7 +141,7 @@ def _webp(view: memoryview) -> None:
     if size + 8 > len(view):
         raise ImageRejected(_TRUNCATED)
     kind = bytes(view[12:16])
-    if (kind == b"VP8 " and view[23:26] != b"\x9d\x01\x2a") or (kind == b"VP8L" and view[20] != 0x2F):
+    if (kind == b"VP8 " and bytes(view[23:26]) != b"\x9d\x01\x2a") or (kind == b"VP8L" and view[20] != 0x2F):
         raise ImageRejected("damaged: a WebP without its start code")
     if kind == b"VP8X" and view[20] & _WEBP_HAS_EXIF:
         _find_exif(view[: size + 8])
@@ -166,7 +166,7 @@ def _bmp(view: memoryview) -> None:
     (num_colours,) = struct.unpack_from("<I", view, 46)
     if header_size < 40 or depth not in (1, 4, 8, 24, 32) or compression:
         raise ImageRejected(
-            "unsupported format: a BMP that is compressed, has 16 bits a pixel, or is OS/2's; send it as PNG"
+            "unsupported format: a BMP with compression, 16 bits a pixel or an OS2 header; send it as PNG"
         )
     row_size_bytes = (width * depth + 31) // 32 * 4
     palette_bytes = 4 * (num_colours or 1 << depth) if depth <= 8 else 0
