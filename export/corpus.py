@@ -1,9 +1,9 @@
 """Encoded images made by code, of every kind the decoders have to agree on."""
 
-import io
-
 import numpy as np
 from PIL import Image
+
+from fruitstand.sample_images import encode, pattern, with_orientation
 
 SIZES = (
     (100, 100), (99, 101), (120, 101), (97, 61), (150, 120), (200, 100), (201, 333), (333, 200),
@@ -11,40 +11,6 @@ SIZES = (
 )  # fmt: skip
 """Width and height, pixels."""
 QUALITIES = (30, 60, 75, 85, 95, 100)
-EXIF_ORIENTATION = 0x0112
-
-
-def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -> Image.Image:
-    """A smooth colourful picture.
-
-    Args:
-        width: pixels.
-        height: pixels.
-        mode: one of Pillow's.
-        phase: shifts the picture; others give other pictures.
-    """
-    y, x = np.mgrid[0:height, 0:width]
-    channels = [
-        127 + 100 * np.sin(x / 9 + y / 17 + phase),
-        127 + 100 * np.cos(x / 13 - 2 * phase),
-        (x + y + 40 * phase) % 256 * 0.9,
-    ]
-    return Image.fromarray(np.stack(channels, -1).astype(np.uint8)).convert(mode)
-
-
-def encode(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
-    """The picture as a file's content."""
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def with_orientation(orientation: int, size: tuple[int, int] = (150, 120)) -> bytes:
-    """A JPEG whose EXIF says how to turn it, 1 to 8."""
-    image = pattern(*size)
-    exif = image.getexif()
-    exif[EXIF_ORIENTATION] = orientation
-    return encode(image, exif=exif)
 
 
 def supported_images() -> dict[str, bytes]:

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from fruitstand import __version__, cli_training
+from fruitstand import __version__, cli_serving, cli_training
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
-from fruitstand.cli_shared import Json, Port, Repository, SignKey, TrustedKeys, Url, needs, print_json
+from fruitstand.cli_shared import Json, Repository, SignKey, Url, needs, print_json
 from fruitstand.errors import FruitstandError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
+app.command()(cli_serving.serve)
+app.command()(cli_serving.doctor)
 
 
 def main() -> None:
@@ -95,31 +97,6 @@ def export(
                 )
         print(f"int8: {int8['choice']}, served by {int8['engine']}")
     print(f"published version {result['version']} in {result['repository']}")
-
-
-@app.command()
-def serve(
-    repository: Repository = Path("model_repository"),
-    grpc_port: Port = 8001,
-    http_port: Port = 8000,
-    metrics_port: Port = 8002,
-    config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
-    trusted_keys: TrustedKeys = None,
-) -> None:
-    """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
-    with needs("serve-cpu"):
-        from serving.serve import serve as run_server
-
-        run_server(
-            repository,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
-            config_name=config_name,
-            log_path=log,
-            trusted_keys=trusted_keys,
-        )
 
 
 @app.command()

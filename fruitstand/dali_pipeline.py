@@ -6,20 +6,29 @@ from typing import Any
 
 from fruitstand.errors import ArtefactError
 
+PYTHON_FILE = "dali.py"
+SERIALIZED_FILE = "model.dali"
+
 
 def load_pipeline_definition(path: Path) -> Callable[..., Any]:
-    """The one function under `@autoserialize` in a file; it takes `batch_size`, `device_id`, `num_threads`.
+    """What builds the pipeline of a file; it takes `batch_size`, `device_id`, `num_threads`.
+
+    Args:
+        path: Python with exactly one function under `@autoserialize`, or a serialised pipeline.
 
     Raises:
-        ArtefactError: no such file, or not exactly one such function in it.
+        ArtefactError: no such file, not exactly one such function in it, or no pipeline.
     """
     if not path.is_file():
         raise ArtefactError(f"{path.name}: no DALI pipeline file in the model's version folder")
-    return pipeline_definition(path.read_bytes(), path.name)
+    content = path.read_bytes()
+    return (
+        pipeline_definition(content, path.name) if path.suffix == ".py" else _serialized(content, path.name)
+    )
 
 
 def pipeline_definition(source: bytes, name: str) -> Callable[..., Any]:
-    """The same from the content of a file of this name.
+    """The same from the content of a Python file of this name.
 
     Raises:
         ArtefactError: not exactly one such function in it.
@@ -31,3 +40,15 @@ def pipeline_definition(source: bytes, name: str) -> Callable[..., Any]:
         raise ArtefactError(f"{name}: has {len(marked)} functions under @autoserialize, expected exactly one")
     definition: Callable[..., Any] = marked[0]
     return definition
+
+
+def _serialized(content: bytes, name: str) -> Callable[..., Any]:
+    from nvidia.dali.pipeline import Pipeline
+
+    def define(**options: Any) -> Any:
+        try:
+            return Pipeline.deserialize(content, **options)  # type: ignore[no-untyped-call] # DALI has no types
+        except RuntimeError as exc:
+            raise ArtefactError(f"{name}: is no serialised DALI pipeline") from exc
+
+    return define

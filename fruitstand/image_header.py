@@ -14,14 +14,17 @@ _KNOWN_UNSUPPORTED = {
     b"MM\0*": "TIFF",
     b"\0\0\x01\0": "ICO",
     b"%PDF": "PDF",
+    b"8BPS": "PSD",
     b"\x89HDF": "HDF5",
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
 }
 MAX_JPEG_MARKERS = 1000
-"""Before the frame header; real files have a dozen, and a hostile one may not cost us time."""
+"""Real files have a dozen, and a hostile one may not cost us time."""
+OS2_HEADER_BYTES = 12
 _NOT_A_JPEG_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC share the frame markers' range
+_DECODABLE_JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,7 @@ def read_header(encoded: bytes | memoryview, preprocessing: Preprocessing) -> Im
         elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
             header = _webp(start)
         elif start[:2] == b"BM":
-            width, height = struct.unpack("<ii", start[18:26])
-            header = ImageHeader("BMP", width, abs(height))
+            header = _bmp(start)
         else:
             raise ImageRejected(_unknown(start))
     except (struct.error, IndexError) as exc:
@@ -96,15 +98,24 @@ def _jpeg(view: memoryview) -> ImageHeader:
         if marker == 0xFF:  # fill byte
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in _NOT_A_JPEG_FRAME:
-            height, width = struct.unpack_from(">HH", view, position + 5)
-            return ImageHeader("JPEG", width, height)
+            return _jpeg_frame(marker, *struct.unpack_from(">BHHB", view, position + 4))
         elif marker in (0xD9, 0xDA):
             raise ImageRejected("not an image: a JPEG without a frame header")
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            position += 2
+        elif marker < 0xC0 or 0xD0 <= marker <= 0xD8:  # reserved, or without a length: none belongs here
+            raise ImageRejected("not an image: broken JPEG markers")
         else:
             position += 2 + struct.unpack_from(">H", view, position + 2)[0]
     raise ImageRejected(f"not an image: more than {MAX_JPEG_MARKERS} JPEG markers before the frame header")
+
+
+def _jpeg_frame(marker: int, depth: int, height: int, width: int, num_channels: int) -> ImageHeader:
+    if marker not in _DECODABLE_JPEG_FRAMES:
+        raise ImageRejected("unsupported format: lossless or hierarchical JPEG; send a baseline one")
+    if depth != 8:
+        raise ImageRejected(f"unsupported format: JPEG with {depth} bits a channel; send one with 8")
+    if num_channels not in (1, 3, 4):
+        raise ImageRejected(f"unsupported format: JPEG with {num_channels} channels; send 1, 3 or 4")
+    return ImageHeader("JPEG", width, height)
 
 
 def _webp(start: bytes) -> ImageHeader:
@@ -120,6 +131,13 @@ def _webp(start: bytes) -> ImageHeader:
     else:
         raise ImageRejected("not an image: an unknown WebP chunk")
     return ImageHeader("WebP", width, height)
+
+
+def _bmp(start: bytes) -> ImageHeader:
+    if struct.unpack("<I", start[14:18])[0] == OS2_HEADER_BYTES:
+        return ImageHeader("BMP", *struct.unpack("<HH", start[18:22]))
+    width, height = struct.unpack("<ii", start[18:26])
+    return ImageHeader("BMP", width, abs(height))
 
 
 def _unknown(start: bytes) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.image_header import SUPPORTED_FORMATS, read_header
+from fruitstand.image_header import SUPPORTED_FORMATS
+from fruitstand.image_structure import inspect_image, png_picture_is_short
 from fruitstand.manifest import ManifestRow, PreparedData
 
 if TYPE_CHECKING:
@@ -41,14 +42,15 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
         timm `resolve_model_data_config`: same keys, same order of operations.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    read_header(encoded, preprocessing)
+    header = inspect_image(encoded, preprocessing)
     try:
+        if header.format == "PNG" and png_picture_is_short(memoryview(encoded)):
+            raise OSError("picture data ends early")  # Pillow would fill the rest with black
         with Image.open(io.BytesIO(encoded), formats=[name.upper() for name in SUPPORTED_FORMATS]) as opened:
             opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-            image = _rgb(opened)
+            image = _rgb(_upright(opened))
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     size = preprocessing.resized_size(*image.size)
@@ -61,12 +63,23 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
     return np.asarray(image)
 
 
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the picture; DALI ignores it too
+        return image
+
+
 def _rgb(image: "Image.Image") -> "Image.Image":
     import numpy as np
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns about the direct way
+        image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

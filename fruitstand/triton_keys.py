@@ -41,6 +41,15 @@ DEPRECATED_CUDA_PARAMETERS = MappingProxyType(
 As soon as a model has any parameter, the native backend writes all four over the accelerator's values.
 """
 
+DEPRECATED_CUDA_VALUES = MappingProxyType(
+    {
+        "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
+        "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
+        "do_copy_in_default_stream": {"true": "1", "false": "0"},
+    }
+)
+"""ONNX Runtime's words for their values."""
+
 ONNXRUNTIME_PARAMETERS = MappingProxyType(
     {
         "intra_op_thread_count": INTEGER,

@@ -23,6 +23,7 @@ from pathlib import Path
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
+from serving.threads import thread_budget, thread_environment
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"
@@ -50,6 +51,7 @@ class EmbeddedServer:
         config_name: str | None = None,
         log_path: Path | None = None,
         trusted_keys: Path | None = None,
+        auto_complete: bool = False,
     ) -> None:
         """Choose what to serve and where; nothing is started yet.
 
@@ -62,6 +64,8 @@ class EmbeddedServer:
             log_path: where the server's log goes; None sends it to this process's stderr.
             trusted_keys: a folder with public keys, one of which must have signed the served version; None
                 asks for no signature.
+            auto_complete: let the backends fill in what a `config.pbtxt` leaves out; the rendered ones leave
+                out nothing, and the start takes longer.
 
         Raises:
             UsageError: no repository, nothing published in it, or a port is taken.
@@ -72,6 +76,7 @@ class EmbeddedServer:
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
         self._config_name = config_name
+        self._auto_complete = auto_complete
         self._log_path = log_path
         self._trusted_keys = trusted_keys
         self._scratch: Path | None = None
@@ -187,7 +192,7 @@ class EmbeddedServer:
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
             "--strict-readiness=true",
-            "--disable-auto-complete-config",
+            *([] if self._auto_complete else ["--disable-auto-complete-config"]),
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
             "--backend-config=python,stub-timeout-seconds=60",
@@ -299,6 +304,7 @@ def _environment(trusted_keys: Path | None) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, inherited])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "FRUITSTAND_TRUSTED_KEYS": str(trusted_keys.resolve()) if trusted_keys is not None else "",
+        **thread_environment(thread_budget()),
     }
 
 

@@ -1,6 +1,6 @@
 """An ONNX Runtime session as a Triton model configuration asks for it.
 
-Honours what NVIDIA's onnxruntime backend honours; a key it does not know is an error, as it is there.
+Honours what NVIDIA's onnxruntime backend honours; `docs/backends.md` lists every setting.
 
 Source:
     triton-inference-server/onnxruntime_backend README, sections "Model Config Options" and "Optimization".
@@ -15,18 +15,22 @@ import onnxruntime
 from fruitstand.errors import ServerError
 from fruitstand.triton_keys import (
     CPU_ACCELERATORS,
+    CUDA_PARAMETERS,
     DEPRECATED_CUDA_PARAMETERS,
+    DEPRECATED_CUDA_VALUES,
     GRAPH_LEVELS,
     PRECISION_MODES,
     TENSORRT_OPTION_NAMES,
     TENSORRT_PARAMETERS,
 )
 from fruitstand.versions import verify_model_file
+from serving.settings import checked_map, checked_parameters
+from serving.threads import thread_budget
 
-log = logging.getLogger("fruitstand.onnxruntime")
+log = logging.getLogger("fruitstand.backend")
 
-# The first has no counterpart in Python, the others belong to the accelerator "cuda".
-_IGNORED_KEYS = {"memory.enable_memory_arena_shrinkage", *DEPRECATED_CUDA_PARAMETERS}
+ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+_TRUE = ("1", "true")
 
 
 def open_session(
@@ -49,10 +53,12 @@ def open_session(
         ServerError: no model file, an unknown key or value, or an accelerator this installation lacks.
     """
     path = version_directory / (config.get("default_model_filename") or "model.onnx")
+    if path.is_dir():
+        path = path / "model.onnx"
     if not path.exists():
         raise ServerError(f"{config['name']}: no file {path.name} in version {version_directory.name}")
     verify_model_file(path, trusted_keys=trusted_keys)  # whoever asked for the load, other bytes stay out
-    options = session_options(config)
+    options = session_options(config, device_id=device_id)
     providers = execution_providers(config, device_id=device_id)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
@@ -67,97 +73,110 @@ def open_session(
     return session
 
 
-def session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
-    """Session options from `parameters` and `optimization.graph`."""
+def session_options(config: dict[str, Any], *, device_id: int | None = None) -> onnxruntime.SessionOptions:
+    """Session options from `parameters`, `optimization.graph` and `model_operations`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
     if level not in GRAPH_LEVELS:
         raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level])
-    for key, value in _parameters(config).items():
-        if key == "intra_op_thread_count":
-            options.intra_op_num_threads = _integer(config, key, value)
-        elif key == "inter_op_thread_count":
-            options.inter_op_num_threads = _integer(config, key, value)
-        elif key == "execution_mode":
-            modes = onnxruntime.ExecutionMode
-            mode = {"0": modes.ORT_SEQUENTIAL, "1": modes.ORT_PARALLEL}.get(value)
-            if mode is None:
-                raise ServerError(f"{config['name']}: execution_mode {value!r}, allowed 0 or 1")
-            options.execution_mode = mode
-        elif key == "enable_mem_arena":
-            options.enable_cpu_mem_arena = _boolean(config, key, value)
-        elif key == "enable_mem_pattern":
-            options.enable_mem_pattern = _boolean(config, key, value)
-        elif key == "session.use_device_allocator_for_initializers":
-            options.add_session_config_entry(key, value)
-        elif key in _IGNORED_KEYS:
-            log.warning("%s: parameter %s has no effect in the embedded server", config["name"], key)
-        else:
-            raise ServerError(f"{config['name']}: unknown parameter {key!r}")
+    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
+    # 0 is natively ONNX Runtime's own choice, which knows no cgroup.
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or thread_budget()
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
+    if parameters.get("execution_mode") == "1":
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") in _TRUE
+    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") in _TRUE
+    initializers = "session.use_device_allocator_for_initializers"
+    if initializers in parameters:
+        options.add_session_config_entry(initializers, parameters[initializers])
+    for library in config.get("model_operations", {}).get("op_library_filename", []):
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as exc:  # as when a session is opened
+            raise ServerError(
+                f"{config['name']}: op_library_filename {Path(library).name} cannot be loaded"
+            ) from exc
+    return options
+
+
+def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:
+    """Options of each call; None where the configuration has none."""
+    value = config.get("parameters", {}).get(ARENA_SHRINKAGE, {}).get("string_value")
+    if value is None:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(ARENA_SHRINKAGE, value)
     return options
 
 
 def execution_providers(config: dict[str, Any], *, device_id: int | None) -> list[tuple[str, dict[str, str]]]:
-    """Execution providers from `optimization.execution_accelerators`, the preferred one first."""
+    """Execution providers from `optimization.execution_accelerators`, the preferred one first.
+
+    An accelerator that the installed ONNX Runtime lacks is named in the log, and the next one computes.
+
+    Raises:
+        ServerError: an unknown accelerator or parameter, or a GPU instance without the CUDA provider.
+    """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    providers: list[tuple[str, dict[str, str]]] = []
     if device_id is None:
-        for accelerator in accelerators.get("cpu_execution_accelerator", []):
-            if accelerator["name"] not in CPU_ACCELERATORS:
-                raise ServerError(f"{config['name']}: unknown Execution Accelerator {accelerator['name']!r}")
-            if accelerator.get("parameters"):
-                log.warning("%s: openvino takes no parameters, ignored", config["name"])
-            providers.append(("OpenVINOExecutionProvider", {"device_type": "CPU"}))
+        providers = _cpu_providers(config["name"], accelerators.get("cpu_execution_accelerator", []))
     else:
-        device = {"device_id": str(device_id)}
-        for accelerator in accelerators.get("gpu_execution_accelerator", []):
-            parameters = accelerator.get("parameters", {})
-            if accelerator["name"] == "tensorrt":
-                providers.append(("TensorrtExecutionProvider", {**device, **_tensorrt_options(parameters)}))
-            elif accelerator["name"] == "cuda":
-                providers.append(("CUDAExecutionProvider", {**device, **parameters}))
-            else:
-                raise ServerError(f"{config['name']}: unknown Execution Accelerator {accelerator['name']!r}")
-        if not any(name == "CUDAExecutionProvider" for name, _ in providers):
-            providers.append(("CUDAExecutionProvider", device))
+        providers = _gpu_providers(config, accelerators.get("gpu_execution_accelerator", []), device_id)
     providers.append(("CPUExecutionProvider", {}))
-    missing = [name for name, _ in providers if name not in onnxruntime.get_available_providers()]
-    if missing:
-        raise ServerError(
-            f"{config['name']}: the installed onnxruntime has no {missing[0]};"
-            " install the serve-cpu extra for OpenVINO, serve-gpu for CUDA and TensorRT"
-        )
-    return providers
+    available = onnxruntime.get_available_providers()
+    for name, _ in providers:
+        if name == "CUDAExecutionProvider" and name not in available:
+            raise ServerError(
+                f"{config['name']}: a GPU instance, but the installed onnxruntime has no {name}; install the"
+                " serve-gpu extra"
+            )
+        if name not in available:
+            log.warning(
+                "%s: the installed onnxruntime has no %s, the next one computes", config["name"], name
+            )
+    return [provider for provider in providers if provider[0] in available]
+
+
+def _cpu_providers(name: str, accelerators: list[dict[str, Any]]) -> list[tuple[str, dict[str, str]]]:
+    for accelerator in accelerators:
+        if accelerator["name"] not in CPU_ACCELERATORS:
+            raise ServerError(f"{name}: unknown Execution Accelerator {accelerator['name']!r}")
+        if accelerator.get("parameters"):
+            log.warning("%s: parameters of openvino have no effect, as natively", name)
+    return [("OpenVINOExecutionProvider", {"device_type": "CPU"}) for _ in accelerators]
+
+
+def _gpu_providers(
+    config: dict[str, Any], accelerators: list[dict[str, Any]], device_id: int
+) -> list[tuple[str, dict[str, str]]]:
+    device = {"device_id": str(device_id)}
+    given = checked_parameters(config, "onnxruntime", on_gpu=True)
+    cuda = {
+        key: DEPRECATED_CUDA_VALUES.get(key, {}).get(given[key], given[key])
+        for key in DEPRECATED_CUDA_PARAMETERS
+        if key in given
+    }
+    providers = []
+    for accelerator in accelerators:
+        name, parameters = accelerator["name"], accelerator.get("parameters", {})
+        if name == "tensorrt":
+            checked_map(f"{config['name']}: tensorrt", parameters, TENSORRT_PARAMETERS)
+            providers.append(("TensorrtExecutionProvider", {**device, **_tensorrt_options(parameters)}))
+        elif name == "cuda":
+            checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
+            cuda = {**cuda, **parameters}
+        else:
+            raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")
+    return [*providers, ("CUDAExecutionProvider", {**device, **cuda})]
 
 
 def _tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
-    unknown = sorted(set(parameters) - set(TENSORRT_PARAMETERS))
-    if unknown:
-        raise ServerError(f"tensorrt: unknown parameter {unknown[0]!r}")
     options = {
         TENSORRT_OPTION_NAMES.get(key, key): value
         for key, value in parameters.items()
         if key != "precision_mode"
     }
-    precision = parameters.get("precision_mode", "FP32")
-    if precision not in PRECISION_MODES:
-        raise ServerError(f"tensorrt: precision_mode {precision!r}, allowed {', '.join(PRECISION_MODES)}")
-    return {**options, **PRECISION_MODES[precision]}
-
-
-def _parameters(config: dict[str, Any]) -> dict[str, str]:
-    return {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
-
-
-def _integer(config: dict[str, Any], key: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ServerError(f"{config['name']}: {key} is {value!r}, allowed a whole number")
-    return int(value)
-
-
-def _boolean(config: dict[str, Any], key: str, value: str) -> bool:
-    if value not in ("0", "1", "false", "true"):
-        raise ServerError(f"{config['name']}: {key} is {value!r}, allowed 0, 1, false or true")
-    return value in ("1", "true")
+    return {**options, **PRECISION_MODES[parameters.get("precision_mode", "FP32")]}

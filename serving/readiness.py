@@ -1,35 +1,18 @@
 """Ready means: the server has answered real inferences, and as expected."""
 
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from struct import pack
 
 import numpy as np
 import tritonclient.grpc as triton
 
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import ServerError
+from fruitstand.sample_images import canary_image
 from fruitstand.versions import MAX_GOLDEN_DISTANCE, Golden
 
 POLL_S = 0.05
 CALL_TIMEOUT_S = 20.0
-
-
-def canary_image(side: int = 16) -> bytes:
-    """A grey PNG, made without any image library."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return pack(">I", len(body)) + kind + body + pack(">I", zlib.crc32(kind + body))
-
-    rows = (b"\0" + b"\x80" * 3 * side) * side
-    header = pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def classify(client: triton.InferenceServerClient, content: bytes) -> np.ndarray:

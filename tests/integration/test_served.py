@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,11 +17,11 @@ import tritonclient.grpc as triton
 from export.corpus import encode, pattern, supported_images
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
 from fruitstand.errors import ServerError, UsageError
+from fruitstand.image_kinds import image_kinds
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer
-from tests.images import refused
 
 
 def fruitstand(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -114,21 +115,72 @@ def test_served_answers_are_those_of_the_exported_model(
     np.testing.assert_allclose(served, run_batches(session, pixels), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", refused())
-def test_a_bad_image_fails_alone_with_its_reason(
-    name: str, server: EmbeddedServer, distinct_images: list[bytes]
-) -> None:
-    """INVALID_ARGUMENT, in words, without path or stack trace; its neighbours get their solo answers."""
-    content, reason = refused()[name]
+def test_every_kind_of_bad_image_fails_alone(server: EmbeddedServer, distinct_images: list[bytes]) -> None:
+    """INVALID_ARGUMENT, in words, without path or stack trace, while the same batches answer the others."""
+    client = triton.InferenceServerClient(server.url)
+    good = distinct_images[:8]
+    alone = [client.infer(FRUIT_CLASSIFIER, [request(one)]).as_numpy(PROBABILITIES)[0] for one in good]
+    bad = [kind for kind in image_kinds() if not kind.is_accepted and kind.content]
+    outcomes: dict[tuple[str, int], triton.InferResult | Exception] = {}
+
+    def send(key: tuple[str, int], content: bytes) -> None:
+        client.async_infer(
+            FRUIT_CLASSIFIER,
+            [request(content)],
+            lambda result, error: outcomes.update({key: error or result}),
+        )
+
+    for number, kind in enumerate(bad):
+        for position in range(4):
+            send((kind.name, position), kind.content if position == number % 4 else good[position])
+    deadline = time.monotonic() + 60
+    while len(outcomes) < 4 * len(bad):
+        assert time.monotonic() < deadline, f"{len(outcomes)} of {4 * len(bad)} answered"
+        time.sleep(0.01)
+    for number, kind in enumerate(bad):
+        for position in range(4):
+            outcome = outcomes[kind.name, position]
+            if position != number % 4:
+                np.testing.assert_allclose(outcome.as_numpy(PROBABILITIES)[0], alone[position], atol=1e-5)
+                continue
+            assert outcome.status() == "StatusCode.INVALID_ARGUMENT", kind.name
+            reason = outcome.message()
+            assert kind.verdict in reason
+            assert not re.search(r"/|Traceback|fruitstand-serve|nvImageCodec|\n", reason), reason
+    client.close()
+
+
+def test_a_request_of_several_names_the_bad_one(server: EmbeddedServer, distinct_images: list[bytes]) -> None:
+    """It fails as a whole; the client asks again for each of its images."""
+    cut = distinct_images[1][:900]
     with Client(server.url, batch_size=8) as client:
         clean = list(client.classify(distinct_images[:7]))
-        mixed = list(client.classify([*distinct_images[:3], content, *distinct_images[3:7]]))
-    bad = mixed.pop(3)
-    assert mixed == clean
-    assert bad.error is not None
-    assert reason in bad.error
-    assert "/" not in bad.error.replace("I/O", "")
-    assert bad.top_k == ()
+        mixed = list(client.classify([*distinct_images[:3], cut, *distinct_images[3:7]]))
+        bad = mixed.pop(3)
+        assert mixed == clean
+        assert bad.top_k == ()
+        assert "truncated" in str(bad.error)
+
+
+def test_neighbours_answers_are_bit_equal_where_the_engine_is_batch_invariant(
+    server: EmbeddedServer, repository: Path, distinct_images: list[bytes]
+) -> None:
+    """First it is found out whether a row's answer depends on its batch; if not, it may not when served."""
+    from export.checks import open_session, run_batches
+    from fruitstand.contract import Preprocessing
+    from fruitstand.reference_decode import decode_reference
+
+    version = repository / "fruit_resnet" / "1"
+    engine = json.loads((version / "manifest.json").read_text())["reports"]["int8"]["engine"]
+    session = open_session(version / "model.int8.onnx", engine)
+    pixels = np.stack([decode_reference(one, Preprocessing()) for one in distinct_images[:8]])
+    single = np.concatenate([run_batches(session, one[None]) for one in pixels])
+    if not np.array_equal(single, run_batches(session, pixels)):
+        pytest.skip(f"{engine} rounds otherwise in another batch size on this processor")
+    with Client(server.url, batch_size=1, in_flight=1) as client:
+        alone = list(client.classify(distinct_images[:8]))
+    with Client(server.url, batch_size=8) as client:
+        assert list(client.classify(distinct_images[:8])) == alone
 
 
 def test_every_supported_kind_of_image_is_answered(server: EmbeddedServer) -> None:
@@ -287,3 +339,19 @@ def test_predictions_name_what_they_are_for() -> None:
     """An answer without ranks has no label and no probability."""
     assert Prediction("x").label is None
     assert Prediction("x").probability is None
+
+
+def test_what_a_configuration_leaves_out_is_completed(repository: Path, tmp_path: Path) -> None:
+    """With auto-complete on, the file's own input and output are served."""
+    import shutil
+
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    config = copy / FRUIT_RESNET / "config.pbtxt"
+    kept = [line for line in config.read_text().splitlines() if not line.startswith(("input [", "output ["))]
+    config.write_text("\n".join(kept))
+    with EmbeddedServer(copy, log_path=tmp_path / "log", auto_complete=True) as running:
+        client = triton.InferenceServerClient(running.url)
+        completed = client.get_model_config(FRUIT_RESNET).config
+        assert [(one.name, list(one.dims)) for one in completed.input] == [("PIXELS", [100, 100, 3])]
+        assert [(one.name, list(one.dims)) for one in completed.output] == [(PROBABILITIES, [4])]
+        client.close()

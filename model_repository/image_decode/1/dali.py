@@ -15,7 +15,7 @@ GPU = os.environ.get("FRUITSTAND_DECODE_DEVICE") == "gpu"
 @autoserialize
 @pipeline_def(
     batch_size=64,
-    num_threads=2,
+    num_threads=int(os.environ.get("FRUITSTAND_THREADS", "2")),
     device_id=0 if GPU else None,
     prefetch_queue_depth=1,
     output_dtype=[types.UINT8],

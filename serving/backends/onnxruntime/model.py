@@ -7,11 +7,34 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.onnx_session import open_session
+from serving.onnx_session import open_session, run_options
+from serving.onnx_signature import check_signature, complete
 
 
 class TritonPythonModel:
     """One instance of a model with `backend: "onnxruntime"`."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        config = auto_complete_model_config.as_dict()
+        if config["input"] and config["output"]:
+            return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
+        session = open_session(Path(pb_utils.get_model_dir()), config, device_id=None)
+        inputs, outputs, max_batch_size = complete(config, session)
+        if not config["input"]:
+            for tensor in inputs:
+                auto_complete_model_config.add_input(
+                    {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
+                )
+        if not config["output"]:
+            for tensor in outputs:
+                auto_complete_model_config.add_output(
+                    {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
+                )
+        auto_complete_model_config.set_max_batch_size(max_batch_size)
+        if max_batch_size > 1:
+            auto_complete_model_config.set_dynamic_batching()
+        return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -23,22 +46,39 @@ class TritonPythonModel:
             device_id=int(args["model_instance_device_id"]) if on_gpu else None,
             trusted_keys=Path(trusted_keys) if trusted_keys else None,
         )
+        check_signature(config, self._session)
+        self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
+        self._batches: dict[str, np.ndarray] = {}
+        self._max_batch_size = config["max_batch_size"]
 
     def execute(self, requests: list) -> list:
+        # No look at is_cancelled: it asks the server through a queue, which costs more than most answers.
+        # Triton itself drops what was cancelled while it waited, here and in the step before.
         feeds = {}
         for name in self._inputs:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
-            feeds[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        sizes = [len(part) for part in parts]
-        results = self._session.run(self._outputs, feeds)
+            feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
+        results = dict(
+            zip(self._outputs, self._session.run(self._outputs, feeds, self._run_options), strict=True)
+        )
         responses, start = [], 0
-        for size in sizes:
-            tensors = [
-                pb_utils.Tensor(name, result[start : start + size])
-                for name, result in zip(self._outputs, results, strict=True)
-            ]
-            responses.append(pb_utils.InferenceResponse(tensors))
-            start += size
+        for request, part in zip(requests, parts, strict=True):
+            rows = slice(start, start := start + len(part))
+            responses.append(
+                pb_utils.InferenceResponse(
+                    [pb_utils.Tensor(name, results[name][rows]) for name in request.requested_output_names()]
+                )
+            )
         return responses
+
+    def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
+        """The parts in one array whose memory the next batch uses again: fresh pages cost time."""
+        if name not in self._batches:
+            shape = (self._max_batch_size, *parts[0].shape[1:])
+            self._batches[name] = np.empty(shape, parts[0].dtype)
+        batch = self._batches[name][: sum(map(len, parts))]
+        if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: another size than the first batch had
+            return np.concatenate(parts)
+        return np.concatenate(parts, out=batch)

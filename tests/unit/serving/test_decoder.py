@@ -7,9 +7,9 @@ from export.corpus import encode, pattern, supported_images
 from export.render import write_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
+from fruitstand.image_kinds import ImageKind, image_kinds
 from fruitstand.reference_decode import decode_reference
 from serving.decoder import Decoder
-from tests.images import refused
 
 MAX_MEAN_DIFF = 1.0
 """Of 255, mean over an image's pixels: the parity the contract asks for."""
@@ -48,27 +48,53 @@ def test_dali_agrees_with_the_yardstick(padding: int, decoder: Decoder, preproce
     assert {name: diff for name, diff in worst.items() if diff > MAX_MEAN_DIFF} == {}
 
 
-@pytest.mark.parametrize("name", refused())
-def test_a_bad_image_fails_alone(name: str, decoder: Decoder) -> None:
-    """Its neighbours' pixels are bit-equal to what they are without it, in this batch and the next."""
-    content, reason = refused()[name]
-    good = [as_array(image) for image in list(supported_images().values())[:7]]
-    alone = [decoder.decode([image])[0].copy() for image in good]
-    for position in (0, 3, 7):
-        batch = [*good[:position], as_array(content), *good[position:]]
-        results = decoder.decode(batch)
-        bad = results.pop(position)
-        assert isinstance(bad, ImageRejected)
-        assert reason in str(bad)
-        for got, expected in zip(results, alone, strict=True):
-            np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(decoder.decode(good[:1])[0], alone[0])
+@pytest.mark.parametrize("kind", image_kinds(), ids=lambda kind: kind.name)
+def test_training_and_serving_give_the_same_verdict(
+    kind: ImageKind, decoder: Decoder, preprocessing: Preprocessing
+) -> None:
+    """Yardstick and DALI: the same reason, or the same pixels."""
+    (served,) = decoder.decode([as_array(kind.content)])
+    if kind.is_accepted:
+        assert isinstance(served, np.ndarray), str(served)
+        assert (
+            np.abs(served - decode_reference(kind.content, preprocessing).astype(int)).mean() <= MAX_MEAN_DIFF
+        )
+        return
+    assert isinstance(served, ImageRejected)
+    assert str(served).startswith(kind.verdict)
+    with pytest.raises(ImageRejected) as caught:
+        decode_reference(kind.content, preprocessing)
+    assert str(caught.value).startswith(kind.verdict)
 
 
-def test_a_batch_of_nothing_but_bad_images_is_answered(decoder: Decoder) -> None:
-    """Each with its own reason."""
-    results = decoder.decode([as_array(content) for content, _ in refused().values()])
-    assert all(isinstance(result, ImageRejected) for result in results)
+def test_bad_images_fail_alone_in_any_mixture(decoder: Decoder) -> None:
+    """Neighbours are bit-equal to what they are alone, in this batch and the next."""
+    kinds = [kind for kind in image_kinds() if len(kind.content) < 2**20]
+    arrays = [as_array(kind.content) for kind in kinds]
+    alone = [decoder.decode([array])[0].copy() if kind.is_accepted else None
+             for kind, array in zip(kinds, arrays, strict=True)]  # fmt: skip
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        drawn = random.integers(0, len(kinds), random.integers(1, 65))
+        for index, got in zip(drawn, decoder.decode([arrays[index] for index in drawn]), strict=True):
+            if alone[index] is None:
+                assert str(got).startswith(kinds[index].verdict), kinds[index].name
+            else:
+                np.testing.assert_array_equal(got, alone[index], kinds[index].name)
+
+
+def test_a_pipeline_that_is_dead_is_replaced(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an error really ends it, as DALI announces, the next image gets a new one."""
+    good, bad = (
+        as_array(kind.content) for kind in image_kinds() if kind.name in ("jpeg", "webp_overwritten")
+    )
+    expected = decoder.decode([good])[0].copy()
+    dead = decoder.pipeline._pipeline
+    monkeypatch.setattr(dead, "run", lambda: (_ for _ in ()).throw(RuntimeError("no longer valid")))
+    results = decoder.decode([good, bad])
+    np.testing.assert_array_equal(results[0], expected)
+    assert isinstance(results[1], ImageRejected)
+    assert decoder.pipeline._pipeline is not dead
 
 
 def test_a_full_batch_of_different_lengths_is_decoded(decoder: Decoder, preprocessing: Preprocessing) -> None:
@@ -87,4 +113,8 @@ def test_a_file_without_exactly_one_pipeline_is_refused(tmp_path: Path) -> None:
         Decoder(path, input_name=ENCODED, max_batch_size=1)
     path.write_text("")
     with pytest.raises(ArtefactError, match="0 functions"):
+        Decoder(path, input_name=ENCODED, max_batch_size=1)
+    path = tmp_path / "model.dali"
+    path.write_bytes(b"no pipeline")
+    with pytest.raises(ArtefactError, match="no serialised DALI pipeline"):
         Decoder(path, input_name=ENCODED, max_batch_size=1)

@@ -1,20 +1,25 @@
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from fruitstand.errors import ArtefactError, ServerError
 from fruitstand.signing import make_key, read_private_key, sign_manifest
 from fruitstand.versions import MANIFEST_NAME
-from serving.onnx_session import execution_providers, open_session, session_options
+from serving.onnx_session import execution_providers, open_session, run_options, session_options
+from serving.onnx_signature import check_signature, complete
+from serving.threads import THREADS_VARIABLE
 from tests.repositories import place_version
 
 
 def config(parameters: dict[str, str] | None = None, **others: object) -> dict:
     """A model configuration as Triton hands it to a backend."""
     entries = {key: {"string_value": value} for key, value in (parameters or {}).items()}
-    return {"name": "fruit_resnet", "parameters": entries, **others}
+    return {"name": "fruit_resnet", "parameters": entries, "max_batch_size": 8, **others}
 
 
 def test_the_native_backends_parameters_are_honoured() -> None:
@@ -25,6 +30,8 @@ def test_the_native_backends_parameters_are_honoured() -> None:
         "execution_mode": "1",
         "enable_mem_arena": "0",
         "enable_mem_pattern": "false",
+        "session.use_device_allocator_for_initializers": "1",
+        "memory.enable_memory_arena_shrinkage": "cpu:0",
     }
     options = session_options(config(parameters, optimization={"graph": {"level": 2}}))
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
@@ -32,13 +39,24 @@ def test_the_native_backends_parameters_are_honoured() -> None:
     assert not options.enable_cpu_mem_arena
     assert not options.enable_mem_pattern
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
+    per_call = run_options(config(parameters))
+    assert per_call.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
+    assert run_options(config()) is None
+
+
+def test_threads_come_from_the_machines_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the configuration names none."""
+    monkeypatch.setenv(THREADS_VARIABLE, "5")
+    assert session_options(config()).intra_op_num_threads == 5
+    assert session_options(config({"intra_op_thread_count": "0"})).intra_op_num_threads == 5
 
 
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
         pytest.param({"intra_op_threads": "2"}, "unknown parameter", id="unknown"),
-        pytest.param({"intra_op_thread_count": "two"}, "whole number", id="not_a_number"),
+        pytest.param({"intra_op_thread_count": "two"}, "intra_op_thread_count is 'two'", id="not_a_number"),
         pytest.param({"execution_mode": "2"}, "execution_mode", id="mode"),
         pytest.param({"enable_mem_arena": "yes"}, "enable_mem_arena", id="not_a_boolean"),
     ],
@@ -49,9 +67,21 @@ def test_an_unknown_key_or_value_is_an_error(parameters: dict[str, str], says: s
         session_options(config(parameters))
 
 
-def accelerators(kind: str, name: str) -> dict:
+def test_a_missing_operator_library_is_named() -> None:
+    """By its file name, never by its path."""
+    with pytest.raises(ServerError, match=r"op_library_filename ops\.so cannot be loaded"):
+        session_options(config(model_operations={"op_library_filename": ["/somewhere/ops.so"]}))
+
+
+def accelerators(kind: str, name: str, **parameters: str) -> dict:
     """The optimization block that asks for one accelerator."""
-    return {"execution_accelerators": {f"{kind}_execution_accelerator": [{"name": name}]}}
+    asked = {"name": name, "parameters": parameters}
+    return {"execution_accelerators": {f"{kind}_execution_accelerator": [asked]}}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *providers: str) -> None:
+    """Another installation of ONNX Runtime."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*providers, "CPUExecutionProvider"])
 
 
 def test_openvino_is_taken_when_asked_for() -> None:
@@ -61,13 +91,51 @@ def test_openvino_is_taken_when_asked_for() -> None:
     assert execution_providers(config(), device_id=None) == [("CPUExecutionProvider", {})]
 
 
-def test_an_accelerator_that_is_not_there_is_an_error() -> None:
-    """Unknown names as in the native backend; missing ones with the extra to install."""
+def test_a_provider_that_is_not_installed_is_named_and_the_next_computes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenVINO falls back to ONNX Runtime's kernels, TensorRT to CUDA."""
+    pretend(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        on_cpu = execution_providers(config(optimization=accelerators("cpu", "openvino")), device_id=None)
+        pretend(monkeypatch, "CUDAExecutionProvider")
+        on_gpu = execution_providers(config(optimization=accelerators("gpu", "tensorrt")), device_id=1)
+    assert [name for name, _ in on_cpu] == ["CPUExecutionProvider"]
+    assert on_gpu == [("CUDAExecutionProvider", {"device_id": "1"}), ("CPUExecutionProvider", {})]
+    assert "no OpenVINOExecutionProvider" in caplog.text
+    assert "no TensorrtExecutionProvider" in caplog.text
+
+
+def test_gpu_accelerators_get_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's as they are, its deprecated ones in ONNX Runtime's words, TensorRT's under its names."""
+    pretend(monkeypatch, "TensorrtExecutionProvider", "CUDAExecutionProvider")
+    cuda = accelerators("gpu", "cuda", arena_extend_strategy="kSameAsRequested")
+    asked = execution_providers(
+        config({"cudnn_conv_algo_search": "1", "arena_extend_strategy": "0"}, optimization=cuda), device_id=0
+    )
+    assert asked[0] == (
+        "CUDAExecutionProvider",
+        {
+            "device_id": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",
+        },
+    )
+    tensorrt = accelerators("gpu", "tensorrt", precision_mode="FP16", max_workspace_size_bytes="9")
+    (name, options), *_ = execution_providers(config(optimization=tensorrt), device_id=0)
+    assert name == "TensorrtExecutionProvider"
+    assert options == {"device_id": "0", "trt_fp16_enable": "1", "trt_max_workspace_size": "9"}
+    with pytest.raises(ServerError, match="unknown parameter 'precision'"):
+        execution_providers(config(optimization=accelerators("gpu", "tensorrt", precision="x")), device_id=0)
+
+
+def test_an_unknown_accelerator_or_a_missing_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names as in the native backend; CUDA with the extra to install."""
+    pretend(monkeypatch)
     with pytest.raises(ServerError, match="unknown Execution Accelerator"):
         execution_providers(config(optimization=accelerators("cpu", "tvm")), device_id=None)
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(ServerError, match="serve-gpu"):
-            execution_providers(config(optimization=accelerators("gpu", "cuda")), device_id=0)
+    with pytest.raises(ServerError, match="serve-gpu"):
+        execution_providers(config(optimization=accelerators("gpu", "cuda")), device_id=0)
 
 
 @pytest.fixture
@@ -118,3 +186,62 @@ def test_a_version_is_loaded_when_a_trusted_key_signed_it(version: Path, tmp_pat
     sign_manifest(version / MANIFEST_NAME, read_private_key(tmp_path / "key"))
     with pytest.raises(ServerError, match="cannot be loaded"):  # a few bytes are no model
         open_session(version, config(), device_id=None, trusted_keys=trusted)
+
+
+def doubling(tmp_path: Path, batch: str | int = "N", columns: int = 3) -> onnxruntime.InferenceSession:
+    """A file that adds its input to itself: X FLOAT [batch, columns] -> Y."""
+    shape = [batch, columns]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["X", "X"], ["Y"])],
+        "doubling",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    return open_session(tmp_path, config(), device_id=None)
+
+
+def tensor(name: str, dims: list[int], data_type: str = "TYPE_FP32") -> dict:
+    """One entry of `input` or `output`."""
+    return {"name": name, "data_type": data_type, "dims": dims}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param({"input": [tensor("Z", [3])]}, "no input 'Z' in the file, it has X", id="name"),
+        pytest.param({"input": []}, "0 inputs configured", id="number"),
+        pytest.param({"input": [tensor("X", [3], "TYPE_INT8")]}, "X is TYPE_INT8", id="type"),
+        pytest.param({"input": [tensor("X", [4])]}, r"X is TYPE_FP32 \[4\]", id="input_dims"),
+        pytest.param({"output": [tensor("Y", [-1])]}, r"Y is TYPE_FP32 \[-1\]", id="output_dims_are_exact"),
+    ],
+)
+def test_a_configuration_is_held_against_the_file(given: dict, says: str, tmp_path: Path) -> None:
+    """Number, names, types and dims, as the native backend does."""
+    session = doubling(tmp_path)
+    right = {"input": [tensor("X", [3])], "output": [tensor("Y", [3])]}
+    check_signature(config(**right), session)
+    check_signature(config(**{**right, "input": [tensor("X", [-1])]}), session)  # inputs take wildcards
+    with pytest.raises(ServerError, match=says):
+        check_signature(config(**{**right, **given}), session)
+
+
+def test_a_file_without_a_batch_axis_does_not_batch(tmp_path: Path) -> None:
+    """With what to do."""
+    session = doubling(tmp_path, batch=2)
+    with pytest.raises(ServerError, match=r"no batch axis.*dynamic first axis"):
+        check_signature(config(input=[tensor("X", [3])], output=[tensor("Y", [3])]), session)
+    assert complete({"name": "m", "max_batch_size": 0}, session)[2] == 0
+
+
+def test_what_is_missing_is_completed(tmp_path: Path) -> None:
+    """Inputs and outputs without the batch axis, and the native default for the largest batch."""
+    session = doubling(tmp_path)
+    inputs, outputs, max_batch_size = complete({"name": "m", "max_batch_size": 0}, session)
+    assert [(one.name, one.data_type, one.dims) for one in [*inputs, *outputs]] == [
+        ("X", "TYPE_FP32", [3]),
+        ("Y", "TYPE_FP32", [3]),
+    ]
+    assert max_batch_size == 4
+    assert complete({"name": "m", "max_batch_size": 16}, session)[2] == 16

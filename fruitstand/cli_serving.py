@@ -1,0 +1,50 @@
+"""The verbs of the serving stage: `serve` and `doctor`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, needs, print_json
+
+
+def serve(
+    repository: Repository = Path("model_repository"),
+    grpc_port: Port = 8001,
+    http_port: Port = 8000,
+    metrics_port: Port = 8002,
+    config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
+    trusted_keys: TrustedKeys = None,
+) -> None:
+    """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
+    with needs("serve-cpu"):
+        from serving.serve import serve as run_server
+
+        run_server(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            config_name=config_name,
+            log_path=log,
+            trusted_keys=trusted_keys,
+        )
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check whether this machine can serve; exit 1 when it cannot."""
+    with needs("serve-cpu"):
+        from serving.doctor import FAIL, examine
+
+        findings = examine()
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings]})
+    else:
+        for one in findings:
+            print(
+                f"{one.verdict:4}  {one.name}: {one.found}" + (f"\n      fix: {one.fix}" if one.fix else "")
+            )
+    if any(one.verdict == FAIL for one in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,49 @@
+"""One budget of threads for the machine: what this process may use, written to every place that asks.
+
+`fruitstand serve` puts it into the server's environment; decode and inference take it from there where their
+configuration names no number.
+"""
+
+import math
+import os
+from pathlib import Path
+
+THREADS_VARIABLE = "FRUITSTAND_THREADS"
+_LIBRARY_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def thread_budget() -> int:
+    """Threads that can run at the same time: FRUITSTAND_THREADS, else affinity and the cgroup's quota.
+
+    Raises:
+        ValueError: FRUITSTAND_THREADS is no whole number from 1.
+    """
+    told = os.environ.get(THREADS_VARIABLE)
+    if told is not None:
+        if not told.isdecimal() or int(told) < 1:
+            raise ValueError(f"{THREADS_VARIABLE}: got {told!r}, allowed a whole number from 1")
+        return int(told)
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cgroup_cpus())))
+
+
+def cgroup_cpus(root: Path = CGROUP) -> float:
+    """Processors the cgroup's quota pays for; infinite without one.
+
+    Source:
+        Linux `Documentation/admin-guide/cgroup-v2.rst` (cpu.max), `scheduler/sched-bwc.rst` (version 1).
+    """
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def thread_environment(budget: int) -> dict[str, str]:
+    """The variables that tell a process, and the libraries in it, its budget."""
+    return dict.fromkeys((THREADS_VARIABLE, *_LIBRARY_VARIABLES), str(budget))

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import ImageRejected
+from fruitstand.image_kinds import ImageKind, image_kinds, table
+from fruitstand.image_structure import MAX_JPEG_SCANS, inspect_image
+
+ONLY_A_DECODER_KNOWS = {"png_missing_rows", "webp_half_sizes_rewritten", "webp_overwritten"}
+
+
+def test_there_are_many_kinds_and_no_two_alike() -> None:
+    """Names and contents differ; both verdicts have their share."""
+    kinds = image_kinds()
+    assert len(kinds) >= 120
+    assert len({kind.name for kind in kinds}) == len({kind.content for kind in kinds}) == len(kinds)
+    assert min(sum(kind.is_accepted for kind in kinds), sum(not kind.is_accepted for kind in kinds)) >= 40
+
+
+@pytest.mark.parametrize("kind", image_kinds(), ids=lambda kind: kind.name)
+def test_the_structure_alone_tells_what_is_refused(kind: ImageKind) -> None:
+    """With the reason of the table; zero-padded, as in a request of several, accepted kinds stay accepted."""
+    if kind.is_accepted or kind.name in ONLY_A_DECODER_KNOWS:
+        inspect_image(kind.content, Preprocessing())
+        inspect_image(kind.content + bytes(1000), Preprocessing())
+        return
+    with pytest.raises(ImageRejected) as caught:
+        inspect_image(kind.content, Preprocessing())
+    assert str(caught.value).startswith(kind.verdict)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg", "jpeg_progressive", "jpeg_thumbnail", "png", "webp", "webp_exif_6", "bmp"]
+)
+def test_every_cut_of_a_file_is_refused(name: str) -> None:
+    """Wherever it ends, down to its last byte; never a crash, never an answer."""
+    content = next(kind.content for kind in image_kinds() if kind.name == name)
+    end = len(content) - 1 if name != "png" else len(content) - 2
+    for length in (*range(0, 800, 7), *range(800, end, 97), end):
+        with pytest.raises(ImageRejected):
+            inspect_image(content[: min(length, end)], Preprocessing())
+
+
+def test_a_hostile_file_costs_little_time() -> None:
+    """Megabytes of empty segments, chunks or scans end at a limit, not at the file's end."""
+    from fruitstand.sample_images import PNG_SIGNATURE, png_chunk
+
+    plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_progressive")
+    scan = plain.index(b"\xff\xda")
+    segments = plain[:scan] + b"\xff\xfe\0\2" * 2_000_000
+    scans = plain[:scan] + b"\xff\xda\0\2\0" * (MAX_JPEG_SCANS + 1)
+    chunks = PNG_SIGNATURE + png_chunk(b"IHDR", bytes.fromhex("00000010000000100802000000"))
+    chunks += png_chunk(b"tEXt", b"") * 600_000
+    for content, reason in ((segments, "markers"), (scans, "scans"), (chunks, "chunks")):
+        with pytest.raises(ImageRejected, match=reason):
+            inspect_image(content, Preprocessing())
+
+
+def test_the_documentation_lists_them() -> None:
+    """`docs/inputs.md` holds the very table."""
+    assert table() in Path("docs/inputs.md").read_text()

@@ -1,0 +1,98 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from fruitstand.backend_settings import BOTH, HONOURED, NO_EFFECT, REFUSED, SETTINGS, Setting, table
+from fruitstand.errors import ServerError
+from serving.settings import checked_parameters
+
+MODELS = {"onnxruntime": "fruit_resnet", "dali": "image_decode"}
+CASES = [
+    pytest.param(setting, backend, id=f"{backend}:{setting.path}")
+    for setting in SETTINGS
+    for backend in (MODELS if setting.backend == BOTH else [setting.backend])
+    if not setting.path.startswith("--")
+]
+MESSAGES = {
+    "optimization.execution_accelerators.cpu_execution_accelerator": [{"name": "openvino"}],
+    "optimization.execution_accelerators.gpu_execution_accelerator": [{"name": "cuda"}],
+    "model_operations.op_library_filename": ["ops.so"],
+    "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
+    "dynamic_batching": {"max_queue_delay_microseconds": 1},
+    "model_warmup": [{"name": "sample", "batch_size": 1}],
+    "response_cache": {"enable": True},
+    "version_policy": {"specific": {"versions": [1]}},
+    "sequence_batching": {"oldest": {"max_candidate_sequences": 1}},
+    "batch_input": [{"kind": "BATCH_ELEMENT_COUNT"}],
+    "batch_output": [{"target_name": ["x"]}],
+}
+"""Values that are messages."""
+
+
+def config_with(setting: Setting, backend: str) -> dict[str, Any]:
+    """The rendered configuration as Triton hands it to a backend, with one setting more."""
+    text = Path("model_repository", MODELS[backend], "config.pbtxt").read_text()
+    config = json_format.MessageToDict(
+        text_format.Parse(text, pb.ModelConfig()),
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+    root, _, rest = setting.path.partition(".")
+    if root == "parameters":
+        config["parameters"][rest] = {"string_value": setting.example}
+        return config
+    node, keys = config, setting.path.split(".")
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        node = node[0] if isinstance(node, list) else node
+    value = MESSAGES.get(setting.path, {"true": True, "false": False}.get(setting.example, setting.example))
+    node[keys[-1]] = value
+    if setting.path == "sequence_batching":
+        del config["dynamic_batching"]  # one of the two
+    # What this makes has to be a configuration that Triton's own schema takes.
+    json_format.ParseDict(config, pb.ModelConfig())
+    return config
+
+
+@pytest.mark.parametrize(("setting", "backend"), CASES)
+def test_every_line_of_the_table_holds(
+    setting: Setting, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Honoured in silence, ignored with a warning, or refused with its reason."""
+    config = config_with(setting, backend)
+    with caplog.at_level(logging.WARNING, logger="fruitstand.backend"):
+        if setting.verdict == REFUSED:
+            with pytest.raises(ServerError, match=setting.path.rpartition(".")[2]):
+                checked_parameters(config, backend, on_gpu=True)
+            return
+        parameters = checked_parameters(config, backend, on_gpu=True)
+    assert [setting.path in record.getMessage() for record in caplog.records] == (
+        [True] if setting.verdict == NO_EFFECT else []
+    )
+    if setting.path.startswith("parameters.") and setting.verdict == HONOURED:
+        assert parameters[setting.path.partition(".")[2]] == setting.example
+
+
+def test_gpu_parameters_are_named_on_the_processor(caplog: pytest.LogCaptureFixture) -> None:
+    """A setting without effect is a warning."""
+    setting = next(one for one in SETTINGS if one.path == "parameters.gpu_mem_limit")
+    parameters = checked_parameters(config_with(setting, "onnxruntime"), "onnxruntime", on_gpu=False)
+    assert parameters == {}
+    assert "gpu_mem_limit has no effect" in caplog.text
+
+
+def test_the_rendered_configurations_are_honoured_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing in them is refused or ignored."""
+    for backend in MODELS:
+        nothing = Setting(backend, "max_batch_size", "64", HONOURED)
+        checked_parameters(config_with(nothing, backend), backend, on_gpu=False)
+    assert caplog.text == ""
+
+
+def test_the_documentation_lists_them() -> None:
+    """`docs/backends.md` holds the very table."""
+    assert table() in Path("docs/backends.md").read_text()
