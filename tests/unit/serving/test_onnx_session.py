@@ -199,7 +199,7 @@ def doubling(tmp_path: Path, batch: str | int = "N", columns: int = 3) -> onnxru
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
-    return open_session(tmp_path, config(), device_id=None)
+    return onnxruntime.InferenceSession(tmp_path / "model.onnx", session_options(config()))
 
 
 def tensor(name: str, dims: list[int], data_type: str = "TYPE_FP32") -> dict:
