@@ -18,6 +18,7 @@ ClientError                       base, a FruitstandError
 import re
 
 import fruitstand.errors
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ClientError
 
 
@@ -123,11 +124,16 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
         re.compile("Exceeds maximum queue size|Request timeout expired|rate.?limit", re.IGNORECASE),
         Overloaded,
     ),
-    ({"UNAVAILABLE"}, re.compile("handshake failed|CERTIFICATE|TSI_|SSL", re.IGNORECASE), ServerUntrusted),
+    (
+        {"UNAVAILABLE"},
+        re.compile("handshake failed|CERTIFICATE|Verification", re.IGNORECASE),
+        ServerUntrusted,
+    ),
     (set(BY_STATUS), re.compile("unknown model|is not ready|is not found"), ModelNotFound),
     ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max"), ImageRejected),
     ({"UNKNOWN", "INTERNAL"}, re.compile("DALI|runtime error: |nvImageCodec"), DecodeFailed),
 ]
+_ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "
 _TLS_REASONS = {
     "certificate has expired": "its certificate has expired; renew it on the server",
     "unable to get local issuer": "its certificate's issuer is unknown here; name the CA's file",
@@ -136,7 +142,6 @@ _TLS_REASONS = {
     "IP address mismatch": "its certificate is for another name; use the name that stands in it",
     "Hostname Verification": "its certificate is for another name; use the name that stands in it",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the TLS settings out, or use another port",
-    "ALERT": "it refuses this client's certificate, or wants one",
 }
 
 
@@ -157,7 +162,7 @@ def translate(
         if status in statuses and pattern.search(text):
             kind = named
             break
-    message = _message(kind, status, " ".join(text.split()), url)
+    message = _message(kind, status, " ".join(text.split()).removeprefix(_ENSEMBLE), url)
     return kind(message, status=status, pushback_s=pushback_s, request_id=request_id)
 
 
@@ -169,6 +174,10 @@ def _message(kind: type[RequestFailed], status: str, text: str, url: str) -> str
         return text
     if kind is DecodeFailed:  # the text holds the server's paths
         return "damaged or truncated: the server cannot decode it"
+    if kind is ServerUnreachable and "last error: " in text and "Socket closed" in text:
+        return (
+            f"{url}: the server ends the connection at once; does it want TLS, or this client's certificate?"
+        )
     if kind is ServerUnreachable:
         return f"{url}: no server answers; is it started, and is this its gRPC address? ({text})"
     if kind is ServerUntrusted:

@@ -47,6 +47,9 @@ def read_batches(
 ) -> Iterator[list[EncodedImage]]:
     """Read images one after the other, cut into requests that are not too large.
 
+    A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
+    decoded as the rest of it, and a truncated image be answered.
+
     Args:
         images: see `Image`.
         batch_bytes: of one request; every image counts as much as the longest, to which it is padded.
@@ -56,11 +59,15 @@ def read_batches(
     longest = 0
     for image in images:
         one = read_image(image, allow_urls=allow_urls)
+        is_open = not _has_its_end(one.content)
         longest = max(longest, len(one.content))
-        if batch and (len(batch) + 1) * longest > batch_bytes:
+        if batch and (is_open or (len(batch) + 1) * longest > batch_bytes):
             yield batch
             batch, longest = [], len(one.content)
         batch.append(one)
+        if is_open:
+            yield batch
+            batch, longest = [], 0
     if batch:
         yield batch
 
@@ -133,6 +140,17 @@ def _read_open(file: Any) -> bytes:
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_ENCODED_BYTES:
         raise ImageRejected(f"too many bytes: {size_bytes}, at most {MAX_ENCODED_BYTES} are allowed")
+
+
+def _has_its_end(content: bytes) -> bool:
+    """Whether an encoded image is as long as its format says; in PNG checksums tell the decoder."""
+    if content[:2] == b"\xff\xd8":
+        return content.rstrip(b"\0").endswith(b"\xff\xd9")
+    if content[:4] == b"RIFF":
+        return len(content) >= 8 + int.from_bytes(content[4:8], "little")
+    if content[:2] == b"BM":
+        return len(content) >= int.from_bytes(content[2:6], "little")
+    return True
 
 
 def _encode(array: Any) -> bytes:

@@ -58,7 +58,7 @@ class Wire:
         self._prefix = secrets.token_hex(4)
         self.metadata = [(API_KEY_HEADER, api_key)] if api_key else None
         endpoints = _endpoints(url)
-        options = _options(keepalive_s)
+        options = _options(endpoints, keepalive_s)
         module = grpc.aio if asynchronous else grpc
         if tls is None:
             self.channel: Any = module.insecure_channel(_target(endpoints), options=options)
@@ -144,12 +144,14 @@ def _pushback_s(trailers: Any) -> float | None:
     return None
 
 
-def _options(keepalive_s: float | None) -> list[tuple[str, Any]]:
+def _options(endpoints: list[tuple[str, int]], keepalive_s: float | None) -> list[tuple[str, Any]]:
+    # localhost is one server with two addresses and may listen on one: the other's error would hide its own.
+    policy = "pick_first" if [host for host, _ in endpoints] == ["localhost"] else "round_robin"
     options: list[tuple[str, Any]] = [
         # gRPC's own limit is 4 MiB; the server's is its operator's to set.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
-        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]})),
         # A server that comes back is noticed within a second; of its own, not of another client's channel.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
