@@ -94,7 +94,7 @@ def _ask_server(url: str, paths: list[Path], num_classes: int) -> Iterator[dict[
 
     with Client(url) as client:
         # One more than the data has: a server with more classes is noticed.
-        answers = client.classify(paths, top_k=num_classes + 1)
+        answers = client.classify_stream(paths, top_k=num_classes + 1)
         for one in track(answers, total=len(paths), description="classify"):
             yield one.error or {rank.label: rank.probability for rank in one.top_k}
 

@@ -47,13 +47,14 @@ class ModelServer:
 
     behave: Behaviour
     port: int = 0
+    host: str = "127.0.0.1"
     received: list[Received] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
         """HOST:PORT."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         """As the protocol names it."""
@@ -89,6 +90,7 @@ def model_server(
     *,
     credentials: grpc.ServerCredentials | None = None,
     port: int = 0,
+    host: str = "127.0.0.1",
     options: list[tuple[str, Any]] | None = None,
 ) -> Iterator[ModelServer]:
     """A running server.
@@ -97,9 +99,10 @@ def model_server(
         behave: called with each request before it is answered.
         credentials: for TLS.
         port: 0 takes a free one.
+        host: as it is called in `url`; it listens on loopback.
         options: of the gRPC server; its own limit on messages is lifted as Triton's is.
     """
-    service = ModelServer(behave)
+    service = ModelServer(behave, host=host)
     limits = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(16), options=options or limits)
 

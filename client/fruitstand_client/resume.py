@@ -40,6 +40,7 @@ class PartialRows:
         """Go on with what is in `file`, its torn end cut off."""
         self._path = path
         self._format = output_format
+        self._file = file
         self.num_done = 0
         """Inputs that have a row from an earlier run."""
         self.num_failed = 0
@@ -72,8 +73,9 @@ class PartialRows:
         yield from remaining
 
     def write(self, prediction: Prediction) -> None:
-        """One row."""
+        """One row; it is the kernel's at once, and survives this process."""
         self._rows.write(prediction)
+        self._file.flush()
 
 
 @contextmanager
@@ -129,6 +131,8 @@ def written_rows(path: Path, output_format: str) -> Iterator[WrittenRow]:
                     yield WrittenRow(escaped(row["path"]), row["error"] is not None, end)
                 else:
                     (cells,) = csv.reader([text])
+                    if len(cells) != len(CSV_COLUMNS) or "\0" in text:
+                        return
                     if cells != list(CSV_COLUMNS):
                         yield WrittenRow(cells[0], bool(cells[-1]), end)
             except (ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ from fruitstand_client import (
 )
 from fruitstand_client.retry import MAX_TOKENS
 from tests.certificates import Certificate, make_certificate, server_credentials
-from tests.model_server import KillableServer, ModelServer, Received, model_server
+from tests.model_server import KillableServer, Received, model_server
 
 Classify = Callable[..., list[Prediction]]
 
@@ -445,24 +445,19 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
-def local(server: ModelServer) -> str:
-    """The address by the name in its certificate."""
-    return f"localhost:{server.port}"
-
-
 def test_tls_and_mutual_tls_are_spoken(classify: Classify, authority: Authority, images: list[bytes]) -> None:
     """With the CA's file, and with a certificate of one's own."""
-    with model_server(credentials=server_credentials(authority.server)) as server:
-        sent = classify(local(server), images[:2], tls=Tls(ca=authority.ca_file))
+    with model_server(credentials=server_credentials(authority.server), host="localhost") as server:
+        sent = classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
         assert labels(sent) == lengths(images[:2])
         named = Tls(ca=authority.ca_file, server_name="localhost")
-        assert labels(classify(server.url, images[:2], tls=named)) == lengths(images[:2])
+        assert labels(classify(f"127.0.0.1:{server.port}", images[:2], tls=named)) == lengths(images[:2])
     mutual = server_credentials(authority.server, clients_of=authority.ca)
-    with model_server(credentials=mutual) as server:
+    with model_server(credentials=mutual, host="localhost") as server:
         tls = Tls(ca=authority.ca_file, certificate=authority.client_file)
-        assert labels(classify(local(server), images[:2], tls=tls)) == lengths(images[:2])
+        assert labels(classify(server.url, images[:2], tls=tls)) == lengths(images[:2])
         with pytest.raises(ServerUnreachable, match="this client's certificate"):
-            classify(local(server), images[:2], tls=Tls(ca=authority.ca_file))
+            classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
 
 
 @pytest.mark.parametrize(
@@ -485,10 +480,10 @@ def test_a_server_that_is_not_to_be_trusted_is_named(
     images: list[bytes],
 ) -> None:
     """In one line that says what to do; it is not asked again."""
-    with model_server(credentials=server_credentials(presented(authority.ca))) as server:
+    with model_server(credentials=server_credentials(presented(authority.ca)), host="localhost") as server:
         started = time.monotonic()
         with pytest.raises(ServerUntrusted, match=words):
-            classify(local(server), images[:2], tls=Tls(ca=authority.ca_file))
+            classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
         assert time.monotonic() - started < 10
 
 
@@ -497,12 +492,12 @@ def test_tls_where_none_is_spoken_and_the_reverse_are_told(
 ) -> None:
     """Both ends of one mistake."""
     with model_server() as server, pytest.raises(ServerUntrusted, match="does not speak TLS"):
-        classify(local(server), images[:2], tls=Tls(ca=authority.ca_file))
+        classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
     with (
-        model_server(credentials=server_credentials(authority.server)) as server,
+        model_server(credentials=server_credentials(authority.server), host="localhost") as server,
         pytest.raises(ServerUnreachable, match="want TLS"),
     ):
-        classify(local(server), images[:2])
+        classify(server.url, images[:2])
 
 
 def test_tls_files_that_are_none_are_refused(tmp_path: Path) -> None:
