@@ -51,9 +51,16 @@ class ParquetRows:
     GROUP_ROWS = 10_000
 
     def __init__(self, path: Path) -> None:
-        """Open a parquet file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Open a parquet file.
+
+        Raises:
+            UsageError: pyarrow is missing.
+        """
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError as exc:
+            raise UsageError("--format parquet needs pyarrow: pip install 'fruitstand[classify]'") from exc
 
         rank = pa.struct([("label", pa.string()), ("probability", pa.float32())])
         self._schema = pa.schema(
