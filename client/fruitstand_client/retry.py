@@ -46,9 +46,10 @@ class RetryPolicy:
             failure: of the last attempt.
             attempt: its number, from 0.
         """
-        if failure.status not in RETRIED or isinstance(failure, ServerUntrusted):
-            return None
         absent = isinstance(failure, ServerUnreachable | ModelNotFound)
+        # A Triton that is stopping has let its models go: it says NOT_FOUND of one it just answered with.
+        if not (failure.status in RETRIED or absent) or isinstance(failure, ServerUntrusted):
+            return None
         if absent and not self._answered:
             return None
         if not absent:

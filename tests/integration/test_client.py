@@ -12,7 +12,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -64,18 +64,21 @@ def test_a_server_that_is_restarted_costs_no_answer(
         os.link(test_images[index % len(test_images)], folder / f"{index:06}.png")
     command = [sys.executable, "-m", "fruitstand", "classify", folder, "--format", "jsonl", "--out", out]
     command += ["--batch-size", "8", "--deadline-s", "120"]
-    with serving(repository, 0, tmp_path / "log") as (url, first, triton):
-        run = subprocess.Popen(list(map(str, [*command, "--url", url])), stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not partial.exists() or partial.read_bytes().count(b"\n") < NUM_IMAGES // 4:
-            assert run.poll() is None, run.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        (triton if number == signal.SIGKILL else first).send_signal(number)
-        first.wait(60)
-    assert run.poll() is None, "the run was over before its server was"
-    with serving(repository, int(url.rpartition(":")[2]), tmp_path / "log2"):
-        _, said = run.communicate(timeout=300)
+    with ExitStack() as stack:
+        with serving(repository, 0, tmp_path / "log") as (url, first, triton):
+            run = stack.enter_context(
+                subprocess.Popen(list(map(str, [*command, "--url", url])), stderr=subprocess.PIPE, text=True)
+            )
+            deadline = time.monotonic() + 120
+            while not partial.exists() or partial.read_bytes().count(b"\n") < NUM_IMAGES // 4:
+                assert run.poll() is None, run.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            (triton if number == signal.SIGKILL else first).send_signal(number)
+            first.wait(60)
+        assert run.poll() is None, run.communicate()
+        with serving(repository, int(url.rpartition(":")[2]), tmp_path / "log2"):
+            _, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in sorted(folder.iterdir())]
@@ -186,13 +189,17 @@ def test_the_examples_protocol_is_tritons() -> None:
 
     kinds = {"string": FieldDescriptor.TYPE_STRING, "int64": FieldDescriptor.TYPE_INT64}
     kinds |= {"bytes": FieldDescriptor.TYPE_BYTES, "bool": FieldDescriptor.TYPE_BOOL}
-    message, num_fields = None, 0
+    outer = message = None
+    num_fields = 0
     for line in (EXAMPLES / "kserve_v2.proto").read_text().splitlines():
         words = line.replace("map<string, InferParameter>", "repeated map").replace(";", "").split()
-        if line.strip().startswith("message"):
-            found = service_pb2.DESCRIPTOR.message_types_by_name.get(words[1])
-            message = found or message.nested_types_by_name[words[1]]
-        elif "=" in words:
+        if line.startswith("message"):
+            outer = message = service_pb2.DESCRIPTOR.message_types_by_name[words[1]]
+        elif line.startswith("  message"):
+            message = outer.nested_types_by_name[words[1]]
+        elif line == "  }":
+            message = outer
+        elif "=" in words and message is not None:
             field = message.fields_by_name[words[-3]]
             assert field.number == int(words[-1]), line
             assert field.is_repeated == (words[0] == "repeated"), line
