@@ -11,7 +11,7 @@ DATA ?=
 EPOCHS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system lint format test demo lock clean
+.PHONY: help setup examples system lint format test demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -25,6 +25,9 @@ $(VENV)/.synced: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+examples: ## packages of the JavaScript example, from npm (its test skips itself without them)
+	npm install --silent --no-package-lock --prefix examples/javascript
 
 system: ## Debian packages that only some tests need (as root; skipped elsewhere)
 	@echo "no system package is needed yet"

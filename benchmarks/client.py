@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-import psutil
 import typer
 
 from benchmarks.provenance import provenance
@@ -145,10 +144,9 @@ def _classify(url: str, scratch: Path, num_images: int) -> dict[str, float]:
 
 def _watch(process: subprocess.Popen[str], rss_mib: list[float]) -> None:
     while process.poll() is None:
-        try:
-            rss_mib.append(psutil.Process(process.pid).memory_info().rss / 2**20)
-        except psutil.Error:
-            return
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if found := re.search(r"VmRSS:\s*(\d+) kB", status):  # a process that is ending has none
+            rss_mib.append(int(found[1]) / 1024)
         time.sleep(0.1)
 
 
