@@ -13,7 +13,7 @@ EPOCHS ?=
 SYSTEM_PACKAGES := prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system lint format test demo lock clean
+.PHONY: help setup examples system lint format test demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -27,6 +27,9 @@ $(VENV)/.synced: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+examples: ## packages of the JavaScript example, from npm (its test skips itself without them)
+	npm install --silent --no-package-lock --prefix examples/javascript
 
 system: ## Debian packages that only some tests need (as root; skipped elsewhere)
 	@missing="$$(for package in $(SYSTEM_PACKAGES); do \
@@ -57,8 +60,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra classify --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra classify --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

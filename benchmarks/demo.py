@@ -95,12 +95,11 @@ def _classify_served(out: Path) -> dict:
         contextlib.closing(triton.InferenceServerClient(url)) as probe,
     ):
         with Client(url, batch_size=1, in_flight=IN_FLIGHT) as client:
-            for _ in client.classify(paths[:NUM_WARM_UP]):
-                pass
+            client.classify(paths[:NUM_WARM_UP])
             client.latencies_ms.clear()
             before = _counts(probe)
             started = time.monotonic()
-            answers = list(track(client.classify(paths), total=len(paths), description="classify"))
+            answers = list(track(client.classify_stream(paths), total=len(paths), description="classify"))
             elapsed_s = time.monotonic() - started
             after = _counts(probe)
             latencies_ms = np.array(client.latencies_ms)

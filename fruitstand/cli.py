@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from fruitstand import __version__, cli_serving, cli_training
+from fruitstand import __version__, cli_client, cli_serving, cli_training
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
-from fruitstand.cli_shared import Json, Repository, SignKey, Url, needs, print_json
+from fruitstand.cli_shared import Json, Repository, SignKey, needs, print_json
 from fruitstand.errors import FruitstandError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_serving.serve)
 app.command()(cli_serving.doctor)
+app.command()(cli_client.classify)
 
 
 def main() -> None:
@@ -97,32 +98,3 @@ def export(
                 )
         print(f"int8: {int8['choice']}, served by {int8['engine']}")
     print(f"published version {result['version']} in {result['repository']}")
-
-
-@app.command()
-def classify(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for paths on stdin.")],
-    url: Url = "127.0.0.1:8001",
-    top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
-    output_format: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
-    in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
-    deadline_s: Annotated[float, typer.Option(help="For each request, seconds.")] = 30.0,
-) -> None:
-    """Classify images with a served model; exit 1 when an image got no answer."""
-    with needs("client"):
-        from fruitstand_client.classify import classify_paths
-
-        num_failed = classify_paths(
-            arguments=images,
-            url=url,
-            top_k=top_k,
-            output_format=output_format,
-            out=out,
-            batch_size=batch_size,
-            in_flight=in_flight,
-            deadline_s=deadline_s,
-        )
-    if num_failed:
-        raise typer.Exit(1)

@@ -124,7 +124,7 @@ def _ask_server(url: str, paths: list[Path]) -> Iterator[dict[str, float] | str]
     from fruitstand.progress import track
 
     with Client(url) as client:
-        answers = client.classify(paths, top_k=MAX_CLASSES)
+        answers = client.classify_stream(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="classify"):
             yield one.error or {rank.label: rank.probability for rank in one.top_k}
 

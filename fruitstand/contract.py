@@ -17,6 +17,9 @@ ENCODED = "ENCODED"
 PIXELS = "PIXELS"
 PROBABILITIES = "PROBABILITIES"
 
+API_KEY_HEADER = "x-api-key"
+"""In which a request carries its key."""
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Of the files that are taken for images when a folder is searched, lower case."""
 

@@ -42,14 +42,14 @@ def load_images(environment: Environment, **_: object) -> None:
     """Read the images once; every user of this process draws from them."""
     options: Namespace = environment.parsed_options
     try:
-        paths = find_images([options.images])
+        paths = list(find_images([options.images]))
     except UsageError as exc:  # Locust would log it and start all the same
         print(f"locust: error: {exc}", file=sys.stderr)
         environment.process_exit_code = 2
         environment.runner.quit()
         return
     chosen = random.Random(0).sample(paths, min(MAX_IMAGES, len(paths)))
-    ImageUser.images = [Path(path).read_bytes() for path in chosen]
+    ImageUser.images = [Path(str(path)).read_bytes() for path in chosen]
     # One connection a process: HTTP/2 carries all users' calls side by side.
     ImageUser.client = Client(environment.host, batch_size=options.request_batch)
 

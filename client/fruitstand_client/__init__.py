@@ -9,25 +9,40 @@
 Needs tritonclient[grpc] and numpy, nothing of the training side.
 """
 
-from fruitstand_client.client import Client
+from fruitstand_client.client import AsyncClient, Client
 from fruitstand_client.errors import (
     DeadlineExceeded,
+    ImageRejected,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
+    RequestCancelled,
+    RequestFailed,
     RequestRejected,
     ServerFailure,
     ServerUnreachable,
+    ServerUntrusted,
+    Unauthenticated,
 )
 from fruitstand_client.prediction import Prediction, RankedLabel
+from fruitstand_client.tls import Tls
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "DeadlineExceeded",
+    "ImageRejected",
     "ModelNotFound",
     "Overloaded",
+    "PermissionDenied",
     "Prediction",
     "RankedLabel",
+    "RequestCancelled",
+    "RequestFailed",
     "RequestRejected",
     "ServerFailure",
     "ServerUnreachable",
+    "ServerUntrusted",
+    "Tls",
+    "Unauthenticated",
 ]

@@ -1,68 +1,150 @@
 """`fruitstand classify`: images named on the command line, predictions out."""
 
 import logging
-import sys
 import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fruitstand.artefacts import atomic_file
 from fruitstand.errors import UsageError
 from fruitstand.progress import track
 from fruitstand_client.client import Client
-from fruitstand_client.output import find_writer
-from fruitstand_client.sources import find_images
+from fruitstand_client.errors import ImageRejected
+from fruitstand_client.output import FORMATS, Rows, open_rows
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.resume import RESUMED_FORMATS, PartialRows, open_partial, partial_path, written_rows
+from fruitstand_client.sources import count_images, find_images
 
 log = logging.getLogger("fruitstand.classify")
 
+NUM_REASONS = 5
+"""Kinds of failure that the summary names, the most frequent first."""
 
-def classify_paths(
-    *,
-    arguments: list[str],
-    url: str,
-    top_k: int,
-    output_format: str,
-    out: Path | None,
-    batch_size: int,
-    in_flight: int,
-    deadline_s: float,
-) -> int:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """Where the answers go."""
+
+    format: str = "table"
+    """table, jsonl, csv or parquet."""
+    path: Path | None = None
+    """The file; None writes to stdout."""
+    resume: bool = False
+    """Go on with what an interrupted run left of that file."""
+    sheet: Path | None = None
+    """Image file for a contact sheet."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"--format: got {self.format!r}, allowed {', '.join(FORMATS)}")
+        if self.resume and (self.path is None or self.format not in RESUMED_FORMATS):
+            raise UsageError("--resume needs --out FILE and --format jsonl or csv")
+        if self.path is None and self.format == "parquet":
+            raise UsageError("--format parquet is not written to stdout; give --out FILE")
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether an interrupted run leaves rows to go on with; a device keeps none."""
+        return (
+            self.path is not None
+            and self.format in RESUMED_FORMATS
+            and (self.path.is_file() or not self.path.exists())
+        )
+
+
+def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output, **settings: Any) -> int:
     """Classify what the arguments name and write a row an image, in order.
 
     Args:
         arguments: see `fruitstand_client.sources.find_images`.
-        url: HOST:PORT of the server's gRPC endpoint.
+        url: of the server; see `fruitstand_client.Client`.
         top_k: classes in each answer.
-        output_format: table, jsonl or csv.
-        out: a file that appears whole or not at all; None writes to stdout.
-        batch_size: images in one request.
-        in_flight: requests under way at once.
-        deadline_s: for each request, seconds.
+        output: where the rows go.
+        settings: of `fruitstand_client.Client`.
 
     Returns:
         How many images got no answer.
 
     Raises:
         UsageError: an argument that names no image, or a setting outside what is allowed.
-        ClientError: the server did not answer.
+        RequestFailed: the server did not answer; the rows so far are kept where they can be resumed.
     """
-    write = find_writer(output_format)
-    paths = find_images(arguments)
-    try:
-        client = Client(url, batch_size=batch_size, in_flight=in_flight, deadline_s=deadline_s)
-    except ValueError as exc:
-        raise UsageError(str(exc)) from exc
-    started = time.monotonic()
-    with client:
-        answers = track(client.classify(paths, top_k=top_k), total=len(paths), description="classify")
-        if out is None:
-            answered, failed = write(answers, sys.stdout)
+    if output.resume and output.path is not None and _is_complete(output.path):
+        failed = sum(row.failed for row in written_rows(output.path, output.format))
+        log.info("%s is complete, nothing is left to do", output.path)
+        return failed
+    total = count_images(arguments)
+    images = find_images(arguments)
+    summary = _Summary()
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(Client(url, **settings))
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
+        rows: Rows
+        num_done = 0
+        if output.is_resumable and output.path is not None:
+            partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
+            images, num_done = partial.skip_done(images), partial.num_done
+            summary.go_on(partial)
+            rows = partial
         else:
-            # A file name may hold bytes that are no UTF-8; they are written as escapes.
-            with (
-                atomic_file(out) as temporary,
-                temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
-            ):
-                answered, failed = write(answers, file)
-    rate = len(paths) / (time.monotonic() - started)
-    log.info("%d images answered, %d not, %.0f images/s", answered, failed, rate)
-    return failed
+            rows = stack.enter_context(open_rows(output.format, output.path))
+        sheet = None
+        if output.sheet is not None:
+            from fruitstand_client.sheet import ContactSheet
+
+            sheet = ContactSheet(output.sheet, allow_urls=settings.get("allow_urls", False))
+            images = sheet.watch(images)
+        answers = client.classify_stream(images, top_k=top_k)
+        for answer in track(answers, total=total, completed=num_done, description="classify"):
+            rows.write(answer)
+            summary.add(answer)
+            if sheet is not None:
+                sheet.add(answer)
+        if sheet is not None:
+            sheet.save()
+    summary.tell()
+    return summary.num_failed
+
+
+def _is_complete(out: Path) -> bool:
+    return out.is_file() and not partial_path(out).exists()
+
+
+class _Summary:
+    """What a run's end says on stderr."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._num_now = self.num_failed = 0
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def go_on(self, partial: PartialRows) -> None:
+        """Count what an earlier run did."""
+        if partial.num_done:
+            log.info("going on after %d images that have their row", partial.num_done)
+        if partial.num_failed:
+            self.num_failed = self._reasons["in the interrupted run"] = partial.num_failed
+
+    def add(self, answer: Prediction) -> None:
+        """Count one image."""
+        self._num_now += 1
+        if answer.failure is None:
+            return
+        self.num_failed += 1
+        # What follows the colon differs from image to image.
+        is_own = isinstance(answer.failure, ImageRejected)
+        reason = str(answer.failure).partition(": ")[0] if is_own else type(answer.failure).__name__
+        self._reasons[reason] += 1
+        self._examples.setdefault(reason, f", such as {answer.path or 'an image'}: {answer.failure}")
+
+    def tell(self) -> None:
+        """Rate and failures."""
+        rate = self._num_now / (time.monotonic() - self._started)
+        log.info("%d images, %.0f images/s, %d without an answer", self._num_now, rate, self.num_failed)
+        for reason, count in self._reasons.most_common(NUM_REASONS):
+            log.info("  %d %s%s", count, reason, self._examples.get(reason, ""))

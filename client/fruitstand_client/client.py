@@ -1,62 +1,94 @@
-"""The gRPC client: encoded images in, predictions out, batched and in order."""
+"""The gRPC clients: images in, predictions out, in batches, several requests at once, in order.
 
-import random
+Both drive the same `fruitstand_client.exchange`: `Client` blocks, `AsyncClient` awaits. gRPC and numpy are
+loaded with the first client, not with the import.
+"""
+
+import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
+from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand_client.errors import RequestFailed
+from fruitstand_client.exchange import Call, Exchange, Read, Steps
+from fruitstand_client.images import MAX_ENCODED_BYTES, Image
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.tls import Tls
 
-from fruitstand.contract import (
-    FRUIT_CLASSIFIER,
-    IMAGE,
-    MAX_BATCH_SIZE,
-    PROBABILITIES,
-    Preprocessing,
-)
-from fruitstand_client.errors import DeadlineExceeded, Overloaded, RequestRejected, translate
-from fruitstand_client.prediction import Prediction, RankedLabel
+if TYPE_CHECKING:
+    pass
 
-Image = str | Path | bytes
-"""A file's path, or a file's content."""
-
-MAX_ENCODED_BYTES = Preprocessing().max_encoded_bytes
-FIRST_BACKOFF_S = 0.05
+BATCH_BYTES = 2 * MAX_ENCODED_BYTES
 
 
-class Client:
-    """A connection to one server; safe to use from several threads."""
+class _Connection:
+    """What both clients are made of."""
+
+    _asynchronous: bool
 
     def __init__(
-        self, url: str, *, batch_size: int = 32, in_flight: int = 4, deadline_s: float = 30.0
+        self,
+        url: str,
+        *,
+        batch_size: int = 32,
+        batch_bytes: int = BATCH_BYTES,
+        in_flight: int = 4,
+        deadline_s: float = 30.0,
+        tls: Tls | None = None,
+        api_key: str | None = None,
+        keepalive_s: float | None = None,
+        allow_urls: bool = False,
     ) -> None:
         """Prepare a connection; the first call opens it.
 
         Args:
-            url: HOST:PORT of the server's gRPC endpoint.
+            url: HOST:PORT of the server's gRPC endpoint; several with commas between take turns, and one that
+                is down is left out. So do several addresses behind one name.
             batch_size: images in one request, 1 to 64.
-            in_flight: requests under way at once.
-            deadline_s: for each request with its repetitions, seconds. The server's own limit on waiting in
-                its queue may be shorter.
+            batch_bytes: bytes in one request, at least 8 MiB, the longest image; images in it are padded to
+                the longest of them.
+            in_flight: requests under way at once. Memory holds at most so many, and no more images are taken
+                than twice that many requests hold.
+            deadline_s: for each request with its repetitions, seconds. It also limits the time in the
+                server's queue, where the server's own limit is not shorter.
+            tls: encrypts the connection; needed before an API key leaves this machine.
+            api_key: sent with each request.
+            keepalive_s: ping the server when nothing was said for so long, seconds. Triton ends the
+                connection of a client that pings more often than every 300 s, unless it is told otherwise.
+            allow_urls: fetch images that are named by http and https addresses.
 
         Raises:
             ValueError: a number outside what is allowed.
+            UsageError: no address, or a TLS file that cannot be read.
         """
         if not 1 <= batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size: got {batch_size}, allowed 1 to {MAX_BATCH_SIZE}")
+        if batch_bytes < MAX_ENCODED_BYTES:
+            raise ValueError(f"batch_bytes: got {batch_bytes}, allowed >= {MAX_ENCODED_BYTES}")
         if in_flight < 1 or deadline_s <= 0:
             raise ValueError(f"in_flight, deadline_s: got {in_flight}, {deadline_s}, allowed >= 1 and > 0")
-        self._url, self._batch_size, self._in_flight = url, batch_size, in_flight
-        self._deadline_s = deadline_s
-        self._triton = triton.InferenceServerClient(url)
+        if keepalive_s is not None and keepalive_s < 1:
+            raise ValueError(f"keepalive_s: got {keepalive_s}, allowed >= 1")
+        from fruitstand_client.wire import Wire
+
+        self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
+        self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, allow_urls=allow_urls)
+        self._wire: Wire = Wire(
+            url, tls=tls, api_key=api_key, keepalive_s=keepalive_s, asynchronous=self._asynchronous
+        )
         self.latencies_ms: deque[float] = deque(maxlen=100_000)
         """Of the latest requests that were answered, milliseconds."""
+
+
+class Client(_Connection):
+    """Blocks; safe to use from several threads, and under gevent."""
+
+    _asynchronous = False
 
     def __enter__(self) -> "Client":
         return self
@@ -65,37 +97,48 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._triton.close()
+        """Close the connection; requests under way end as cancelled."""
+        self._wire.channel.close()
 
-    def classify(self, images: Iterable[Image], *, top_k: int = 5) -> Iterator[Prediction]:
-        """Classify any number of images, in batches, several requests at once.
+    def classify(self, images: Iterable[Image], *, top_k: int = 5) -> list[Prediction]:
+        """Classify images; see `classify_stream`, which takes any number of them."""
+        return list(self.classify_stream(images, top_k=top_k))
+
+    def classify_stream(self, images: Iterable[Image], *, top_k: int = 5) -> Iterator[Prediction]:
+        """Classify images as they come, in batches, several requests at once; memory stays flat.
 
         Args:
-            images: paths or encoded files; read as they are needed, never all at once.
+            images: paths, encoded files, open files, (H, W, 3) uint8 arrays, URLs if allowed; taken as they
+                are needed, never all at once.
             top_k: classes in each answer.
 
         Yields:
             One prediction an image, in the order given. An image that cannot be read, that the server
-            rejects, or that an overloaded server did not answer in time has its `error` set; the others
+            rejects, or that an overloaded server did not answer in time has its `failure` set; the others
             are answered.
 
         Raises:
-            ClientError: no server, no model, or a failing one; see `fruitstand_client.errors`.
+            RequestFailed: no server, no model, or a failing one; see `fruitstand_client.errors`.
         """
-        self._check_served()
-        named = (("" if isinstance(image, bytes) else str(image), image) for image in images)
+        source = iter(images)
+        groups = iter(lambda: list(islice(source, self._batch_size)), [])
+        ahead = list(islice(groups, 2))
+        if len(ahead) < 2:  # one request: no thread is worth its start
+            for group in ahead:
+                yield from self._drive(self._exchange.answer(group, top_k))
+            return
         pending: deque[Future[list[Prediction]]] = deque()
+        stopped = threading.Event()
         with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
             try:
-                while batch := list(islice(named, self._batch_size)):
-                    pending.append(pool.submit(self._classify_named, batch, top_k))
-                    # As many requests read ahead as are under way: memory stays flat.
-                    if len(pending) >= 2 * self._in_flight:
+                for group in chain(ahead, groups):
+                    pending.append(pool.submit(self._drive, self._exchange.answer(group, top_k), stopped))
+                    while pending and (len(pending) >= 2 * self._in_flight or pending[0].done()):
                         yield from pending.popleft().result()
                 while pending:
                     yield from pending.popleft().result()
             finally:
+                stopped.set()
                 for future in pending:
                     future.cancel()
 
@@ -103,95 +146,139 @@ class Client:
         """Classify up to 64 encoded images in one request, in the calling thread, without repetition.
 
         Raises:
-            RequestRejected: the server refuses one of the images, and with it the request.
-            ClientError: the server did not answer.
+            ImageRejected: the server refuses one of the images, and with it the request.
+            RequestFailed: the server did not answer.
         """
-        result = self._infer(encoded, top_k)
-        # The ensemble's version is the classifier's: export renders them together.
-        version = result.get_response().model_version
-        rows = result.as_numpy(PROBABILITIES).reshape(len(encoded), -1)
-        return [Prediction("", tuple(_ranked(entry) for entry in row), version) for row in rows]
+        return self._call(Call(encoded, top_k, self._deadline_s))
 
-    def _check_served(self) -> None:
-        """Say at once, not an image later, that there is no server or no model."""
-        try:
-            self._triton.get_model_metadata(FRUIT_CLASSIFIER, client_timeout=self._deadline_s)
-        except InferenceServerException as exc:
-            raise translate(exc, self._url) from exc
-
-    def _classify_named(self, named: list[tuple[str, Image]], top_k: int) -> list[Prediction]:
-        """Read one batch's images, ask for those that can be read, and put the answers in order."""
-        contents: list[bytes | str] = [_read(image) for _, image in named]
-        readable = [content for content in contents if isinstance(content, bytes)]
-        answers = iter(self._classify_isolated(readable, top_k, time.monotonic() + self._deadline_s))
-        return [
-            replace(next(answers), path=name)
-            if isinstance(content, bytes)
-            else Prediction(name, error=content)
-            for (name, _), content in zip(named, contents, strict=True)
-        ]
-
-    def _classify_isolated(self, batch: list[bytes], top_k: int, deadline: float) -> list[Prediction]:
-        """Ask for a batch; what fails because of one image, or because of its size, is asked in parts."""
-        if not batch:
-            return []
-        backoff_s = FIRST_BACKOFF_S
+    def _drive(self, steps: Steps, stopped: threading.Event | None = None) -> list[Prediction]:
+        """Do what the exchange asks for, in this thread."""
+        result: Any = None
+        failure: RequestFailed | None = None
         while True:
             try:
-                return self.classify_batch(batch, top_k=top_k)
-            except RequestRejected as exc:
-                if len(batch) == 1:
-                    return [Prediction("", error=str(exc))]
-                parts = [[one] for one in batch]
-            except (Overloaded, DeadlineExceeded) as exc:
-                pause_s = backoff_s * random.uniform(0.5, 1.5)
-                if isinstance(exc, DeadlineExceeded) or time.monotonic() + pause_s > deadline:
-                    return [Prediction("", error=str(exc)) for _ in batch]
-                time.sleep(pause_s)
-                backoff_s *= 2
-                if len(batch) == 1:
-                    continue
-                parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            return [answer for part in parts for answer in self._classify_isolated(part, top_k, deadline)]
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                predictions: list[Prediction] = done.value
+                return predictions
+            result = failure = None
+            if isinstance(step, Call):
+                try:
+                    result = self._call(step)
+                except RequestFailed as exc:
+                    failure = exc
+            elif isinstance(step, Read):
+                result = next(step.batches, None)
+            elif stopped is None:
+                time.sleep(step.seconds)
+            elif stopped.wait(step.seconds):
+                return []  # nobody waits for it any more
 
-    def _infer(self, encoded: Sequence[bytes], top_k: int) -> triton.InferResult:
-        """One request: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
-        longest = max(map(len, encoded))
-        rows = np.zeros((len(encoded), longest), np.uint8)
-        for row, content in zip(rows, encoded, strict=True):
-            row[: len(content)] = np.frombuffer(content, np.uint8)
-        tensor = triton.InferInput(IMAGE, list(rows.shape), "UINT8")
-        tensor.set_data_from_numpy(rows)
-        output = triton.InferRequestedOutput(PROBABILITIES, class_count=top_k)
+    def _call(self, call: Call) -> list[Prediction]:
+        import grpc
+
+        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
         started = time.perf_counter()
         try:
-            result = self._triton.infer(
-                FRUIT_CLASSIFIER,
-                [tensor],
-                outputs=[output],
-                timeout=int(self._deadline_s * 1e6),
-                client_timeout=self._deadline_s,
-            )
-        except InferenceServerException as exc:
-            raise translate(exc, self._url) from exc
+            response = self._wire.infer(request, timeout=call.timeout_s, metadata=self._wire.metadata)
+        except grpc.RpcError as exc:
+            raise self._wire.failure(exc, request) from exc
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
-        return result
+        return self._wire.predictions(response, len(call.encoded))
 
 
-def _read(image: Image) -> bytes | str:
-    """An image's content, or why it cannot be sent; a file that is too large is not read."""
-    try:
-        size = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
-        if size == 0:
-            return "the image is empty (0 bytes)"
-        if size > MAX_ENCODED_BYTES:
-            return f"too many bytes: {size}, at most {MAX_ENCODED_BYTES} are allowed"
-        return image if isinstance(image, bytes) else Path(image).read_bytes()
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror}"
+class AsyncClient(_Connection):
+    """Awaits; for one event loop, in which it has to be made."""
+
+    _asynchronous = True
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; requests under way end as cancelled."""
+        await self._wire.channel.close()
+
+    async def classify(
+        self, images: Iterable[Image] | AsyncIterable[Image], *, top_k: int = 5
+    ) -> list[Prediction]:
+        """As `Client.classify`."""
+        return [one async for one in self.classify_stream(images, top_k=top_k)]
+
+    async def classify_stream(
+        self, images: Iterable[Image] | AsyncIterable[Image], *, top_k: int = 5
+    ) -> AsyncIterator[Prediction]:
+        """As `Client.classify_stream`; files are read in threads, so that the loop goes on."""
+        pending: deque[asyncio.Task[list[Prediction]]] = deque()
+        room = asyncio.Semaphore(self._in_flight)
+
+        async def answer(group: list[Image]) -> list[Prediction]:
+            async with room:
+                return await self._drive(self._exchange.answer(group, top_k))
+
+        try:
+            async for group in _groups(images, self._batch_size):
+                pending.append(asyncio.create_task(answer(group)))
+                while pending and (len(pending) >= 2 * self._in_flight or pending[0].done()):
+                    for one in await pending.popleft():
+                        yield one
+            while pending:
+                for one in await pending.popleft():
+                    yield one
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _drive(self, steps: Steps) -> list[Prediction]:
+        """Do what the exchange asks for, in this task."""
+        result: Any = None
+        failure: RequestFailed | None = None
+        while True:
+            try:
+                step = steps.send(result) if failure is None else steps.throw(failure)
+            except StopIteration as done:
+                predictions: list[Prediction] = done.value
+                return predictions
+            result = failure = None
+            if isinstance(step, Call):
+                try:
+                    result = await self._call(step)
+                except RequestFailed as exc:
+                    failure = exc
+            elif isinstance(step, Read):
+                result = await asyncio.to_thread(next, step.batches, None)
+            else:
+                await asyncio.sleep(step.seconds)
+
+    async def _call(self, call: Call) -> list[Prediction]:
+        import grpc
+
+        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
+        started = time.perf_counter()
+        try:
+            response = await self._wire.infer(request, timeout=call.timeout_s, metadata=self._wire.metadata)
+        except grpc.RpcError as exc:
+            raise self._wire.failure(exc, request) from exc
+        self.latencies_ms.append((time.perf_counter() - started) * 1e3)
+        return self._wire.predictions(response, len(call.encoded))
 
 
-def _ranked(entry: bytes) -> RankedLabel:
-    """Triton writes each of `class_count` classes as PROBABILITY:INDEX:LABEL."""
-    probability, _, label = entry.decode().split(":", 2)
-    return RankedLabel(label, float(probability))
+async def _groups(images: Iterable[Image] | AsyncIterable[Image], size: int) -> AsyncIterator[list[Image]]:
+    """Cut a plain or an async iterable into lists of `size`."""
+    if isinstance(images, AsyncIterable):
+        group: list[Image] = []
+        async for image in images:
+            group.append(image)
+            if len(group) == size:
+                yield group
+                group = []
+        if group:
+            yield group
+    else:
+        source = iter(images)
+        while group := list(islice(source, size)):
+            yield group

@@ -1,51 +1,109 @@
 """What can go wrong between a client and a server; every gRPC status is translated here.
 
-ClientError                   base, a FruitstandError
-├── RequestRejected           the server refuses this request; sending it again will not help
-├── ModelNotFound             the server does not serve the model asked for
-├── ServerUnreachable         nothing answers there, or the connection broke
-├── Overloaded                the server's queue is full, or the request waited in it too long
-├── DeadlineExceeded          no answer in time
-└── ServerFailure             the server failed on the request
+ClientError                       base, a FruitstandError
+└── RequestFailed                 carries the gRPC status, the request's id and the server's push-back
+    ├── ImageRejected             one image is refused, here or by the server; also a DataError
+    ├── RequestRejected           the server refuses this request; sending it again will not help
+    ├── Unauthenticated           the server does not know the caller: API key or client certificate
+    ├── PermissionDenied          the server knows the caller and refuses
+    ├── ModelNotFound             the server does not serve the model asked for
+    ├── ServerUnreachable         nothing answers there, or the connection broke
+    ├── ServerUntrusted           TLS failed: a certificate is expired, unknown, or for another name
+    ├── Overloaded                the server's queue is full, or the request waited in it too long
+    ├── DeadlineExceeded          no answer in time
+    ├── RequestCancelled          somebody gave the request up before it was answered
+    └── ServerFailure             the server failed on the request
 """
 
-from tritonclient.utils import InferenceServerException
+import re
 
+import fruitstand.errors
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ClientError
 
 
-class RequestRejected(ClientError):
+class RequestFailed(ClientError):
+    """A request without an answer."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: str | None = None,
+        pushback_s: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        """Keep what the server said besides the message.
+
+        Args:
+            message: one line, fit to be shown.
+            status: name of the gRPC status; None where the failure is the client's own.
+            pushback_s: how long the server asks to wait before the next attempt, seconds; negative forbids
+                one.
+            request_id: as sent; the server's log names it.
+        """
+        super().__init__(message)
+        self.status = status
+        self.pushback_s = pushback_s
+        self.request_id = request_id
+
+
+class ImageRejected(RequestFailed, fruitstand.errors.ImageRejected):
+    """One image is refused, by this client's own look at it or by the server."""
+
+
+class DecodeFailed(ImageRejected):
+    """Decoding failed on a batch that the server formed: the image at fault may be another caller's."""
+
+
+class RequestRejected(RequestFailed):
     """The server refuses this request; sending it again will not help."""
 
 
-class ModelNotFound(ClientError):
+class Unauthenticated(RequestFailed):
+    """The server does not know the caller."""
+
+
+class PermissionDenied(RequestFailed):
+    """The server knows the caller and refuses."""
+
+
+class ModelNotFound(RequestFailed):
     """The server does not serve the model asked for."""
 
 
-class ServerUnreachable(ClientError):
+class ServerUnreachable(RequestFailed):
     """Nothing answers at the address, or the connection broke."""
 
 
-class Overloaded(ClientError):
+class ServerUntrusted(RequestFailed):
+    """The TLS handshake failed."""
+
+
+class Overloaded(RequestFailed):
     """The server's queue is full, or the request waited in it too long."""
 
 
-class DeadlineExceeded(ClientError):
+class DeadlineExceeded(RequestFailed):
     """No answer in time."""
 
 
-class ServerFailure(ClientError):
+class RequestCancelled(RequestFailed):
+    """Somebody gave the request up before it was answered."""
+
+
+class ServerFailure(RequestFailed):
     """The server failed on the request."""
 
 
-BY_STATUS: dict[str, type[ClientError]] = {
-    "CANCELLED": DeadlineExceeded,
+BY_STATUS: dict[str, type[RequestFailed]] = {
+    "CANCELLED": RequestCancelled,
     "UNKNOWN": ServerFailure,
-    "INVALID_ARGUMENT": RequestRejected,
+    "INVALID_ARGUMENT": ImageRejected,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "NOT_FOUND": ModelNotFound,
     "ALREADY_EXISTS": RequestRejected,
-    "PERMISSION_DENIED": RequestRejected,
+    "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": Overloaded,
     "FAILED_PRECONDITION": RequestRejected,
     "ABORTED": ServerFailure,
@@ -54,27 +112,85 @@ BY_STATUS: dict[str, type[ClientError]] = {
     "INTERNAL": ServerFailure,
     "UNAVAILABLE": ServerUnreachable,
     "DATA_LOSS": ServerFailure,
-    "UNAUTHENTICATED": RequestRejected,
+    "UNAUTHENTICATED": Unauthenticated,
 }
-# Triton says UNAVAILABLE for its queue's refusals, gRPC says it for a connection that is not there, and
-# Triton says it for a model it never heard of; only the text tells them apart.
-_QUEUE_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")
-_MODEL_TEXTS = ("unknown model", "is not ready", "is not found")
+# A status alone does not tell; these texts do. Triton says UNAVAILABLE for its queue's refusals and for a
+# model it never heard of, gRPC says it for a connection that is not there and for a handshake that failed,
+# and gRPC says RESOURCE_EXHAUSTED for a message that is too long. Triton's native DALI backend says UNKNOWN
+# for a whole batch in which one image does not decode.
+_BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
+    (
+        {"UNAVAILABLE"},
+        re.compile("Exceeds maximum queue size|Request timeout expired|rate.?limit", re.IGNORECASE),
+        Overloaded,
+    ),
+    (
+        {"UNAVAILABLE"},
+        re.compile("handshake failed|CERTIFICATE|Verification", re.IGNORECASE),
+        ServerUntrusted,
+    ),
+    (set(BY_STATUS), re.compile("unknown model|is not ready|is not found"), ModelNotFound),
+    ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max"), ImageRejected),
+    ({"UNKNOWN", "INTERNAL"}, re.compile("DALI|runtime error: |nvImageCodec"), DecodeFailed),
+]
+_ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "
+_TLS_REASONS = {
+    "certificate has expired": "its certificate has expired; renew it on the server",
+    "unable to get local issuer": "its certificate's issuer is unknown here; name the CA's file",
+    "self-signed": "its certificate is self-signed; name the CA's file",
+    "self signed": "its certificate is self-signed; name the CA's file",
+    "IP address mismatch": "its certificate is for another name; use the name that stands in it",
+    "Hostname Verification": "its certificate is for another name; use the name that stands in it",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the TLS settings out, or use another port",
+}
 
 
-def translate(error: InferenceServerException, url: str) -> ClientError:
-    """The error of ours for one of tritonclient's."""
-    text = error.message() or ""
-    status = (error.status() or "").removeprefix("StatusCode.")
+def translate(
+    status: str, text: str, url: str, *, pushback_s: float | None = None, request_id: str = ""
+) -> RequestFailed:
+    """The error of ours for one of gRPC's.
+
+    Args:
+        status: name of the gRPC status.
+        text: what came with it.
+        url: the server's address, for the message.
+        pushback_s: see `RequestFailed`.
+        request_id: see `RequestFailed`.
+    """
     kind = BY_STATUS.get(status, ServerFailure)
-    if status == "UNAVAILABLE" and any(part in text for part in _QUEUE_TEXTS):
-        kind = Overloaded
-    elif any(part in text for part in _MODEL_TEXTS):
-        kind = ModelNotFound
+    for statuses, pattern, named in _BY_TEXT:
+        if status in statuses and pattern.search(text):
+            kind = named
+            break
+    message = _message(kind, status, " ".join(text.split()).removeprefix(_ENSEMBLE), url)
+    return kind(message, status=status, pushback_s=pushback_s, request_id=request_id)
+
+
+def _message(kind: type[RequestFailed], status: str, text: str, url: str) -> str:
+    """One line that says what to do."""
+    if kind is ImageRejected:
+        if status == "RESOURCE_EXHAUSTED":
+            return f"longer than what the server takes in one message ({text})"
+        return text
+    if kind is DecodeFailed:  # the text holds the server's paths
+        return "damaged or truncated: the server cannot decode it"
+    if kind is ServerUnreachable and "last error: " in text and "Socket closed" in text:
+        return (
+            f"{url}: the server ends the connection at once; does it want TLS, or this client's certificate?"
+        )
     if kind is ServerUnreachable:
-        text = f"{url}: no server answers; is it started, and is this its gRPC address? ({text})"
-    elif kind is DeadlineExceeded:
-        text = f"{url}: no answer in time; allow more time or send less at once"
-    elif kind is ModelNotFound:
-        text = f"{url}: {text}; is this a fruitstand server, with a published version?"
-    return kind(text)
+        return f"{url}: no server answers; is it started, and is this its gRPC address? ({text})"
+    if kind is ServerUntrusted:
+        reason = next((words for mark, words in _TLS_REASONS.items() if mark.lower() in text.lower()), text)
+        return f"{url}: no TLS connection to the server: {reason}"
+    if kind is DeadlineExceeded:
+        return f"{url}: no answer in time; allow more time or send less at once"
+    if kind is ModelNotFound:
+        return f"{url}: {text}; is this a fruitstand server, with a published version?"
+    if kind is Unauthenticated:
+        return f"{url}: {text or 'not authenticated'}; give a valid API key or client certificate"
+    if kind is PermissionDenied:
+        return f"{url}: {text or 'permission denied'}; this API key or certificate may not do that"
+    if kind is Overloaded:
+        return f"{url}: {text or 'overloaded'}; send less at once, or try later"
+    return f"{url}: {text or status}"

@@ -1,11 +1,12 @@
 """The answer for one image."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from fruitstand_client.errors import RequestFailed
 
 
-@dataclass(frozen=True, slots=True)
-class RankedLabel:
+class RankedLabel(NamedTuple):
     """A class and how probable it is."""
 
     label: str
@@ -15,7 +16,7 @@ class RankedLabel:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the server said of one image: an answer, or an error and no answer."""
+    """What the server said of one image: an answer, or a failure and no answer."""
 
     path: str
     """The image's name, as given by the caller."""
@@ -23,8 +24,8 @@ class Prediction:
     """Most probable first."""
     model_version: str | None = None
     """Of the model that gave this answer."""
-    error: str | None = None
-    """Why this image has no answer."""
+    failure: RequestFailed | None = None
+    """Why this image has no answer; see the tree in `fruitstand_client.errors`."""
 
     @property
     def label(self) -> str | None:
@@ -36,13 +37,18 @@ class Prediction:
         """Of `label`, 0 to 1."""
         return self.top_k[0].probability if self.top_k else None
 
+    @property
+    def error(self) -> str | None:
+        """The failure in words, one line."""
+        return None if self.failure is None else str(self.failure)
+
     def to_dict(self) -> dict[str, Any]:
         """One row of the jsonl output."""
         return {
             "path": self.path,
             "label": self.label,
             "probability": self.probability,
-            "top_k": [{"label": one.label, "probability": one.probability} for one in self.top_k],
+            "top_k": [{"label": label, "probability": probability} for label, probability in self.top_k],
             "model_version": self.model_version,
             "error": self.error,
         }

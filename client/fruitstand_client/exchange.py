@@ -1,0 +1,112 @@
+"""What a client does with a group of images, without doing it: one for the blocking and the async client.
+
+`Exchange.answer` is a generator. It yields a step, is sent the step's result or thrown its failure, and
+returns the predictions; who drives it decides whether a step blocks a thread or is awaited.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from fruitstand_client.errors import DeadlineExceeded, DecodeFailed, ImageRejected, Overloaded, RequestFailed
+from fruitstand_client.images import EncodedImage, Image, read_batches
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Take the next batch from `batches`: a list of `EncodedImage`, or None at the end."""
+
+    batches: Iterator[list[EncodedImage]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Send one request: a list of `Prediction`, or a `RequestFailed` thrown."""
+
+    encoded: Sequence[bytes]
+    top_k: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Steps: TypeAlias = Generator[Read | Call | Pause, Any, list[Prediction]]
+
+
+class Exchange:
+    """Reads, sends, repeats and splits; one for each client, whose requests share its retry budget."""
+
+    def __init__(self, *, deadline_s: float, batch_bytes: int, allow_urls: bool) -> None:
+        """Take the client's settings; see `fruitstand_client.client.Client`."""
+        self._deadline_s = deadline_s
+        self._batch_bytes = batch_bytes
+        self._allow_urls = allow_urls
+        self._retry = RetryPolicy()
+
+    def answer(self, images: Sequence[Image], top_k: int) -> Steps:
+        """Classify a group of images, in as many requests as their bytes ask for.
+
+        Returns:
+            A prediction for each image, in order. One that cannot be read, that the server rejects, or that
+            was not answered in time has its `failure` set.
+
+        Raises:
+            RequestFailed: the server is not there, has not the model, or fails.
+        """
+        predictions: list[Prediction] = []
+        batches = read_batches(images, batch_bytes=self._batch_bytes, allow_urls=self._allow_urls)
+        while (batch := (yield Read(batches))) is not None:
+            encoded = [one.content for one in batch if one.failure is None]
+            deadline = time.monotonic() + self._deadline_s
+            answers = iter((yield from self._isolate(encoded, top_k, deadline)) if encoded else [])
+            for one in batch:
+                answer = Prediction("", failure=one.failure) if one.failure else next(answers)
+                predictions.append(Prediction(one.name, answer.top_k, answer.model_version, answer.failure))
+        return predictions
+
+    def _isolate(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+        """Ask; what is refused because of one image is asked in halves until that image is alone."""
+        try:
+            return (yield from self._ask(encoded, top_k, deadline))
+        except ImageRejected as exc:
+            if len(encoded) > 1:
+                half = len(encoded) // 2
+                first = yield from self._isolate(encoded[:half], top_k, deadline)
+                return first + (yield from self._isolate(encoded[half:], top_k, deadline))
+            failure: RequestFailed = exc
+        except (Overloaded, DeadlineExceeded) as exc:
+            failure = exc
+        if isinstance(failure, DecodeFailed):
+            # The server may have put it into one batch with another caller's bad image: once more decides.
+            try:
+                return (yield from self._ask(encoded, top_k, deadline))
+            except (ImageRejected, Overloaded, DeadlineExceeded) as exc:
+                failure = exc
+        return [Prediction("", failure=failure)] * len(encoded)
+
+    def _ask(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+        """One request, repeated while the server says "not now" and time is left."""
+        failure: RequestFailed = DeadlineExceeded("no time was left to ask")
+        attempt = 0
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                answers: list[Prediction] = yield Call(encoded, top_k, left_s)
+            except RequestFailed as exc:
+                pause_s = self._retry.pause_s(exc, attempt)
+                if pause_s is None or time.monotonic() + pause_s >= deadline:
+                    raise
+                failure = exc
+            else:
+                self._retry.answered()
+                return answers
+            yield Pause(pause_s)
+            attempt += 1
+        raise failure

