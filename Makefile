@@ -26,8 +26,14 @@ $(VENV)/.synced: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-system: ## Debian packages that only some tests need (as root; skipped elsewhere)
-	@echo "no system package is needed yet"
+# A real browser, for the page that tries the model.
+SYSTEM_PACKAGES := chromium chromium-driver
+
+system: ## Debian packages that only some tests need (as root; elsewhere those tests skip and say why)
+	@if dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1; then echo "all system packages are here"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES); \
+	else echo "not root on Debian: without $(SYSTEM_PACKAGES) some tests skip"; fi
 
 lint: setup ## ruff, mypy, import-linter, deptry
 	ruff check .
@@ -47,8 +53,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra export --extra serve-cpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra export --extra serve-gpu --extra client --extra loadtest --extra dev pyproject.toml -o requirements.gpu.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra export --extra serve-cpu --extra client --extra score --extra loadtest --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra export --extra serve-gpu --extra client --extra score --extra loadtest --extra dev pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

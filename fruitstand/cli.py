@@ -14,6 +14,7 @@ import typer
 from fruitstand import __version__, cli_training
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
+from fruitstand.cli_score import score
 from fruitstand.cli_shared import Json, Port, Repository, SignKey, TrustedKeys, Url, needs, print_json
 from fruitstand.errors import FruitstandError
 
@@ -28,6 +29,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
+app.command()(score)
 
 
 def main() -> None:
@@ -106,6 +108,9 @@ def serve(
     config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
     trusted_keys: TrustedKeys = None,
+    web_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve a page to try it; 0 takes a free one.")
+    ] = None,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
     with needs("serve-cpu"):
@@ -119,6 +124,7 @@ def serve(
             config_name=config_name,
             log_path=log,
             trusted_keys=trusted_keys,
+            web_port=web_port,
         )
 
 

@@ -1,13 +1,15 @@
 """One progress bar for everything over two seconds: on stderr, silent when stderr is no terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], *, total: int | None, description: str) -> Iterator[T]:
-    """Yield `items` while showing how many were done, the rate and the time left."""
+def track(
+    items: Iterable[T], *, total: int | None, description: str, size: Callable[[T], float] = lambda _: 1
+) -> Iterator[T]:
+    """Yield `items` while showing how much was done, the rate and the time left; one counts `size`."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -32,4 +34,4 @@ def track(items: Iterable[T], *, total: int | None, description: str) -> Iterato
         for item in items:
             yield item
             speed = progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f"{speed:.0f}/s" if speed else "")
+            progress.update(task, advance=size(item), rate=f"{speed:.0f}/s" if speed else "")

@@ -31,7 +31,7 @@ _IGNORED_KEYS = {"memory.enable_memory_arena_shrinkage", *DEPRECATED_CUDA_PARAME
 
 
 def open_session(
-    version_directory: Path, config: dict[str, Any], *, device_id: int | None
+    version_directory: Path, config: dict[str, Any], *, device_id: int | None, num_threads: int | None = None
 ) -> onnxruntime.InferenceSession:
     """Open the session of one model instance.
 
@@ -39,6 +39,7 @@ def open_session(
         version_directory: `<repository>/<model>/<version>`.
         config: the model's configuration, as Triton hands it to a backend.
         device_id: of the GPU; None for a KIND_CPU instance.
+        num_threads: of the computation; None leaves it to the configuration and to OpenVINO, which takes all.
 
     Raises:
         ArtefactError: the file is not the one that was published.
@@ -51,6 +52,11 @@ def open_session(
         verify_file(path, read_json(version_directory / MANIFEST_NAME)["files"][path.name]["sha256"])
     options = session_options(config)
     providers = execution_providers(config, device_id=device_id)
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+        for name, provider_options in providers:
+            if name == "OpenVINOExecutionProvider":  # it does not look at the session's number
+                provider_options["num_of_threads"] = str(num_threads)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
