@@ -112,7 +112,10 @@ function showPreview(file) {
   URL.revokeObjectURL(preview.src);
   preview.hidden = true;
   preview.src = URL.createObjectURL(file);
-  preview.alt = file.name ? `Your image, ${file.name}` : "Your image";
+  at("name").textContent = file.name;
+  at("name").hidden = false;
+  drop.toggleAttribute("data-chosen", true);
+  at("choose").textContent = "Choose another image";
 }
 preview.addEventListener("load", () => { preview.hidden = false; });
 
@@ -124,9 +127,9 @@ function say(text) {
   at("status").textContent = text;
 }
 
-// The server names the model that refused; a person wants the reason.
-function sentence(error = "no reason given") {
-  const reason = error.replace(/^(in ensemble '[^']*', )?/, "");
+// Triton names the model that refused; a person wants the reason.
+function sentence(error = "no reason was given") {
+  const reason = error.replace(/^in ensemble '[^']*', /, "");
   return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
 }
 
