@@ -1,5 +1,6 @@
 """Offline scoring: on two local Ray nodes, through kills, and against the online answers."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from deploy.scoring.model import pin_repository
 from export.corpus import encode, pattern
+from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
@@ -89,12 +91,21 @@ def wait(condition: Callable[[], object], process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def workers(cluster_processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Ray's processes in which our workers live."""
+def raylets(cluster: str) -> list[psutil.Process]:
+    """The process of each node of the cluster at an address."""
+    return [
+        one
+        for one in psutil.process_iter()
+        if one.name() == "raylet" and any(cluster in word for word in one.cmdline())
+    ]
+
+
+def workers(nodes: list[psutil.Process]) -> list[psutil.Process]:
+    """The processes in which our workers live."""
     found = []
-    for process in cluster_processes:
-        for child in [process, *process.children(recursive=True)]:
-            if child.is_running() and "MapWorker" in " ".join(child.cmdline()):
+    for child in (child for node in nodes for child in node.children()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "MapWorker" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
@@ -111,7 +122,7 @@ def test_offline_answers_are_the_online_ones(
         (source / f"refused_{name}.jpg").write_bytes(content)
     files = sorted(source.iterdir())
     with Client(server.url) as client:
-        online = [client_answer for client_answer in client.classify(files)]
+        online = list(client.classify(files))
     answered = {Path(one.path).name: one for one in online if one.error is None}
     result = run(source, tmp_path / "local", "--repository", repository, "--workers", 0)
     served = run(source, tmp_path / "served", "--url", server.url, "--workers", 0)
@@ -132,10 +143,8 @@ def test_offline_answers_are_the_online_ones(
         reasons = {row["path"]: row["error"] for row in rows(out, "errors")}
         for name, (_, says) in refused().items():
             assert says in reasons[f"refused_{name}.jpg"]
-    (version,) = (repository / "fruit_resnet").glob("1/manifest.json")
-    from fruitstand.artefacts import sha256_file
-
-    assert {row["manifest_sha256"] for row in rows(tmp_path / "local")} == {sha256_file(version)}
+    manifest = repository / "fruit_resnet" / "1" / "manifest.json"
+    assert {row["manifest_sha256"] for row in rows(tmp_path / "local")} == {sha256_file(manifest)}
 
 
 def test_a_tar_and_a_parquet_file_score_as_their_images_do(
@@ -167,14 +176,10 @@ def test_a_tar_and_a_parquet_file_score_as_their_images_do(
 def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(
     cluster: str, repository: Path, many_images: Path, tmp_path: Path
 ) -> None:
-    """Two nodes: Ray replaces the worker; the rerun goes on; every input is there once, as one process says."""
+    """Ray replaces the worker, the rerun goes on; every input is there once, as one process says."""
     out = tmp_path / "out"
     arguments = ("--repository", repository, "--address", cluster)
-    nodes = [
-        one
-        for one in psutil.process_iter()
-        if "raylet" in one.name() and cluster.rpartition(":")[2] in " ".join(one.cmdline())
-    ]
+    nodes = raylets(cluster)
     assert len(nodes) == 2
     driver = subprocess.Popen(command(many_images, out, *arguments), stdout=subprocess.DEVNULL)
     try:
@@ -283,10 +288,9 @@ def test_what_cannot_work_is_said_in_one_line(arguments: tuple, says: str, tmp_p
 def test_more_workers_than_processors_are_refused(cluster: str, repository: Path, tmp_path: Path) -> None:
     """Ray would wait for ever."""
     (tmp_path / "a.png").write_bytes(encode(pattern(40, 40), "PNG"))
+    arguments = ("--repository", repository, "--address", cluster, "--workers", 3)
     done = subprocess.run(
-        command(
-            tmp_path, tmp_path / "out", "--repository", repository, "--address", cluster, "--workers", "3"
-        ),
+        command(tmp_path, tmp_path / "out", *arguments),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
