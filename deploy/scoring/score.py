@@ -21,6 +21,8 @@ from fruitstand.progress import track
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a Ray that is started for the job: it holds descriptions, not images."""
+MAX_RETRIES = 3
+"""How often a partition is begun again because its worker died; what kills every worker ends the job."""
 
 
 def score(
@@ -145,7 +147,7 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
             logging_level=logging.ERROR,
             **({} if address else here),
         )
-    except (ConnectionError, ValueError, RuntimeError) as exc:
+    except Exception as exc:  # ConnectionError, ValueError, RuntimeError, and for a late node plainly this
         raise ServerError(f"{address or 'this machine'}: no Ray to work on ({exc})") from exc
     try:
         yield ray.cluster_resources().get("CPU", 0.0)
@@ -170,6 +172,7 @@ def _map_on_ray(
         batch_size=1,
         compute=ActorPoolStrategy(size=num_workers),
         num_cpus=options["num_threads"],
+        ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
         fn_constructor_args=arguments,
         fn_constructor_kwargs=options,
     )

@@ -7,18 +7,18 @@ from itertools import islice
 from typing import Any
 
 from deploy.scoring.job import Job
-from deploy.scoring.model import Answer, PinnedServer, PinnedVersion
+from deploy.scoring.model import Answer, LocalModel, PinnedServer, PinnedVersion, ServedModel
 from deploy.scoring.partitions import Image, Partition
 from fruitstand.contract import MAX_BATCH_SIZE
 
 
 class Worker:
-    """Loads the model once and scores partitions with it."""
+    """Loads the model once, for its first partition, and scores partitions with it."""
 
     def __init__(
         self, job: Job, pinned: PinnedVersion | PinnedServer, *, num_threads: int, top_k: int
     ) -> None:
-        """Load the model.
+        """Take note of the model; Ray Data 2.60 waits for ever for workers that cannot be constructed.
 
         Args:
             job: where to write.
@@ -27,7 +27,8 @@ class Worker:
             top_k: classes in each answer.
         """
         self._job = job
-        self._model = pinned.open(num_threads=num_threads, top_k=top_k)
+        self._open = lambda: pinned.open(num_threads=num_threads, top_k=top_k)
+        self._model: LocalModel | ServedModel | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -44,11 +45,12 @@ class Worker:
 
     def score(self, partition: Partition) -> dict[str, float]:
         """Score one partition and write it."""
+        model = self._model = self._model or self._open()
         started = time.time()
         scored: list[tuple[Image, Answer | str]] = []
         for images in self._batches(partition):
             readable = [one.content for one in images if isinstance(one.content, bytes)]
-            answers = iter(self._model.answer(readable))
+            answers = iter(model.answer(readable))
             for one in images:
                 answer = next(answers) if isinstance(one.content, bytes) else one.content
                 # What the file held is let go: memory does not grow with the partition.
