@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from deploy.scoring.job import Job, open_job
 from deploy.scoring.model import PinnedServer, PinnedVersion, pin_repository, pin_server
 from deploy.scoring.partitions import Partition, find_inputs
 from deploy.scoring.worker import Worker
-from fruitstand.errors import ArtefactError, FruitstandError, ServerError, UsageError
+from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.progress import track
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -164,30 +165,25 @@ def _map_on_ray(
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts images
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items(
-        [{"partition": one} for one in partitions], override_num_blocks=len(partitions)
-    ).map_batches(
-        Worker,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=num_workers),
-        num_cpus=options["num_threads"],
-        ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
-        fn_constructor_args=arguments,
-        fn_constructor_kwargs=options,
-    )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as well
+    items = [{"partition": one} for one in partitions]
+    with warnings.catch_warnings():
+        # Going away in Ray 2.64, and so far the only way to bound the retries.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Worker,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=num_workers),
+            num_cpus=options["num_threads"],
+            ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
+            fn_constructor_args=arguments,
+            fn_constructor_kwargs=options,
+        )
     try:
-        yield from dataset.iter_rows()
+        for row in dataset.iter_rows():
+            if row["failure"]:
+                raise ServerError(f"a worker failed: {row['failure']}")
+            yield row
     except ray.exceptions.RayError as exc:
-        raise _cause(exc) from exc
-
-
-def _cause(error: BaseException) -> FruitstandError:
-    """The error of ours that ended a worker, or the last words of another one."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, FruitstandError):
-            return inner
-        error, inner = inner, getattr(inner, "cause", None) or inner.__cause__
-    last = str(error).strip().splitlines()[-1]
-    return ServerError(f"a worker failed: {last}; the same command goes on where this one stopped")
+        said = str(exc).strip().splitlines()[0]
+        raise ServerError(f"a worker died: {said}; the same command goes on where this one stopped") from exc

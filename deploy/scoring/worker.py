@@ -10,6 +10,7 @@ from deploy.scoring.job import Job
 from deploy.scoring.model import Answer, LocalModel, PinnedServer, PinnedVersion, ServedModel
 from deploy.scoring.partitions import Image, Partition
 from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.errors import FruitstandError
 
 
 class Worker:
@@ -35,16 +36,25 @@ class Worker:
         """Score partitions, as `map_batches` calls it.
 
         Args:
-            batch: `partition`, the partitions.
+            batch: `partition`, one partition.
 
         Returns:
-            For each how many images it holds, how many have no answer, and when it was begun and ended, s.
+            What `score` returns, and as `failure` why there is none: Ray loses the type of an error.
         """
-        rows = [self.score(partition) for partition in batch["partition"]]
-        return {key: [row[key] for row in rows] for key in rows[0]}
+        nothing = dict.fromkeys(("num_images", "num_failed", "started", "ended"), 0.0)
+        (partition,) = batch["partition"]
+        try:
+            row: dict[str, Any] = {**self.score(partition), "failure": ""}
+        except FruitstandError as exc:
+            row = {**nothing, "failure": str(exc)}
+        return {key: [value] for key, value in row.items()}
 
     def score(self, partition: Partition) -> dict[str, float]:
-        """Score one partition and write it."""
+        """Score one partition and write it.
+
+        Returns:
+            How many images it holds, how many have no answer, and when it was begun and ended, s.
+        """
         model = self._model = self._model or self._open()
         started = time.time()
         scored: list[tuple[Image, Answer | str]] = []
