@@ -9,8 +9,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Folder or zip with Fruits-360 images; empty paints a generated set.
 DATA ?=
 EPOCHS ?=
-# prometheus: promtool for the rules, and a real scrape; its service is not left running.
-SYSTEM_PACKAGES := prometheus
+# chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
+# scrape; its service is not left running.
+SYSTEM_PACKAGES := chromium chromium-driver prometheus
 
 .DEFAULT_GOAL := help
 .PHONY: help setup examples system lint format test demo lock clean
@@ -60,8 +61,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra classify --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra classify --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

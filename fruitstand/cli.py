@@ -14,6 +14,7 @@ import typer
 from fruitstand import __version__, cli_client, cli_serving, cli_training
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
+from fruitstand.cli_score import score
 from fruitstand.cli_shared import Json, Repository, SignKey, needs, print_json
 from fruitstand.errors import FruitstandError
 
@@ -31,6 +32,7 @@ app.command()(cli_training.evaluate)
 app.command()(cli_serving.serve)
 app.command()(cli_serving.doctor)
 app.command()(cli_client.classify)
+app.command()(score)
 
 
 def main() -> None:

@@ -17,6 +17,9 @@ def serve(
     config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
     trusted_keys: TrustedKeys = None,
+    web_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve a page to try it; 0 takes a free one.")
+    ] = None,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
     with needs("serve-cpu"):
@@ -30,6 +33,7 @@ def serve(
             config_name=config_name,
             log_path=log,
             trusted_keys=trusted_keys,
+            web_port=web_port,
         )
 
 

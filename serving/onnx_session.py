@@ -39,6 +39,7 @@ def open_session(
     *,
     device_id: int | None,
     trusted_keys: Path | None = None,
+    num_threads: int | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open the session of one model instance.
 
@@ -47,6 +48,7 @@ def open_session(
         config: the model's configuration, as Triton hands it to a backend.
         device_id: of the GPU; None for a KIND_CPU instance.
         trusted_keys: a folder with public keys, one of which must have signed the version.
+        num_threads: of the computation; None leaves it to the configuration and to OpenVINO, which takes all.
 
     Raises:
         ArtefactError: the file is not the one that was published, or is not signed as asked.
@@ -60,6 +62,11 @@ def open_session(
     verify_model_file(path, trusted_keys=trusted_keys)  # whoever asked for the load, other bytes stay out
     options = session_options(config, device_id=device_id)
     providers = execution_providers(config, device_id=device_id)
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+        for name, provider_options in providers:
+            if name == "OpenVINOExecutionProvider":  # it does not look at the session's number
+                provider_options["num_of_threads"] = str(num_threads)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base

@@ -1,11 +1,13 @@
 """`fruitstand serve`: the embedded server in the foreground."""
 
+import contextlib
 import json
 import signal
 from pathlib import Path
 
 from fruitstand.errors import ServerError
 from serving.embedded import EmbeddedServer
+from serving.web import WebServer
 
 
 def serve(
@@ -17,6 +19,7 @@ def serve(
     config_name: str | None,
     log_path: Path | None,
     trusted_keys: Path | None = None,
+    web_port: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
 
@@ -30,6 +33,7 @@ def serve(
         config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
         log_path: of tritonserver's log; None sends it to stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
+        web_port: of the page to try the model with; None serves none, 0 takes a free one.
 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
@@ -41,26 +45,30 @@ def serve(
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    server = EmbeddedServer(
-        repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        config_name=config_name,
-        log_path=log_path,
-        trusted_keys=trusted_keys,
-    )
-    try:
-        server.start()
-        urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
-        print(json.dumps({"ready": True, **urls}), flush=True)
-        status = server.wait()
-        raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
-        server.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with contextlib.nullcontext() if web_port is None else WebServer(web_port) as web:
+        server = EmbeddedServer(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            config_name=config_name,
+            log_path=log_path,
+            trusted_keys=trusted_keys,
+        )
+        try:
+            server.start()
+            urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
+            if web is not None:
+                web.start(server.http_port)
+                urls["web"] = web.url
+            print(json.dumps({"ready": True, **urls}), flush=True)
+            status = server.wait()
+            raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for number in previous:
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
+            server.stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)

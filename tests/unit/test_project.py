@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("training", "export", "serving", "loadtests", "benchmarks", "monitoring")
+STAGES = ("training", "export", "serving", "deploy", "loadtests", "benchmarks", "monitoring")
 MODULES = [
     path
     for folder in ("fruitstand", *STAGES, "client", "tests")

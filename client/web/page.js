@@ -1,0 +1,173 @@
+// Sends one image to the server's KServe V2 endpoint, as it is, and shows the five most likely classes.
+//
+// The request is the protocol's binary form: a JSON header, then the file's bytes, with the header's length in
+// Inference-Header-Content-Length. `classification` asks the server for labels instead of raw numbers.
+
+const MODEL = "v2/models/fruit_classifier";
+const ASK_AGAIN_MS = 3000;
+
+const at = (id) => document.getElementById(id);
+const input = at("file");
+const drop = at("drop");
+const preview = at("preview");
+const maxBytes = Number(input.dataset.maxBytes);
+let latest = 0; // an answer that was overtaken by another image is not shown
+let lastFile = null;
+
+async function classify(file) {
+  const turn = ++latest;
+  lastFile = file;
+  showPreview(file);
+  at("problem").hidden = true;
+  if (file.size > maxBytes) {
+    return showProblem("This file is too large", `It has ${mebibytes(file.size)}; at most ${mebibytes(maxBytes)} are taken.`);
+  }
+  if (file.size === 0) {
+    return showProblem("This file is empty", "Choose another one.");
+  }
+  setBusy(true);
+  say("Asking the server.");
+  const started = performance.now();
+  let response, answer;
+  try {
+    response = await fetch(`${MODEL}/infer`, request(file));
+    answer = await response.json();
+  } catch {
+    if (turn === latest) showAway();
+    return;
+  } finally {
+    if (turn === latest) setBusy(false);
+  }
+  const milliseconds = performance.now() - started;
+  if (turn !== latest) return;
+  if (response.ok) {
+    showAnswer(answer, milliseconds);
+  } else if (response.status === 400) {
+    showProblem("This image was rejected", sentence(answer.error));
+  } else if (response.status === 413) {
+    showProblem("This file is too large", sentence(answer.error));
+  } else if (response.status === 502) {
+    showAway();
+  } else {
+    showProblem("The server did not answer this image", sentence(answer.error), true);
+  }
+}
+
+function request(file) {
+  const header = new TextEncoder().encode(JSON.stringify({
+    inputs: [{ name: "IMAGE", shape: [1, file.size], datatype: "UINT8", parameters: { binary_data_size: file.size } }],
+    outputs: [{ name: "PROBABILITIES", parameters: { classification: 5, binary_data: false } }],
+  }));
+  return {
+    method: "POST",
+    headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": header.length },
+    body: new Blob([header, file]),
+  };
+}
+
+function showAnswer(answer, milliseconds) {
+  // Each class comes as PROBABILITY:INDEX:LABEL, and a label may hold colons itself.
+  const ranked = answer.outputs[0].data.map((entry) => {
+    const [probability, , ...label] = entry.split(":");
+    return { label: label.join(":"), share: Number(probability) };
+  });
+  at("bars").replaceChildren(...ranked.map(bar));
+  at("latency").textContent = `${Math.round(milliseconds)} ms`;
+  at("model-version").textContent = answer.model_version;
+  at("answer").hidden = false;
+  say(`${ranked[0].label}, ${percent(ranked[0].share)}.`);
+}
+
+function bar({ label, share }) {
+  const [row, name, number, track, filled] = ["li", "span", "span", "div", "div"].map((tag) => document.createElement(tag));
+  name.textContent = label;
+  name.className = "label";
+  number.textContent = percent(share);
+  number.className = "share";
+  track.className = "track";
+  track.ariaHidden = "true";
+  filled.className = "bar";
+  filled.style.width = `${100 * share}%`;
+  track.append(filled);
+  row.append(name, number, track);
+  return row;
+}
+
+function showProblem(title, reason, canRepeat = false) {
+  setBusy(false);
+  at("answer").hidden = true;
+  at("problem-title").textContent = title;
+  at("problem-reason").textContent = reason;
+  at("again").hidden = !canRepeat;
+  at("problem").hidden = false;
+  say(`${title}. ${reason}`);
+}
+
+function showAway() {
+  showProblem("The server does not answer", "Is it still running? Start it with “fruitstand serve”, then try again.", true);
+  askServer();
+}
+
+function showPreview(file) {
+  URL.revokeObjectURL(preview.src);
+  preview.hidden = true;
+  preview.src = URL.createObjectURL(file);
+  at("name").textContent = file.name;
+  at("name").hidden = false;
+  drop.toggleAttribute("data-chosen", true);
+  at("choose").textContent = "Choose another image";
+}
+preview.addEventListener("load", () => { preview.hidden = false; });
+
+function setBusy(busy) {
+  document.querySelector("main").setAttribute("aria-busy", busy);
+}
+
+function say(text) {
+  at("status").textContent = text;
+}
+
+// Triton names the model that refused; a person wants the reason.
+function sentence(error = "no reason was given") {
+  const reason = error.replace(/^in ensemble '[^']*', /, "");
+  return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+
+let asking = 0;
+async function askServer() {
+  clearTimeout(asking);
+  const server = at("server");
+  try {
+    const [ready, about] = await Promise.all([fetch(`${MODEL}/ready`), fetch("v2")]);
+    if (!ready.ok || !about.ok) throw new Error("not ready");
+    const { name, version } = await about.json();
+    server.dataset.state = "ready";
+    server.textContent = `${name} ${version}, ready`;
+  } catch {
+    server.dataset.state = "away";
+    server.textContent = "The server does not answer";
+    asking = setTimeout(askServer, ASK_AGAIN_MS);
+  }
+}
+
+input.addEventListener("change", () => {
+  const [file] = input.files;
+  input.value = ""; // the same file can be chosen again
+  if (file) classify(file);
+});
+at("again").addEventListener("click", () => classify(lastFile));
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) classify(file);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    drop.toggleAttribute("data-over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) classify(event.dataTransfer.files[0]);
+  });
+}
+askServer();

@@ -1,0 +1,1 @@
+"""What runs fruitstand on other machines: its image, and offline scoring on Ray Data."""
