@@ -54,18 +54,19 @@ def train(
     given = {key: value for key, value in given.items() if value is not None}
     with needs("train"):
         from training.recipes import resolve_config
-        from training.train import read_interrupted
+        from training.train import read_resumed
         from training.train import train as run_training
 
-        if resume and not (given or settings or data or finetune_from or recipe != "auto"):
-            config, data, finetune_from, devices = read_interrupted(out)
-        elif data is None:
-            raise UsageError("--data is missing: the folder that 'fruitstand data prepare' made")
-        else:
-            try:
+        try:
+            if resume:
+                again = {"recipe": recipe, "data": data, "finetune_from": finetune_from}
+                config, data, finetune_from, devices = read_resumed(out, settings or [], given, **again)
+            elif data is None:
+                raise UsageError("--data is missing: the folder that 'fruitstand data prepare' made")
+            else:
                 config = resolve_config(recipe, data, settings or [], given)
-            except ValueError as exc:
-                raise UsageError(str(exc)) from exc
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
         meta = run_training(
             config,
             data_directory=data,

@@ -205,6 +205,10 @@ class TrainConfig:
             return self.input_size
         return max(32, round(self.input_size * self.small_scale / 16) * 16)
 
+    def first_full_size_epoch(self) -> int:
+        """The epoch (from 0) from which on the training images have the size that is served."""
+        return next(epoch for epoch in range(self.epochs) if self.train_size(epoch) == self.input_size)
+
 
 def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
     """Apply `FIELD=VALUE` settings.

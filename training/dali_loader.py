@@ -86,8 +86,10 @@ class DaliLoader:
                     " 'fruitstand data check' finds which"
                 ) from exc
             positions = read.popleft()
-            # A copy: DALI writes the next batch into the same memory.
+            # A copy: DALI writes the next batch into the same memory, so the copy has to be done before that.
             pixels = torch.from_dlpack(output.as_tensor()).clone()
+            if pixels.is_cuda:
+                torch.cuda.current_stream(pixels.device).synchronize()
             yield pixels.to(self._device), self._targets[positions].to(self._device)
 
 

@@ -82,12 +82,17 @@ def fit(
         # On processors gloo would exchange statistics layer by layer; there the first process's count.
         model = convert_sync_batchnorm(model)
     batches, loader, val_loader = _loaders(fabric, config, data, preprocessing)
-    first_epoch = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["epoch"] if resume else 0
+    # The last finished epoch is told again: the kill may have come between checkpoint and trackers.
+    told = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["history"][-1:] if resume else []
+    first_epoch = int(told[0]["epoch"]) if told else 0
     trackers = create_trackers(config, out, first_epoch=first_epoch) if fabric.is_global_zero else []
 
     def on_epoch(row: dict[str, float]) -> None:
         for tracker in trackers:
             tracker.epoch(row)
+
+    for row in told:
+        on_epoch(row)
 
     classifier = Classifier(model, preprocessing)
     loop = Loop(fabric, config, classifier, preprocessing, batches, loader, val_loader, out, on_epoch)

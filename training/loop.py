@@ -211,10 +211,10 @@ class Loop:
             if config.keep == "best" and self.fabric.is_global_zero:
                 with atomic_file(self._out / BEST_NAME) as temporary:
                     safetensors.torch.save_file(contiguous_state(self.evaluated.model), temporary)
-        # While the images are small, a standstill says nothing.
-        at_full_size = row["size_px"] == config.input_size
-        if config.patience and at_full_size:
-            progress.stopped = progress.epoch - progress.best_epoch >= config.patience
+        if config.patience:
+            # While the images are small, a standstill says nothing.
+            best_epoch = max(progress.best_epoch, config.first_full_size_epoch())
+            progress.stopped = progress.epoch - best_epoch >= config.patience
         progress.history.append(row)
         progress.epoch += 1
         progress.batch, progress.loss_sum, progress.seconds, progress.wait_seconds = 0, 0.0, 0.0, 0.0

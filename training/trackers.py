@@ -88,7 +88,7 @@ class _Mlflow:
         self._run_id = self._client.create_run(experiment_id, run_name=out.name).info.run_id
         for key, value in config.to_dict().items():
             self._client.log_param(self._run_id, key, value)
-        write_json(record, {"run_id": self._run_id, "tracking_uri": given or "sqlite in the run folder"})
+        write_json(record, {"run_id": self._run_id})
 
     def epoch(self, row: dict[str, float]) -> None:
         for key, value in row.items():

@@ -14,12 +14,13 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fruitstand.artefacts import read_json, sweep_temporaries, write_json
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, Run, read_run
-from training.config import TrainConfig, resolved_precision
+from training.config import TrainConfig, resolved_precision, with_settings
 
 CONFIG_NAME = "config.json"
 
@@ -76,8 +77,9 @@ def train(
             _claim_interrupted(out, record)
             sweep_temporaries(out)
         else:
-            _make_room(out, replaced, overwrite=overwrite)
+            record["replaces"] = _make_room(out, replaced, overwrite=overwrite)
             write_json(out / CONFIG_NAME, record)
+        replaces = read_json(out / CONFIG_NAME).get("replaces", False)
 
     from training.fit import fit
 
@@ -87,10 +89,10 @@ def train(
         # Nothing was learned yet: leave the place as it was found.
         if first and not (out / CHECKPOINT_NAME).exists():
             shutil.rmtree(out)
-            if replaced.exists():
+            if replaces and replaced.exists():
                 replaced.rename(out)
         raise
-    if first and replaced.exists():
+    if first and replaces and replaced.exists():
         shutil.rmtree(replaced)
     return meta
 
@@ -115,6 +117,32 @@ def read_interrupted(out: Path) -> tuple[TrainConfig, Path, Path | None, int]:
         ) from exc
 
 
+def read_resumed(
+    out: Path,
+    settings: list[str],
+    given: dict[str, Any],
+    *,
+    recipe: str,
+    data: Path | None,
+    finetune_from: Path | None,
+) -> tuple[TrainConfig, Path, Path | None, int]:
+    """The same, for a command whose flags may repeat what the run was started with.
+
+    Raises:
+        UsageError: there is no run, or a flag says something else than the run's record.
+        ArtefactError: its record is of another version.
+        ValueError: a setting is none.
+    """
+    config, started_data, source, devices = read_interrupted(out)
+    same = with_settings(replace(config, **given), settings) == config and recipe in ("auto", config.recipe)
+    same = same and (data is None or data.resolve() == started_data)
+    if not same or (finetune_from is not None and finetune_from.resolve() != source):
+        raise UsageError(
+            f"{out}: was started with other settings or data, see {CONFIG_NAME}; --resume needs --out alone"
+        )
+    return config, started_data, source, devices
+
+
 def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
     """The run to start from, if that is possible."""
     source = read_run(directory)
@@ -130,9 +158,14 @@ def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
     return source
 
 
-def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> None:
-    """Make an empty run folder; the run it replaces waits in `replaced` until the new one is finished."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> bool:
+    """Make an empty run folder; the run it replaces waits in `replaced` until the new one is finished.
+
+    Returns:
+        Whether there is such a run.
+    """
+    taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if taken:
         if not overwrite:
             raise UsageError(
                 f"{out}: exists already; go on with --resume, replace it with --overwrite, or rename it"
@@ -143,6 +176,7 @@ def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> None:
             raise UsageError(f"{replaced}: an earlier run was put aside there; look at it, then remove it")
         out.rename(replaced)
     out.mkdir(parents=True, exist_ok=True)
+    return taken
 
 
 def _claim_interrupted(out: Path, record: dict) -> None:
@@ -151,7 +185,8 @@ def _claim_interrupted(out: Path, record: dict) -> None:
         raise UsageError(f"{out}: this run is finished; nothing to resume")
     if not (out / CHECKPOINT_NAME).is_file():
         raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; start anew with --overwrite")
-    if read_json(out / CONFIG_NAME) != record:
+    started = read_json(out / CONFIG_NAME)
+    if {key: started.get(key) for key in record} != record:
         raise ArtefactError(
             f"{out}: was started with other settings or data, see {CONFIG_NAME};"
             " resume with the same, or start anew with --overwrite"

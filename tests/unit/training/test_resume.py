@@ -12,7 +12,7 @@ from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
 from training.config import TrainConfig
 from training.history import WALL_CLOCK
-from training.train import read_interrupted, train
+from training.train import read_interrupted, read_resumed, train
 
 DEADLINE_S = 240
 # Everything that has a state or draws random numbers is on. 6 updates an epoch.
@@ -52,13 +52,14 @@ def kill_after_checkpoints(context: ForkServerContext, num_checkpoints: int, **a
     checkpoint = arguments["out"] / "last.ckpt"
     child = context.Process(target=train, kwargs=arguments)
     child.start()
-    seen = {checkpoint.stat().st_ino if checkpoint.exists() else 0}
+    # Not inodes: the next file may get the number of the one before.
+    seen = {checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0}
     deadline = time.monotonic() + DEADLINE_S
     while len(seen) <= num_checkpoints:
         assert child.is_alive(), "ended by itself before it could be killed"
         assert time.monotonic() < deadline
         if checkpoint.exists():
-            seen.add(checkpoint.stat().st_ino)
+            seen.add(checkpoint.stat().st_mtime_ns)
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.05))
     child.kill()
@@ -86,6 +87,10 @@ def test_a_run_killed_at_three_random_steps_ends_with_the_bits_of_one_that_was_n
     for number in range(3):
         kill_after_checkpoints(context, random.randint(1, 4), **arguments, resume=number > 0)
         assert not (cut / "meta.json").exists()
+    for flags in ({"given": {"epochs": 99}}, {"settings": ["lr=0.5"]}, {"data": tmp_path}):
+        asked = {"settings": [], "given": {}, "recipe": "auto", "data": None, "finetune_from": None} | flags
+        with pytest.raises(UsageError, match="other settings"):
+            read_resumed(cut, **asked)
     with pytest.raises(ArtefactError, match="other settings"):
         train(replace(EVERYTHING, lr=0.5), data_directory=prepared.directory, out=cut, resume=True)
     config, data, source, devices = read_interrupted(cut)
