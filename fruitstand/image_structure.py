@@ -74,6 +74,8 @@ def _jpeg(view: memoryview) -> None:
         length = view[position] << 8 | view[position + 1]
         if marker == _SOI or length < 2:
             raise ImageRejected("damaged: broken JPEG markers")
+        if position + length > len(view):
+            raise ImageRejected(_TRUNCATED)
         if marker == _DHT:
             _huffman_tables(view[position + 2 : position + length])
         is_progressive |= marker in _PROGRESSIVE_FRAMES

@@ -115,7 +115,7 @@ def test_a_truncated_image_is_refused_among_others_too(
     with Client(server.url) as client:
         mixed = client.classify([*files, *cut, encode(pattern(400, 400), "BMP")])
     assert [one.error is None for one in mixed] == [True] * 4 + [False] * 4 + [True]
-    assert all("damaged or truncated" in str(one.error) for one in mixed[4:8])
+    assert all("truncated" in str(one.error) for one in mixed[4:8])
 
 
 def test_archives_are_classified_as_their_files_are(

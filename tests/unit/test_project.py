@@ -109,7 +109,8 @@ def test_no_verb_has_more_than_twelve_options() -> None:
     from fruitstand.cli import app
 
     for name, command in get_command(app).commands.items():
-        assert len(command.params) <= 12, name
+        flags = [one for one in command.params if one.param_type_name == "option"]
+        assert len(flags) <= 12, name
 
 
 def readme_commands() -> list[str]:
