@@ -7,6 +7,7 @@ passed.
 import logging
 from pathlib import Path
 
+from export.gates import MAX_SLOWDOWN
 from export.repository import check_same_contract, reference_version
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
@@ -26,6 +27,7 @@ def export(
     data_directory: Path | None,
     compare_int8: bool = False,
     sign_key: Path | None = None,
+    max_slowdown: float = MAX_SLOWDOWN,
 ) -> dict:
     """Export, check and publish a run.
 
@@ -36,6 +38,7 @@ def export(
         data_directory: the prepared folder; None takes the one the run was trained on.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
         sign_key: an Ed25519 private key, PEM, to sign the version with.
+        max_slowdown: how many times as slow as the served version it may be.
 
     Returns:
         The published version's number, path and gates.
@@ -63,7 +66,7 @@ def export(
     from export.publish import publish
 
     candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
-    manifest = publish(repository, candidate, sign_key=sign_key)
+    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}
 

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+MAX_SLOWDOWN = 1.1
+"""Time for a batch, as a multiple of the version's that is replaced."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:

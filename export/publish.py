@@ -22,7 +22,7 @@ from export.candidate_files import CANDIDATE_NAME, required_gates
 from export.checks import extreme_pixels_gate, open_session, run_batches
 from export.config_lint import lint_repository
 from export.decode_parity import decode_as_served
-from export.gates import Gate, at_most, read_gate
+from export.gates import MAX_SLOWDOWN, Gate, at_most, read_gate
 from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from export.repository import (
     check_same_contract,
@@ -49,8 +49,6 @@ from fruitstand.versions import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-MAX_SLOWDOWN = 1.1
-"""Time for a batch, as a multiple of the version's that is replaced."""
 MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
 """Of the fp32 file's bytes: a larger one was not really converted."""
 

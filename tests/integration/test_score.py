@@ -128,7 +128,7 @@ def test_offline_answers_are_the_online_ones(
     served = run(source, tmp_path / "served", "--url", server.url, "--workers", 0)
     counts = (len(answered), len(files) - len(answered))
     for out, outcome in ((tmp_path / "local", result), (tmp_path / "served", served)):
-        assert (outcome["num_predictions"], outcome["num_errors"]) == counts == (80, 10)
+        assert (outcome["num_predictions"], outcome["num_errors"]) == counts
         offline = rows(out)
         assert [row["path"] for row in offline] == [path.name for path in files if path.name in answered]
         for row in offline:
