@@ -26,6 +26,7 @@ from fruitstand_client import (
     Unauthenticated,
 )
 from fruitstand_client.retry import MAX_TOKENS
+from fruitstand_client.wire import QUEUE_SHARE
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import Received, model_server
 
@@ -140,24 +141,21 @@ def test_other_failures_are_told_at_once(classify: Classify, status: str, images
 def test_no_attempt_is_made_past_the_deadline(classify: Classify, images: list[bytes]) -> None:
     """An overloaded server's images have the reason; the time is the caller's, not the backoff's."""
     with model_server(aborting("RESOURCE_EXHAUSTED")) as server:
-        started = time.monotonic()
-        predictions = classify(server.url, images[:2], deadline_s=0.8)
-        assert time.monotonic() - started < 0.8 + 0.5
-        assert len(server.received) >= 3
+        predictions = classify(server.url, images[:2], deadline_s=3)
+        assert 3 <= len(server.received) < MAX_TOKENS / 2, "the budget ended them"
+        assert all(one.time_left_s > 0 for one in server.received)
     assert all(isinstance(one.failure, Overloaded) for one in predictions)
 
 
 def test_one_deadline_limits_the_call_and_the_servers_queue(classify: Classify, images: list[bytes]) -> None:
-    """The queue's limit is the shorter one, in microseconds; the caller does not wait longer."""
+    """The queue's limit is the shorter one, in microseconds; the caller does not wait for the answer."""
     released = threading.Event()
-    with model_server(lambda received, context: released.wait(10)) as server:
-        started = time.monotonic()
-        (prediction,) = classify(server.url, images[:1], deadline_s=0.5)
-        assert time.monotonic() - started < 2
+    with model_server(lambda received, context: released.wait(60)) as server:
+        (prediction,) = classify(server.url, images[:1], deadline_s=3)
         released.set()
         (received,) = server.received
     assert isinstance(prediction.failure, DeadlineExceeded)
-    assert 0.3e6 < received.timeout_us < 0.5e6
+    assert 0 < received.timeout_us <= QUEUE_SHARE * 3e6 < 3e6
 
 
 @pytest.mark.parametrize("pushback_ms", ["300", "-1", "soon"])
@@ -286,20 +284,22 @@ def test_async_images_are_taken_only_as_they_are_needed(images: list[bytes]) -> 
 
 
 def test_in_flight_bounds_the_requests_under_way(classify: Classify, images: list[bytes]) -> None:
-    """And the bound is reached."""
+    """And the bound is reached: none is answered before three are there."""
     lock, now, most = threading.Lock(), 0, 0
+    three = threading.Barrier(3, timeout=30)
 
     def behave(received: Received, context: grpc.ServicerContext) -> None:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.05)
+        three.wait()
         with lock:
             now -= 1
 
     with model_server(behave) as server:
-        classify(server.url, images, batch_size=2, in_flight=3)
+        sent = images[:36]
+        assert labels(classify(server.url, sent, batch_size=2, in_flight=3)) == lengths(sent)
     assert most == 3
 
 

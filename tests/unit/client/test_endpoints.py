@@ -82,13 +82,15 @@ def test_keepalive_settings_reach_the_channel(classify: Classify, images: list[b
     strict = [("grpc.http2.min_ping_interval_without_data_ms", 60_000), ("grpc.http2.max_ping_strikes", 1)]
 
     def behave(received: Received, context: grpc.ServicerContext) -> None:
-        time.sleep(6)
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        ended.wait(60)
 
     with (
         model_server(behave, options=strict) as server,
         pytest.raises(RequestFailed, match=r"too_many_pings|Too many pings"),
     ):
-        classify(server.url, images[:1], keepalive_s=1, deadline_s=8)
+        classify(server.url, images[:1], keepalive_s=1, deadline_s=60)
 
 
 @pytest.mark.parametrize(
