@@ -14,7 +14,7 @@ from fruitstand_client.images import MAX_ENCODED_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-# A wrong password is a RuntimeError, an unknown method a NotImplementedError, the rest are the decompressors'.
+# A password is a RuntimeError, an unknown method a NotImplementedError, the rest is damage.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
 
 
