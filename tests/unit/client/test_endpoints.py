@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand_client import Client, RequestFailed, ServerUnreachable
+from fruitstand_client import Client, RequestFailed, ServerUnreachable, Tls
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import KillableServer, Received, model_server
 
@@ -75,6 +75,16 @@ def test_an_api_key_is_sent_with_every_request(classify: Classify, images: list[
         classify(server.url, images[:1], api_key="a secret")
         classify(server.url, images[:1])
         assert [one.metadata.get("x-api-key") for one in server.received] == ["a secret", None]
+
+
+@pytest.mark.parametrize("url", ["server:8001", "10.0.0.1:8001", "127.0.0.1:8001,server:8001"])
+def test_an_api_key_does_not_leave_this_machine_in_clear_text(url: str) -> None:
+    """The line says what to do; with TLS, or to this machine itself, it is sent."""
+    with pytest.raises(UsageError, match=r"only encrypted; name the CA to trust \(--ca") as raised:
+        Client(url, api_key="a secret")
+    assert "a secret" not in str(raised.value)
+    Client("server:8001", api_key="a secret", tls=Tls()).close()
+    Client("127.0.0.1:8001,[::1]:8001,localhost:8001", api_key="a secret").close()
 
 
 def test_keepalive_settings_reach_the_channel(classify: Classify, images: list[bytes]) -> None:
