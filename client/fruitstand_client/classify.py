@@ -125,7 +125,8 @@ def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
     """How many failed in a run that is complete, if it was one of the same images."""
     for image in skip_done(out, output_format, find_images(arguments)):
         raise UsageError(
-            f"{out}: complete, but without a row for {image_name(image)}; give the same images, or another --out"
+            f"{out}: complete, but without a row for {image_name(image)}; give the same images, or choose"
+            " another --out"
         )
     log.info("%s is complete, nothing is left to do", out)
     return sum(row.failed for row in written_rows(out, output_format))
