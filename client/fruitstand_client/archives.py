@@ -1,8 +1,10 @@
 """Images inside zip and tar files, read one by one, never unpacked."""
 
 import io
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -12,6 +14,8 @@ from fruitstand_client.images import MAX_ENCODED_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+# A password is a RuntimeError, an unknown method a NotImplementedError, the rest is damage.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
 
 
 class Member(io.BytesIO):
@@ -41,7 +45,7 @@ class ZipMember:
         try:
             with self._archive.open(self._info) as file:
                 return file.read(size)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as exc:
+        except _DAMAGED as exc:
             raise OSError(f"damaged or encrypted in the archive ({exc})") from exc
 
 

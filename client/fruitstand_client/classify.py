@@ -12,9 +12,17 @@ from fruitstand.errors import UsageError
 from fruitstand.progress import track
 from fruitstand_client.client import Client
 from fruitstand_client.errors import ImageRejected
+from fruitstand_client.images import image_name
 from fruitstand_client.output import FORMATS, Rows, open_rows
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.resume import RESUMED_FORMATS, PartialRows, open_partial, partial_path, written_rows
+from fruitstand_client.resume import (
+    RESUMED_FORMATS,
+    PartialRows,
+    open_partial,
+    partial_path,
+    skip_done,
+    written_rows,
+)
 from fruitstand_client.sources import count_images, find_images
 
 log = logging.getLogger("fruitstand.classify")
@@ -72,9 +80,7 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
         RequestFailed: the server did not answer; the rows so far are kept where they can be resumed.
     """
     if output.resume and output.path is not None and _is_complete(output.path):
-        failed = sum(row.failed for row in written_rows(output.path, output.format))
-        log.info("%s is complete, nothing is left to do", output.path)
-        return failed
+        return _look_again(output.path, output.format, arguments)
     total = count_images(arguments)
     images = find_images(arguments)
     summary = _Summary()
@@ -87,7 +93,8 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
         num_done = 0
         if output.is_resumable and output.path is not None:
             partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
-            images, num_done = partial.skip_done(images), partial.num_done
+            images = skip_done(partial_path(output.path), output.format, images)
+            num_done = partial.num_done
             summary.go_on(partial)
             rows = partial
         else:
@@ -112,6 +119,17 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
 
 def _is_complete(out: Path) -> bool:
     return out.is_file() and not partial_path(out).exists()
+
+
+def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
+    """How many failed in a run that is complete, if it was one of the same images."""
+    for image in skip_done(out, output_format, find_images(arguments)):
+        raise UsageError(
+            f"{out}: complete, but without a row for {image_name(image)}; give the same images, or choose"
+            " another --out"
+        )
+    log.info("%s is complete, nothing is left to do", out)
+    return sum(row.failed for row in written_rows(out, output_format))
 
 
 class _Summary:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand_client.errors import RequestFailed
@@ -19,9 +19,6 @@ from fruitstand_client.exchange import Call, Exchange, Read, Steps
 from fruitstand_client.images import MAX_ENCODED_BYTES, Image
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.tls import Tls
-
-if TYPE_CHECKING:
-    pass
 
 BATCH_BYTES = 2 * MAX_ENCODED_BYTES
 
@@ -56,15 +53,15 @@ class _Connection:
                 than twice that many requests hold.
             deadline_s: for each request with its repetitions, seconds. It also limits the time in the
                 server's queue, where the server's own limit is not shorter.
-            tls: encrypts the connection; needed before an API key leaves this machine.
-            api_key: sent with each request.
+            tls: encrypts the connection.
+            api_key: sent with each request; without `tls` only to this machine itself.
             keepalive_s: ping the server when nothing was said for so long, seconds. Triton ends the
                 connection of a client that pings more often than every 300 s, unless it is told otherwise.
             allow_urls: fetch images that are named by http and https addresses.
 
         Raises:
             ValueError: a number outside what is allowed.
-            UsageError: no address, or a TLS file that cannot be read.
+            UsageError: no address, a TLS file that cannot be read, or an API key that needs `tls`.
         """
         if not 1 <= batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size: got {batch_size}, allowed 1 to {MAX_BATCH_SIZE}")

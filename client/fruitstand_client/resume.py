@@ -38,8 +38,6 @@ class PartialRows:
 
     def __init__(self, path: Path, output_format: str, file: IO[bytes]) -> None:
         """Go on with what is in `file`, its torn end cut off."""
-        self._path = path
-        self._format = output_format
         self._file = file
         self.num_done = 0
         """Inputs that have a row from an earlier run."""
@@ -52,25 +50,6 @@ class PartialRows:
             end = row.end
         file.truncate(end)
         self._rows = TextRows(file, output_format, header=end == 0)
-
-    def skip_done(self, images: Iterable[Source]) -> Iterator[Source]:
-        """Those of a run's inputs that have no row yet.
-
-        Raises:
-            UsageError: a row is of another input: they changed since.
-        """
-        remaining = iter(images)
-        rows = written_rows(self._path, self._format)
-        for number in range(1, self.num_done + 1):
-            written = next(rows).path
-            image = next(remaining, None)
-            name = "nothing" if image is None else escaped(image_name(image))
-            if name != written:
-                raise UsageError(
-                    f"{self._path}: row {number} is of {written}, and that input is {name} now; give the same"
-                    " images, or remove the file to start anew"
-                )
-        yield from remaining
 
     def write(self, prediction: Prediction) -> None:
         """One row; it is the kernel's at once, and survives this process."""
@@ -106,6 +85,24 @@ def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[Par
         os.fsync(file.fileno())
         os.replace(path, out)
     fsync_path(out.parent)
+
+
+def skip_done(path: Path, output_format: str, images: Iterable[Source]) -> Iterator[Source]:
+    """Those of a run's inputs that have no row in `path` yet.
+
+    Raises:
+        UsageError: a row is of another input: they changed since.
+    """
+    remaining = iter(images)
+    for number, row in enumerate(written_rows(path, output_format), 1):
+        image = next(remaining, None)
+        name = "nothing" if image is None else escaped(image_name(image))
+        if name != row.path:
+            raise UsageError(
+                f"{path}: row {number} is of {row.path}, and that input is {name} now; give the same images,"
+                " or remove the file to start anew"
+            )
+    yield from remaining
 
 
 def partial_path(out: Path) -> Path:

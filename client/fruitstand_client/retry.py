@@ -18,8 +18,7 @@ class RetryPolicy:
 
     Every refusal takes a token, every answer brings a tenth of one, and below half of the tokens nothing is
     repeated: a server that refuses most requests is not asked several times for each. A connection that was
-        not
-    there costs the server nothing, so it takes no token; and before the first answer of all it is a wrong
+    not there costs the server nothing, so it takes no token; and before the first answer of all it is a wrong
     address, not a restart, and is told at once.
 
     Source:

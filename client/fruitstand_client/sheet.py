@@ -1,6 +1,7 @@
 """A contact sheet: small pictures with what the model said of them, as one image."""
 
 import io
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ MAX_PICTURES = 200
 SIDE = 120
 TEXT_HEIGHT = 34
 COLUMNS = 8
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # what Pillow raises
 GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
 
 
@@ -54,7 +56,12 @@ class ContactSheet:
             read = read_image(image, allow_urls=self._allow_urls)
             self._pictures.append(self._small(read.content))
             # What was read is not read again; what could not be read is left to the client to say.
-            yield Member(read.name, read.content) if read.failure is None else image
+            if read.failure is None:
+                yield Member(read.name, read.content)
+                continue
+            if isinstance(image, Member):
+                image.seek(0)
+            yield image
 
     def add(self, prediction: Prediction) -> None:
         """Note an answer; they come in the order of the images."""
@@ -93,7 +100,7 @@ class ContactSheet:
         try:
             with self._pillow.open(io.BytesIO(content)) as opened:
                 picture = opened.convert("RGB")
-        except (OSError, ValueError, self._pillow.DecompressionBombError):
+        except (*_DAMAGED, self._pillow.DecompressionBombError):
             return None
         picture.thumbnail((SIDE - 8, SIDE - 8))
         return picture

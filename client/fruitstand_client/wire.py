@@ -51,13 +51,19 @@ class Wire:
         """Prepare a channel; the first call opens it.
 
         Raises:
-            UsageError: no address, a name that is not found, or a TLS file that cannot be read.
+            UsageError: no address, a name that is not found, a TLS file that cannot be read, or an API key
+                that would leave this machine in clear text.
         """
         self.url = url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
         self.metadata = [(API_KEY_HEADER, api_key)] if api_key else None
         endpoints = _endpoints(url)
+        if api_key and tls is None and not all(_is_loopback(host) for host, _ in endpoints):
+            raise UsageError(
+                f"{url}: an API key leaves this machine only encrypted; name the CA to trust (--ca, or in"
+                " Python tls=Tls()), or send no key"
+            )
         options = _options(endpoints, keepalive_s)
         module = grpc.aio if asynchronous else grpc
         if tls is None:
@@ -177,6 +183,13 @@ def _endpoints(url: str) -> list[tuple[str, int]]:
             )
         endpoints.append((match[1] or match[2], int(match[3])))
     return endpoints
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _target(endpoints: list[tuple[str, int]]) -> str:

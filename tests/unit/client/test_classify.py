@@ -1,13 +1,18 @@
 """`fruitstand classify` against a real gRPC server that answers at once or slowly."""
 
 import csv
+import io
 import json
 import logging
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +154,26 @@ def test_other_images_than_before_are_not_mixed_with_the_old_rows(
     assert names(partial) == ["another.jpg"]
 
 
+def test_a_complete_file_of_other_images_is_not_taken_for_this_run(
+    folder: Path, server: ModelServer, tmp_path: Path
+) -> None:
+    """Whether an image came, went, or is another one: nothing is sent, and the old rows stay."""
+    first, second, third = sorted(folder.glob("00*.jpg"))[:3]
+    out = tmp_path / "out.jsonl"
+    classify(server, first, second, path=out)
+    content = out.read_bytes()
+    server.received.clear()
+    for images, words in (
+        ([first, second, third], f"without a row for {third}"),
+        ([first], f"row 2 is of {second}, and that input is nothing now"),
+        ([first, third], f"row 2 is of {second}, and that input is {third} now"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            classify(server, *images, path=out, resume=True)
+    assert server.received == []
+    assert out.read_bytes() == content
+
+
 def test_two_runs_never_write_one_file(tmp_path: Path) -> None:
     """The second one is told."""
     with (
@@ -213,6 +238,28 @@ def test_a_contact_sheet_shows_images_and_failures(folder: Path, server: ModelSe
     assert len(tiles[0].getcolors(120 * 120)) > 50 > len(tiles[1].getcolors(120 * 120))
     with pytest.raises(UsageError, match=r"sheet\.png"):
         classify(server, folder, path=tmp_path / "again.jsonl", sheet=tmp_path / "sheet.txt")
+
+
+def test_a_contact_sheet_changes_no_answer(server: ModelServer, tmp_path: Path) -> None:
+    """A PNG that is damaged in its middle is sent without a picture; a bad member of a tar has its reason."""
+    header, data = encode(pattern(60, 40), "PNG").split(b"IDAT", 1)
+    junk = b"\0\0\0\0\0\1\2\3"  # a chunk without a name, between the first and the last bytes of the data
+    size = struct.pack(">I", 9)
+    first = data[:9] + struct.pack(">I", zlib.crc32(b"IDAT" + data[:9]))
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(header[:-4] + size + b"IDAT" + first + junk + data[9:])
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        info = tarfile.TarInfo("text.jpg")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"hello"))
+    errors = []
+    for name, sheet in (("plain", None), ("drawn", tmp_path / "sheet.png")):
+        out = tmp_path / f"{name}.jsonl"
+        assert classify(server, damaged, tmp_path / "a.tar", path=out, sheet=sheet) == 1
+        errors.append([json.loads(line)["error"] for line in out.read_text().splitlines()])
+    assert errors[0] == errors[1]
+    assert errors[0][0] is None
+    assert "empty" not in errors[0][1]
 
 
 def test_what_cannot_work_is_one_line_that_says_what_to_do(folder: Path, tmp_path: Path) -> None:

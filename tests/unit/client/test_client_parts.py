@@ -138,9 +138,9 @@ def test_a_folder_that_contains_itself_is_named(tmp_path: Path) -> None:
         list(find_images([str(tmp_path)]))
 
 
-def make_zip(path: Path, members: dict[str, bytes]) -> Path:
+def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
     """A zip."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
@@ -197,6 +197,25 @@ def test_damage_in_an_archive_is_told(tmp_path: Path) -> None:
     assert image_name(next(images)).endswith("a.tar.gz/1.jpg")
     with pytest.raises(UsageError, match="ends too early"):
         list(images)
+
+
+@pytest.mark.parametrize(
+    ("method", "offset"),
+    [
+        pytest.param(zipfile.ZIP_DEFLATED, 0, id="deflate"),  # the first block's kind
+        pytest.param(zipfile.ZIP_BZIP2, 4, id="bzip2"),  # the first block's mark
+        pytest.param(zipfile.ZIP_LZMA, 4, id="lzma"),  # the coder's properties
+    ],
+)
+def test_one_flipped_byte_in_a_zip_fails_one_image(method: int, offset: int, tmp_path: Path) -> None:
+    """However it is compressed, whatever its decompressor raises; the image beside it is read."""
+    path = make_zip(tmp_path / "a.zip", {"1.jpg": JPEG, "2.jpg": JPEG}, method)
+    content = bytearray(path.read_bytes())
+    content[30 + len("1.jpg") + offset] ^= 0xFF  # behind the local header and the name
+    path.write_bytes(content)
+    first, second = [read_image(one) for one in archive_images(str(path))]
+    assert str(first.failure).startswith("cannot be read: ")
+    assert second.content == JPEG
 
 
 def test_the_client_imports_nothing_it_does_not_need() -> None:

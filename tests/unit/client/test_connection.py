@@ -1,7 +1,6 @@
 """The clients against a real gRPC server that misbehaves as told; the blocking and the async one alike."""
 
 import asyncio
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ import grpc
 import pytest
 
 from export.corpus import encode, pattern
-from fruitstand.errors import UsageError
 from fruitstand_client import (
     AsyncClient,
     Client,
@@ -20,21 +18,17 @@ from fruitstand_client import (
     ModelNotFound,
     Overloaded,
     PermissionDenied,
-    Prediction,
     RequestCancelled,
     RequestFailed,
     RequestRejected,
     ServerFailure,
     ServerUnreachable,
-    ServerUntrusted,
-    Tls,
     Unauthenticated,
 )
 from fruitstand_client.retry import MAX_TOKENS
-from tests.certificates import Certificate, make_certificate, server_credentials
-from tests.model_server import KillableServer, Received, model_server
-
-Classify = Callable[..., list[Prediction]]
+from fruitstand_client.wire import QUEUE_SHARE
+from tests.both_clients import Classify, labels, lengths
+from tests.model_server import Received, model_server
 
 ERRORS = {
     "CANCELLED": RequestCancelled,
@@ -61,47 +55,6 @@ TEXTS = [
     pytest.param("INTERNAL", "[/opt/x.cc] DALI error: nvImageCodec failure", ImageRejected, id="native_dali"),
     pytest.param("RESOURCE_EXHAUSTED", "message larger than max (9 vs. 4)", ImageRejected, id="too_long"),
 ]
-
-
-@pytest.fixture(scope="module")
-def images() -> list[bytes]:
-    """Forty files of different lengths."""
-    jpeg = encode(pattern(50, 40))
-    return [
-        jpeg[:2] + b"\xff\xfe" + struct.pack(">H", 2 + size) + bytes(size) + jpeg[2:] for size in range(40)
-    ]
-
-
-def blocking(url: str, sent: list, **settings: object) -> list[Prediction]:
-    """Classify with the blocking client."""
-    with Client(url, **settings) as client:
-        return client.classify(sent, top_k=2)
-
-
-def awaiting(url: str, sent: list, **settings: object) -> list[Prediction]:
-    """Classify with the async client."""
-
-    async def ask() -> list[Prediction]:
-        async with AsyncClient(url, **settings) as client:
-            return await client.classify(sent, top_k=2)
-
-    return asyncio.run(ask())
-
-
-@pytest.fixture(params=[blocking, awaiting])
-def classify(request: pytest.FixtureRequest) -> Classify:
-    """Either client."""
-    return request.param
-
-
-def labels(predictions: list[Prediction]) -> list[str | None]:
-    """What the server called each image: its length."""
-    return [one.label for one in predictions]
-
-
-def lengths(sent: list[bytes]) -> list[str]:
-    """What it should have called them."""
-    return [str(len(one)) for one in sent]
 
 
 def aborting(status: str, text: str = "as told", **trailers: str) -> Callable:
@@ -188,24 +141,21 @@ def test_other_failures_are_told_at_once(classify: Classify, status: str, images
 def test_no_attempt_is_made_past_the_deadline(classify: Classify, images: list[bytes]) -> None:
     """An overloaded server's images have the reason; the time is the caller's, not the backoff's."""
     with model_server(aborting("RESOURCE_EXHAUSTED")) as server:
-        started = time.monotonic()
-        predictions = classify(server.url, images[:2], deadline_s=0.8)
-        assert time.monotonic() - started < 0.8 + 0.5
-        assert len(server.received) >= 3
+        predictions = classify(server.url, images[:2], deadline_s=3)
+        assert 3 <= len(server.received) < MAX_TOKENS / 2, "the budget ended them"
+        assert all(one.time_left_s > 0 for one in server.received)
     assert all(isinstance(one.failure, Overloaded) for one in predictions)
 
 
 def test_one_deadline_limits_the_call_and_the_servers_queue(classify: Classify, images: list[bytes]) -> None:
-    """The queue's limit is the shorter one, in microseconds; the caller does not wait longer."""
+    """The queue's limit is the shorter one, in microseconds; the caller does not wait for the answer."""
     released = threading.Event()
-    with model_server(lambda received, context: released.wait(10)) as server:
-        started = time.monotonic()
-        (prediction,) = classify(server.url, images[:1], deadline_s=0.5)
-        assert time.monotonic() - started < 2
+    with model_server(lambda received, context: released.wait(60)) as server:
+        (prediction,) = classify(server.url, images[:1], deadline_s=3)
         released.set()
         (received,) = server.received
     assert isinstance(prediction.failure, DeadlineExceeded)
-    assert 0.3e6 < received.timeout_us < 0.5e6
+    assert 0 < received.timeout_us <= QUEUE_SHARE * 3e6 < 3e6
 
 
 @pytest.mark.parametrize("pushback_ms", ["300", "-1", "soon"])
@@ -334,191 +284,23 @@ def test_async_images_are_taken_only_as_they_are_needed(images: list[bytes]) -> 
 
 
 def test_in_flight_bounds_the_requests_under_way(classify: Classify, images: list[bytes]) -> None:
-    """And the bound is reached."""
+    """And the bound is reached: none is answered before three are there."""
     lock, now, most = threading.Lock(), 0, 0
+    three = threading.Barrier(3, timeout=30)
 
     def behave(received: Received, context: grpc.ServicerContext) -> None:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.05)
+        three.wait()
         with lock:
             now -= 1
 
     with model_server(behave) as server:
-        classify(server.url, images, batch_size=2, in_flight=3)
+        sent = images[:36]
+        assert labels(classify(server.url, sent, batch_size=2, in_flight=3)) == lengths(sent)
     assert most == 3
-
-
-def test_no_server_is_one_clear_error_at_once(classify: Classify, images: list[bytes]) -> None:
-    """The address is named, and nobody waits for the deadline."""
-    started = time.monotonic()
-    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1.*is it started"):
-        classify("127.0.0.1:1", images)
-    assert time.monotonic() - started < 10
-
-
-def at_image(number: int, images: list[bytes], act: Callable[[], object]) -> Iterator[bytes]:
-    """The images; when one is taken, something happens."""
-    for index, image in enumerate(images):
-        if index == number:
-            act()
-        yield image
-
-
-def test_a_killed_server_is_waited_for(classify: Classify, images: list[bytes]) -> None:
-    """What was under way is asked again when it is back; every image has its one answer."""
-    first, restarted = KillableServer(), []
-
-    def kill() -> None:
-        first.kill()
-        thread.start()
-
-    thread = threading.Thread(target=lambda: restarted.append(KillableServer(first.port)))
-    sent = images * 5
-    try:
-        assert labels(classify(first.url, at_image(100, sent, kill), batch_size=2)) == lengths(sent)
-    finally:
-        thread.join(60)
-        for server in restarted:
-            server.kill()
-
-
-def test_several_endpoints_take_turns_and_a_dead_one_costs_no_call(
-    classify: Classify, images: list[bytes]
-) -> None:
-    """Both living ones are asked, nothing fails."""
-    with model_server() as one, model_server() as two:
-        url = f"127.0.0.1:1,{one.url},{two.url}"
-        assert labels(classify(url, images * 5, batch_size=2)) == lengths(images * 5)
-        assert min(len(one.received), len(two.received)) > 10
-        assert len(one.received) + len(two.received) == 100
-
-
-def test_an_endpoint_that_dies_costs_no_answer(classify: Classify, images: list[bytes]) -> None:
-    """Its requests are asked again elsewhere."""
-    dying = KillableServer()
-    with model_server() as survivor:
-        sent = images * 5
-        answers = classify(
-            f"{dying.url},{survivor.url}", at_image(100, sent, dying.kill), batch_size=2, deadline_s=10
-        )
-        assert labels(answers) == lengths(sent)
-
-
-def test_an_api_key_is_sent_with_every_request(classify: Classify, images: list[bytes]) -> None:
-    """And none without one."""
-    with model_server() as server:
-        classify(server.url, images[:1], api_key="a secret")
-        classify(server.url, images[:1])
-        assert [one.metadata.get("x-api-key") for one in server.received] == ["a secret", None]
-
-
-def test_keepalive_settings_reach_the_channel(classify: Classify, images: list[bytes]) -> None:
-    """Pings more often than a server allows are answered with the end of the connection: they do arrive."""
-    strict = [("grpc.http2.min_ping_interval_without_data_ms", 60_000), ("grpc.http2.max_ping_strikes", 1)]
-
-    def behave(received: Received, context: grpc.ServicerContext) -> None:
-        time.sleep(6)
-
-    with (
-        model_server(behave, options=strict) as server,
-        pytest.raises(RequestFailed, match=r"too_many_pings|Too many pings"),
-    ):
-        classify(server.url, images[:1], keepalive_s=1, deadline_s=8)
-
-
-class Authority:
-    """A CA, and a server's and a client's certificate of it, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ca = make_certificate("ca")
-        self.server = make_certificate("localhost", self.ca)
-        self.ca_file = self.ca.write(folder / "ca.pem")
-        self.client_file = make_certificate("client", self.ca).write(folder / "client.pem", with_key=True)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Made once."""
-    return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-def test_tls_and_mutual_tls_are_spoken(classify: Classify, authority: Authority, images: list[bytes]) -> None:
-    """With the CA's file, and with a certificate of one's own."""
-    with model_server(credentials=server_credentials(authority.server), host="localhost") as server:
-        sent = classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
-        assert labels(sent) == lengths(images[:2])
-        named = Tls(ca=authority.ca_file, server_name="localhost")
-        assert labels(classify(f"127.0.0.1:{server.port}", images[:2], tls=named)) == lengths(images[:2])
-    mutual = server_credentials(authority.server, clients_of=authority.ca)
-    with model_server(credentials=mutual, host="localhost") as server:
-        tls = Tls(ca=authority.ca_file, certificate=authority.client_file)
-        assert labels(classify(server.url, images[:2], tls=tls)) == lengths(images[:2])
-        with pytest.raises(ServerUnreachable, match="this client's certificate"):
-            classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
-
-
-@pytest.mark.parametrize(
-    ("presented", "words"),
-    [
-        pytest.param(
-            lambda ca: make_certificate("localhost", ca, days=(-3, -1)), "has expired", id="expired"
-        ),
-        pytest.param(
-            lambda ca: make_certificate("localhost", make_certificate("other")), "issuer", id="issuer"
-        ),
-        pytest.param(lambda ca: make_certificate("elsewhere", ca), "another name", id="name"),
-    ],
-)
-def test_a_server_that_is_not_to_be_trusted_is_named(
-    classify: Classify,
-    presented: Callable[[Certificate], Certificate],
-    words: str,
-    authority: Authority,
-    images: list[bytes],
-) -> None:
-    """In one line that says what to do; it is not asked again."""
-    with model_server(credentials=server_credentials(presented(authority.ca)), host="localhost") as server:
-        started = time.monotonic()
-        with pytest.raises(ServerUntrusted, match=words):
-            classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
-        assert time.monotonic() - started < 10
-
-
-def test_tls_where_none_is_spoken_and_the_reverse_are_told(
-    classify: Classify, authority: Authority, images: list[bytes]
-) -> None:
-    """Both ends of one mistake."""
-    with model_server() as server, pytest.raises(ServerUntrusted, match="does not speak TLS"):
-        classify(server.url, images[:2], tls=Tls(ca=authority.ca_file))
-    with (
-        model_server(credentials=server_credentials(authority.server), host="localhost") as server,
-        pytest.raises(ServerUnreachable, match="want TLS"),
-    ):
-        classify(server.url, images[:2])
-
-
-def test_tls_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    """Before anything is sent."""
-    with pytest.raises(UsageError, match="cannot be read"):
-        Client("h:1", tls=Tls(ca=tmp_path / "nothing.pem"))
-    (tmp_path / "wrong.pem").write_text("no certificate")
-    with pytest.raises(UsageError, match="no certificate in it"):
-        Client("h:1", tls=Tls(ca=tmp_path / "wrong.pem"))
-    only = make_certificate("client").write(tmp_path / "only.pem")
-    with pytest.raises(UsageError, match="no private key in it"):
-        Client("h:1", tls=Tls(certificate=only))
-
-
-@pytest.mark.parametrize(
-    "url", ["", "localhost", "http://localhost:8000", "localhost:99999", "a:1,", "a b:1"]
-)
-def test_what_is_no_address_is_refused(url: str) -> None:
-    """With what one looks like."""
-    with pytest.raises(UsageError, match="HOST:PORT"):
-        Client(url)
 
 
 @pytest.mark.parametrize(

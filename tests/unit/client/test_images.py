@@ -1,21 +1,15 @@
 """What is taken for an image, and what is refused before anything is sent."""
 
-import contextlib
-import http.server
 import io
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import fruitstand_client.urls
 from export.corpus import encode, pattern
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
@@ -124,92 +118,6 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
         "pipe": "cannot be read: no file, but a folder or a device",
         "empty": "the image is empty (0 bytes)",
     }
-
-
-class Web(http.server.BaseHTTPRequestHandler):
-    """A few addresses."""
-
-    def do_GET(self) -> None:
-        """As http.server names it."""
-        answers = {
-            "/good.jpg": (200, JPEG, {}),
-            "/moved": (302, b"", {"Location": "/good.jpg"}),
-            "/to-file": (302, b"", {"Location": "file:///etc/passwd"}),
-            "/to-ftp": (302, b"", {"Location": "ftp://127.0.0.1/x"}),
-            "/slow": (200, b"", {}),
-            "/large": (200, b"", {}),
-            "/said-large": (200, b"", {"Content-Length": str(MAX_ENCODED_BYTES + 1)}),
-        }
-        status, body, headers = answers.get(self.path, (404, b"", {}))
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-        if self.path == "/large":
-            with contextlib.suppress(OSError):
-                self.wfile.write(bytes(MAX_ENCODED_BYTES + 100_000))
-        with contextlib.suppress(OSError):
-            while self.path == "/slow" and not self.server.stopped.wait(0.05):  # type: ignore[attr-defined]
-                self.wfile.write(b"x")
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server's address."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
-    server.stopped = threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.stopped.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_url_is_fetched_only_if_that_is_allowed(web: str) -> None:
-    """And through a redirect to another http address."""
-    assert "unless that is allowed" in str(read_image(f"{web}/good.jpg").failure)
-    for path in ("good.jpg", "moved"):
-        read = read_image(f"{web}/{path}", allow_urls=True)
-        assert (read.content, read.name) == (JPEG, f"{web}/{path}")
-
-
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("missing", "HTTP status 404"),
-        ("to-file", "cannot be fetched"),
-        ("to-ftp", "cannot be fetched"),
-        ("said-large", "too many bytes"),
-        ("large", "too many bytes"),
-    ],
-)
-def test_a_url_that_leads_nowhere_good_is_an_error(path: str, words: str, web: str) -> None:
-    """Its row says why."""
-    assert words in str(read_image(f"{web}/{path}", allow_urls=True).failure)
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a.jpg", "data://image/png,xx"])
-def test_no_other_scheme_is_fetched(url: str) -> None:
-    """Whatever is allowed."""
-    assert "only http and https" in str(read_image(url, allow_urls=True).failure)
-
-
-def test_a_url_has_limits_on_bytes_and_time(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that drips a byte now and then does not hold the run up."""
-    monkeypatch.setattr(fruitstand_client.urls, "TIMEOUT_S", 0.5)
-    started = time.monotonic()
-    assert "not complete within" in str(read_image(f"{web}/slow", allow_urls=True).failure)
-    assert time.monotonic() - started < 5
-    closed = "http://127.0.0.1:1/a.jpg"
-    assert "Connection refused" in str(read_image(closed, allow_urls=True).failure)
 
 
 def test_a_hostile_header_is_refused_here() -> None:
