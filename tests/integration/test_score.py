@@ -29,7 +29,7 @@ DEADLINE_S = 150
 PARTITION_SIZE = 8
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Address of a Ray cluster of two nodes with one processor each."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'fruitstand[score]'")

@@ -82,7 +82,7 @@ class TritonPythonModel:
         return np.concatenate(parts, out=batch)
 
 
-def _open(version_directory: Path, config: dict, *, device_id: "int | None") -> "onnxruntime.InferenceSession":
+def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
     """Only what the server's trusted keys signed, where it has any."""
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
     return open_session(
