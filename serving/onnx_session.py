@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime
 
 from fruitstand.errors import ServerError
+from fruitstand.threads import thread_budget
 from fruitstand.triton_keys import (
     CPU_ACCELERATORS,
     CUDA_PARAMETERS,
@@ -25,7 +26,6 @@ from fruitstand.triton_keys import (
 )
 from fruitstand.versions import verify_model_file
 from serving.settings import checked_map, checked_parameters
-from serving.threads import thread_budget
 
 log = logging.getLogger("fruitstand.backend")
 

@@ -76,7 +76,7 @@ def test_prometheus_accepts_configuration_and_rules(promtool: str) -> None:
 
 
 def test_the_gateway_is_scraped_only_where_somebody_asks_for_it(promtool: str, tmp_path: Path) -> None:
-    """A gateway that never ran would page for ever; with the two lines taken in its job is there, and sound."""
+    """One that never ran would page for ever; with the two lines taken in, its job is there and sound."""
     text = (MONITORING / "prometheus.yml").read_text()
     config = yaml.safe_load(text)
     assert [job["job_name"] for job in config["scrape_configs"]] == ["triton"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fruitstand.threads import THREADS_VARIABLE
 from serving import doctor
-from serving.threads import THREADS_VARIABLE
 
 
 def found(name: str, ports: tuple[int, ...] = ()) -> doctor.Finding:

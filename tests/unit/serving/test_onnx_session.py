@@ -9,10 +9,10 @@ from onnx import TensorProto, helper
 
 from fruitstand.errors import ArtefactError, ServerError
 from fruitstand.signing import make_key, read_private_key, sign_manifest
+from fruitstand.threads import THREADS_VARIABLE
 from fruitstand.versions import MANIFEST_NAME
 from serving.onnx_session import execution_providers, open_session, run_options, session_options
 from serving.onnx_signature import check_signature, complete
-from serving.threads import THREADS_VARIABLE
 from tests.repositories import place_version
 
 
