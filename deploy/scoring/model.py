@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import ENCODED, FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
 from fruitstand.versions import MANIFEST_NAME, read_version
 
@@ -91,15 +92,13 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
     from serving.embedded import checked_repository
 
     repository, version = checked_repository(repository, trusted_keys)
-    pipelines = sorted((repository / IMAGE_DECODE).glob("*/dali.py"), key=lambda path: int(path.parent.name))
-    if not pipelines:
-        raise ArtefactError(f"{repository / IMAGE_DECODE}: no version with a dali.py; export the run again")
+    pipeline = served_pipeline(repository)
     return PinnedVersion(
         repository=repository,
         version=version.number,
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
-        pipeline=pipelines[-1].relative_to(repository),
-        pipeline_sha256=sha256_file(pipelines[-1]),
+        pipeline=pipeline.relative_to(repository),
+        pipeline_sha256=sha256_file(pipeline),
         config=_read_config(repository / FRUIT_RESNET / "config.pbtxt"),
     )
 
