@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
-from fruitstand_client import Client, RequestRejected
+from fruitstand_client import Client, ImageRejected
 from monitoring.boards import BOARDS
 from serving.embedded import EmbeddedServer
 from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules
@@ -169,7 +169,7 @@ def test_the_ensemble_counts_a_failure_twice_and_its_first_step_a_bad_image_as_s
     before = [counter(server, *one) for one in looked_at]
     with Client(server.url) as client:
         for _ in range(5):
-            with pytest.raises(RequestRejected):
+            with pytest.raises(ImageRejected):
                 client.classify_batch([NO_IMAGE])
     assert [counter(server, *one) - old for one, old in zip(looked_at, before, strict=True)] == [0, 10, 5, 0]
 
@@ -253,7 +253,7 @@ def test_every_panel_shows_data_in_a_real_prometheus(
             for file in files:
                 client.classify_batch([file])
                 sent += 1
-            with pytest.raises(RequestRejected):
+            with pytest.raises(ImageRejected):
                 client.classify_batch([NO_IMAGE])
             for expr in sorted(missing):
                 samples = [float(sample["value"][1]) for sample in answers.query(expr)]
@@ -302,7 +302,7 @@ def test_envoy_still_shows_what_was_captured(
         with Client(f"127.0.0.1:{port}") as client:
             answered = list(client.classify(test_images[:4]))
             assert [one.error for one in answered] == [None] * 4
-            with pytest.raises(RequestRejected):
+            with pytest.raises(ImageRejected):
                 client.classify_batch([NO_IMAGE])
         # Its histograms are merged every five seconds.
         wait_for(lambda: "upstream_rq_time_bucket" in fetch(page), 20, lambda: "histograms")
