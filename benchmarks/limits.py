@@ -31,15 +31,14 @@ from fruitstand.contract import (
     FRUIT_CLASSIFIER,
     FRUIT_RESNET,
     IMAGE,
-    IMAGE_DECODE,
     IMAGE_SUFFIXES,
     MAX_BATCH_SIZE,
     PIXELS,
     PROBABILITIES,
 )
-from fruitstand.dali_pipeline import load_pipeline_definition
+from fruitstand.dali_pipeline import load_pipeline_definition, served_pipeline
 from fruitstand.errors import DataError
-from fruitstand.versions import serving_state
+from fruitstand.versions import MANIFEST_NAME, serving_state
 
 BATCH = 32
 CONCURRENCIES = (1, 8, 64, 128)
@@ -50,6 +49,8 @@ PROVIDERS: dict[str, Any] = {
     "openvino": ("OpenVINOExecutionProvider", {"device_type": "CPU"}),
     "cuda": "CUDAExecutionProvider",
 }
+ENGINES = {"cpu": "ort", "openvino": "openvino"}
+"""Names of the manifest's engines among those."""
 VARIANTS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 
 Batch = Sequence[np.ndarray]
@@ -74,10 +75,7 @@ def main(
     if state is None:
         raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
     version = repository / FRUIT_RESNET / str(state.version)
-    served_engine = read_json(version / "manifest.json")["reports"]["int8"]["engine"]
-    measures = dict(
-        _in_process(repository, version, files, "openvino" if served_engine == "openvino" else "ort")
-    )
+    measures = dict(_in_process(repository, version, files))
     samples: dict[str, list[float]] = {}
     with (
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
@@ -147,12 +145,10 @@ def _timed(seconds: float, step: Callable[[], int]) -> float:
     return done / elapsed
 
 
-def _in_process(
-    repository: Path, version: Path, files: list[np.ndarray], engine: str
-) -> Iterator[tuple[str, Measure]]:
+def _in_process(repository: Path, version: Path, files: list[np.ndarray]) -> Iterator[tuple[str, Measure]]:
     """The same pipeline file, ONNX file and engine as served, without a server."""
-    pipeline_file = repository / IMAGE_DECODE / "1" / "dali.py"
-    pipeline = load_pipeline_definition(pipeline_file)(batch_size=MAX_BATCH_SIZE, device_id=None)
+    definition = load_pipeline_definition(served_pipeline(repository))
+    pipeline = definition(batch_size=MAX_BATCH_SIZE, device_id=None)
     pipeline.build()
     batches = _batches(files)
 
@@ -175,7 +171,8 @@ def _in_process(
                     seconds, lambda: len(session.run([PROBABILITIES], {PIXELS: pixels})[0])
                 ),
             )
-    session = _session(version / VARIANTS["int8"], PROVIDERS[engine])
+    serve = read_json(version / MANIFEST_NAME)["serve"]
+    session = _session(version / serve["cpu_model"], PROVIDERS[ENGINES[serve["cpu_engine"]]])
 
     def infer(batch: np.ndarray) -> int:
         return len(session.run([PROBABILITIES], {PIXELS: batch})[0])

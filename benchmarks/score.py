@@ -28,6 +28,7 @@ from rich.console import Console
 from benchmarks.provenance import provenance
 from fruitstand.artefacts import write_json
 from fruitstand.contract import IMAGE_SUFFIXES
+from fruitstand.threads import thread_budget
 
 console = Console(stderr=True, highlight=False)
 
@@ -40,7 +41,7 @@ def measure(
     rounds: Annotated[int, typer.Option(help="Of all three measurements.")] = 5,
 ) -> None:
     """Measure in turn and write ratios with their spread."""
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = thread_budget()
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="fruitstand-bench-") as scratch:
         work = Path(scratch)
@@ -111,7 +112,8 @@ def _score(images: Path, repository: Path, out: Path) -> dict[str, float]:
     """Images a second of the command, with and without its start."""
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "fruitstand", "score", images, "--repository", repository, "--out", out]
-    done = subprocess.run([*map(str, command), "--json"], stdout=subprocess.PIPE, check=True)
+    here = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # no cluster's
+    done = subprocess.run([*map(str, command), "--json"], stdout=subprocess.PIPE, check=True, env=here)
     result = json.loads(done.stdout)
     return {
         "score_images_per_s": result["num_images"] / result["scoring_s"],

@@ -4,10 +4,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fruitstand.contract import IMAGE_DECODE
 from fruitstand.errors import ArtefactError
 
 PYTHON_FILE = "dali.py"
 SERIALIZED_FILE = "model.dali"
+
+
+def served_pipeline(repository: Path) -> Path:
+    """The `dali.py` that a model repository serves: of its latest version, Triton's own choice.
+
+    Raises:
+        ArtefactError: no version has one.
+    """
+    directory = repository / IMAGE_DECODE
+    found = [path for path in directory.glob(f"*/{PYTHON_FILE}") if path.parent.name.isdecimal()]
+    if not found:
+        raise ArtefactError(f"{directory}: no version with a {PYTHON_FILE}; export the run again")
+    return max(found, key=lambda path: int(path.parent.name))
 
 
 def load_pipeline_definition(path: Path) -> Callable[..., Any]:

@@ -4,12 +4,14 @@ import os
 import platform
 from pathlib import Path
 
+from fruitstand.threads import thread_budget
+
 
 def hardware() -> dict[str, object]:
     """Processor, cores this process may use, memory and architecture, JSON-ready."""
     return {
         "cpu": _cpu_model(),
-        "num_cores": len(os.sched_getaffinity(0)),
+        "num_cores": thread_budget(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "machine": platform.machine(),
     }

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.threads import cgroup_cpus, thread_budget
+from fruitstand.errors import UsageError
+from fruitstand.threads import cgroup_cpus, thread_budget
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_GLIBC = (2, 35)
@@ -156,7 +157,7 @@ def _gpu() -> Finding:
 def _threads() -> Finding:
     try:
         budget = thread_budget()
-    except ValueError as exc:
+    except UsageError as exc:
         return Finding("thread budget", FAIL, str(exc), "set it to a whole number, or not at all")
     cores, quota = len(os.sched_getaffinity(0)), cgroup_cpus()
     found = f"{budget} (affinity {cores}, cgroup quota {'none' if quota == float('inf') else f'{quota:g}'})"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
+from fruitstand.threads import thread_budget, thread_environment
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
-from serving.threads import thread_budget, thread_environment
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"

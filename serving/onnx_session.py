@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime
 
 from fruitstand.errors import ServerError
+from fruitstand.threads import thread_budget
 from fruitstand.triton_keys import (
     CPU_ACCELERATORS,
     CUDA_PARAMETERS,
@@ -25,7 +26,6 @@ from fruitstand.triton_keys import (
 )
 from fruitstand.versions import verify_model_file
 from serving.settings import checked_map, checked_parameters
-from serving.threads import thread_budget
 
 log = logging.getLogger("fruitstand.backend")
 
@@ -48,7 +48,7 @@ def open_session(
         config: the model's configuration, as Triton hands it to a backend.
         device_id: of the GPU; None for a KIND_CPU instance.
         trusted_keys: a folder with public keys, one of which must have signed the version.
-        num_threads: of the computation; None leaves it to the configuration and to OpenVINO, which takes all.
+        num_threads: of the computation; None takes the configuration's, without one the machine's budget.
 
     Raises:
         ArtefactError: the file is not the one that was published, or is not signed as asked.
@@ -64,9 +64,9 @@ def open_session(
     providers = execution_providers(config, device_id=device_id)
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
-        for name, provider_options in providers:
-            if name == "OpenVINOExecutionProvider":  # it does not look at the session's number
-                provider_options["num_of_threads"] = str(num_threads)
+    for name, provider_options in providers:
+        if name == "OpenVINOExecutionProvider":  # it does not look at the session's number, and takes all
+            provider_options["num_of_threads"] = str(options.intra_op_num_threads)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base

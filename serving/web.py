@@ -125,9 +125,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._forward(self.rfile.read(int(length)))
 
     def _is_foreign(self) -> bool:
-        """Refuse a page from elsewhere that has its own name point here (DNS rebinding)."""
-        allowed = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
-        if self.headers.get("Host") in allowed:
+        """Refuse what a page from elsewhere asks, also one that has its own name point here (DNS rebinding).
+
+        A link from elsewhere to the page is no question of another page's, and is followed.
+
+        Source:
+            Fetch Metadata Request Headers, W3C; RFC 6454, section 7 (Origin).
+        """
+        hosts = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
+        host, origin = self.headers.get("Host"), self.headers.get("Origin")
+        is_own = origin is None or origin == f"http://{host}"
+        crosses = self.headers.get("Sec-Fetch-Site") == "cross-site"
+        is_link = self.command == "GET" and self.headers.get("Sec-Fetch-Mode") == "navigate"
+        if host in hosts and is_own and (is_link or not crosses):
             return False
         self._refuse(403, "this page is for this machine only")
         return True

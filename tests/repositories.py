@@ -45,11 +45,11 @@ def clean_repository(directory: Path) -> Path:
     return repository
 
 
-def place_version(repository: Path, number: int) -> Path:
-    """A version as publishing leaves it; its model is a few bytes."""
+def place_version(repository: Path, number: int, model: bytes = b"weights") -> Path:
+    """A version as publishing leaves it; its model is a few bytes, which nothing can load."""
     directory = repository / FRUIT_RESNET / str(number)
     labels = ["Apple", "Pear"]
-    write_bytes(directory / FP32_MODEL, b"weights")
+    write_bytes(directory / FP32_MODEL, model)
     write_bytes(directory / "golden" / "0.jpg", b"image")
     golden = {"images": [{"file": "0.jpg", "probabilities": GOLDEN_ANSWER}]}
     write_json(directory / GOLDEN_LIST, golden)

@@ -5,7 +5,6 @@ Processes, not threads: for small images most of the work is Python's own, and o
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from fruitstand.errors import DataError, ImageRejected
 from fruitstand.manifest import ManifestRow
 from fruitstand.progress import track
 from fruitstand.reference_decode import decode_reference
+from fruitstand.threads import thread_budget
 from training.layout import FoundImage
 from training.same_films import thumbnail
 from training.tree import FolderTree, ZipTree, open_tree
@@ -75,7 +75,7 @@ def _results(source: Path, found: list[FoundImage], staged: Path) -> Iterator[It
         with open_tree(source) as tree:
             yield map(_Copier(tree, staged).copy, found)
         return
-    num_workers = len(os.sched_getaffinity(0))
+    num_workers = thread_budget()
     with ProcessPoolExecutor(num_workers, initializer=_start, initargs=(source, staged)) as pool:
         yield pool.map(_copy, found, chunksize=CHUNK)
 

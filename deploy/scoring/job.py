@@ -23,6 +23,7 @@ from fruitstand.errors import ArtefactError, UsageError
 
 RECORD_NAME = "job.json"
 LOCK_NAME = ".lock"
+SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def _short(value: Any) -> str:
     """A value of the record for an error message; of a hash its beginning."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
-    return value[:12] if isinstance(value, str) else str(value)
+    return value[:12] if isinstance(value, str) and len(value) == SHA256_DIGITS else str(value)
 
 
 def _ranked_columns(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A model is pinned before anything is scored. Every worker loads what was pinned 
 a promotion in the middle of a job cannot mix two versions.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import ENCODED, FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
 from fruitstand.versions import MANIFEST_NAME, read_version
+
+ALL_CLASSES = 2**16
+"""More than a model has; Triton answers with as many as there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,17 @@ class PinnedServer:
 
     url: str
     version: str
+    labels_sha256: str
+    """Of its classes: another repository counts its versions from 1 as well."""
 
     def identity(self) -> dict[str, str | None]:
         """What a job may not change half way; a server does not tell its manifest's hash."""
-        return {"version": self.version, "manifest_sha256": None, "pipeline_sha256": None}
+        return {
+            "version": self.version,
+            "manifest_sha256": None,
+            "url": self.url,
+            "labels_sha256": self.labels_sha256,
+        }
 
     def open(self, *, num_threads: int, top_k: int) -> "ServedModel":
         """Connect to it."""
@@ -80,21 +92,19 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
     from serving.embedded import checked_repository
 
     repository, version = checked_repository(repository, trusted_keys)
-    pipelines = sorted((repository / IMAGE_DECODE).glob("*/dali.py"), key=lambda path: int(path.parent.name))
-    if not pipelines:
-        raise ArtefactError(f"{repository / IMAGE_DECODE}: no version with a dali.py; export the run again")
+    pipeline = served_pipeline(repository)
     return PinnedVersion(
         repository=repository,
         version=version.number,
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
-        pipeline=pipelines[-1].relative_to(repository),
-        pipeline_sha256=sha256_file(pipelines[-1]),
+        pipeline=pipeline.relative_to(repository),
+        pipeline_sha256=sha256_file(pipeline),
         config=_read_config(repository / FRUIT_RESNET / "config.pbtxt"),
     )
 
 
 def pin_server(url: str) -> PinnedServer:
-    """Ask a server which version answers, with an image.
+    """Ask a server which version answers, and with which classes, by an image.
 
     Raises:
         ClientError: it does not answer.
@@ -104,10 +114,12 @@ def pin_server(url: str) -> PinnedServer:
     from serving.readiness import canary_image
 
     with Client(url) as client:
-        (prediction,) = client.classify([canary_image()])
+        (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)
     if prediction.error or prediction.model_version is None:
         raise ServerError(f"{url}: a canary image was not answered: {prediction.error}")
-    return PinnedServer(url, prediction.model_version)
+    # Sorted: which class comes before which may hang on the last digit.
+    labels = "\n".join(sorted(rank.label for rank in prediction.top_k))
+    return PinnedServer(url, prediction.model_version, hashlib.sha256(labels.encode()).hexdigest())
 
 
 class LocalModel:

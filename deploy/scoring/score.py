@@ -68,6 +68,8 @@ def score(
         raise UsageError(f"--columns: got {columns!r}, expected two names, as in image,path")
     if (repository is None) == (url is None):
         raise UsageError("name one of --repository and --url")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{out}: is inside {source}, whose files are the job's inputs; choose another --out")
     started = time.time()
     pinned = pin_server(url) if url is not None else pin_repository(repository, trusted_keys)
     inputs = find_inputs(source, partition_size=partition_size, columns=names)

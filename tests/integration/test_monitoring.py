@@ -218,10 +218,13 @@ def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prome
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(MONITORING / "rules" / "*.yml")]
-    for job in config["scrape_configs"]:
-        job["static_configs"] = [{"targets": triton if job["job_name"] == "triton" else [envoy]}]
-        if job["job_name"] == "envoy":
-            job["metrics_path"] = "/envoy"
+    # Debian's Prometheus is older than scrape_config_files; the job is the same.
+    (gateway,) = yaml.safe_load((MONITORING / "gateway.yml").read_text())["scrape_configs"]
+    (server,) = config["scrape_configs"]
+    config["scrape_configs"] = [
+        {**server, "static_configs": [{"targets": triton}]},
+        {**gateway, "static_configs": [{"targets": [envoy]}], "metrics_path": "/envoy"},
+    ]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = [program, f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]

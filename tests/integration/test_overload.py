@@ -1,3 +1,7 @@
+"""The queue in front of the decoder, with the decoder held so that nothing depends on speed."""
+
+import contextlib
+import fcntl
 import shutil
 import threading
 import time
@@ -16,20 +20,53 @@ from serving.embedded import EmbeddedServer
 
 QUEUE_SIZE = 16
 SMALL = encode(pattern(100, 100))
-SLOW = encode(pattern(3000, 2000), quality=90)
-"""Takes the decoder long enough for others to queue up behind it."""
+GATE = "gate"
+GATED = """
+
+import fcntl
+
+from serving.decoder import Decoder
+
+
+def gated(self, encoded, decode=Decoder.decode):
+    with open({gate!r}) as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+    return decode(self, encoded)
+
+
+Decoder.decode = gated
+"""
+"""Ends the pipeline's file. A stopped process would do as well, but Triton gives it up after a second."""
+NO_ROOM = "Exceeds maximum queue size"
+EXPIRED = "Request timeout expired"
 
 
 @pytest.fixture(scope="module")
 def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """The server with a short queue in front of its first step."""
+    """The server with a short queue in front of its first step, in which nothing waits too long by itself."""
     copy = shutil.copytree(repository, tmp_path_factory.mktemp("narrow") / "model_repository")
     config = copy / IMAGE_DECODE / "config.pbtxt"
     text = config.read_text()
-    assert "max_queue_size: 1024" in text
-    config.write_text(text.replace("max_queue_size: 1024", f"max_queue_size: {QUEUE_SIZE}"))
+    for key, old, new in (
+        ("max_queue_size", 1024, QUEUE_SIZE),
+        ("default_timeout_microseconds", 2_000_000, 60_000_000),
+    ):
+        assert f"{key}: {old}\n" in text
+        text = text.replace(f"{key}: {old}\n", f"{key}: {new}\n")
+    config.write_text(text)
+    (copy / GATE).touch()
+    with (copy / IMAGE_DECODE / "1" / "dali.py").open("a") as pipeline:
+        pipeline.write(GATED.format(gate=str(copy / GATE)))
     with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
         yield running
+
+
+@contextlib.contextmanager
+def held_decoder(server: EmbeddedServer) -> Iterator[None]:
+    """Nothing is decoded in the block."""
+    with (server.repository / GATE).open() as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield
 
 
 class Calls:
@@ -37,25 +74,34 @@ class Calls:
 
     def __init__(self, url: str) -> None:
         self.client = triton.InferenceServerClient(url)
+        self.sent: list[Any] = []
         self.outcomes: list[str] = []
-        self._all_there = threading.Condition()
+        self._changed = threading.Condition()
 
-    def send(self, content: bytes, **options: int) -> Any:
+    def send(self, **options: int) -> None:
         """Start one request."""
-        encoded = np.frombuffer(content, np.uint8)[None]
+        encoded = np.frombuffer(SMALL, np.uint8)[None]
         tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
         tensor.set_data_from_numpy(encoded)
-        return self.client.async_infer(FRUIT_CLASSIFIER, [tensor], self._keep, **options)
+        self.sent.append(self.client.async_infer(FRUIT_CLASSIFIER, [tensor], self._keep, **options))
+
+    def send_until_one_is_turned_away(self, **options: int) -> None:
+        """Then the queue is full, or it has dropped what waited too long."""
+        with self._changed:
+            while not self.outcomes:
+                assert len(self.sent) < 300
+                self.send(**options)
+                self._changed.wait_for(lambda: self.outcomes, 0.02)
 
     def _keep(self, result: triton.InferResult, error: Exception | None) -> None:
-        with self._all_there:
+        with self._changed:
             self.outcomes.append("answered" if error is None else f"{error.status()} {error.message()}")
-            self._all_there.notify_all()
+            self._changed.notify_all()
 
-    def wait(self, count: int) -> Counter:
-        """All outcomes, each within a minute."""
-        with self._all_there:
-            assert self._all_there.wait_for(lambda: len(self.outcomes) >= count, 60), self.outcomes
+    def count(self) -> Counter:
+        """All outcomes, within a minute."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.outcomes) == len(self.sent), 60), self.outcomes
         return Counter(self.outcomes)
 
     def executed(self, model: str) -> int:
@@ -71,51 +117,52 @@ def calls(narrow: EmbeddedServer) -> Iterator[Calls]:
     made.client.close()
 
 
-def test_a_burst_over_the_limit_is_refused_and_nothing_hangs(calls: Calls) -> None:
+def total(outcomes: Counter, words: str) -> int:
+    """How many outcomes have these words."""
+    return sum(count for text, count in outcomes.items() if words in text)
+
+
+def test_a_burst_over_the_limit_is_refused_and_nothing_hangs(narrow: EmbeddedServer, calls: Calls) -> None:
     """UNAVAILABLE for what does not fit; every request has its outcome, and the server goes on."""
     before = calls.executed(IMAGE_DECODE)
-    for _ in range(8):
-        calls.send(SLOW)
-    for _ in range(300):
-        calls.send(SMALL)
-    outcomes = calls.wait(308)
-    refused = [text for text in outcomes if text != "answered"]
-    assert refused
-    assert all("UNAVAILABLE" in text and "Exceeds maximum queue size" in text for text in refused)
+    with held_decoder(narrow):
+        calls.send_until_one_is_turned_away()
+        for _ in range(20):
+            calls.send()
+    outcomes = calls.count()
+    assert outcomes["answered"] >= QUEUE_SIZE
+    assert total(outcomes, NO_ROOM) > 0
+    assert all("UNAVAILABLE" in text and NO_ROOM in text for text in outcomes if text != "answered")
     assert calls.executed(IMAGE_DECODE) - before == outcomes["answered"]
-    calls.send(SMALL)
-    assert calls.wait(309)["answered"] == outcomes["answered"] + 1
+    calls.send()
+    assert calls.count()["answered"] == outcomes["answered"] + 1
 
 
-def test_a_deadline_that_passes_in_the_queue_costs_no_inference(calls: Calls) -> None:
-    """A millisecond is over before the slow images in front are decoded."""
+def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
+    """A millisecond is over before the decoder goes on."""
     before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
-    for _ in range(4):
-        calls.send(SLOW)
-    time.sleep(0.05)  # until the decoder is at work on them
-    for _ in range(8):
-        calls.send(SMALL, timeout=1000)
-    outcomes = calls.wait(12)
-    expired = sum(count for text, count in outcomes.items() if "Request timeout expired" in text)
-    assert expired > 0
-    assert outcomes["answered"] + expired == 12
+    with held_decoder(narrow):
+        calls.send_until_one_is_turned_away(timeout=1000)
+        time.sleep(0.01)  # longer than the deadline
+    outcomes = calls.count()
+    assert total(outcomes, EXPIRED) > 0
+    assert outcomes["answered"] + total(outcomes, EXPIRED) + total(outcomes, NO_ROOM) == len(calls.sent)
     for model, count in before.items():
         assert calls.executed(model) - count == outcomes["answered"]
 
 
-def test_a_cancelled_request_costs_no_inference(calls: Calls) -> None:
-    """Neither decode nor inference runs for what was cancelled while it waited."""
-    before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
-    for _ in range(6):
-        calls.send(SLOW)
-    time.sleep(0.05)
-    waiting = [calls.send(SMALL) for _ in range(8)]
-    for call in waiting:
-        call.cancel()
-    outcomes = calls.wait(14)
-    cancelled = sum(count for text, count in outcomes.items() if "CANCELLED" in text)
-    assert cancelled == 8
-    calls.send(SMALL)  # behind them: once it is answered, they have had their turn
-    calls.wait(15)
-    for model, count in before.items():
-        assert calls.executed(model) - count == 7
+def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
+    """What is cancelled while it waits, or while it is decoded, never reaches the classifier."""
+    before = calls.executed(FRUIT_RESNET)
+    with held_decoder(narrow):
+        calls.send_until_one_is_turned_away()
+        for call in calls.sent:
+            call.cancel()
+        outcomes = calls.count()
+        calls.client.is_server_live()  # on the same connection: the server has read what came before
+        time.sleep(0.2)  # and its other thread has noted it
+    assert total(outcomes, "CANCELLED") >= QUEUE_SIZE
+    assert total(outcomes, "CANCELLED") + total(outcomes, NO_ROOM) == len(calls.sent)
+    calls.send()  # behind them: once it is answered, they have had their turn
+    assert calls.count()["answered"] == 1
+    assert calls.executed(FRUIT_RESNET) - before == 1

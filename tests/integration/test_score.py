@@ -1,6 +1,7 @@
 """Offline scoring: on two local Ray nodes, through kills, and against the online answers."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
@@ -21,6 +22,7 @@ from deploy.scoring.model import pin_repository
 from export.corpus import encode, pattern
 from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError
+from fruitstand.versions import read_version
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
 from tests.images import refused
@@ -29,7 +31,7 @@ DEADLINE_S = 150
 PARTITION_SIZE = 8
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Address of a Ray cluster of two nodes with one processor each."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'fruitstand[score]'")
@@ -110,6 +112,15 @@ def workers(nodes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
+def both_work(nodes: list[psutil.Process]) -> bool:
+    """Whether every node has a worker; the first is held until the last is there, or it does all the work."""
+    pool = workers(nodes)
+    all_there = {one.ppid() for one in pool} == {one.pid for one in nodes}
+    for one in pool:
+        one.resume() if all_there else one.suspend()
+    return all_there
+
+
 def test_offline_answers_are_the_online_ones(
     server: EmbeddedServer, repository: Path, test_images: list[Path], tmp_path: Path
 ) -> None:
@@ -143,6 +154,9 @@ def test_offline_answers_are_the_online_ones(
         reasons = {row["path"]: row["error"] for row in rows(out, "errors")}
         for name, (_, says) in refused().items():
             assert says in reasons[f"refused_{name}.jpg"]
+    labels = "\n".join(sorted(read_version(repository, 1).manifest["labels"]))
+    pinned = {"version": "1", "url": server.url, "labels_sha256": hashlib.sha256(labels.encode()).hexdigest()}
+    assert served["model"].items() >= pinned.items()
     manifest = repository / "fruit_resnet" / "1" / "manifest.json"
     assert {row["manifest_sha256"] for row in rows(tmp_path / "local")} == {sha256_file(manifest)}
 
@@ -183,16 +197,20 @@ def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(
     assert len(nodes) == 2
     driver = subprocess.Popen(command(many_images, out, *arguments), stdout=subprocess.DEVNULL)
     try:
+        wait(lambda: both_work(nodes), driver)
         wait(lambda: len(finished(out)) >= 4, driver)
-        pool = workers(nodes)
-        assert {one.ppid() for one in pool} == {one.pid for one in nodes}, "both nodes work"
-        pool[0].kill()
-        wait(lambda: len(workers(nodes)) == 2 and pool[0] not in workers(nodes), driver)
+        killed, other = workers(nodes)
+        other.suspend()  # it could end the job before Ray has replaced the killed one
+        killed.kill()
+        wait(lambda: len(workers(nodes)) == 2 and killed not in workers(nodes), driver)
+        other.resume()
         before = len(finished(out))
         wait(lambda: len(finished(out)) >= before + 4, driver)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
+        for one in workers(nodes):
+            one.resume()
     left_by_the_kill = finished(out)
     assert len(left_by_the_kill) < 1200 // PARTITION_SIZE, "the kill came too late to show anything"
     result = run(many_images, out, *arguments)
@@ -268,18 +286,21 @@ def test_a_worker_refuses_what_was_not_pinned(repository: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "name", "says"),
     [
-        pytest.param((), "--repository and --url", id="no_model"),
-        pytest.param(("--repository", "nowhere"), "no model repository", id="no_repository"),
-        pytest.param(("--url", "127.0.0.1:9"), "no server answers", id="no_server"),
-        pytest.param(("--url", "x", "--columns", "image"), "--columns", id="columns"),
+        pytest.param((), "out", "--repository and --url", id="no_model"),
+        pytest.param(("--url", "x"), "source/out", "is inside", id="out_in_source"),
+        pytest.param(("--repository", "nowhere"), "out", "no model repository", id="no_repository"),
+        pytest.param(("--url", "127.0.0.1:9"), "out", "no server answers", id="no_server"),
+        pytest.param(("--url", "x", "--columns", "image"), "out", "--columns", id="columns"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(arguments: tuple, says: str, tmp_path: Path) -> None:
+def test_what_cannot_work_is_said_in_one_line(arguments: tuple, name: str, says: str, tmp_path: Path) -> None:
     """With no stack trace and nothing written."""
+    source, out = tmp_path / "source", tmp_path / name
+    source.mkdir()
     done = subprocess.run(
-        command(tmp_path, tmp_path / "out", *arguments),
+        command(source, out, *arguments),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -288,15 +309,16 @@ def test_what_cannot_work_is_said_in_one_line(arguments: tuple, says: str, tmp_p
     assert done.returncode in (1, 2)
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 def test_more_workers_than_processors_are_refused(cluster: str, repository: Path, tmp_path: Path) -> None:
     """Ray would wait for ever."""
-    (tmp_path / "a.png").write_bytes(encode(pattern(40, 40), "PNG"))
+    source = tmp_path / "a.png"
+    source.write_bytes(encode(pattern(40, 40), "PNG"))
     arguments = ("--repository", repository, "--address", cluster, "--workers", 3)
     done = subprocess.run(
-        command(tmp_path, tmp_path / "out", *arguments),
+        command(source, tmp_path / "out", *arguments),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

@@ -304,8 +304,22 @@ def test_nothing_but_the_page_and_its_endpoints_is_given_out(url: str) -> None:
         assert ask("GET", path) == 404, path
     for path in ("/v2/repository/models/fruit_classifier/unload", "/v2/models/fruit_resnet/infer"):
         assert ask("POST", path, {"Content-Length": "0"}) == 404, path
-    assert ask("GET", "/", {"Host": f"evil.example:{port}"}) == 403
-    assert ask("POST", "/v2/models/fruit_classifier/infer", {"Content-Length": str(9 * 2**20)}) == 413
+    own, other = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
+    for headers, status in (
+        ({"Host": f"evil.example:{port}"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": other}, 403),
+        ({"Origin": own}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+    ):
+        assert ask("GET", "/v2/health/ready", headers) == status, headers
+    infer = "/v2/models/fruit_classifier/infer"
+    for headers in ({"Origin": other}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}):
+        assert ask("POST", infer, {"Content-Length": "0", **headers}) == 403, headers
+    assert ask("POST", infer, {"Content-Length": str(9 * 2**20)}) == 413
     assert ask("PUT", "/v2") == 501
 
 

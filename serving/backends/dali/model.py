@@ -8,10 +8,10 @@ import triton_python_backend_utils as pb_utils
 
 from fruitstand.dali_pipeline import PYTHON_FILE, SERIALIZED_FILE
 from fruitstand.errors import ImageRejected, ServerError
+from fruitstand.threads import thread_budget
 from serving.decoder import Decoder
 from serving.pipeline import Pipeline, check_outputs
 from serving.settings import checked_parameters
-from serving.threads import thread_budget
 
 
 class TritonPythonModel:

@@ -19,7 +19,7 @@ class TritonPythonModel:
         config = auto_complete_model_config.as_dict()
         if config["input"] and config["output"]:
             return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
-        session = open_session(Path(pb_utils.get_model_dir()), config, device_id=None)
+        session = _open(Path(pb_utils.get_model_dir()), config, device_id=None)
         inputs, outputs, max_batch_size = complete(config, session)
         if not config["input"]:
             for tensor in inputs:
@@ -38,13 +38,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        trusted_keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
         on_gpu = args["model_instance_kind"] == "GPU"
-        self._session = open_session(
+        self._session = _open(
             Path(args["model_repository"], args["model_version"]),
             config,
             device_id=int(args["model_instance_device_id"]) if on_gpu else None,
-            trusted_keys=Path(trusted_keys) if trusted_keys else None,
         )
         check_signature(config, self._session)
         self._run_options = run_options(config)
@@ -82,3 +80,11 @@ class TritonPythonModel:
         if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: another size than the first batch had
             return np.concatenate(parts)
         return np.concatenate(parts, out=batch)
+
+
+def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
+    """Only what the server's trusted keys signed, where it has any."""
+    keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
+    return open_session(
+        version_directory, config, device_id=device_id, trusted_keys=Path(keys) if keys else None
+    )

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.scoring.job import open_job
-from deploy.scoring.model import Answer
+from deploy.scoring.model import Answer, PinnedServer
 from deploy.scoring.partitions import Image
 from fruitstand.errors import ArtefactError, UsageError
 
@@ -121,3 +121,26 @@ def test_a_damaged_partition_is_named(tmp_path: Path) -> None:
         job.file("predictions", 0).write_bytes(b"torn")
         with pytest.raises(ArtefactError, match=r"part-000000\.parquet: damaged.*remove it"):
             job.count_rows()
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        pytest.param(PinnedServer("b:8001", "1", "c" * 64), "url a:8001,.* url b:8001", id="url"),
+        pytest.param(
+            PinnedServer("a:8001", "1", "d" * 64), "labels_sha256 c+,.*labels_sha256 d", id="classes"
+        ),
+        pytest.param(PinnedServer("a:8001", "2", "c" * 64), "version 1,.*version 2,", id="version"),
+    ],
+)
+def test_a_job_on_a_server_goes_on_with_the_same_only(other: PinnedServer, says: str, tmp_path: Path) -> None:
+    """Version 1 of another server, or of another repository behind the same address, is another model."""
+    begun = {**RECORD, "model": PinnedServer("a:8001", "1", "c" * 64).identity()}
+    for _ in range(2):
+        with open_job(tmp_path / "out", begun):
+            pass
+    with (
+        pytest.raises(UsageError, match=f"other model .*{says}"),
+        open_job(tmp_path / "out", {**RECORD, "model": other.identity()}),
+    ):
+        pass

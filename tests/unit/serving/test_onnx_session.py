@@ -9,10 +9,10 @@ from onnx import TensorProto, helper
 
 from fruitstand.errors import ArtefactError, ServerError
 from fruitstand.signing import make_key, read_private_key, sign_manifest
+from fruitstand.threads import THREADS_VARIABLE
 from fruitstand.versions import MANIFEST_NAME
 from serving.onnx_session import execution_providers, open_session, run_options, session_options
 from serving.onnx_signature import check_signature, complete
-from serving.threads import THREADS_VARIABLE
 from tests.repositories import place_version
 
 
@@ -188,17 +188,55 @@ def test_a_version_is_loaded_when_a_trusted_key_signed_it(version: Path, tmp_pat
         open_session(version, config(), device_id=None, trusted_keys=trusted)
 
 
-def doubling(tmp_path: Path, batch: str | int = "N", columns: int = 3) -> onnxruntime.InferenceSession:
-    """A file that adds its input to itself: X FLOAT [batch, columns] -> Y."""
-    shape = [batch, columns]
+def doubling_model(batch: str | int = "N") -> onnx.ModelProto:
+    """Adds its input to itself: X FLOAT [batch, 3] -> Y."""
+    shape = [batch, 3]
     graph = helper.make_graph(
         [helper.make_node("Add", ["X", "X"], ["Y"])],
         "doubling",
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "model.onnx")
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "num_threads", "expected"),
+    [
+        pytest.param({}, None, 5, id="budget"),
+        pytest.param({"intra_op_thread_count": "3"}, None, 3, id="configuration"),
+        pytest.param({"intra_op_thread_count": "3"}, 2, 2, id="caller"),
+    ],
+)
+def test_openvino_gets_the_sessions_threads(
+    parameters: dict[str, str],
+    num_threads: int | None,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would take all processors, whatever the budget."""
+    asked = []
+
+    class Recorded(onnxruntime.InferenceSession):
+        def __init__(self, path: Path, options: onnxruntime.SessionOptions, providers: list) -> None:
+            asked.append((options.intra_op_num_threads, dict(providers)["OpenVINOExecutionProvider"]))
+            super().__init__(path, options, providers=providers)
+
+    if "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("the installed onnxruntime has no OpenVINO")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    monkeypatch.setenv(THREADS_VARIABLE, "5")
+    version = place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
+    settings = config(parameters, optimization=accelerators("cpu", "openvino"))
+    session = open_session(version, settings, device_id=None, num_threads=num_threads)
+    assert session.get_providers()[0] == "OpenVINOExecutionProvider"
+    assert asked == [(expected, {"device_type": "CPU", "num_of_threads": str(expected)})]
+
+
+def doubling(tmp_path: Path, batch: str | int = "N") -> onnxruntime.InferenceSession:
+    """That model, opened from a file."""
+    onnx.save(doubling_model(batch), tmp_path / "model.onnx")
     return onnxruntime.InferenceSession(tmp_path / "model.onnx", session_options(config()))
 
 

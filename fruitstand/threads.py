@@ -1,12 +1,14 @@
 """One budget of threads for the machine: what this process may use, written to every place that asks.
 
 `fruitstand serve` puts it into the server's environment; decode and inference take it from there where their
-configuration names no number.
+configuration names no number. Whoever asks how many processors there are asks here as well.
 """
 
 import math
 import os
 from pathlib import Path
+
+from fruitstand.errors import UsageError
 
 THREADS_VARIABLE = "FRUITSTAND_THREADS"
 _LIBRARY_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -17,12 +19,12 @@ def thread_budget() -> int:
     """Threads that can run at the same time: FRUITSTAND_THREADS, else affinity and the cgroup's quota.
 
     Raises:
-        ValueError: FRUITSTAND_THREADS is no whole number from 1.
+        UsageError: FRUITSTAND_THREADS is no whole number from 1.
     """
     told = os.environ.get(THREADS_VARIABLE)
     if told is not None:
         if not told.isdecimal() or int(told) < 1:
-            raise ValueError(f"{THREADS_VARIABLE}: got {told!r}, allowed a whole number from 1")
+            raise UsageError(f"{THREADS_VARIABLE}: got {told!r}, allowed a whole number from 1")
         return int(told)
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cgroup_cpus())))
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.threads import THREADS_VARIABLE, cgroup_cpus, thread_budget, thread_environment
+from fruitstand.errors import UsageError
+from fruitstand.threads import THREADS_VARIABLE, cgroup_cpus, thread_budget, thread_environment
 
 
 @pytest.mark.parametrize(
@@ -39,5 +40,5 @@ def test_the_budget_is_what_the_process_may_use(monkeypatch: pytest.MonkeyPatch)
     assert thread_budget() == 7
     assert thread_environment(7)["OMP_NUM_THREADS"] == "7"
     monkeypatch.setenv(THREADS_VARIABLE, "none")
-    with pytest.raises(ValueError, match=THREADS_VARIABLE):
+    with pytest.raises(UsageError, match=THREADS_VARIABLE):
         thread_budget()

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+import pytest
+
+from fruitstand.dali_pipeline import served_pipeline
+from fruitstand.errors import ArtefactError
+
+
+def test_the_latest_version_is_the_served_one(tmp_path: Path) -> None:
+    """By number, not by name; configuration folders are no versions."""
+    for name in ("2", "10", "configs"):
+        path = tmp_path / "image_decode" / name / "dali.py"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert served_pipeline(tmp_path).parent.name == "10"
+    with pytest.raises(ArtefactError, match="no version"):
+        served_pipeline(tmp_path / "other")
