@@ -53,7 +53,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list) -> list:
         # No look at is_cancelled: it asks the server through a queue, which costs more than most answers.
-        # Triton itself drops what was cancelled while it waited, here and in the step before.
+        # Triton itself drops what was cancelled before it made the next batch.
         feeds = {}
         for name in self._inputs:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
