@@ -110,8 +110,8 @@ def pin_server(url: str) -> PinnedServer:
         ClientError: it does not answer.
         ServerError: it has no answer for a sound image.
     """
+    from fruitstand.sample_images import canary_image
     from fruitstand_client import Client
-    from serving.readiness import canary_image
 
     with Client(url) as client:
         (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)

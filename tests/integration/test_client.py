@@ -108,7 +108,7 @@ def test_a_truncated_image_is_refused_among_others_too(
     server: EmbeddedServer, test_images: list[Path]
 ) -> None:
     """The zeros that pad a request are not decoded as the rest of a file."""
-    from export.corpus import encode, pattern
+    from fruitstand.sample_images import encode, pattern
 
     files = [encode(pattern(100, 100), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")]
     cut = [file[: len(file) // 2] for file in files]

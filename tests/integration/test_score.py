@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.scoring.model import pin_repository
-from export.corpus import encode, pattern
 from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError
+from fruitstand.sample_images import encode, pattern
 from fruitstand.versions import read_version
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer

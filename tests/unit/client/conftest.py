@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from export.corpus import encode, pattern
+from fruitstand.sample_images import encode, pattern
 from tests.both_clients import Classify, awaiting, blocking
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.corpus import encode, pattern
 from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client import Tls
 from fruitstand_client.classify import Output, classify_paths
 from fruitstand_client.resume import open_partial

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from export.corpus import encode, pattern
 from fruitstand.errors import UsageError
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client import ImageRejected, Prediction, RankedLabel
 from fruitstand_client.archives import archive_images
 from fruitstand_client.images import image_name, read_image

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from export.corpus import encode, pattern
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client import (
     AsyncClient,
     Client,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.corpus import encode, pattern
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client.images import MAX_ENCODED_BYTES, read_image
 
 JPEG = encode(pattern(60, 40))

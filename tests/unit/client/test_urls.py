@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fruitstand_client.urls
-from export.corpus import encode, pattern
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client import ImageRejected
 from fruitstand_client.address_rule import AddressRule
 from fruitstand_client.images import MAX_ENCODED_BYTES, read_image

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.scoring.partitions import Image, Inputs, find_inputs
-from export.corpus import encode, pattern
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, UsageError
+from fruitstand.sample_images import encode, pattern
 
 NUM_IMAGES = 10
 COLUMNS = ("image", "path")

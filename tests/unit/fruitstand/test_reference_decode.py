@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from export.corpus import encode, pattern, with_orientation
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.reference_decode import decode_reference
+from fruitstand.sample_images import encode, pattern, with_orientation
 from tests.images import refused
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.corpus import encode, pattern
 from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.sample_images import encode, pattern
 from training.layout import find_images
 from training.painter import paint_dataset
 from training.prepare import prepare_data

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.corpus import encode, pattern
 from fruitstand.manifest import PreparedData
+from fruitstand.sample_images import encode, pattern
 from training.survey import THUMBNAIL_SIZE, difference_hashes, survey
 
 
