@@ -61,8 +61,8 @@ class TrainConfig:
 
     input_size: int = 100
     """Height and width of the model's input, pixels."""
-    progressive: bool = True
-    """Train on smaller images in the first half of the epochs."""
+    small_share: float = 0.5
+    """Share of the epochs, the first ones, that train on smaller images; 0 trains on full size alone."""
     small_scale: float = 0.64
     """Side of those smaller images, as a share of `input_size`."""
     rotation_deg: float = 8.0
@@ -145,7 +145,7 @@ class TrainConfig:
             "light",
         ):
             self._within(name, 0, 1)
-        for name in ("gamma", "contrast", "color", "shift", "small_scale"):
+        for name in ("gamma", "contrast", "color", "shift", "small_scale", "small_share"):
             self._within(name, 0, 1)
         for name in ("weight_decay", "clip_grad", "min_lr", "mixup", "cutmix", "checkpoint_seconds"):
             self._within(name, 0, None)
@@ -198,10 +198,10 @@ class TrainConfig:
     def train_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (from 0), pixels.
 
-        Small images teach most of what is to be learned at less than half of the cost; the second half lets
+        Small images teach most of what is to be learned at less than half of the cost; the rest lets
         the network settle on the size that is served. One epoch is too short for that, see docs/DECISIONS.md.
         """
-        if not self.progressive or epoch >= self.epochs / 2 or epoch == self.epochs - 1:
+        if epoch >= self.epochs * self.small_share or epoch == self.epochs - 1:
             return self.input_size
         return max(32, round(self.input_size * self.small_scale / 16) * 16)
 
@@ -215,7 +215,7 @@ def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
 
     Args:
         config: what they change.
-        settings: such as "lr=0.1", "progressive=false", "loggers=tensorboard,mlflow".
+        settings: such as "lr=0.1", "pretrained=true", "loggers=tensorboard,mlflow".
 
     Raises:
         ValueError: not of that form, no such field, or a value of the wrong type or outside what is allowed.

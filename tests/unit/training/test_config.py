@@ -33,9 +33,9 @@ def test_settings_take_the_type_of_their_field() -> None:
     """Numbers, words, truth and lists."""
     config = with_settings(
         TrainConfig(),
-        ["lr=1e-3", "batch_size=64", "progressive=false", "loggers=tensorboard,mlflow", "opt=adamw"],
+        ["lr=1e-3", "batch_size=64", "pretrained=true", "loggers=tensorboard,mlflow", "opt=adamw"],
     )
-    assert (config.lr, config.batch_size, config.progressive) == (1e-3, 64, False)
+    assert (config.lr, config.batch_size, config.pretrained) == (1e-3, 64, True)
     assert (config.loggers, config.opt) == (("tensorboard", "mlflow"), "adamw")
     assert TrainConfig.from_dict(config.to_dict()) == config
 
@@ -47,7 +47,7 @@ def test_settings_take_the_type_of_their_field() -> None:
         pytest.param("learning_rate=1", "FIELD=VALUE.*batch_size", id="no_such_field"),
         pytest.param("recipe=object", "FIELD=VALUE", id="the_recipe_has_a_flag"),
         pytest.param("epochs=many", "epochs: got 'many', expected int", id="wrong_type"),
-        pytest.param("progressive=maybe", "allowed true or false", id="neither_true_nor_false"),
+        pytest.param("pretrained=maybe", "allowed true or false", id="neither_true_nor_false"),
         pytest.param("loggers=wandb", "allowed tensorboard, mlflow", id="no_such_logger"),
     ],
 )
@@ -70,6 +70,7 @@ def test_auto_takes_the_recipe_for_the_datas_split(prepared: PreparedData, tmp_p
 def test_progressive_sizes_end_at_the_full_size() -> None:
     """Small first, the served size last; without it always the full size."""
     assert [TrainConfig(epochs=7).train_size(epoch) for epoch in range(7)] == [64] * 4 + [100] * 3
+    assert [TrainConfig(epochs=10, small_share=0.7).train_size(epoch) for epoch in (6, 7)] == [64, 100]
     assert TrainConfig(epochs=1).train_size(0) == 100
-    assert TrainConfig(progressive=False).train_size(0) == 100
+    assert TrainConfig(small_share=0.0).train_size(0) == 100
     assert [TrainConfig(epochs=2, input_size=224).train_size(epoch) for epoch in range(2)] == [144, 224]

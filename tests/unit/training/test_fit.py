@@ -20,7 +20,7 @@ TINY = TrainConfig(
     batch_size=24,
     lr=0.02,
     input_size=32,
-    progressive=False,
+    small_share=0.0,
     precision="32-true",
 )
 

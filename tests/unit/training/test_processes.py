@@ -10,7 +10,7 @@ from fruitstand.manifest import PreparedData
 from fruitstand.runs import read_run
 
 DEADLINE_S = 240
-SETTINGS = ("batch_size=24", "input_size=32", "progressive=false", "ema_decay=0.9", "lr=0.02")
+SETTINGS = ("batch_size=24", "input_size=32", "small_share=0", "ema_decay=0.9", "lr=0.02")
 
 
 def run(launcher: tuple[str, ...], *arguments: str) -> None:

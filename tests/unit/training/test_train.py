@@ -17,7 +17,7 @@ from training.evaluate import evaluate_run
 from training.model import create_model
 from training.train import train
 
-TINY = TrainConfig(model_name="resnet10t", epochs=2, batch_size=24, lr=0.02, input_size=32, progressive=False)
+TINY = TrainConfig(model_name="resnet10t", epochs=2, batch_size=24, lr=0.02, input_size=32, small_share=0.0)
 
 
 def test_a_run_holds_what_the_contract_promises(run: Run) -> None:
