@@ -10,6 +10,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 SCHEDULES = ("cosine", "tanh", "poly", "constant")
 LOADERS = ("cache", "dali")
 LOGGERS = ("tensorboard", "mlflow")
+SAMPLINGS = ("uniform", "balanced")
 KEEPS = ("last", "best")
 
 
@@ -31,6 +32,8 @@ class TrainConfig:
     """Passes over the train split."""
     batch_size: int = 32
     """Images an update, over all processes and pieces together."""
+    sampling: str = "uniform"
+    """uniform shows each image once an epoch; balanced draws classes, and in them objects, equally often."""
     grad_accum_steps: int = 1
     """Pieces in which an update's images are computed, to need less memory."""
 
@@ -156,6 +159,7 @@ class TrainConfig:
             ("sched", SCHEDULES),
             ("loader", LOADERS),
             ("keep", KEEPS),
+            ("sampling", SAMPLINGS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}")

@@ -31,7 +31,14 @@ from training.evaluate import finish_evaluation
 from training.loop import BEST_NAME, Loop, Progress, contiguous_state
 from training.masks import mask_cache
 from training.model import Classifier, create_model, load_from_run, resolve_preprocessing
-from training.pixels import ShuffledBatches, SplitPixels, eval_loader, pixel_cache, train_loader
+from training.pixels import (
+    ShuffledBatches,
+    SplitPixels,
+    balanced_weights,
+    eval_loader,
+    pixel_cache,
+    train_loader,
+)
 from training.plots import plot_curves, plot_pictures
 from training.steps import seed_step
 from training.trackers import create_trackers
@@ -150,8 +157,9 @@ def _loaders(
 ) -> tuple[ShuffledBatches, Any, Any]:
     """The order of the batches, the batches, and those of the validation."""
     place = {"rank": fabric.global_rank, "world": fabric.world_size}
-    num_images = len(data.split("train"))
-    batches = ShuffledBatches(num_images, config.batch_size, config.seed, **place)
+    rows = data.split("train")
+    weights = balanced_weights(rows) if config.sampling == "balanced" else None
+    batches = ShuffledBatches(len(rows), config.batch_size, config.seed, weights=weights, **place)
     if config.loader == "dali":
         from training.dali_loader import DaliLoader
 

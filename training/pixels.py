@@ -4,7 +4,8 @@ The cache lies in the prepared folder under `cache/` and is keyed by the manifes
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fruitstand.artefacts import atomic_file, sweep_temporaries
 from fruitstand.contract import Preprocessing
-from fruitstand.manifest import PreparedData
+from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 from fruitstand.reference_decode import decode_rows
 
@@ -75,15 +76,40 @@ class SplitPixels(Dataset):
         return pixels, self.targets[positions]
 
 
+def balanced_weights(rows: Sequence[ManifestRow]) -> torch.Tensor:
+    """Chances that draw each class equally often, and within it each object.
+
+    Args:
+        rows: N of them.
+
+    Returns:
+        (N,) float64, sum 1.
+    """
+    num_images = Counter((row.label, row.object) for row in rows)
+    num_objects = Counter(label for label, _ in num_images)
+    chances = [1 / (num_images[row.label, row.object] * num_objects[row.label]) for row in rows]
+    return torch.tensor(chances, dtype=torch.float64) / len(num_objects)
+
+
 class ShuffledBatches(Sampler[list[int]]):
     """This process's share of each batch, in an order that depends on seed and epoch alone.
 
     A short last batch is dropped. The order of the images over all processes together does not depend on
-    how many there are.
+    how many there are. With weights an epoch is as many draws with replacement.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        *,
+        weights: torch.Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self._num_images, self._seed, self._rank, self._world = num_images, seed, rank, world
+        self._weights = weights
         self.batch_size = min(batch_size, num_images) // world * world
         """Images a batch, over all processes."""
         self._epoch = self._first = 0
@@ -98,7 +124,12 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Lists of positions."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(self._num_images, generator=generator).tolist()
+        if self._weights is None:
+            order = torch.randperm(self._num_images, generator=generator).tolist()
+        else:
+            order = torch.multinomial(
+                self._weights, self._num_images, replacement=True, generator=generator
+            ).tolist()
         share = self.batch_size // self._world
         for batch in range(self._first, len(self)):
             start = batch * self.batch_size + self._rank * share

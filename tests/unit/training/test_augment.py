@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fruitstand.manifest import ManifestRow
 from training.augment import augment, to_size
 from training.backgrounds import backgrounds
 from training.config import TrainConfig
 from training.masks import fruit_masks
-from training.pixels import ShuffledBatches
+from training.pixels import ShuffledBatches, balanced_weights
 
 PLAIN = TrainConfig(rotation_deg=0, min_scale=1.0, max_scale=1.0, shift=0, light=0)
 
@@ -167,3 +169,23 @@ def test_processes_share_each_batch() -> None:
     alone = list(ShuffledBatches(11, 4, 7))
     shares = [list(ShuffledBatches(11, 4, 7, rank=rank, world=2)) for rank in range(2)]
     assert [one + other for one, other in zip(*shares, strict=True)] == alone
+
+
+def test_balanced_batches_draw_each_class_and_each_of_its_objects_equally_often() -> None:
+    """Whatever the number of images; and again in the order that seed and epoch give."""
+    counts = {("Apple", "Apple 1"): 60, ("Apple", "Apple 2"): 20, ("Cherry", "Cherry 1"): 20}
+    rows = [
+        ManifestRow(path="", sha256="", label=label, object=variety, film="", frame=0, split="train")
+        for (label, variety), count in counts.items()
+        for _ in range(count)
+    ]
+    weights = balanced_weights(rows)
+    assert weights.sum() == pytest.approx(1)
+    batches = ShuffledBatches(len(rows), 10, 0, weights=weights)
+    assert list(batches) == list(batches)
+    drawn: Counter[str] = Counter()
+    for epoch in range(100):
+        batches.start_at(epoch)
+        drawn.update(rows[position].object for batch in batches for position in batch)
+    shares = [drawn[variety] / drawn.total() for _, variety in counts]
+    assert shares == pytest.approx([0.25, 0.25, 0.5], abs=0.02)
