@@ -54,7 +54,7 @@ def _row(name: str, result: dict) -> str:
     low, high = summary["top1_interval"]
     cells = (
         summary["dataset"],
-        summary["split_kind"],
+        f"{summary['split_kind']}, validation by {result['settings']['validation']}",
         summary["model_name"],
         f"{summary['num_classes']}, {summary['num_images']['test']}",
         f"{summary['top1']:.4f} ({low:.4f} to {high:.4f})",
