@@ -61,7 +61,7 @@ def test_the_page_shows_a_results_numbers_and_command(measured: Path) -> None:
     (row,) = [line for line in page.splitlines() if path.name in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     summary = result["summary"]
-    assert cells[:3] == ["generated", "classic", "resnet10t"]
+    assert cells[:3] == ["generated", "classic, validation by film", "resnet10t"]
     assert cells[4].startswith(f"{summary['top1']:.4f} (")
     assert cells[5:7] == ["1.0000", "0.5000"]
     assert result["commit"][:7] in row
