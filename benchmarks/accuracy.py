@@ -28,7 +28,7 @@ def measure(
     source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
     extra: Annotated[list[str] | None, typer.Argument(help="After --: more flags for training.")] = None,
     split: Annotated[str, typer.Option(help="classic, object or film.")] = "classic",
-    validation: Annotated[str, typer.Option(help="film, or frame (classic only).")] = "film",
+    validation: Annotated[str, typer.Option(help="film, or frame.")] = "film",
     model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the train split; default: training's.")

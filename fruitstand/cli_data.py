@@ -43,7 +43,7 @@ def prepare(
     ] = SplitKind.classic,
     validation: Annotated[
         Validation,
-        typer.Option(help="Whole films or the middle of each, or one frame in ten (classic only)."),
+        typer.Option(help="Whole films or the middle of each, or one frame in ten."),
     ] = Validation.film,
     subset: Annotated[
         str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")

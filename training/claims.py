@@ -5,8 +5,8 @@
     film      no film of Test is in Training or validation.
 
 For object and film the same holds between Training and validation, save for the classes whose validation is
-the middle of a film, which the manifest names; and no file of Test may stand in Training or validation byte
-for byte.
+the middle of a film or single frames, which the manifest names; and no file of Test may stand in Training or
+validation byte for byte.
 """
 
 from collections import defaultdict

@@ -41,7 +41,7 @@ def prepare_data(
         source: "generated", "kaggle", or the path of a Fruits-360 folder or zip.
         out: the folder to make; must not exist.
         split: what is held out, see `training.splits`.
-        validation: "film", or "frame" for one frame in ten, which only the classic split allows.
+        validation: "film", or "frame" for one frame in ten.
         subset: of a source with several data sets, the one with this in its path.
         label_level: "fruit" or "variety" for trees that have both levels.
         num_classes: classes to paint (generated only).
@@ -93,11 +93,8 @@ def _check_choices(split: str, validation: str, label_level: str) -> None:
         raise UsageError(f"--split: got {split!r}, allowed {', '.join(SPLIT_KINDS)}")
     if split == "object" and label_level == "variety":
         raise UsageError("--split object holds whole varieties out, so they cannot be the classes too")
-    if validation not in VALIDATION_KINDS or (validation == "frame" and split != "classic"):
-        raise UsageError(
-            f"--validation: got {validation!r}, allowed {', '.join(VALIDATION_KINDS)}; frame only with"
-            " --split classic"
-        )
+    if validation not in VALIDATION_KINDS:
+        raise UsageError(f"--validation: got {validation!r}, allowed {', '.join(VALIDATION_KINDS)}")
 
 
 def _arrange(

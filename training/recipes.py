@@ -23,6 +23,10 @@ def object_disjoint(**values: Any) -> TrainConfig:
     """
     settings: dict[str, Any] = {
         "recipe": "object",
+        "epochs": 26,
+        "small_share": 0.88,
+        "warmup_share": 0.1,
+        "sampling": "balanced",
         "rotation_deg": 0.0,
         "min_scale": 1.0,
         "max_scale": 1.0,

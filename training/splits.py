@@ -10,8 +10,8 @@ Validation is a tenth of what is left, cut from it the same way where a class ha
 Where it has not, a tenth from the middle of each film is taken, and some frames on either side of it are left
 out. Not from the end: films are a little longer than a turn, and their last frames show the first side again.
 
-`--validation frame` takes one frame in ten instead, for the classic split only: such a validation has its
-neighbours in Training, as the classic Test has, and leaves Training every part of the turn.
+`--validation frame` takes one frame in ten instead: such a validation has its neighbours in Training, as the
+classic Test has, and leaves Training every variety, every film and every part of the turn.
 
 The same seed and data give the same split: units are ordered by a hash of seed and name.
 """
@@ -77,7 +77,9 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     if any(row.split == "val" for row in rows):
         details |= {"validation": "the data set's own", "validation_blocks": [], "num_gap": 0}
     elif validation == "frame":
-        details |= {"validation": "one frame in ten", "validation_blocks": [], "num_gap": 0}
+        # Nothing is claimed of train against validation then, whatever Test is.
+        blocks = [] if kind == "classic" else sorted({row.label for row in rows})
+        details |= {"validation": "one frame in ten", "validation_blocks": blocks, "num_gap": 0}
         rows = _with_every_tenth(rows)
     else:
         num_before = len(rows)

@@ -13,9 +13,11 @@ from PIL import Image
 from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.sample_images import encode, pattern
+from training.claims import broken_claims, shared
 from training.layout import find_images
 from training.painter import paint_dataset
 from training.prepare import prepare_data
+from training.splits import film_of
 from training.tree import open_tree
 
 
@@ -55,11 +57,15 @@ def test_a_variety_cannot_be_class_and_held_out(tree: Path, tmp_path: Path) -> N
         prepare_data(source=str(tree), out=tmp_path / "out", split="object", label_level="variety")
 
 
-def test_validation_by_frame_is_for_the_classic_split_only(tree: Path, tmp_path: Path) -> None:
-    """Beside a held-out film or variety it would claim what it is not."""
+def test_validation_by_frame_claims_nothing_of_itself(tree: Path, tmp_path: Path) -> None:
+    """Beside held-out films it shares films with Training and says so; Test shares none."""
     assert prepare_data(source=str(tree), out=tmp_path / "a", validation="frame")["num_images"]["val"] == 4
-    with pytest.raises(UsageError, match="frame only with --split classic"):
-        prepare_data(source=str(tree), out=tmp_path / "b", split="film", validation="frame")
+    report = prepare_data(source=str(tree), out=tmp_path / "b", split="film", validation="frame")
+    assert report["split_details"]["validation_blocks"] == read_prepared(tmp_path / "b").labels
+    data = read_prepared(tmp_path / "b")
+    assert broken_claims(data) == []
+    assert shared(data.rows, film_of)["train/val"] != []
+    assert shared(data.rows, film_of)["train/test"] == []
 
 
 def test_file_names_tell_film_and_frame(prepared: PreparedData) -> None:
