@@ -12,6 +12,7 @@ from fruitstand import contract
 from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
+from fruitstand.tuning import Tuning
 from fruitstand.versions import ServingState
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,6 +55,7 @@ def render_repository(
     files: ServedFiles = ServedFiles(),
     state: ServingState | None = None,
     also_loaded: tuple[int, ...] = (),
+    tuning: Tuning = Tuning(),
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order in which they may be written.
 
@@ -63,13 +65,14 @@ def render_repository(
         files: what of it is served.
         state: the version to be served, and the one before; None where nothing was published yet.
         also_loaded: versions of the classifier to be loaded besides.
+        tuning: how the steps are queued and computed on processors.
 
     Returns:
         Content by path relative to the repository.
     """
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
-    values = _model_values(preprocessing, labels, files) | {
+    values = _model_values(preprocessing, labels, files) | _tuning_values(tuning) | {
         "pinned_version": number,
         "served_version": "" if state is None else number,
         "previous_version": "" if state is None or state.previous is None else state.previous,
@@ -115,6 +118,16 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
     }
 
 
+def _tuning_values(tuning: Tuning) -> dict[str, Any]:
+    """What the templates take from the tuning; what is left out there is not written at all."""
+    preferred, threads = tuning.infer_preferred_batch, tuning.infer_threads
+    parameter = 'parameters {{ key: "intra_op_thread_count" value: {{ string_value: "{}" }} }}'
+    return tuning.to_dict() | {
+        "infer_preferred": f"preferred_batch_size: [ {preferred} ] " if preferred else "",
+        "infer_threads": "\n" + parameter.format(threads) if threads else "",
+    }
+
+
 def write_repository(
     repository: Path, preprocessing: Preprocessing, labels: list[str], **choices: Any
 ) -> list[Path]:
@@ -124,7 +137,7 @@ def write_repository(
         repository: the model repository.
         preprocessing: as for `render_repository`; so are the others.
         labels: the classes.
-        choices: `files`, `state` and `also_loaded`.
+        choices: `files`, `state`, `also_loaded` and `tuning`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

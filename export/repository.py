@@ -13,9 +13,10 @@ from typing import Any
 
 from export.audit import audited, read_audit
 from export.render import ServedFiles, render_repository, write_repository
-from fruitstand.artefacts import remove_directory, sweep_temporaries
+from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.versions import (
     ServingState,
     Version,
@@ -101,7 +102,12 @@ def write_served(
         write_served(repository, state, also_loaded=(*also_loaded, pinned.version), described_by=described_by)
     version = described_by or read_version(repository, state.version)
     write_repository(
-        repository, *_described(version), state=state, also_loaded=also_loaded, files=_files(version)
+        repository,
+        *_described(version),
+        state=state,
+        also_loaded=also_loaded,
+        files=_files(version),
+        tuning=read_tuning(repository),
     )
 
 
@@ -218,12 +224,33 @@ def drifted_files(repository: Path) -> list[Path]:
         state=state,
         also_loaded=tuple(loaded_versions(repository)),
         files=_files(version),
+        tuning=read_tuning(repository),
     )
     return [
         relative
         for relative, content in rendered.items()
         if not (repository / relative).is_file() or (repository / relative).read_bytes() != content
     ]
+
+
+def configure(repository: Path, tuning: Tuning) -> None:
+    """Write the settings into the repository's configuration; the server takes them when it starts next.
+
+    Args:
+        repository: the model repository.
+        tuning: the settings.
+
+    Raises:
+        UsageError: nothing is published there.
+        ArtefactError: somebody else is changing it, or the served version is damaged.
+    """
+    with locked(repository), audited(repository, "configure", None) as details:
+        details |= tuning.to_dict()
+        state = serving_state(repository)
+        if state is None:
+            raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+        write_json(repository / TUNING_NAME, tuning.to_dict())
+        write_served(repository, state)
 
 
 def prune(repository: Path, *, keep: int) -> list[int]:

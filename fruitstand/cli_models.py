@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand.cli_shared import Json, Repository, SignKey, TrustedKeys, needs, print_json
+from fruitstand.tuning import read_tuning
 
 app = typer.Typer(help="Publish, list, promote and remove versions.", no_args_is_help=True)
 
@@ -90,6 +91,24 @@ def rollback(
 
         state = run_rollback(repository, url=url, trusted_keys=trusted_keys)
     _print_state(state, url, as_json)
+
+
+@app.command()
+def configure(
+    tuning: Annotated[Path, typer.Argument(help="What `fruitstand tune` wrote: DIR/tuning.json.")],
+    repository: Repository = REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Write settings of queues, threads and instances into the repository; the next start takes them."""
+    with needs("export"):
+        from export.repository import configure as run_configure
+
+        settings = read_tuning(tuning)
+        run_configure(repository, settings)
+    if as_json:
+        print_json(settings.to_dict())
+    else:
+        print(f"{repository}: configured; restart the server to take it")
 
 
 @app.command()
