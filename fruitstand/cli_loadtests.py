@@ -1,0 +1,97 @@
+"""`fruitstand loadtest`, `profile` and `diagnose`: how fast is it, how fast can it be, and why."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_shared import Json, Url, needs, print_json
+from fruitstand.errors import UsageError
+
+Images = Annotated[Path, typer.Option(help="Folder with the images to send.")]
+
+
+def loadtest(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the result, the report and the plots.")],
+    profile: Annotated[str, typer.Option(help="ramp, break, steady, spike or soak.")] = "ramp",
+    url: Url = "127.0.0.1:8001",
+    slo: Annotated[Path | None, typer.Option(help="TOML file; default: loadtests/slo.toml.")] = None,
+    peak: Annotated[
+        str | None, typer.Option(help="Images/s the server can take, or the result of a ramp.")
+    ] = None,
+    request_batches: Annotated[
+        str, typer.Option(help="Images in a request; of several, with commas, each draws one.")
+    ] = "1",
+    stage_s: Annotated[float, typer.Option(help="Length of one stage, seconds.")] = 10.0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that send; 0: the one that also counts.")
+    ] = 0,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="For each request, seconds.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Run a load profile with Locust; exit 1 when it misses an objective of the SLO file."""
+    with needs("loadtest"):
+        from loadtests.loadtest import DEFAULT_SLO
+        from loadtests.loadtest import loadtest as run_loadtest
+
+        result = run_loadtest(
+            profile=profile,
+            url=url,
+            images=images,
+            out=out,
+            slo=slo or DEFAULT_SLO,
+            stage_s=stage_s,
+            peak=peak,
+            request_batches=numbers("request-batches", request_batches),
+            workers=workers,
+            deadline_s=deadline_s,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        _print_points(result)
+        for one in result["slo"]:
+            met = "met" if one["met"] else "MISSED"
+            print(f"{met}: {one['objective']} {_number(one['measured'])}, objective {one['limit']:g}")
+        print(f"report: {out / 'report.html'}")
+    if not all(one["met"] for one in result["slo"]):
+        raise typer.Exit(1)
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        UsageError: something else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UsageError(f"--{flag}: got {text!r}, expected whole numbers from 1 with commas between")
+    return tuple(int(word) for word in words)
+
+
+def _print_points(result: dict[str, Any]) -> None:
+    unit = {"closed": "in flight", "open": "offered/s"}[result["points"][0]["loop"]]
+    print(
+        f"{unit:>10} {'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'unanswered':>11}"
+    )
+    for point in result["points"]:
+        latency = [_number(point["latency_ms"][name]) for name in ("p50", "p95", "p99")]
+        unanswered = point["num_requests"] - point["num_answered"]
+        print(
+            f"{point['load']:10.0f} {point['request_batch']:6g} {point['images_per_s']:9.1f}"
+            f" {latency[0]:>8} {latency[1]:>8} {latency[2]:>8} {unanswered:11}"
+        )
+    for knee in result["knees"]:
+        words = "knee" if knee["reached"] else "no knee: still growing"
+        print(
+            f"{words} at {knee['load']:.0f}: {knee['images_per_s']:.1f} images/s, p99"
+            f" {_number(knee['p99_ms'])} ms (request batch {knee['request_batch']:g})"
+        )
+    for reason in result["generator"]["reasons"]:
+        print(f"the load generator, not the server, was the limit: {reason}")
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

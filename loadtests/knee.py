@@ -1,0 +1,33 @@
+"""The knee: up to which load throughput still grows, and from where on only latency does."""
+
+from typing import Any
+
+SHARE = 0.95
+"""Of the highest throughput; what comes after it is noise and waiting."""
+
+
+def find_knee(points: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The smallest load that gives nearly the highest throughput, of the points of one request batch size.
+
+    Args:
+        points: of a result.
+
+    Returns:
+        That point's load, images/s and p99, the highest images/s, and whether a higher load was tried: without
+        one it is no knee, only the end of what was measured. None with fewer than three points.
+    """
+    if len(points) < 3:
+        return None
+    ordered = sorted(points, key=lambda point: point["load"])
+    peak = max(point["images_per_s"] for point in ordered)
+    number, knee = next(
+        (number, point) for number, point in enumerate(ordered) if point["images_per_s"] >= SHARE * peak
+    )
+    return {
+        "load": knee["load"],
+        "request_batch": knee["request_batch"],
+        "images_per_s": knee["images_per_s"],
+        "p99_ms": knee["latency_ms"]["p99"],
+        "peak_images_per_s": peak,
+        "reached": number < len(ordered) - 1,
+    }

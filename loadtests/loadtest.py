@@ -1,0 +1,261 @@
+"""`fruitstand loadtest`: a named profile through headless Locust, held against objectives, written and drawn."""
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import provenance
+from fruitstand.artefacts import read_json
+from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.errors import FruitstandError, UsageError
+from loadtests.generator_health import limits_found
+from loadtests.knee import find_knee
+from loadtests.plots import draw
+from loadtests.profiles import Profile, named_profile
+from loadtests.recording import MISSED, REJECTED, Cell, Recording
+from loadtests.result import RESULT, read_result, write_result
+from loadtests.sample_files import read_sample
+from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
+from loadtests.slo import judge, read_slo
+
+log = logging.getLogger("fruitstand.loadtest")
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+DEFAULT_SLO = Path(__file__).with_name("slo.toml")
+WARM_UP_S = 1.0
+"""Of each stage: Locust looks at its shape once a second."""
+STOP_S = 30
+REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadTest:
+    """What to send where."""
+
+    url: str
+    images: Path
+    out: Path
+    profile: Profile
+    stage_s: float
+    peak: float | None
+    request_batches: tuple[int, ...] = (1,)
+    workers: int = 0
+    """Processes that send, beside one that counts; 0: one process for both."""
+    deadline_s: float = 5.0
+
+    @property
+    def mean_batch(self) -> float:
+        """Images in one request."""
+        return sum(self.request_batches) / len(self.request_batches)
+
+
+def loadtest(
+    *,
+    profile: str,
+    url: str,
+    images: Path,
+    out: Path,
+    slo: Path = DEFAULT_SLO,
+    stage_s: float = 10.0,
+    peak: str | None = None,
+    request_batches: tuple[int, ...] = (1,),
+    workers: int = 0,
+    deadline_s: float = 5.0,
+) -> dict[str, Any]:
+    """Run one profile; write `result.json`, `report.html` and plots to `out`.
+
+    Args:
+        profile: one of `loadtests.profiles.PROFILES`.
+        url: HOST:PORT of the server's gRPC endpoint.
+        images: folder with the images to send.
+        out: folder for the results.
+        slo: the objectives.
+        stage_s: length of one stage of a ramp, seconds.
+        peak: images/s the server can take, or the result of a ramp: file or folder.
+        request_batches: images in a request; of several each request draws one.
+        workers: processes that send; 0: Locust's own process does.
+        deadline_s: for each request, seconds.
+
+    Returns:
+        The result; its `slo` says whether the objectives were met.
+
+    Raises:
+        UsageError: bad input, or no server that answers.
+        FruitstandError: Locust failed.
+    """
+    if not set(request_batches) <= set(REQUEST_BATCHES):
+        raise UsageError(f"request-batches: got {list(request_batches)}, allowed {REQUEST_BATCHES}")
+    peak_images = _peak(peak)
+    test = LoadTest(
+        url=url,
+        images=images,
+        out=out,
+        profile=named_profile(profile, stage_s=stage_s, peak=peak_images),
+        stage_s=stage_s,
+        peak=peak_images,
+        request_batches=request_batches,
+        workers=workers,
+        deadline_s=deadline_s,
+    )
+    objectives = read_slo(slo, profile)
+    sample = read_sample(images, 1)
+    with ServedModel(url) as model:
+        model.answer(sample[0])
+        out.mkdir(parents=True, exist_ok=True)
+        with StatisticsLog(model) as statistics:
+            _run_locust(test)
+        result = _result(test, model, statistics)
+    result["slo"] = judge(objectives, result["points"])
+    write_result(out / RESULT, result)
+    draw(result, out)
+    return result
+
+
+def _peak(given: str | None) -> float | None:
+    """A number, or the knee of a ramp's result."""
+    if given is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return float(given)
+    knees = read_result(Path(given))["knees"]
+    if not knees:
+        raise UsageError(f"{given}: has no knee; give the result of --profile ramp")
+    return float(knees[0]["images_per_s"])
+
+
+def _run_locust(test: LoadTest) -> None:
+    """One process, or a master and its workers."""
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", test.url]
+    command += ["--images", str(test.images), "--load", test.profile.name, "--stage-s", str(test.stage_s)]
+    command += ["--deadline-s", str(test.deadline_s), "--stop-timeout", str(STOP_S)]
+    command += [] if test.peak is None else ["--peak", str(test.peak)]
+    tags = ["--tags", *(f"batch-{size}" for size in test.request_batches)]
+    port = str(_free_port())
+    with contextlib.ExitStack() as processes, (test.out / "locust.log").open("w") as output:
+        for _ in range(test.workers):
+            worker = [*command, "--worker", "--master-host", "127.0.0.1", "--master-port", port, *tags]
+            process = subprocess.Popen(worker, stdout=output, stderr=output)
+            processes.callback(_end, process)
+        if test.workers:
+            command += ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+            command += ["--expect-workers", str(test.workers), "--expect-workers-max-wait", str(STOP_S)]
+        command += ["--headless", "--only-summary", "--html", str(test.out / "report.html")]
+        command += ["--recording", str(test.out / "recording.json"), "--exit-code-on-error", "0", *tags]
+        seconds = sum(stage.seconds for stage in test.profile.stages)
+        log.info("locust: profile %s, %.0f s", test.profile.name, seconds)
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        processes.callback(_end, process)
+        try:
+            status = process.wait(seconds + 4 * STOP_S)
+        except subprocess.TimeoutExpired as exc:
+            raise FruitstandError(f"locust did not end; its log is {test.out / 'locust.log'}") from exc
+    if status:
+        raise FruitstandError(f"locust ended with status {status}; its log is {test.out / 'locust.log'}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Workers end with their master; one that does not is ended."""
+    try:
+        process.wait(STOP_S if process.poll() is None else 0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _result(test: LoadTest, model: ServedModel, statistics: StatisticsLog) -> dict[str, Any]:
+    """From what the generator and the server saw."""
+    raw = read_json(test.out / "recording.json")
+    recording, stages = Recording.from_dict(raw), raw["stages"]
+    points = [_point(test, stage, recording, model, statistics) for stage in stages]
+    reasons = sorted({reason for point in points for reason in point["generator_limits"]})
+    served = statistics.total()[FRUIT_CLASSIFIER]
+    knee = find_knee(points) if test.profile.name in ("ramp", "break") else None
+    return {
+        "schema_version": 1,
+        "tool": "locust",
+        **provenance(),
+        "server_version": model.server_version,
+        "settings": {
+            "profile": test.profile.name,
+            "loop": test.profile.loop,
+            "stage_s": test.stage_s,
+            "peak": test.peak,
+            "request_batches": list(test.request_batches),
+            "workers": test.workers,
+            "deadline_s": test.deadline_s,
+        },
+        "points": points,
+        "knees": [knee] if knee else [],
+        "over_time": _over_time(stages, recording),
+        "generator": {"limited": bool(reasons), "reasons": reasons},
+        "slo": None,
+        "accounted": {
+            "num_calls": recording.total().outcomes.total(),
+            "num_served": served.num_requests + served.num_failed,
+        },
+    }
+
+
+def _point(
+    test: LoadTest,
+    stage: dict[str, float],
+    recording: Recording,
+    model: ServedModel,
+    statistics: StatisticsLog,
+) -> dict[str, Any]:
+    """One stage, without its first second."""
+    start, end = int(stage["start"] + WARM_UP_S) + 1, int(stage["end"])
+    cell, seconds = recording.window(start, end), max(1, end - start)
+    counters, between_s = statistics.between(start, end)
+    # A closed loop at its end is limited by its users where they wait, which is no fault; only what the
+    # generator itself could not do is.
+    return {
+        "loop": test.profile.loop,
+        "load": stage["load"],
+        "request_batch": test.mean_batch,
+        "seconds": seconds,
+        "images_per_s": round(cell.num_images / seconds, 1),
+        "samples": [recording.window(second, second + 1).num_images for second in range(start, end)],
+        "latency_ms": _latency(cell),
+        "num_requests": cell.outcomes.total(),
+        "num_answered": cell.outcomes["answered"],
+        "num_rejected": cell.outcomes[REJECTED],
+        "num_missed": cell.outcomes[MISSED],
+        "steps": breakdown(counters, model.steps, between_s),
+        "generator_limits": limits_found(recording.health, start, end),
+    }
+
+
+def _latency(cell: Cell) -> dict[str, float | None]:
+    values = {f"p{percent}": cell.percentile_ms(percent) for percent in (50, 95, 99)}
+    return {key: None if value is None else round(value, 2) for key, value in values.items()}
+
+
+def _over_time(stages: list[dict[str, float]], recording: Recording) -> list[dict[str, Any]]:
+    if not recording.cells:
+        return []
+    first, rows = min(second for second, _ in recording.cells), []
+    for second in range(first, max(second for second, _ in recording.cells) + 1):
+        cell = recording.window(second, second + 1)
+        loads = [stage["load"] for stage in stages if stage["start"] <= second + 1 and second < stage["end"]]
+        rows.append(
+            {
+                "second": second - first,
+                "load": loads[-1] if loads else 0,
+                "images_per_s": cell.num_images,
+                "latency_ms": _latency(cell),
+                "num_unanswered": cell.outcomes.total() - cell.outcomes["answered"],
+            }
+        )
+    return rows

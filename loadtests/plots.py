@@ -1,0 +1,120 @@
+"""Pictures of a result: over time, against load, and what each step of the server takes."""
+
+from pathlib import Path
+from typing import Any
+
+from fruitstand.artefacts import atomic_file
+from loadtests.server_statistics import STAGES
+
+PERCENTILES = ("p50", "p95", "p99")
+DPI = 110
+
+
+def draw(result: dict[str, Any], out: Path) -> list[Path]:
+    """Draw what the result has.
+
+    Args:
+        result: as the schema says.
+        out: folder; gets `over_time.png`, `against_load.png` and `steps.png`.
+
+    Returns:
+        The files.
+    """
+    drawn = [_against_load(result, out / "against_load.png"), _steps(result, out / "steps.png")]
+    if result["over_time"]:
+        drawn.append(_over_time(result, out / "over_time.png"))
+    return drawn
+
+
+def _over_time(result: dict[str, Any], path: Path) -> Path:
+    rows = result["over_time"]
+    figure, (top, bottom) = _figure(2)
+    seconds = [row["second"] for row in rows]
+    top.plot(seconds, [row["images_per_s"] for row in rows], label="answered")
+    if result["points"][0]["loop"] == "open":
+        top.plot(seconds, [row["load"] for row in rows], label="offered", linestyle="--")
+    top.plot(seconds, [row["num_unanswered"] for row in rows], label="calls without an answer")
+    top.set_ylabel("images/s")
+    top.legend()
+    for name in PERCENTILES:
+        bottom.plot(seconds, [row["latency_ms"][name] for row in rows], label=name)
+    bottom.set_ylabel("latency, ms")
+    bottom.set_xlabel("seconds")
+    bottom.legend()
+    return _save(figure, path)
+
+
+def _against_load(result: dict[str, Any], path: Path) -> Path:
+    figure, (top, bottom) = _figure(2)
+    for batch, points in _by_batch(result["points"]).items():
+        loads = [point["load"] for point in points]
+        (line,) = top.plot(loads, [point["images_per_s"] for point in points], "o-", label=f"batch {batch:g}")
+        lows = [min(point["samples"], default=point["images_per_s"]) for point in points]
+        highs = [max(point["samples"], default=point["images_per_s"]) for point in points]
+        top.fill_between(loads, lows, highs, color=line.get_color(), alpha=0.15)
+        for name, style in zip(PERCENTILES, (":", "--", "-"), strict=True):
+            bottom.plot(
+                loads,
+                [point["latency_ms"][name] for point in points],
+                style,
+                color=line.get_color(),
+                label=f"batch {batch:g}, {name}",
+            )
+    for knee in result["knees"]:
+        top.axvline(knee["load"], color="black", linewidth=0.8)
+        words = "knee" if knee["reached"] else "still growing"
+        top.annotate(f"{words}: {knee['images_per_s']:.0f} images/s", (knee["load"], knee["images_per_s"]))
+    closed = result["points"][0]["loop"] == "closed"
+    top.set_ylabel("images/s")
+    top.set_ylim(bottom=0)
+    bottom.set_ylabel("latency, ms")
+    bottom.set_yscale("log")
+    bottom.set_xlabel("requests in flight" if closed else "images/s offered")
+    if closed:
+        top.set_xscale("log", base=2)
+        bottom.set_xscale("log", base=2)
+    top.legend()
+    bottom.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def _steps(result: dict[str, Any], path: Path) -> Path:
+    """Mean milliseconds of a request in each step's queue, input, inference and output, stacked."""
+    groups = _by_batch(result["points"])
+    figure, axes = _figure(len(groups))
+    for axis, (batch, points) in zip(axes, groups.items(), strict=True):
+        positions, bottoms = list(range(len(points))), [0.0] * len(points)
+        for name in [step["name"] for step in points[0]["steps"]]:
+            steps = [next(one for one in point["steps"] if one["name"] == name) for point in points]
+            for stage in STAGES:
+                values = [step["mean_ms"][stage] for step in steps]
+                axis.bar(positions, values, bottom=bottoms, label=f"{name}: {stage.replace('_', ' ')}")
+                bottoms = [low + value for low, value in zip(bottoms, values, strict=True)]
+        axis.set_xticks(positions, [f"{point['load']:g}" for point in points])
+        axis.set_ylabel(f"ms, batch {batch:g}")
+    axes[-1].set_xlabel("load")
+    axes[0].legend(fontsize="x-small")
+    return _save(figure, path)
+
+
+def _by_batch(points: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for point in sorted(points, key=lambda point: (point["request_batch"], point["load"])):
+        groups.setdefault(point["request_batch"], []).append(point)
+    return groups
+
+
+def _figure(num_rows: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: it would look for a screen
+
+    figure = Figure(figsize=(9, 3.2 * num_rows), layout="constrained")
+    axes = figure.subplots(num_rows, squeeze=False)[:, 0]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    return path

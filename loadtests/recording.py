@@ -1,0 +1,102 @@
+"""What a load generator saw, second by second, in a form that several processes can add up."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+GROWTH = 1.02
+"""Ratio of neighbouring latency buckets: a percentile is within 1 % of the true one."""
+ANSWERED, REJECTED, MISSED, FAILED = "answered", "rejected", "missed", "failed"
+"""How a call ended: an answer, the queue's refusal, no answer before the deadline, any other error."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """The calls of one request batch size that ended in one second."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    num_images: int = 0
+    """In answered calls."""
+    buckets: Counter[int] = field(default_factory=Counter)
+    """Latencies of answered calls: how many lie around GROWTH ** key milliseconds."""
+
+    def add(self, other: "Cell") -> None:
+        """Take the other's calls as well."""
+        self.outcomes += other.outcomes
+        self.num_images += other.num_images
+        self.buckets += other.buckets
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """Latency that so many percent of the answered calls did not exceed, ms; None without any."""
+        rank = math.ceil(percent / 100 * self.buckets.total())
+        for bucket in sorted(self.buckets):
+            rank -= self.buckets[bucket]
+            if rank <= 0:
+                return float(GROWTH**bucket)
+        return None
+
+
+class Recording:
+    """Cells by (second, request batch), and how the generator itself was doing.
+
+    Seconds are those of the wall clock, so that processes on one machine, or on machines whose clocks agree,
+    can be added up.
+    """
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[int, int], Cell] = {}
+        self.health: list[tuple[float, float, float]] = []
+        """(wall clock, share of one core the generator used, longest lag of its loop in ms)."""
+
+    def record(self, outcome: str, *, request_batch: int, latency_ms: float) -> None:
+        """One call that has ended now."""
+        cell = self.cells.setdefault((int(time.time()), request_batch), Cell())
+        cell.outcomes[outcome] += 1
+        if outcome == ANSWERED:
+            cell.num_images += request_batch
+            cell.buckets[round(math.log(max(latency_ms, 1e-3), GROWTH))] += 1
+
+    def add(self, other: "Recording") -> None:
+        """Take another process's part as well."""
+        for key, cell in other.cells.items():
+            self.cells.setdefault(key, Cell()).add(cell)
+        self.health += other.health
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.cells.clear()
+        self.health.clear()
+
+    def window(self, start: float, end: float) -> Cell:
+        """All calls that ended from second `start` up to second `end`, of every batch size."""
+        return self.total(cell for (second, _), cell in self.cells.items() if start <= second < end)
+
+    def total(self, cells: Iterable[Cell] | None = None) -> Cell:
+        """The sum of some cells; without an argument of all."""
+        total = Cell()
+        for cell in self.cells.values() if cells is None else cells:
+            total.add(cell)
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {
+            "cells": [
+                [*key, cell.num_images, dict(cell.outcomes), list(cell.buckets.items())]
+                for key, cell in self.cells.items()
+            ],
+            "health": list(self.health),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recording":
+        """The inverse of `to_dict`."""
+        recording = cls()
+        for second, batch, num_images, outcomes, buckets in values["cells"]:
+            counted = Counter({int(bucket): count for bucket, count in buckets})
+            recording.cells[second, batch] = Cell(Counter(outcomes), num_images, counted)
+        recording.health = [tuple(one) for one in values["health"]]
+        return recording

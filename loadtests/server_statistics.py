@@ -1,0 +1,205 @@
+"""What a Triton server says of itself: its models' configurations and its counters, over gRPC."""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.errors import FruitstandError, UsageError
+from fruitstand_client import Client
+from fruitstand_client.errors import translate
+
+TIMEOUT_S = 10.0
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+"""What a request goes through in one model, in Triton's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCounters:
+    """One model's counters, or what they grew by between two readings."""
+
+    num_requests: int
+    """Answered."""
+    num_failed: int
+    num_images: int
+    num_executions: int
+    request_ns: int
+    """From arrival to answer, summed over the requests."""
+    stage_ns: tuple[int, int, int, int]
+    """Of `STAGES`, summed over the requests: each request of a batch counts the batch's whole time."""
+    busy_ns: int
+    """Of all instances, summed over the executions."""
+
+    def __sub__(self, before: "ModelCounters") -> "ModelCounters":
+        stages = [now - then for now, then in zip(self.stage_ns, before.stage_ns, strict=True)]
+        return ModelCounters(
+            self.num_requests - before.num_requests,
+            self.num_failed - before.num_failed,
+            self.num_images - before.num_images,
+            self.num_executions - before.num_executions,
+            self.request_ns - before.request_ns,
+            (stages[0], stages[1], stages[2], stages[3]),
+            self.busy_ns - before.busy_ns,
+        )
+
+    @property
+    def mean_batch(self) -> float:
+        """Images in one execution; 0 without any."""
+        return self.num_images / self.num_executions if self.num_executions else 0.0
+
+    def stage_ms(self) -> dict[str, float]:
+        """Mean time of a request in each of `STAGES`, ms."""
+        count = max(1, self.num_requests)
+        return {name: round(ns / count / 1e6, 3) for name, ns in zip(STAGES, self.stage_ns, strict=True)}
+
+
+Counters = dict[str, ModelCounters]
+"""By model: the ensemble and its steps."""
+
+
+class ServedModel:
+    """The classifier as a server has it; use as a context manager."""
+
+    def __init__(self, url: str) -> None:
+        """Ask for the configurations.
+
+        Args:
+            url: HOST:PORT of the gRPC endpoint.
+
+        Raises:
+            UsageError: no server answers there, or it does not serve the classifier.
+        """
+        self.url = url
+        self._channel = grpc.insecure_channel(url, options=[("grpc.max_receive_message_length", -1)])
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        try:
+            self.server_version: str = self._ask(
+                "ServerMetadata", service_pb2.ServerMetadataRequest()
+            ).version
+            ensemble = self._config(FRUIT_CLASSIFIER)
+            self.steps = [step.model_name for step in ensemble.ensemble_scheduling.step]
+            self.configs = {FRUIT_CLASSIFIER: ensemble, **{name: self._config(name) for name in self.steps}}
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ServedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def answer(self, image: bytes) -> None:
+        """Let it classify one image.
+
+        Raises:
+            UsageError: it does not.
+        """
+        try:
+            with Client(self.url, deadline_s=TIMEOUT_S) as client:
+                client.classify_batch([image])
+        except FruitstandError as exc:
+            raise UsageError(str(exc)) from exc
+
+    def read(self) -> Counters:
+        """The counters as they are now."""
+        statistics = self._ask("ModelStatistics", service_pb2.ModelStatisticsRequest()).model_stats
+        counters: Counters = {}
+        for one in statistics:
+            if one.name in self.configs:
+                own = _counters(one)
+                before = counters.get(one.name)  # another version of the same model
+                counters[one.name] = own if before is None else _sum(before, own)
+        return counters
+
+    def _config(self, name: str) -> Any:
+        return self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=name)).config
+
+    def _ask(self, method: str, request: Any) -> Any:
+        try:
+            return getattr(self._stub, method)(request, timeout=TIMEOUT_S)
+        except grpc.RpcError as exc:
+            raise UsageError(str(translate(exc.code().name, exc.details() or "", self.url))) from exc
+
+
+class StatisticsLog:
+    """Reads the counters once a second, until it is left."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self._readings: list[tuple[float, Counters]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "StatisticsLog":
+        self._readings.append((time.time(), self._model.read()))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._readings.append((time.time(), self._model.read()))
+
+    def between(self, start: float, end: float) -> tuple[Counters, float]:
+        """What the counters grew by, and the seconds it took: the readings nearest to two moments."""
+        first = min(self._readings, key=lambda one: abs(one[0] - start))
+        last = min(self._readings, key=lambda one: abs(one[0] - end))
+        return growth(first[1], last[1]), last[0] - first[0]
+
+    def total(self) -> Counters:
+        """From the first reading to the last."""
+        return growth(self._readings[0][1], self._readings[-1][1])
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            self._readings.append((time.time(), self._model.read()))
+
+
+def growth(before: Counters, after: Counters) -> Counters:
+    """What each model's counters grew by."""
+    return {name: after[name] - before[name] for name in after if name in before}
+
+
+def breakdown(counters: Counters, steps: list[str], seconds: float) -> list[dict[str, Any]]:
+    """Each step of the ensemble, as the result files carry it."""
+    return [
+        {
+            "name": name,
+            "num_images": counters[name].num_images,
+            "num_executions": counters[name].num_executions,
+            "mean_batch": round(counters[name].mean_batch, 2),
+            "busy": round(counters[name].busy_ns / 1e9 / seconds, 3) if seconds else 0.0,
+            "mean_ms": counters[name].stage_ms(),
+        }
+        for name in steps
+    ]
+
+
+def _counters(one: Any) -> ModelCounters:
+    stats = one.inference_stats
+    busy_ns = sum(
+        getattr(batch, stage).ns for batch in one.batch_stats for stage in STAGES if stage != "queue"
+    )
+    return ModelCounters(
+        num_requests=stats.success.count,
+        num_failed=stats.fail.count,
+        num_images=one.inference_count,
+        num_executions=one.execution_count,
+        request_ns=stats.success.ns,
+        stage_ns=tuple(getattr(stats, stage).ns for stage in STAGES),
+        busy_ns=busy_ns,
+    )
+
+
+def _sum(one: ModelCounters, other: ModelCounters) -> ModelCounters:
+    nothing = ModelCounters(0, 0, 0, 0, 0, (0, 0, 0, 0), 0)
+    return one - (nothing - other)
