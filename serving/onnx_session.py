@@ -67,6 +67,8 @@ def open_session(
     for name, provider_options in providers:
         if name == "OpenVINOExecutionProvider":  # it does not look at the session's number, and takes all
             provider_options["num_of_threads"] = str(options.intra_op_num_threads)
+            # It would bind them to the first cores, the same ones in every process on the machine.
+            provider_options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base

@@ -1,7 +1,11 @@
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -231,7 +235,33 @@ def test_openvino_gets_the_sessions_threads(
     settings = config(parameters, optimization=accelerators("cpu", "openvino"))
     session = open_session(version, settings, device_id=None, num_threads=num_threads)
     assert session.get_providers()[0] == "OpenVINOExecutionProvider"
-    assert asked == [(expected, {"device_type": "CPU", "num_of_threads": str(expected)})]
+    ((num_asked, options),) = asked
+    assert (num_asked, options["num_of_threads"]) == (expected, str(expected))
+
+
+def test_openvino_binds_no_thread_to_a_processor(tmp_path: Path) -> None:
+    """Two processes of one thread each would share the first processor and leave the others idle."""
+    everywhere = os.sched_getaffinity(0)
+    if "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers() or len(everywhere) < 2:
+        pytest.skip("needs OpenVINO and two processors")
+    version = place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
+    settings = config(optimization=accelerators("cpu", "openvino"))
+    session = open_session(version, settings, device_id=None, num_threads=1)
+    pictures = np.zeros((4_000_000, 3), np.float32)
+    bound = []
+
+    def compute() -> None:
+        for _ in range(10):
+            session.run(None, {"X": pictures})
+
+    runner = threading.Thread(target=compute)
+    runner.start()
+    while runner.is_alive():
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                bound.append(os.sched_getaffinity(int(thread.name)) != everywhere)
+    assert bound
+    assert not any(bound)
 
 
 def doubling(tmp_path: Path, batch: str | int = "N") -> onnxruntime.InferenceSession:
