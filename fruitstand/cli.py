@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training
+from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
 from fruitstand.cli_score import score
@@ -34,6 +34,7 @@ app.command()(cli_serving.doctor)
 app.command()(cli_client.classify)
 app.command()(score)
 app.command()(cli_loadtests.loadtest)
+app.command()(cli_tune.tune)
 
 
 def main() -> None:

@@ -1,29 +1,294 @@
 """`fruitstand tune`: the settings that give the most images/s on this machine within a p99 budget.
 
 Optuna proposes settings, each is written into a copy of the repository, served by `fruitstand serve` and loaded by
-perf_analyzer. Its study lies in the output folder, so an interrupted search goes on. A search on a shared machine
-finds luck as well as speed: at the end the best settings and the defaults are measured again, in turns, and the
-best are kept only if they win every round.
+perf_analyzer. The study lies in the output folder, so that an interrupted search goes on. A search on a noisy
+machine finds luck as well as speed: at the end its best settings and those in use are measured again, in
+turns, and the best are taken only if they win every round.
 """
 
-import csv
-import json
 import logging
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from benchmarks.provenance import provenance
+from benchmarks.stages import served
 from fruitstand.artefacts import atomic_file, write_json
-from fruitstand.cli_shared import print_json
-from fruitstand.errors import ServerError, UsageError
-from fruitstand.progress import track
-from fruitstand.sources_of_images import read_images
+from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.threads import thread_budget
 from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
-from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, request_arguments, write_images
+from loadtests.sweep import profile
+
+log = logging.getLogger("fruitstand.tune")
+
+RESULT_NAME = "tune.json"
+STUDY_NAME = "study.log"
+FRONTIER_NAME = "frontier.png"
+DELAYS_US = (0, 250, 500, 1000, 2000, 4000)
+PREFERRED = (0, 8, 16, 32)
+MAX_INSTANCES = 2
+FINAL_ROUNDS = 3
+QUEUE_S = 0.5
+"""How much work may wait: what is over it would be answered too late to be of use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """What is looked for, and with which load."""
+
+    p99_ms: float
+    """The budget, as the client sees it."""
+    in_flight: int = 64
+    request_batch: int = 1
+    trials: int = 24
+    seconds: float = 6.0
+    """Of load for each measurement."""
+
+    def __post_init__(self) -> None:
+        if self.p99_ms <= 0 or self.in_flight < 1 or self.trials < 1:
+            raise UsageError(
+                f"p99-ms, in-flight, trials: got {self.p99_ms:g}, {self.in_flight}, {self.trials}; allowed above 0"
+            )
+
+    @property
+    def name(self) -> str:
+        """Of the study: another load or budget is another search."""
+        return f"p99-{self.p99_ms:g}-ms-{self.in_flight}-in-flight-batch-{self.request_batch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement."""
+
+    images_per_s: float
+    p99_ms: float
+
+
+def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[str, Any]:
+    """Search, measure the winner again, and write `tuning.json`, `tune.json` and `frontier.png`.
+
+    Args:
+        repository: with a served version; only a copy of it is changed.
+        images: folder with the images to send.
+        out: folder for the results, and for the study of an interrupted search.
+        search: what is looked for.
+
+    Returns:
+        The result, as in `tune.json`.
+
+    Raises:
+        UsageError: no repository, no images, or no perf_analyzer.
+        FruitstandError: not even the settings in use could be measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(repository, images, out, search)
+    in_use = read_tuning(repository)
+    study = _study(out, search, in_use)
+    failures = (FruitstandError, SystemExit)
+    while (left := search.trials - len(_finished(study))) > 0:
+        log.info("%d of %d trials to go", left, search.trials)
+        study.optimize(lambda trial: _objective(trial, bench), n_trials=1, catch=failures)
+        if study.trials[-1].state == TrialState.FAIL and not _finished(study):
+            raise FruitstandError(f"the settings in use cannot be measured; see {out}")
+    found = _finished(study)
+    within = [one for one in found if one.user_attrs["p99_ms"] <= search.p99_ms]
+    best = max(within, key=lambda one: one.value, default=None)
+    rounds = [] if best is None else _play_off(bench, in_use, _tuning(best.params))
+    wins = bool(rounds) and all(
+        mine.images_per_s > other.images_per_s and mine.p99_ms <= search.p99_ms for other, mine in rounds
+    )
+    chosen = in_use
+    if best is not None and wins:
+        rate = statistics.median(mine.images_per_s for _, mine in rounds)
+        chosen = _tuning(best.params, max_queue_size=max(64, round(QUEUE_S * rate / search.request_batch)))
+    result = _result(search, in_use, chosen, found, rounds)
+    write_json(out / TUNING_NAME, chosen.to_dict())
+    write_json(out / RESULT_NAME, result)
+    _plot(out / FRONTIER_NAME, result)
+    shutil.rmtree(bench.copy)
+    return result
+
+
+class _Bench:
+    """A copy of the repository, and the load."""
+
+    def __init__(self, repository: Path, images: Path, out: Path, search: Search) -> None:
+        self._images, self._out, self._search = images, out, search
+        self.copy = out / "repository"
+        shutil.rmtree(self.copy, ignore_errors=True)
+        if not repository.is_dir():
+            raise UsageError(f"{repository}: no model repository; name one with --repository")
+        shutil.copytree(repository, self.copy)
+
+    def measure(self, tuning: Tuning) -> Measured:
+        """Configure the copy, serve it, load it."""
+        settings = self._out / "trial.json"
+        write_json(settings, tuning.to_dict())
+        command = [sys.executable, "-m", "fruitstand", "models", "configure", settings]
+        done = subprocess.run(
+            [*map(str, command), "--repository", str(self.copy)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise FruitstandError(done.stderr.strip() or "models configure failed")
+        with served(self.copy, log=self._out / "server.log") as url:
+            (point,) = profile(
+                url=url,
+                images=self._images,
+                out=self._out / "load",
+                loads=str(self._search.in_flight),
+                request_batches=(self._search.request_batch,),
+                rounds=1,
+                seconds=self._search.seconds,
+            )["points"]
+        return Measured(point["images_per_s"], point["latency_ms"]["p99"])
+
+
+def _study(out: Path, search: Search, in_use: Tuning) -> optuna.Study:
+    """The search so far; a new one begins with the settings in use."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
+    sampler = optuna.samplers.TPESampler(
+        constraints_func=lambda trial: (trial.user_attrs["p99_ms"] - search.p99_ms,),
+        n_startup_trials=8,
+    )
+    study = optuna.create_study(
+        study_name=search.name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+    )
+    if not study.trials:
+        study.enqueue_trial(_parameters(in_use))
+    return study
+
+
+def _objective(trial: Trial, bench: _Bench) -> float:
+    budget = thread_budget()
+    tuning = _tuning(
+        {
+            "decode_queue_delay_us": trial.suggest_categorical("decode_queue_delay_us", DELAYS_US),
+            "decode_instances": trial.suggest_int("decode_instances", 1, MAX_INSTANCES),
+            "decode_threads": trial.suggest_int("decode_threads", 1, budget),
+            "infer_queue_delay_us": trial.suggest_categorical("infer_queue_delay_us", DELAYS_US),
+            "infer_preferred_batch": trial.suggest_categorical("infer_preferred_batch", PREFERRED),
+            "infer_instances": trial.suggest_int("infer_instances", 1, MAX_INSTANCES),
+            "infer_threads": trial.suggest_int("infer_threads", 1, budget),
+        }
+    )
+    measured = bench.measure(tuning)
+    trial.set_user_attr("p99_ms", measured.p99_ms)
+    log.info("%s: %.1f images/s, p99 %.1f ms", trial.params, measured.images_per_s, measured.p99_ms)
+    return measured.images_per_s
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(states=(TrialState.COMPLETE,))
+
+
+def _tuning(parameters: dict[str, int], **others: int) -> Tuning:
+    """Settings from a trial's; all of the machine's threads are written as its budget, whatever it is."""
+    budget = thread_budget()
+    values = dict(parameters)
+    values["decode_threads"] = -1 if values["decode_threads"] == budget else values["decode_threads"]
+    values["infer_threads"] = 0 if values["infer_threads"] == budget else values["infer_threads"]
+    return Tuning(**values, **others)
+
+
+def _parameters(tuning: Tuning) -> dict[str, int]:
+    """The other way round."""
+    values = tuning.to_dict()
+    del values["max_queue_size"]
+    budget = thread_budget()
+    values["decode_threads"] = budget if values["decode_threads"] == -1 else values["decode_threads"]
+    values["infer_threads"] = values["infer_threads"] or budget
+    return values
+
+
+def _play_off(bench: _Bench, in_use: Tuning, best: Tuning) -> list[tuple[Measured, Measured]]:
+    """Settings in use and the best ones, in turns."""
+    if best == in_use:
+        return []
+    return [(bench.measure(in_use), bench.measure(best)) for _ in range(FINAL_ROUNDS)]
+
+
+def _result(
+    search: Search,
+    in_use: Tuning,
+    chosen: Tuning,
+    found: list[FrozenTrial],
+    rounds: list[tuple[Measured, Measured]],
+) -> dict[str, Any]:
+    trials = [
+        {"settings": one.params, "images_per_s": one.value, "p99_ms": one.user_attrs["p99_ms"]} for one in found
+    ]
+    ratios = [mine.images_per_s / other.images_per_s for other, mine in rounds]
+    return {
+        **provenance(),
+        "settings": {
+            "p99_ms": search.p99_ms,
+            "in_flight": search.in_flight,
+            "request_batch": search.request_batch,
+            "trials": search.trials,
+            "seconds": search.seconds,
+            "thread_budget": thread_budget(),
+        },
+        "samples": {
+            "trials": trials,
+            "play_off": [
+                {
+                    "in_use_images_per_s": other.images_per_s,
+                    "in_use_p99_ms": other.p99_ms,
+                    "best_images_per_s": mine.images_per_s,
+                    "best_p99_ms": mine.p99_ms,
+                }
+                for other, mine in rounds
+            ],
+        },
+        "summary": {
+            "changed": chosen != in_use,
+            "tuning": chosen.to_dict(),
+            "best_over_in_use": round(statistics.median(ratios), 3) if ratios else None,
+            "best_over_in_use_spread": [round(min(ratios), 3), round(max(ratios), 3)] if ratios else None,
+            "frontier": frontier(trials),
+        },
+    }
+
+
+def frontier(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials that no other beats in images/s and p99 both, the quickest to answer first."""
+    ordered = sorted(trials, key=lambda one: (one["p99_ms"], -one["images_per_s"]))
+    best, kept = 0.0, []
+    for one in ordered:
+        if one["images_per_s"] > best:
+            best = one["images_per_s"]
+            kept.append(one)
+    return kept
+
+
+def _plot(path: Path, result: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    trials, best = result["samples"]["trials"], result["summary"]["frontier"]
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.scatter([one["p99_ms"] for one in trials], [one["images_per_s"] for one in trials], label="a trial")
+    axes.scatter(
+        trials[0]["p99_ms"], trials[0]["images_per_s"], marker="s", color="tab:red", label="settings in use"
+    )
+    axes.plot(
+        [one["p99_ms"] for one in best], [one["images_per_s"] for one in best], "k-", label="the frontier"
+    )
+    axes.axvline(result["settings"]["p99_ms"], color="tab:gray", linestyle="--", label="p99 budget")
+    axes.set(xlabel="p99, ms", ylabel="images/s", xlim=(0, None), ylim=(0, None))
+    axes.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
