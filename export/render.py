@@ -72,12 +72,16 @@ def render_repository(
     """
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
-    values = _model_values(preprocessing, labels, files) | _tuning_values(tuning) | {
-        "pinned_version": number,
-        "served_version": "" if state is None else number,
-        "previous_version": "" if state is None or state.previous is None else state.previous,
-        "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
-    }
+    values = (
+        _model_values(preprocessing, labels, files)
+        | _tuning_values(tuning)
+        | {
+            "pinned_version": number,
+            "served_version": "" if state is None else number,
+            "previous_version": "" if state is None or state.previous is None else state.previous,
+            "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
+        }
+    )
     rendered = {}
     for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
         relative, content = path.relative_to(TEMPLATES), path.read_bytes()

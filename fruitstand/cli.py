@@ -34,6 +34,7 @@ app.command()(cli_serving.doctor)
 app.command()(cli_client.classify)
 app.command()(score)
 app.command()(cli_loadtests.loadtest)
+app.command()(cli_loadtests.profile)
 app.command()(cli_tune.tune)
 
 

@@ -59,6 +59,80 @@ def loadtest(
         raise typer.Exit(1)
 
 
+def profile(
+    images: Annotated[Path | None, typer.Option(help="Folder with the images to send.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result and the plots.")] = None,
+    url: Url = "127.0.0.1:8001",
+    loads: Annotated[str, typer.Option(help="In flight, such as 1,8; or a second: 100/s.")] = "1,4,16,64",
+    request_batches: Annotated[str, typer.Option(help="Images in a request, with commas.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
+    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 6.0,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Images go through it; on the server's machine.")
+    ] = False,
+    metrics_url: Annotated[
+        str | None, typer.Option(help="HOST:PORT/metrics of the server, to collect them as well.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BEFORE AFTER", help="Measure nothing: compare two results."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Result to keep up with; exit 1 when it does not.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep loads and request batches with perf_analyzer; or compare two results."""
+    with needs("loadtest"):
+        from loadtests.compare import compare as run_compare
+        from loadtests.compare import gate
+        from loadtests.result import read_result
+        from loadtests.sweep import profile as run_profile
+
+        if compare is not None:
+            _print_comparison(run_compare(*map(read_result, compare)), as_json)
+            return
+        if images is None or out is None:
+            raise UsageError("--images and --out are missing: what to send, and where the result goes")
+        reference = read_result(baseline) if baseline is not None else None
+        result = run_profile(
+            url=url,
+            images=images,
+            out=out,
+            loads=loads,
+            request_batches=numbers("request-batches", request_batches),
+            rounds=rounds,
+            seconds=seconds,
+            shared_memory=shared_memory,
+            metrics_url=metrics_url,
+        )
+        kept = gate(reference, result) if reference is not None else []
+    if as_json:
+        print_json({**result, "baseline": kept})
+    else:
+        _print_points(result)
+        for row in kept:
+            verdict = "kept" if row["ok"] else "SLOWER"
+            print(f"{verdict}: {_where(row)}: {row['ratio']} x baseline, tolerance {row['tolerance']:.0%}")
+        print(f"result: {out / 'result.json'}")
+    if not all(row["ok"] for row in kept):
+        raise typer.Exit(1)
+
+
+def _print_comparison(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        spread = f"{row['low']} to {row['high']}"
+        print(f"{_where(row)}, {row['quantity']}: {row['ratio']} x ({spread}): {row['verdict']}")
+
+
+def _where(row: dict[str, Any]) -> str:
+    unit = "in flight" if row["loop"] == "closed" else "images/s offered"
+    return f"{row['load']:g} {unit}, batch {row['request_batch']:g}"
+
+
 def numbers(flag: str, text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them.
 
@@ -73,9 +147,8 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
 
 def _print_points(result: dict[str, Any]) -> None:
     unit = {"closed": "in flight", "open": "offered/s"}[result["points"][0]["loop"]]
-    print(
-        f"{unit:>10} {'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'unanswered':>11}"
-    )
+    latencies = " ".join(f"{name:>8}" for name in ("p50 ms", "p95 ms", "p99 ms"))
+    print(f"{unit:>10} {'batch':>6} {'images/s':>9} {latencies} {'unanswered':>11}")
     for point in result["points"]:
         latency = [_number(point["latency_ms"][name]) for name in ("p50", "p95", "p99")]
         unanswered = point["num_requests"] - point["num_answered"]

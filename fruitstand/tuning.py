@@ -45,7 +45,11 @@ class Tuning:
             ("max_queue_size", 1, 1_000_000),
         ):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most or (name == "decode_threads" and not value):
+            if (
+                type(value) is not int
+                or not least <= value <= most
+                or (name == "decode_threads" and not value)
+            ):
                 raise ValueError(f"{name}: got {value!r}, allowed a whole number from {least} to {most}")
 
     def to_dict(self) -> dict[str, int]:

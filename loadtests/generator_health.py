@@ -12,7 +12,7 @@ PROBE_S = 0.02
 MAX_CPU_SHARE = 0.9
 """A process of Python uses one core at most; from here on it is the limit."""
 MAX_LAG_MS = 50.0
-"""What a request may wait in the generator's own loop before it is sent, or its answer seen, in most periods."""
+"""What a request may wait in the generator's own loop, in most periods."""
 
 
 def watch(recording: Recording) -> None:

@@ -13,8 +13,8 @@ def find_knee(points: list[dict[str, Any]]) -> dict[str, Any] | None:
         points: of a result.
 
     Returns:
-        That point's load, images/s and p99, the highest images/s, and whether a higher load was tried: without
-        one it is no knee, only the end of what was measured. None with fewer than three points.
+        That point's load, images/s and p99, the highest images/s, and whether a higher load was tried:
+        without one it is no knee, only the end of what was measured. None with fewer than three points.
     """
     if len(points) < 3:
         return None

@@ -1,4 +1,4 @@
-"""`fruitstand loadtest`: a named profile through headless Locust, held against objectives, written and drawn."""
+"""`fruitstand loadtest`: a named profile through headless Locust, held against objectives and drawn."""
 
 import contextlib
 import logging
@@ -217,17 +217,17 @@ def _point(
     """One stage, without its first second."""
     start, end = int(stage["start"] + WARM_UP_S) + 1, int(stage["end"])
     cell, seconds = recording.window(start, end), max(1, end - start)
+    each = [recording.window(second, second + 1) for second in range(start, end)]
     counters, between_s = statistics.between(start, end)
-    # A closed loop at its end is limited by its users where they wait, which is no fault; only what the
-    # generator itself could not do is.
     return {
         "loop": test.profile.loop,
         "load": stage["load"],
         "request_batch": test.mean_batch,
         "seconds": seconds,
         "images_per_s": round(cell.num_images / seconds, 1),
-        "samples": [recording.window(second, second + 1).num_images for second in range(start, end)],
+        "samples": [one.num_images for one in each],
         "latency_ms": _latency(cell),
+        "p99_samples_ms": [_latency(one)["p99"] for one in each],
         "num_requests": cell.outcomes.total(),
         "num_answered": cell.outcomes["answered"],
         "num_rejected": cell.outcomes[REJECTED],

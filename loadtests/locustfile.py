@@ -128,9 +128,8 @@ def write_recording(environment: Environment, **_: object) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return
     for row in rows(_Process.recording):
-        print(
-            f"{row['name']}: {row['num_images']} images, {row['rejected']} rejects, {row['missed']} deadline misses"
-        )
+        counts = f"{row['num_images']} images, {row['rejected']} rejects, {row['missed']} deadline misses"
+        print(f"{row['name']}: {counts}")
     if path := environment.parsed_options.recording:
         stages = getattr(environment.shape_class, "stages", [])
         write_json(Path(path), {"stages": stages, **_Process.recording.to_dict()})
@@ -150,7 +149,7 @@ def _sender(size: int) -> Callable[["ImageUser"], None]:
 
 
 class ImageUser(User):
-    """Sends images: one request after the other, or one every half a second whatever becomes of the others."""
+    """Sends images: one request after the other, or one every half a second whatever comes back."""
 
     tasks = [_sender(size) for size in REQUEST_BATCHES]  # noqa: RUF012 - as Locust documents it
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 
 WHEELS = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
@@ -63,19 +63,26 @@ def install_perf_analyzer(home: Path = HOME) -> PerfAnalyzer:
     return PerfAnalyzer(binary, ":".join(map(str, libraries)))
 
 
-def write_images(path: Path, contents: Sequence[bytes]) -> None:
-    """Write perf_analyzer's input: every image padded to the longest, as a request of several wants them."""
+def write_images(path: Path, contents: Sequence[bytes], *, expected: Sequence[bytes] | None = None) -> None:
+    """Write perf_analyzer's input: every image padded to the longest, as a request of several wants them.
+
+    Args:
+        path: JSON file to write.
+        contents: encoded images.
+        expected: for each the float32 values of the answer; perf_analyzer stops at the first other one. It
+            can check requests of one image only.
+    """
     longest = max(map(len, contents))
-    rows = [
-        {
-            IMAGE: {
-                "content": {"b64": base64.b64encode(one.ljust(longest, b"\0")).decode()},
-                "shape": [longest],
-            }
-        }
-        for one in contents
-    ]
-    path.write_text(json.dumps({"data": rows}))
+    data: dict[str, object] = {
+        "data": [_tensor(IMAGE, one.ljust(longest, b"\0"), longest) for one in contents]
+    }
+    if expected is not None:
+        data["validation_data"] = [_tensor(PROBABILITIES, one, len(one) // 4) for one in expected]
+    path.write_text(json.dumps(data))
+
+
+def _tensor(name: str, content: bytes, length: int) -> dict[str, object]:
+    return {name: {"content": {"b64": base64.b64encode(content).decode()}, "shape": [length]}}
 
 
 def request_arguments(url: str, images: Path, *, batch_size: int, in_flight: int) -> list[str]:

@@ -31,8 +31,8 @@ class Stage:
 class Profile:
     """Stages of one loop.
 
-    In a closed loop a user sends its next request when the last one is answered. In an open loop requests come
-    at a constant rate whether the server keeps up or not, as they do from the world.
+    In a closed loop a user sends its next request when the last one is answered. In an open loop requests
+    come at a constant rate whether the server keeps up or not, as they do from the world.
     """
 
     name: str

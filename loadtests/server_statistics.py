@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand_client import Client
 from fruitstand_client.errors import translate
@@ -64,6 +65,8 @@ Counters = dict[str, ModelCounters]
 class ServedModel:
     """The classifier as a server has it; use as a context manager."""
 
+    name = FRUIT_CLASSIFIER
+
     def __init__(self, url: str) -> None:
         """Ask for the configurations.
 
@@ -108,6 +111,16 @@ class ServedModel:
                 client.classify_batch([image])
         except FruitstandError as exc:
             raise UsageError(str(exc)) from exc
+
+    def probabilities(self, images: Sequence[bytes]) -> list[bytes]:
+        """The answer to each image alone, float32, as it comes over the wire."""
+        return [self._probabilities(image) for image in images]
+
+    def _probabilities(self, image: bytes) -> bytes:
+        request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
+        request.inputs.add(name=IMAGE, datatype="UINT8").shape.extend((1, len(image)))
+        request.outputs.add(name=PROBABILITIES)
+        return bytes(self._ask("ModelInfer", request).raw_output_contents[0])
 
     def read(self) -> Counters:
         """The counters as they are now."""

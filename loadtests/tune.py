@@ -225,7 +225,8 @@ def _result(
     rounds: list[tuple[Measured, Measured]],
 ) -> dict[str, Any]:
     trials = [
-        {"settings": one.params, "images_per_s": one.value, "p99_ms": one.user_attrs["p99_ms"]} for one in found
+        {"settings": one.params, "images_per_s": one.value, "p99_ms": one.user_attrs["p99_ms"]}
+        for one in found
     ]
     ratios = [mine.images_per_s / other.images_per_s for other, mine in rounds]
     return {

@@ -1,0 +1,250 @@
+"""`fruitstand profile`: perf_analyzer over loads and request batch sizes, several rounds, one result."""
+
+import csv
+import logging
+import re
+import statistics
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.provenance import provenance
+from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.errors import FruitstandError, UsageError
+from loadtests.knee import find_knee
+from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, write_images
+from loadtests.plots import draw
+from loadtests.profiles import CLOSED, OPEN
+from loadtests.result import RESULT, write_result
+from loadtests.sample_files import read_sample
+from loadtests.server_statistics import ServedModel, breakdown, growth
+
+log = logging.getLogger("fruitstand.profile")
+
+NUM_IMAGES = 256
+NUM_WINDOWS = 3
+"""perf_analyzer calls a measurement stable after three windows; how stable it was the rounds show."""
+ANY_SPREAD = "999"
+START_S = 60.0
+REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
+"""What the server's queue says; perf_analyzer ends at the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """One load to measure."""
+
+    loop: str
+    requests: float
+    """In flight in a closed loop, a second in an open one."""
+    request_batch: int
+
+    @property
+    def load(self) -> float:
+        """As the result carries it: requests in flight, or images offered a second."""
+        return self.requests if self.loop == CLOSED else self.requests * self.request_batch
+
+    @property
+    def name(self) -> str:
+        """For file names and the log."""
+        return f"{self.loop}-{self.requests:g}-batch-{self.request_batch}"
+
+    def arguments(self) -> list[str]:
+        """perf_analyzer's flags."""
+        batch = ["-b", str(self.request_batch)]
+        if self.loop == CLOSED:
+            return [*batch, "--concurrency-range", f"{self.requests:g}"]
+        rate = ["--request-rate-range", f"{self.requests:g}", "--request-distribution", "poisson", "--async"]
+        return [*batch, *rate]
+
+
+def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Load]:
+    """Requests in flight, or with /s requests a second, with commas between.
+
+    Raises:
+        UsageError: something else, or a batch size that no server takes.
+    """
+    if not all(1 <= size <= MAX_BATCH_SIZE for size in request_batches):
+        raise UsageError(f"request-batches: got {list(request_batches)}, allowed 1 to {MAX_BATCH_SIZE}")
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*(/s)?", word) for word in words):
+        raise UsageError(f"loads: got {text!r}, expected such as 1,8,64 (in flight) or 100/s (a second)")
+    return [
+        Load(
+            loop=OPEN if word.endswith("/s") else CLOSED,
+            requests=float(word.removesuffix("/s")),
+            request_batch=size,
+        )
+        for size in request_batches
+        for word in words
+    ]
+
+
+def profile(
+    *,
+    url: str,
+    images: Path,
+    out: Path,
+    loads: str = "1,4,16,64",
+    request_batches: tuple[int, ...] = (1, 8, 32),
+    rounds: int = 3,
+    seconds: float = 6.0,
+    shared_memory: bool = False,
+    metrics_url: str | None = None,
+) -> dict[str, Any]:
+    """Measure every load with every batch size, in turn, `rounds` times over.
+
+    Answers to single images are held against those the server gave before the load. perf_analyzer cannot
+    check those of several images in a request, nor what comes back through shared memory.
+
+    Args:
+        url: HOST:PORT of the server's gRPC endpoint.
+        images: folder with the images to send.
+        out: folder for `result.json`, plots and perf_analyzer's own CSV files.
+        loads: see `parse_loads`.
+        request_batches: images in one request.
+        rounds: how often each is measured.
+        seconds: for each measurement.
+        shared_memory: hand images over through shared memory; only on the server's own machine.
+        metrics_url: HOST:PORT/metrics of the server, for perf_analyzer to collect; None collects none.
+
+    Returns:
+        The result.
+
+    Raises:
+        UsageError: bad input, no server that answers, or no perf_analyzer.
+        FruitstandError: perf_analyzer failed, or an answer under load was another one.
+    """
+    cells = parse_loads(loads, request_batches)
+    if seconds < NUM_WINDOWS or rounds < 1:
+        raise UsageError(f"seconds, rounds: got {seconds:g}, {rounds}, allowed >= {NUM_WINDOWS} and >= 1")
+    sample = read_sample(images, NUM_IMAGES)
+    with ServedModel(url) as model, TemporaryDirectory(prefix="fruitstand-profile-") as scratch:
+        model.answer(sample[0])
+        analyzer = install_perf_analyzer()
+        plain, checked = Path(scratch, "images.json"), Path(scratch, "checked.json")
+        write_images(plain, sample)
+        write_images(checked, sample, expected=model.probabilities(sample))
+        (out / "perf_analyzer").mkdir(parents=True, exist_ok=True)
+        common = ["-m", model.name, "-i", "grpc", "-u", url, "--stability-percentage", ANY_SPREAD]
+        common += ["--measurement-interval", str(round(seconds * 1e3 / NUM_WINDOWS)), "--verbose-csv"]
+        common += ["--shared-memory", "system"] if shared_memory else []
+        if metrics_url is not None:
+            common += ["--collect-metrics", "--metrics-url", metrics_url.removeprefix("http://")]
+        measured: dict[Load, list[dict[str, Any]]] = {}
+        refused: set[Load] = set()
+        for number in range(rounds):
+            for cell in cells:
+                may_check = cell.request_batch == 1 and cell.loop == CLOSED and not shared_memory
+                arguments = [*common, *cell.arguments(), "--input-data", str(checked if may_check else plain)]
+                table = out / "perf_analyzer" / f"{cell.name}-round-{number + 1}.csv"
+                one = _measure(analyzer, model, cell, [*arguments, "-f", str(table)], table, seconds)
+                if one is None:
+                    log.warning("%s: the server refused requests, perf_analyzer gave up", cell.name)
+                    refused.add(cell)
+                    continue
+                measured.setdefault(cell, []).append(one)
+                log.info("%d/%d %s: %.1f images/s", number + 1, rounds, cell.name, one["images_per_s"])
+        server_version = model.server_version
+    if not set(measured) - refused:
+        raise FruitstandError("the server refused requests under every load; profile it with less")
+    points = [_point(cell, measured[cell], seconds) for cell in cells if cell in set(measured) - refused]
+    result = {
+        "schema_version": 1,
+        "tool": "perf_analyzer",
+        **provenance(),
+        "server_version": server_version,
+        "settings": {
+            "loads": loads,
+            "request_batches": list(request_batches),
+            "rounds": rounds,
+            "seconds": seconds,
+            "shared_memory": shared_memory,
+            "collect_metrics": metrics_url is not None,
+            "num_images": len(sample),
+            "refused": sorted(cell.name for cell in refused),
+        },
+        "points": points,
+        "knees": list(_knees(points)),
+        "over_time": [],
+        "generator": {"limited": False, "reasons": []},
+        "slo": None,
+        "accounted": None,
+    }
+    write_result(out / RESULT, result)
+    draw(result, out)
+    return result
+
+
+def _measure(
+    analyzer: PerfAnalyzer,
+    model: ServedModel,
+    cell: Load,
+    arguments: list[str],
+    table: Path,
+    seconds: float,
+) -> dict[str, Any] | None:
+    """One run of perf_analyzer, with what the server counted meanwhile; None when its queue refused."""
+    before = model.read()
+    try:
+        done = analyzer.run(*arguments, timeout_s=NUM_WINDOWS * seconds + START_S)
+    except subprocess.TimeoutExpired as exc:
+        raise FruitstandError(
+            f"perf_analyzer did not end ({cell.name}); does the server still answer?"
+        ) from exc
+    counters = growth(before, model.read())
+    said = done.stdout + done.stderr
+    if "doesn't match expected" in said:
+        raise FruitstandError(f"{cell.name}: an answer under load differs from the one to the image alone")
+    if any(words in said for words in REFUSALS):
+        return None
+    counts = re.findall(r"Request count: (\d+)", said)
+    if done.returncode or not counts or not table.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or done.stdout.splitlines()[-1:]
+        raise FruitstandError(f"perf_analyzer measured nothing ({cell.name}): {' '.join(lines)[:300]}")
+    with table.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    rate = float(row["Inferences/Second"])
+    return {
+        "images_per_s": rate,
+        "latency_ms": {name: float(row[f"{name} latency"]) / 1e3 for name in ("p50", "p95", "p99")},
+        "num_requests": int(counts[-1]),
+        # The counters also hold what came before and between its windows: as long as those images took.
+        "steps": breakdown(counters, model.steps, counters[model.name].num_images / rate if rate else 0),
+    }
+
+
+def _point(cell: Load, samples: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """The median of the rounds."""
+    names = ("p50", "p95", "p99")
+    middle = sorted(samples, key=lambda one: one["images_per_s"])[len(samples) // 2]
+    num_requests = sum(one["num_requests"] for one in samples)
+    return {
+        "loop": cell.loop,
+        "load": cell.load,
+        "request_batch": cell.request_batch,
+        "seconds": seconds * len(samples),
+        "images_per_s": round(statistics.median(one["images_per_s"] for one in samples), 1),
+        "samples": [round(one["images_per_s"], 1) for one in samples],
+        "latency_ms": {
+            name: round(statistics.median(one["latency_ms"][name] for one in samples), 2) for name in names
+        },
+        "p99_samples_ms": [round(one["latency_ms"]["p99"], 2) for one in samples],
+        "num_requests": num_requests,
+        "num_answered": num_requests,
+        "num_rejected": 0,
+        "num_missed": 0,
+        "steps": middle["steps"],
+        "generator_limits": [],
+    }
+
+
+def _knees(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One for each batch size of the closed loop."""
+    for size in sorted({point["request_batch"] for point in points}):
+        own = [point for point in points if point["request_batch"] == size and point["loop"] == CLOSED]
+        if knee := find_knee(own):
+            yield knee
