@@ -12,7 +12,7 @@ from fruitstand import contract
 from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
-from fruitstand.tuning import Tuning
+from fruitstand.tuning import DEFAULTS, Tuning
 from fruitstand.versions import ServingState
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,7 +55,7 @@ def render_repository(
     files: ServedFiles = ServedFiles(),
     state: ServingState | None = None,
     also_loaded: tuple[int, ...] = (),
-    tuning: Tuning = Tuning(),
+    tuning: Tuning = DEFAULTS,
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order in which they may be written.
 

@@ -1,7 +1,8 @@
-"""How a repository's two steps are queued and computed on processors: `tuning.json`, which `fruitstand tune` finds.
+"""How a repository's two steps are queued and computed on processors: what `fruitstand tune` finds.
 
-`export/render.py` writes the settings into `config.pbtxt`; a promotion keeps them. Without the file the defaults
-hold. The greatest batch is no setting: it is the contract's, a client may send that many images a request.
+`export/render.py` writes the settings of `tuning.json` into `config.pbtxt`; a promotion keeps them. Without
+the file the defaults hold. The greatest batch is no setting: it is the contract's, a client may send that
+many images a request.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -57,6 +58,9 @@ class Tuning:
         return asdict(self)
 
 
+DEFAULTS = Tuning()
+
+
 def read_tuning(path: Path) -> Tuning:
     """Read settings.
 
@@ -69,7 +73,7 @@ def read_tuning(path: Path) -> Tuning:
     if path.is_dir():
         path = path / TUNING_NAME
         if not path.is_file():
-            return Tuning()
+            return DEFAULTS
     settings = read_json(path)
     known = {field.name for field in fields(Tuning)}
     if unknown := set(settings) - known:

@@ -1,9 +1,9 @@
 """`fruitstand tune`: the settings that give the most images/s on this machine within a p99 budget.
 
-Optuna proposes settings, each is written into a copy of the repository, served by `fruitstand serve` and loaded by
-perf_analyzer. The study lies in the output folder, so that an interrupted search goes on. A search on a noisy
-machine finds luck as well as speed: at the end its best settings and those in use are measured again, in
-turns, and the best are taken only if they win every round.
+Optuna proposes settings, each is written into a copy of the repository, served by `fruitstand serve` and
+loaded by perf_analyzer. The study lies in the output folder, so that an interrupted search goes on. A
+search on a noisy machine finds luck as well as speed: at the end its best settings and those in use are
+measured again, in turns, and the best are taken only if they win every round.
 """
 
 import logging
@@ -56,7 +56,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.p99_ms <= 0 or self.in_flight < 1 or self.trials < 1:
             raise UsageError(
-                f"p99-ms, in-flight, trials: got {self.p99_ms:g}, {self.in_flight}, {self.trials}; allowed above 0"
+                f"p99-ms, in-flight, trials: got {self.p99_ms:g}, {self.in_flight}, {self.trials},"
+                " allowed above 0"
             )
 
     @property
@@ -96,7 +97,7 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     failures = (FruitstandError, SystemExit)
     while (left := search.trials - len(_finished(study))) > 0:
         log.info("%d of %d trials to go", left, search.trials)
-        study.optimize(lambda trial: _objective(trial, bench), n_trials=1, catch=failures)
+        study.optimize(lambda trial: _objective(trial, bench, search), n_trials=1, catch=failures)
         if study.trials[-1].state == TrialState.FAIL and not _finished(study):
             raise FruitstandError(f"the settings in use cannot be measured; see {out}")
     found = _finished(study)
@@ -156,10 +157,7 @@ def _study(out: Path, search: Search, in_use: Tuning) -> optuna.Study:
     """The search so far; a new one begins with the settings in use."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
-    sampler = optuna.samplers.TPESampler(
-        constraints_func=lambda trial: (trial.user_attrs["p99_ms"] - search.p99_ms,),
-        n_startup_trials=8,
-    )
+    sampler = optuna.samplers.TPESampler(n_startup_trials=8)
     study = optuna.create_study(
         study_name=search.name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
     )
@@ -168,7 +166,7 @@ def _study(out: Path, search: Search, in_use: Tuning) -> optuna.Study:
     return study
 
 
-def _objective(trial: Trial, bench: _Bench) -> float:
+def _objective(trial: Trial, bench: _Bench, search: Search) -> float:
     budget = thread_budget()
     tuning = _tuning(
         {
@@ -183,6 +181,7 @@ def _objective(trial: Trial, bench: _Bench) -> float:
     )
     measured = bench.measure(tuning)
     trial.set_user_attr("p99_ms", measured.p99_ms)
+    trial.set_constraint("p99_ms", measured.p99_ms - search.p99_ms)
     log.info("%s: %.1f images/s, p99 %.1f ms", trial.params, measured.images_per_s, measured.p99_ms)
     return measured.images_per_s
 

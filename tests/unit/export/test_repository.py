@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from export.audit import AUDIT_NAME, audited, read_audit, record
 from export.promote import promote, rollback
@@ -11,6 +13,7 @@ from export.render import LABELS_FILE, write_repository
 from export.repository import (
     LOCK_NAME,
     check_repository,
+    configure,
     drifted_files,
     list_versions,
     locked,
@@ -22,6 +25,7 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels
+from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.versions import MANIFEST_NAME, ServingState, published_versions, read_version, serving_state
 from tests.repositories import place_version
 
@@ -217,3 +221,29 @@ def test_check_names_the_file_that_was_altered(repository: Path) -> None:
     (repository / FRUIT_RESNET / "3" / "model.onnx").write_bytes(b"others")
     with pytest.raises(ArtefactError, match=r"3/model\.onnx: altered"):
         check_repository(repository, trusted_keys=None)
+
+
+def test_configured_settings_reach_both_steps_and_survive_a_promotion(repository: Path) -> None:
+    """They are in the files Triton reads, beside whatever version is served."""
+    settings = Tuning(decode_threads=3, infer_preferred_batch=16, infer_threads=2, max_queue_size=99)
+    configure(repository, settings)
+    write_served(repository, ServingState(3, 2))
+    assert read_tuning(repository) == settings
+    assert drifted_files(repository) == []
+    decode, infer = (
+        text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for model in (IMAGE_DECODE, FRUIT_RESNET)
+    )
+    assert decode.parameters["num_threads"].string_value == "3"
+    assert decode.dynamic_batching.default_queue_policy.max_queue_size == 99
+    assert list(infer.dynamic_batching.preferred_batch_size) == [16]
+    assert infer.parameters["intra_op_thread_count"].string_value == "2"
+    assert read_audit(repository)[-1]["action"] == "configure"
+
+
+def test_only_a_repository_that_serves_can_be_configured(tmp_path: Path) -> None:
+    """There is nothing to write the settings for."""
+    write_repository(tmp_path, Preprocessing(), ["a", "b"])
+    with pytest.raises(UsageError, match="nothing is published there"):
+        configure(tmp_path, Tuning())
+    assert not (tmp_path / TUNING_NAME).exists()

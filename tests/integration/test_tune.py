@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from fruitstand.artefacts import read_json, sha256_file
+from fruitstand.manifest import PreparedData
+from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
+from loadtests.perf_analyzer import install_perf_analyzer
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install 'fruitstand[tune]'")
+from fruitstand.errors import UsageError
+from loadtests import tune as tuning
+from loadtests.tune import RESULT_NAME, Search, frontier, tune
+
+
+def test_a_search_goes_on_where_it_was_and_leaves_the_repository_alone(
+    repository: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial, the settings in use; a second call adds one. What it proposes can be configured."""
+    try:
+        install_perf_analyzer()
+    except UsageError as exc:
+        pytest.skip(str(exc))
+    monkeypatch.setattr(tuning, "FINAL_ROUNDS", 1)
+    before = {path: sha256_file(path) for path in repository.rglob("config.pbtxt")}
+    images, out = prepared.directory / "images" / "Test", tmp_path / "out"
+    first = tune(repository, images, out=out, search=Search(p99_ms=10_000, in_flight=8, trials=1, seconds=3))
+    assert first["summary"] == read_json(out / RESULT_NAME)["summary"]
+    assert not first["summary"]["changed"]
+    second = tune(repository, images, out=out, search=Search(p99_ms=10_000, in_flight=8, trials=2, seconds=3))
+    trials = second["samples"]["trials"]
+    assert trials[0] == first["samples"]["trials"][0]
+    assert len(trials) == 2
+    assert all(one["images_per_s"] > 0 and one["p99_ms"] > 0 for one in trials)
+    assert read_tuning(out / TUNING_NAME) == Tuning(**second["summary"]["tuning"])
+    assert {path: sha256_file(path) for path in before} == before
+    assert not (repository / TUNING_NAME).exists()
+    assert (out / "frontier.png").stat().st_size > 10_000
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    """Neither slower and later, nor as late and slower."""
+    trials = [
+        {"p99_ms": p99, "images_per_s": rate}
+        for p99, rate in ((20, 80), (10, 50), (30, 70), (20, 60), (40, 90))
+    ]
+    assert [one["p99_ms"] for one in frontier(trials)] == [10, 20, 40]
+
+
+@pytest.mark.parametrize(("field", "value"), [("p99_ms", 0), ("in_flight", 0), ("trials", -1)])
+def test_a_search_for_nothing_is_refused(field: str, value: float) -> None:
+    """In one line."""
+    with pytest.raises(UsageError, match="allowed above 0"):
+        Search(**{"p99_ms": 10.0, field: value})
