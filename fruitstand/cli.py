@@ -35,6 +35,7 @@ app.command()(cli_client.classify)
 app.command()(score)
 app.command()(cli_loadtests.loadtest)
 app.command()(cli_loadtests.profile)
+app.command()(cli_loadtests.diagnose)
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ r"""The peers and this project's stack, one after the other on the same cores, w
     python -m benchmarks.peers ... --quick      # does each answer?
     python -m benchmarks.peers --lock           # resolve the peers' requirements again
 
-Every peer has its own environment in `build/peers`, made on first use; TorchServe's takes 5 GB and needs Java.
+Every peer has its own environment in `build/peers`, made on first use; TorchServe's takes 5 GB and needs
+Java.
 In each round everything is started, measured and stopped once, our stack first; the summary holds medians of
 ratios within a round.
 """
