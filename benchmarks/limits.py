@@ -99,6 +99,16 @@ def main(
     print(out)
 
 
+def in_process_images_per_s(repository: Path, images: Path, seconds: float) -> float:
+    """The better of the two loops without a server, with the engine that is served."""
+    state = serving_state(repository)
+    if state is None:
+        raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
+    version = repository / FRUIT_RESNET / str(state.version)
+    measures = dict(_in_process(repository, version, _read_images(images)))
+    return round(max(measures[name](seconds) for name in ("sequential", "overlapped")), 1)
+
+
 def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     """Ratios of the served to the best in-process loop, and all medians."""
     in_process = [max(pair) for pair in zip(samples["sequential"], samples["overlapped"], strict=True)]

@@ -36,6 +36,7 @@ app.command()(score)
 app.command()(cli_loadtests.loadtest)
 app.command()(cli_loadtests.profile)
 app.command()(cli_tune.tune)
+app.command()(cli_loadtests.diagnose)
 
 
 def main() -> None:

@@ -119,6 +119,30 @@ def profile(
         raise typer.Exit(1)
 
 
+def diagnose(
+    url: Url = "127.0.0.1:8001",
+    seconds: Annotated[float, typer.Option(help="How long to watch the load.")] = 10.0,
+    num_cores: Annotated[
+        int | None, typer.Option(min=1, help="Of the server's machine, if it is another one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why a server under load is as fast as it is."""
+    with needs("loadtest"):
+        from loadtests.diagnose import diagnose as run_diagnose
+
+        result = run_diagnose(url, seconds=seconds, num_cores=num_cores)
+    if as_json:
+        print_json(result)
+        return
+    print(f"{result['images_per_s']:.1f} images/s, {result['in_flight']:.1f} requests under way")
+    for step in result["steps"]:
+        times = ", ".join(f"{name.replace('_', ' ')} {ms:.2f} ms" for name, ms in step["mean_ms"].items())
+        print(f"{step['name']}: {step['mean_batch']:.1f} images a batch, busy {step['busy']:.0%}; {times}")
+    for one in result["findings"]:
+        print(f"{one['model']}: {one['words']}\n    {one['remedy']}")
+
+
 def _print_comparison(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)

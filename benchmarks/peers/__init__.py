@@ -1,0 +1,1 @@
+"""What people would otherwise use, beside this project's stack: python -m benchmarks.peers."""

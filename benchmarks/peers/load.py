@@ -1,0 +1,126 @@
+"""One closed loop for all: so many requests under way at once, over HTTP or gRPC, made beforehand."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import grpc.aio
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from benchmarks.peers.catalogue import Peer
+from fruitstand.errors import FruitstandError
+from fruitstand_client.wire import MODEL_INFER, Wire
+
+Send = Callable[[int], Awaitable[bytes]]
+"""Send the payload of that number, return the raw answer."""
+TIMEOUT_S = 60.0
+WARM_UP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One closed loop."""
+
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    generator_cpu_share: float
+    """Of one core."""
+
+
+class Target:
+    """Something to send images to."""
+
+    def __init__(self, url: str, images: Sequence[bytes], peer: Peer | None = None) -> None:
+        """Make the payloads.
+
+        Args:
+            url: of the peer, or HOST:PORT of our server's gRPC endpoint.
+            images: encoded.
+            peer: None for our stack.
+        """
+        self._url, self._peer, self.num_images = url, peer, len(images)
+        if peer is not None:
+            self._payloads = [peer.payload(image) for image in images]
+        else:
+            wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=False)
+            self._messages = [wire.request([image], 1, TIMEOUT_S).SerializeToString() for image in images]
+            wire.channel.close()
+
+    def label(self, answer: bytes) -> str:
+        """What an answer says."""
+        if self._peer is not None:
+            return self._peer.label(json.loads(answer))
+        response = service_pb2.ModelInferResponse.FromString(answer)
+        return response.raw_output_contents[0][4:].decode().split(":", 2)[2]
+
+    @asynccontextmanager
+    async def connected(self) -> Any:
+        """A function that sends."""
+        if self._peer is None:
+            async with grpc.aio.insecure_channel(self._url) as channel:
+                infer = channel.unary_unary(MODEL_INFER)  # bytes in, bytes out
+
+                async def call(number: int) -> bytes:
+                    return await infer(self._messages[number], timeout=TIMEOUT_S)
+
+                yield call
+            return
+        address = self._url + self._peer.path
+        timeout = aiohttp.ClientTimeout(TIMEOUT_S)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+            async def post(number: int) -> bytes:
+                body, kind = self._payloads[number]
+                async with session.post(address, data=body, headers={"Content-Type": kind}) as response:
+                    answer = await response.read()
+                    if response.status != 200:
+                        raise FruitstandError(f"{address}: status {response.status}: {answer[:200]!r}")
+                    return answer
+
+            yield post
+
+
+async def labels(target: Target) -> list[str]:
+    """The label of every image, several asked for at once."""
+    async with target.connected() as send:
+        limit = asyncio.Semaphore(8)
+
+        async def one(number: int) -> str:
+            async with limit:
+                return target.label(await send(number))
+
+        return await asyncio.gather(*(one(number) for number in range(target.num_images)))
+
+
+async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measured:
+    """Images/s and latency of the calls that ended after the warm-up and in time."""
+    latencies_ms: list[float] = []
+    position = 0
+    started = time.perf_counter()
+    counts_from, end = started + WARM_UP_S, started + WARM_UP_S + seconds
+    async with target.connected() as send:
+
+        async def user() -> None:
+            nonlocal position
+            while (begun := time.perf_counter()) < end:
+                number, position = position % target.num_images, position + 1
+                await send(number)
+                if counts_from <= (now := time.perf_counter()) <= end:
+                    latencies_ms.append((now - begun) * 1e3)
+
+        used = time.process_time()
+        await asyncio.gather(*(user() for _ in range(in_flight)))
+        share = (time.process_time() - used) / (time.perf_counter() - started)
+    if not latencies_ms:
+        raise FruitstandError(f"no call with {in_flight} in flight ended within {seconds:g} s")
+    p50, p99 = np.percentile(latencies_ms, (50, 99))
+    return Measured(
+        round(len(latencies_ms) / seconds, 1), round(float(p50), 2), round(float(p99), 2), round(share, 2)
+    )

@@ -1,0 +1,163 @@
+"""One peer once: start, check its answers, load it, weigh it, stop it, look for what it left."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from benchmarks.peers import processes
+from benchmarks.peers.catalogue import SERVERS, Peer
+from benchmarks.peers.environments import install
+from benchmarks.peers.load import Target, closed_loop, labels
+from benchmarks.stages import served
+from fruitstand.errors import FruitstandError
+from fruitstand.threads import thread_budget, thread_environment
+
+OURS = "fruitstand"
+IN_FLIGHT = (8, 64)
+START_TIMEOUT_S = 120.0
+MIN_SAME_TOP1 = 0.98
+"""fp32 and int8, and Pillow and DALI, differ on a few images between two classes."""
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A peer with a variant of the model; our stack without a peer."""
+
+    name: str
+    peer: Peer | None
+    settings: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Round:
+    """What the cases of one round share."""
+
+    repository: Path
+    images: tuple[bytes, ...]
+    seconds: float
+    expected: list[str] = field(default_factory=list)
+    """Our stack's labels, once it has answered."""
+
+
+def measure(case: Case, one_round: Round) -> dict[str, Any]:
+    """Start it, measure it, stop it.
+
+    Returns:
+        `start_s` up to the first answer, `memory_mib` after the load, `same_top1` as ours, for each load its
+        `images_per_s`, `p50_ms` and `p99_ms`, and what else was busy or was left over.
+
+    Raises:
+        FruitstandError: it did not start, an answer failed, or its labels are others.
+    """
+    mark = secrets.token_hex(8)
+    busy = processes.busy_others()
+    started = time.monotonic()
+    with _running(case, one_round, mark) as (target, log):
+        _wait_for_answer(target, started, mark, log)
+        result: dict[str, Any] = {"start_s": round(time.monotonic() - started, 2)}
+        found = asyncio.run(labels(target))
+        one_round.expected = one_round.expected or found
+        same = sum(map(str.__eq__, found, one_round.expected)) / len(found)
+        if same < MIN_SAME_TOP1:
+            raise FruitstandError(f"{same:.1%} of its labels are those of our stack")
+        result["same_top1"] = round(same, 4)
+        for in_flight in IN_FLIGHT:
+            result[f"c{in_flight}"] = asdict(asyncio.run(closed_loop(target, in_flight, one_round.seconds)))
+        result["memory_mib"] = processes.memory_mib(mark)
+    return {**result, "busy_before": busy, "left_over": len(processes.marked(mark))}
+
+
+@contextlib.contextmanager
+def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, Path]]:
+    with tempfile.TemporaryDirectory(prefix="fruitstand-peer-", ignore_cleanup_errors=True) as scratch:
+        log = Path(scratch, "log")
+        if case.peer is None:
+            os.environ[processes.MARK] = mark
+            try:
+                with served(one_round.repository, log=log) as url:
+                    del os.environ[processes.MARK]
+                    yield Target(url, one_round.images), log
+            finally:
+                os.environ.pop(processes.MARK, None)
+            return
+        port = _free_ports(1)[0]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                _command(case.peer, port),
+                cwd=SERVERS,
+                env=_environment(case, mark, port, scratch),
+                stdout=output,
+                stderr=output,
+            )
+            try:
+                yield Target(f"http://127.0.0.1:{port}", one_round.images, case.peer), log
+            finally:
+                processes.stop(mark)
+                process.wait()
+
+
+def _command(peer: Peer, port: int) -> list[str]:
+    filled = {"PORT": str(port), "CORES": str(thread_budget())}
+    program, *arguments = (filled.get(word, word) for word in peer.command)
+    return [str(install(peer.environment) / program), *arguments]
+
+
+def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, str]:
+    assert case.peer is not None
+    programs = install(case.peer.environment)
+    others = {f"PORT_{number}": str(one) for number, one in enumerate(_free_ports(4), 2)}
+    return {
+        **{key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONHOME")},
+        **thread_environment(thread_budget()),
+        **others,
+        "PATH": f"{programs}:{os.environ.get('PATH', '')}",
+        "PYTHONPATH": f"{ROOT}:{SERVERS}",
+        "PORT": str(port),
+        "SCRATCH": scratch,
+        processes.MARK: mark,
+        "FRUITSTAND_PEER": json.dumps({**case.settings, "num_threads": thread_budget()}),
+        # None of them may tell anybody what runs here.
+        "BENTOML_DO_NOT_TRACK": "True",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "LITSERVE_DISABLE_TELEMETRY": "1",
+    }
+
+
+def _wait_for_answer(target: Target, started: float, mark: str, log: Path) -> None:
+    """Until the first image is answered."""
+    said = "it has ended"
+    while time.monotonic() - started < START_TIMEOUT_S and processes.marked(mark):
+        try:
+            asyncio.run(_first(target))
+            return
+        except (OSError, aiohttp.ClientError, FruitstandError, ValueError, KeyError) as exc:
+            said = str(exc)
+            time.sleep(0.1)
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    raise FruitstandError(f"no answer after its start: {said}; its log ends with: {' | '.join(lines[-3:])}")
+
+
+async def _first(target: Target) -> None:
+    async with target.connected() as send:
+        target.label(await send(0))
+
+
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as sockets:
+        bound = [sockets.enter_context(socket.socket()) for _ in range(number)]
+        for one in bound:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in bound]

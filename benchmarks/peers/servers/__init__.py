@@ -1,0 +1,1 @@
+"""One file a peer, run in the peer's own environment."""

@@ -1,0 +1,58 @@
+"""What every peer serves: Pillow decodes, ONNX Runtime computes; the same files and the same engines as ours.
+
+Runs in a peer's environment; the checkout is on its path for the contract of the preprocessing.
+"""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "openvino": [("OpenVINOExecutionProvider", {"device_type": "CPU"})],
+}
+MAX_BATCH_SIZE = 32
+
+
+class Classifier:
+    """One session; batches are decoded on several threads, which Pillow does outside Python's lock."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        settings = json.loads(os.environ["FRUITSTAND_PEER"])
+        threads = threads or settings["num_threads"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            settings["model"], options, providers=PROVIDERS[settings["engine"]]
+        )
+        self._labels = settings["labels"]
+        self._preprocessing = Preprocessing.from_dict(settings["preprocessing"])
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def decode(self, encoded: bytes) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        size = self._preprocessing.resized_size(*image.size)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        height, width = self._preprocessing.input_size
+        if size != (width, height):
+            left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image)
+
+    def classify(self, batch: Sequence[bytes]) -> list[str]:
+        """The label of each image."""
+        decode = map if self._pool is None or len(batch) == 1 else self._pool.map
+        pixels = np.stack(list(decode(self.decode, batch)))
+        (probabilities,) = self._session.run([PROBABILITIES], {PIXELS: pixels})
+        return [self._labels[index] for index in probabilities.argmax(axis=1)]

@@ -1,0 +1,24 @@
+"""FastAPI under uvicorn, a worker process a core, each image by itself: FastAPI has no batching."""
+
+from contextlib import asynccontextmanager
+
+from classifier import Classifier
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI):
+    app.state.classifier = Classifier(threads=1)
+    yield
+
+
+app = FastAPI(lifespan=_lifespan)
+
+
+@app.post("/classify")
+async def classify(request: Request) -> dict[str, str]:
+    """The image is the body."""
+    image = await request.body()
+    (label,) = await run_in_threadpool(app.state.classifier.classify, [image])
+    return {"label": label}

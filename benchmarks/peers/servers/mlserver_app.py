@@ -1,0 +1,48 @@
+"""MLServer with adaptive batching; its worker pool is off, as one process holds the model."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from classifier import MAX_BATCH_SIZE, Classifier
+from mlserver import MLModel
+from mlserver.codecs import Base64Codec, StringCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+
+
+class Fruit(MLModel):
+    """Images as base64 in the V2 protocol's JSON."""
+
+    async def load(self) -> bool:
+        """Once."""
+        self.classifier = Classifier()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """A batch of encoded images."""
+        labels = self.classifier.classify(Base64Codec.decode_input(payload.inputs[0]))
+        output = StringCodec.encode_output("label", labels)
+        return InferenceResponse(model_name=self.name, outputs=[output])
+
+
+if __name__ == "__main__":
+    folder, port = Path(os.environ["SCRATCH"]), int(os.environ["PORT"])
+    settings = {
+        "http_port": port,
+        "grpc_port": int(os.environ["PORT_2"]),
+        "metrics_port": int(os.environ["PORT_3"]),
+        "host": "127.0.0.1",
+        "parallel_workers": 0,
+        "debug": False,
+    }
+    model = {
+        "name": "fruit",
+        "implementation": "mlserver_app.Fruit",
+        "max_batch_size": MAX_BATCH_SIZE,
+        "max_batch_time": 0.002,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    program = str(Path(sys.executable).with_name("mlserver"))
+    os.execv(program, [program, "start", str(folder)])

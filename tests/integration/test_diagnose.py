@@ -1,0 +1,108 @@
+"""`diagnose` names the fault that was planted in a real server, from what the server counts under load."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.errors import UsageError
+from fruitstand_client import Client
+from loadtests.diagnose import diagnose
+from serving.embedded import EmbeddedServer
+
+WATCH_S = 3.0
+
+
+def _no_ragged_flag(configs: dict[str, pb.ModelConfig]) -> None:
+    configs[IMAGE_DECODE].input[0].allow_ragged_batch = False
+
+
+def _no_queue_delay(configs: dict[str, pb.ModelConfig]) -> None:
+    for name in (IMAGE_DECODE, FRUIT_RESNET):
+        configs[name].dynamic_batching.max_queue_delay_microseconds = 0
+
+
+def _batches_of_one(configs: dict[str, pb.ModelConfig]) -> None:
+    for config in configs.values():
+        config.max_batch_size = 1
+        del config.model_warmup[1:]
+
+
+def _too_many_threads(configs: dict[str, pb.ModelConfig]) -> None:
+    configs[FRUIT_RESNET].parameters["intra_op_thread_count"].string_value = "64"
+
+
+def _nothing(configs: dict[str, pb.ModelConfig]) -> None:
+    """The fault is not the server's."""
+
+
+@contextmanager
+def _callers(url: str, images: list[bytes], number: int) -> Iterator[None]:
+    """Closed loops, each of which sends images of another length than its neighbour's."""
+    stop = threading.Event()
+
+    def call(offset: int) -> None:
+        with Client(url) as client:
+            while not stop.is_set():
+                client.classify_batch([images[offset % len(images)]])
+                offset += 1
+
+    threads = [threading.Thread(target=call, args=(offset,)) for offset in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("plant", "num_callers", "cause", "model"),
+    [
+        pytest.param(_no_ragged_flag, 8, "ragged_flag_missing", IMAGE_DECODE, id="ragged_flag"),
+        pytest.param(_no_queue_delay, 2, "no_queue_delay", FRUIT_RESNET, id="queue_delay"),
+        pytest.param(_batches_of_one, 4, "batch_size_cap", FRUIT_RESNET, id="batches_of_one"),
+        pytest.param(_too_many_threads, 4, "threads_oversubscribed", FRUIT_RESNET, id="threads"),
+        pytest.param(_nothing, 1, "client_limited", FRUIT_CLASSIFIER, id="client"),
+    ],
+)
+def test_the_planted_cause_is_named(
+    plant: Callable[[dict[str, pb.ModelConfig]], None],
+    num_callers: int,
+    cause: str,
+    model: str,
+    repository: Path,
+    test_images: list[Path],
+    tmp_path: Path,
+) -> None:
+    """And the other four planted causes are not, except that few callers are few callers."""
+    copy = shutil.copytree(repository, tmp_path / "model_repository")
+    paths = {name: copy / name / "config.pbtxt" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)}
+    configs = {name: text_format.Parse(path.read_text(), pb.ModelConfig()) for name, path in paths.items()}
+    plant(configs)
+    for name, path in paths.items():
+        path.write_text(text_format.MessageToString(configs[name]))
+    images = [path.read_bytes() for path in test_images]
+    assert len({len(image) for image in images}) > len(images) // 2
+    with (
+        EmbeddedServer(copy, log_path=tmp_path / "triton.log") as server,
+        _callers(server.url, images, num_callers),
+    ):
+        found = diagnose(server.url, seconds=WATCH_S)["findings"]
+    assert (cause, model) in {(one["cause"], one["model"]) for one in found}, found
+    causes = {one["cause"] for one in found} - {"client_limited", "limiting_step", "queueing"}
+    assert causes == {cause} - {"client_limited"}, found
+
+
+def test_without_a_load_there_is_nothing_to_explain(server: EmbeddedServer) -> None:
+    """It says so, and what to do."""
+    with pytest.raises(UsageError, match="nothing to explain"):
+        diagnose(server.url, seconds=0.2)
