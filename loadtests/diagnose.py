@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2
+
 from fruitstand.errors import UsageError
 from fruitstand.threads import thread_budget
 from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
@@ -12,14 +14,17 @@ from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
 MIN_REQUESTS = 20
 """Fewer say nothing."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+ONE_CALLER = 1.05
+"""Requests at the server at once: one caller that waits for its answers makes no more."""
 FEW_IN_FLIGHT = 1.5
-"""Requests at the server at once: below, nobody is there to share a batch with."""
+"""Below, nobody is there to share a batch with."""
 NO_BATCH = 1.2
 """Images in a mean batch, of requests with one image."""
 FULL_STEP = 0.75
 """Share of the time that a step's instances compute; from here on it sets the pace."""
 IDLE_STEP = 0.6
 LONG_QUEUE = 0.5
+KIND_GPU = model_config_pb2.ModelInstanceGroup.KIND_GPU
 THREAD_KEYS = ("intra_op_thread_count", "num_threads")
 
 
@@ -82,8 +87,8 @@ def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -
     total = counters[model.name]
     if total.num_requests < MIN_REQUESTS:
         raise UsageError(
-            f"{url}: {total.num_requests} requests in {elapsed_s:.0f} s: there is nothing to explain; run it while"
-            " 'fruitstand loadtest' or your own clients are sending"
+            f"{url}: {total.num_requests} requests in {elapsed_s:.0f} s: there is nothing to explain; run it"
+            " while 'fruitstand loadtest' or your own clients are sending"
         )
     return {
         "seconds": round(elapsed_s, 2),
@@ -124,13 +129,17 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
     elif ragged:
         words = (
             f"{observed}; {', '.join(ragged)} has a variable length and no allow_ragged_batch: a batch ends"
+            " at the first image of another length"
         )
         remedy = "set allow_ragged_batch: true on that input"
-        yield Finding("ragged_flag_missing", step, f"{words} at the first image of another length", remedy)
-    elif seen.in_flight >= FEW_IN_FLIGHT and config.dynamic_batching.max_queue_delay_microseconds == 0:
-        words = f"{observed}; max_queue_delay_microseconds is 0 and only {seen.in_flight:.1f} requests are under way"
+        yield Finding("ragged_flag_missing", step, words, remedy)
+    elif seen.in_flight > ONE_CALLER and config.dynamic_batching.max_queue_delay_microseconds == 0:
+        words = (
+            f"{observed}; max_queue_delay_microseconds is 0 and only {seen.in_flight:.1f} requests are under"
+            " way: each is taken as soon as it comes"
+        )
         remedy = "set a delay of about a millisecond, or send more at once"
-        yield Finding("no_queue_delay", step, f"{words}: each is taken as soon as it comes", remedy)
+        yield Finding("no_queue_delay", step, words, remedy)
 
 
 def _threads(seen: Observed, step: str) -> Iterator[Finding]:
@@ -138,11 +147,8 @@ def _threads(seen: Observed, step: str) -> Iterator[Finding]:
     config = seen.configs[step]
     given = [config.parameters[key].string_value for key in THREAD_KEYS if key in config.parameters]
     threads = next((int(value) for value in given if value.isdecimal() and int(value)), None)
-    if (
-        threads is None
-        or seen.num_cores is None
-        or (config.instance_group[:1] and config.instance_group[0].kind == 1)
-    ):
+    on_gpu = any(group.kind == KIND_GPU for group in config.instance_group)
+    if threads is None or seen.num_cores is None or on_gpu:
         return
     instances = num_instances(config)
     if instances * threads > seen.num_cores:

@@ -129,7 +129,7 @@ def write_recording(environment: Environment, **_: object) -> None:
         return
     for row in rows(_Process.recording):
         counts = f"{row['num_images']} images, {row['rejected']} rejects, {row['missed']} deadline misses"
-        print(f"{row['name']}: {counts}")
+        print(f"{row['name']}: {counts}", file=sys.stderr)
     if path := environment.parsed_options.recording:
         stages = getattr(environment.shape_class, "stages", [])
         write_json(Path(path), {"stages": stages, **_Process.recording.to_dict()})

@@ -3,10 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.manifest import PreparedData
+from loadtests.result import read_result
 from serving.embedded import EmbeddedServer
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
@@ -34,3 +36,54 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
     assert row["num_failures"] == 0
     assert row["num_requests"] == served() - before > 8
     client.close()
+
+
+def loadtest(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the verb as a user does."""
+    command = [sys.executable, "-m", "fruitstand", "loadtest", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_two_workers_account_for_every_call(
+    server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """An open loop in two processes: as many calls as the server counts, and an objective missed is exit 1."""
+    slo = tmp_path / "slo.toml"
+    slo.write_text("[spike]\nimages_per_s = 1e9\n")
+    out = tmp_path / "out"
+    done = loadtest(
+        *("--url", server.url, "--images", prepared.directory / "images" / "Test", "--out", out),
+        *("--profile", "spike", "--peak", "20", "--stage-s", "3", "--workers", "2"),
+        *("--request-batches", "1,4", "--slo", slo),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "MISSED: images_per_s" in done.stdout
+    result = read_result(out)
+    assert len(result["points"]) == 3
+    assert result["accounted"]["num_calls"] == result["accounted"]["num_served"] > 20
+    assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png", "steps.png"}
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(("--url", "127.0.0.1:1"), "no server answers", id="no_server"),
+        pytest.param(("--images", "EMPTY"), "no images", id="no_images"),
+        pytest.param(("--slo", "EMPTY/slo.toml"), "SLO file", id="no_slo_file"),
+        pytest.param(("--profile", "steady"), "--peak", id="no_peak"),
+        pytest.param(("--request-batches", "3"), "request-batches", id="batch_size"),
+    ],
+)
+def test_what_cannot_be_run_exits_2(
+    arguments: tuple[str, str], words: str, server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """With one line, before anything is sent."""
+    usual = {"--url": server.url, "--images": str(prepared.directory / "images" / "Test")}
+    flags = {**usual, "--out": str(tmp_path / "out"), **dict([arguments])}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = loadtest(*(word.replace("EMPTY", str(empty)) for pair in flags.items() for word in pair))
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
