@@ -78,7 +78,7 @@ def check_exposure(address: str, access: Access, *, insecure: bool) -> None:
         raise UsageError(f"{address}: no IP address to listen on; loopback is 127.0.0.1") from exc
     if not loopback and access.certificate is None and not insecure:
         raise UsageError(
-            f"{address} is reached from other machines: give certificates with --access DIR, or say --insecure"
+            f"{address} is reached from other machines: give certificates (--access DIR), or say --insecure"
         )
 
 

@@ -97,11 +97,15 @@ class Gateway:
         write_json(self._scratch / "bootstrap.json", document)
         command = [
             str(_envoy()),
-            f"--config-path={self._scratch / 'bootstrap.json'}",
-            f"--concurrency={min(2, thread_budget())}",
+            "--config-path",
+            str(self._scratch / "bootstrap.json"),
+            "--concurrency",
+            str(min(2, thread_budget())),
             "--disable-hot-restart",  # needs shared memory; certificates and keys change without it
-            "--log-level=warning",
-            f"--drain-time-s={int(DRAIN_S)}",
+            "--log-level",
+            "warning",
+            "--drain-time-s",
+            str(int(DRAIN_S)),
         ]
         self._process = start_process(command, env=None, log_path=self._log_path)
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -1,8 +1,8 @@
 """Envoy's configuration for the gateway, as JSON documents that Envoy watches.
 
-The bootstrap and the listener never change; routes (with callers' keys), endpoints and certificates are files of
-their own, so that they change without closing a connection. The names `gateway` (statistics) and `triton` (cluster) are
-those that monitoring reads.
+The bootstrap and the listener never change; routes (with callers' keys), endpoints and certificates are files
+of their own, so that they change without closing a connection. The names `gateway` (statistics) and `triton`
+(cluster) are those that monitoring reads.
 
 Source:
     Envoy's "Configuring Envoy as an edge proxy" and the FAQ on transient failures.

@@ -1,4 +1,4 @@
-"""Several servers on one machine: started one by one, watched with real inferences, restarted when they fail."""
+"""Several servers on one machine: started in turn, watched with real inferences, restarted when they fail."""
 
 import logging
 import os
