@@ -75,4 +75,5 @@ function envoy_on_request(handle)
   if key.disabled then return refuse(handle, "the API key is disabled") end
   if key.expires ~= nil and os.time() >= key.expires then return refuse(handle, "the API key has expired") end
   headers:add("x-fruitstand-key", key.name)
+  handle:streamInfo():dynamicMetadata():set("fruitstand", "key_name", key.name)  -- for the log
 end

@@ -173,7 +173,7 @@ def _access_log() -> Json:
             "json_format": {
                 "time": "%START_TIME%",
                 "request_id": "%REQ(X-REQUEST-ID)%",
-                "key_name": f"%REQ({KEY_NAME_HEADER})%",
+                "key_name": "%DYNAMIC_METADATA(fruitstand:key_name)%",
                 "method": "%REQ(:PATH)%",
                 "grpc_status": "%GRPC_STATUS%",
                 "http_status": "%RESPONSE_CODE%",
