@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
-from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training
 from fruitstand.cli_access import certs_app, keys_app
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
@@ -41,6 +40,7 @@ app.command()(cli_loadtests.loadtest)
 app.command()(cli_loadtests.profile)
 app.command()(cli_tune.tune)
 app.command()(cli_loadtests.diagnose)
+app.command()(cli_loadtests.reliability)
 
 
 def main() -> None:

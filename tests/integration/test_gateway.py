@@ -189,8 +189,10 @@ def refused_paths() -> list[str]:
     others = [
         "/metrics", "/v2", "/v2/models/fruit_classifier/infer", "/v2/repository/index", "/v2/logging",
         "/v2/repository/models/fruit_resnet/load", "/v2/systemsharedmemory/status", "/v2/trace/setting",
-        "/invocations", "/ping", "/models", "/predict", "/stats", "/config_dump", "/quitquitquit", "/clusters",
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch", "/",
+        "/invocations", "/ping", "/models", "/predict", "/stats", "/config_dump", "/quitquitquit",
+        "/clusters",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch",
+        "/",
     ]  # fmt: skip
     paths = [service + method for method in methods] + others
     changes = [
