@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
+from fruitstand.cli_access import certs_app, keys_app
 from fruitstand.cli_data import app as data_app
 from fruitstand.cli_models import app as models_app
 from fruitstand.cli_score import score
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
+app.add_typer(certs_app, name="certs")
+app.add_typer(keys_app, name="keys")
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_serving.serve)
@@ -37,6 +40,7 @@ app.command()(cli_loadtests.loadtest)
 app.command()(cli_loadtests.profile)
 app.command()(cli_tune.tune)
 app.command()(cli_loadtests.diagnose)
+app.command()(cli_loadtests.reliability)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_shared import Json, Url, needs, print_json
+from fruitstand.cli_shared import Json, Repository, Url, needs, print_json
 from fruitstand.errors import UsageError
 
 Images = Annotated[Path, typer.Option(help="Folder with the images to send.")]
@@ -192,3 +192,18 @@ def _print_points(result: dict[str, Any]) -> None:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
+
+
+def reliability(
+    out: Annotated[Path, typer.Option(help="Folder for the result and the logs.")],
+    repository: Repository = Path("model_repository"),
+    scenario: Annotated[int | None, typer.Option(min=1, max=30, help="One; default: all.")] = None,
+    tier: Annotated[str, typer.Option(help="ci or full.")] = "ci",
+) -> None:
+    """Hurt a running stack on purpose, scenario by scenario; exit 1 when one is not passed."""
+    with needs("loadtest"):
+        from loadtests.reliability.scoreboard import score
+
+        result = score(repository=repository, scenario=scenario, tier=tier, out=out)
+    if result["passed"] < len(result["scenarios"]):
+        raise typer.Exit(1)

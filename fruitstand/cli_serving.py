@@ -1,5 +1,6 @@
 """The verbs of the serving stage: `serve` and `doctor`."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, needs, print_json
+from fruitstand.errors import UsageError
 
 
 def serve(
@@ -20,9 +22,41 @@ def serve(
     web_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve a page to try it; 0 takes a free one.")
     ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Servers; more than one needs --gateway.")] = 1,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port.")
+    ] = False,
+    access: Annotated[
+        Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let FRUITSTAND_LISTEN be seen by others without TLS.")
+    ] = False,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
+    listen = os.environ.get("FRUITSTAND_LISTEN", "127.0.0.1")
+    if not gateway and (replicas > 1 or access is not None or insecure or listen != "127.0.0.1"):
+        raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
+    if gateway and web_port is not None:
+        raise UsageError("--web-port is of the server without --gateway; leave one of them out")
     with needs("serve-cpu"):
+        if gateway:
+            from serving.serve_replicas import serve_replicas
+
+            serve_replicas(
+                repository,
+                replicas=replicas,
+                listen=listen,
+                port=grpc_port,
+                metrics_port=metrics_port,
+                config_name=config_name,
+                log_path=log,
+                trusted_keys=trusted_keys,
+                access_directory=access,
+                insecure=insecure,
+            )
+            return
+
         from serving.serve import serve as run_server
 
         run_server(

@@ -6,7 +6,6 @@ same `config.pbtxt` is served here and in NVIDIA's container.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
@@ -24,6 +23,7 @@ from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import thread_budget, thread_environment
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
+from serving.child_process import start_process
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"
@@ -32,7 +32,10 @@ EXIT_TIMEOUT_S = 10
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "fruitstand-serve-"
 """Of our scratch folders and shared-memory regions; our process id follows."""
-PR_SET_PDEATHSIG = 1
+RESTRICTED_GRPC = "shared-memory,model-config,model-repository,statistics,trace,logging"
+RESTRICTED_HTTP = RESTRICTED_GRPC
+CONTROL_HEADER = "fruitstand-control"
+"""Of the key for the restricted parts; Triton puts a prefix of its own before it in gRPC."""
 
 
 class EmbeddedServer:
@@ -52,6 +55,8 @@ class EmbeddedServer:
         log_path: Path | None = None,
         trusted_keys: Path | None = None,
         auto_complete: bool = False,
+        threads: int | None = None,
+        control_key: str | None = None,
     ) -> None:
         """Choose what to serve and where; nothing is started yet.
 
@@ -66,19 +71,24 @@ class EmbeddedServer:
                 asks for no signature.
             auto_complete: let the backends fill in what a `config.pbtxt` leaves out; the rendered ones leave
                 out nothing, and the start takes longer.
+            threads: its share of the machine's threads; None takes them all.
+            control_key: without it nobody reaches model control, shared memory, trace, log settings and
+                statistics; None leaves them open to this machine.
 
         Raises:
             UsageError: no repository, nothing published in it, or a port is taken.
             ArtefactError: the version to be served was altered, or is not signed as asked.
         """
         self.repository, self._version = checked_repository(repository, trusted_keys)
-        self.grpc_port, self.http_port, self.metrics_port = _claim_ports(
+        self.grpc_port, self.http_port, self.metrics_port = claim_ports(
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
         self._config_name = config_name
         self._auto_complete = auto_complete
         self._log_path = log_path
         self._trusted_keys = trusted_keys
+        self._threads = thread_budget() if threads is None else threads
+        self._control_key = control_key
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -133,27 +143,22 @@ class EmbeddedServer:
             raise
 
     def _launch(self, binary: Path, backends: Path) -> None:
-        prctl = ctypes.CDLL(
-            None
-        ).prctl  # looked up before the fork: afterwards only async-safe calls are allowed
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
-        with open(self._log_path, "ab") if self._log_path else contextlib.nullcontext() as log:
-            self._process = subprocess.Popen(
-                [str(binary), *self._arguments(backends)],
-                env=_environment(self._trusted_keys),
-                stdout=log or sys.stderr,
-                stderr=log or sys.stderr,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                # When our process is killed, the kernel ends the server too.
-                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-            )
+        environment = _environment(self._trusted_keys, self._threads)
+        self._process = start_process(
+            [str(binary), *self._arguments(backends)], env=environment, log_path=self._log_path
+        )
 
     def is_alive(self) -> bool:
         """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process, while there is one."""
+        return self._process.pid if self._process else None
 
     def wait(self) -> int:
         """Wait until the server ends; its exit status."""
@@ -161,10 +166,14 @@ class EmbeddedServer:
             raise ServerError("the server was not started")
         return self._process.wait()
 
-    def stop(self) -> None:
-        """Let requests in flight finish, end the server, and remove what it left behind."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Let requests in flight finish, end the server, and remove what it left behind.
+
+        Args:
+            at_once: do not wait for requests, as when the server hangs.
+        """
         if self._process is not None:
-            if self._process.poll() is None:
+            if self._process.poll() is None and not at_once:
                 self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(EXIT_TIMEOUT_S + 5)
@@ -197,6 +206,14 @@ class EmbeddedServer:
             f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
             "--backend-config=python,stub-timeout-seconds=60",
         ]
+        if self._control_key is not None:
+            secret = f"{CONTROL_HEADER}={self._control_key}"
+            arguments += [
+                f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{secret}",
+                f"--http-restricted-api={RESTRICTED_HTTP}:{secret}",
+                "--allow-sagemaker=false",
+                "--allow-vertex-ai=false",
+            ]
         if self._config_name is not None:
             arguments.append(f"--model-config-name={self._config_name}")
         return arguments
@@ -242,7 +259,7 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
     return repository.resolve(), loaded[state.version]
 
 
-def _claim_ports(wanted: dict[str, int]) -> list[int]:
+def claim_ports(wanted: dict[str, int]) -> list[int]:
     """Replace 0 by a free port and refuse one that is taken."""
     with contextlib.ExitStack() as stack:
         ports = []
@@ -293,7 +310,7 @@ def _backend_directory(scratch: Path) -> Path:
     return backends
 
 
-def _environment(trusted_keys: Path | None) -> dict[str, str]:
+def _environment(trusted_keys: Path | None, threads: int) -> dict[str, str]:
     """What the stub needs to find this environment's Python and its libraries, and whom to trust."""
     site = _installed_triton().parent.parent
     libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
@@ -304,7 +321,7 @@ def _environment(trusted_keys: Path | None) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, inherited])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "FRUITSTAND_TRUSTED_KEYS": str(trusted_keys.resolve()) if trusted_keys is not None else "",
-        **thread_environment(thread_budget()),
+        **thread_environment(threads),
     }
 
 

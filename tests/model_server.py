@@ -109,6 +109,10 @@ def model_server(
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         ModelInfer = staticmethod(service.ModelInfer)
 
+    serving = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x01")  # status: SERVING
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": serving}),)
+    )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
     address = f"127.0.0.1:{port}"
     service.port = (

@@ -1,0 +1,1 @@
+"""The scoreboard: what goes wrong in production, done on purpose and measured."""

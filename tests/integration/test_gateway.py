@@ -1,0 +1,478 @@
+"""The gateway: a real Envoy in front of real gRPC servers that can be killed, and once in front of Triton."""
+
+import hashlib
+import itertools
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from fruitstand.errors import UsageError
+from fruitstand.sample_images import encode, pattern
+from fruitstand_client import Client
+from fruitstand_client.tls import Tls
+from fruitstand_client.wire import Wire
+from serving.access import check_exposure, read_access
+from serving.api_keys import add_api_key, disable_api_key, read_api_keys
+from serving.certificates import write_dev_certificates
+from serving.embedded import claim_ports
+from serving.gateway import Gateway
+from serving.gateway_config import MAX_REQUEST_BYTES, METHODS
+from tests.model_server import KillableServer
+
+DEADLINE_S = 10.0
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
+    """A gateway that runs."""
+    port, admin_port = claim_ports({"gateway": 0, "admin": 0})
+    gateway = Gateway(
+        listen="127.0.0.1", port=port, admin_port=admin_port, access_directory=access, log_path=log_path
+    )
+    try:
+        gateway.start({server.port: True for server in servers})
+    except BaseException:
+        gateway.stop()
+        raise
+    return gateway
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[KillableServer]]:
+    """Three."""
+    running = [KillableServer() for _ in range(3)]
+    yield running
+    for server in running:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def gateway(servers: list[KillableServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One that lets everybody in."""
+    running = opened(servers, None, tmp_path_factory.mktemp("gateway") / "envoy.log")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def access(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates, of clients too, and no keys yet."""
+    directory = tmp_path_factory.mktemp("access")
+    write_dev_certificates(directory, hosts=["localhost", "127.0.0.1"], days=1)
+    (directory / "clients.crt").write_bytes((directory / "ca.crt").read_bytes())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    servers: list[KillableServer], access: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Gateway, str]]:
+    """One with TLS both ways and keys, and a key of it."""
+    secret = add_api_key(access / "api_keys.json", "first", days=1, requests_per_s=None)
+    running = opened(servers, access, tmp_path_factory.mktemp("guarded") / "envoy.log")
+    yield running, secret
+    running.stop()
+
+
+def identity(access: Path) -> Tls:
+    """Of a client that the gateway knows."""
+    return Tls(ca=access / "ca.crt", certificate=access / "client.crt", key=access / "client.key")
+
+
+def status(
+    url: str,
+    path: str = INFER,
+    *,
+    body: bytes = b"",
+    metadata: list[tuple[str, str]] | None = None,
+    tls: Tls | None = None,
+    compression: grpc.Compression | None = None,
+) -> tuple[str, str]:
+    """What one call of any method is answered with: the status and its words."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    channel = (
+        grpc.secure_channel(url, grpc.ssl_channel_credentials(**tls.read()), options)
+        if tls
+        else grpc.insecure_channel(url, options)
+    )
+    with channel:
+        call = channel.unary_unary(path)
+        try:
+            call(body, timeout=DEADLINE_S, metadata=metadata, compression=compression)
+        except grpc.RpcError as exc:
+            return exc.code().name, exc.details() or ""
+    return "OK", ""
+
+
+def inference(length: int = 10) -> bytes:
+    """A ModelInfer of one image, as bytes."""
+    wire = Wire("127.0.0.1:1", tls=None, api_key=None, keepalive_s=None, asynchronous=False)
+    message: bytes = wire.request([b"x" * length], 1, DEADLINE_S).SerializeToString()
+    wire.channel.close()
+    return message
+
+
+def counter(gateway: Gateway, name: str) -> int:
+    """One of Envoy's."""
+    with urllib.request.urlopen(f"{gateway.admin_url}/stats?format=json&filter=^{name}$") as answer:
+        stats = json.load(answer)["stats"]
+    return int(stats[0]["value"]) if stats else 0
+
+
+def test_a_killed_server_costs_no_call_whatever_the_size(
+    gateway: Gateway, servers: list[KillableServer]
+) -> None:
+    """Each is killed once under load with requests of 6 KB, 300 KB and 4 MB; no client repeats anything."""
+    bodies = [b"x" * 6_000, b"y" * 300_000, b"z" * 4_000_000]
+    stopped = threading.Event()
+    failures: list[str] = []
+    answered = itertools.count()
+
+    def call(body: bytes) -> None:
+        with Client(gateway.url, deadline_s=DEADLINE_S) as client:
+            while not stopped.is_set():
+                try:
+                    (one,) = client.classify_batch([body], top_k=1)
+                    assert one.label == str(len(body))
+                    next(answered)
+                except Exception as exc:
+                    failures.append(repr(exc))
+
+    with ThreadPoolExecutor(6) as pool:
+        for body in bodies * 2:
+            pool.submit(call, body)
+        time.sleep(0.5)
+        for number, server in enumerate(servers):
+            server.kill()
+            time.sleep(0.5)
+            servers[number] = KillableServer(server.port)
+            wait_for(lambda: counter(gateway, "cluster.triton.membership_healthy") == 3)
+        stopped.set()
+    assert failures == []
+    assert next(answered) > 50
+    assert counter(gateway, "cluster.triton.retry_or_shadow_abandoned") == 0
+    assert counter(gateway, "cluster.triton.upstream_rq_retry") > 0, "no call met a killed server"
+
+
+def wait_for(condition: Any, within_s: float = 20.0) -> None:
+    """Until it holds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def refused_paths() -> list[str]:
+    """Ways to ask for what nobody may ask for: over two hundred."""
+    service = "/inference.GRPCInferenceService/"
+    methods = [
+        "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelConfig", "ModelStatistics",
+        "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting",
+        "LogSettings", "ModelStreamInfer",
+    ]  # fmt: skip
+    others = [
+        "/metrics", "/v2", "/v2/models/fruit_classifier/infer", "/v2/repository/index", "/v2/logging",
+        "/v2/repository/models/fruit_resnet/load", "/v2/systemsharedmemory/status", "/v2/trace/setting",
+        "/invocations", "/ping", "/models", "/predict", "/stats", "/config_dump", "/quitquitquit",
+        "/clusters",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch",
+        "/",
+    ]  # fmt: skip
+    paths = [service + method for method in methods] + others
+    changes = [
+        lambda path: path,
+        lambda path: "/" + path,
+        lambda path: path + "/",
+        lambda path: path.upper(),
+        lambda path: path.replace("e", "%65"),
+        lambda path: path + "?x=/inference.GRPCInferenceService/ModelInfer",
+        lambda path: INFER + "/.." + "/.." + path,
+    ]
+    return sorted({change(path) for path in paths for change in changes})
+
+
+def test_control_is_refused_however_it_is_asked_for(gateway: Gateway) -> None:
+    """More than two hundred paths; inference still works."""
+    paths = refused_paths()
+    assert len(paths) > 200
+    answers = {path: status(gateway.url, path)[0] for path in paths}
+    assert {
+        path: got for path, got in answers.items() if got not in ("PERMISSION_DENIED", "UNIMPLEMENTED")
+    } == {}
+    assert status(gateway.url, body=inference()) == ("OK", "")
+
+
+def test_only_what_is_listed_goes_through() -> None:
+    """The list of methods is short enough to be read."""
+    assert set(METHODS) == {
+        "ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata",
+    }  # fmt: skip
+
+
+def test_a_request_above_the_limit_is_refused_and_the_largest_is_taken(gateway: Gateway) -> None:
+    """As RESOURCE_EXHAUSTED, which clients know."""
+    assert status(gateway.url, body=inference(MAX_REQUEST_BYTES - 1000))[0] == "OK"
+    assert status(gateway.url, body=inference(MAX_REQUEST_BYTES + 1))[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_a_compressed_request_is_refused(gateway: Gateway) -> None:
+    """A megabyte of it may unpack to a gigabyte behind the limit."""
+    refused = status(gateway.url, body=inference(100_000), compression=grpc.Compression.Gzip)
+    assert refused[0] == "UNIMPLEMENTED"
+
+
+def test_the_deadline_of_the_caller_is_kept(gateway: Gateway, servers: list[KillableServer]) -> None:
+    """All servers hang; the call ends when the caller said, not when the gateway likes."""
+    processes = [psutil.Process(server._process.pid) for server in servers]
+    for process in processes:
+        process.suspend()
+    try:
+        with Client(gateway.url, deadline_s=0.5) as client:
+            started = time.monotonic()
+            (one,) = client.classify([b"x"])
+            assert one.failure is not None
+            assert time.monotonic() - started < 5
+    finally:
+        for process in processes:
+            process.resume()
+    wait_for(lambda: counter(gateway, "cluster.triton.membership_healthy") == 3)
+    assert status(gateway.url, body=inference())[0] == "OK"
+
+
+def test_keys_are_asked_for_and_a_change_needs_no_restart(guarded: tuple[Gateway, str], access: Path) -> None:
+    """None, a wrong one, an expired one and a disabled one are refused; a new one is let in."""
+    gateway, secret = guarded
+    tls, body, file = identity(access), inference(), access / "api_keys.json"
+
+    def outcome(key: str | None) -> tuple[str, str]:
+        metadata = [("x-api-key", key)] if key else None
+        return status(gateway.url, body=body, metadata=metadata, tls=tls)
+
+    assert outcome(secret) == ("OK", "")
+    assert outcome(None) == ("UNAUTHENTICATED", "an API key is needed")
+    assert outcome("x" * 43) == ("UNAUTHENTICATED", "unknown API key")
+    assert (
+        status(gateway.url, body=body, metadata=[("x-fruitstand-key", "first")], tls=tls)[0]
+        == "UNAUTHENTICATED"
+    )
+    new = add_api_key(file, "second", days=None, requests_per_s=None)
+    gateway.reload_access()
+    wait_for(lambda: outcome(new)[0] == "OK")
+    disable_api_key(file, "second")
+    gateway.reload_access()
+    wait_for(lambda: outcome(new) == ("UNAUTHENTICATED", "the API key is disabled"))
+    listed = json.loads(file.read_text())
+    listed["keys"][1] |= {"disabled": False, "expires": "2020-01-01T00:00:00+00:00"}
+    file.write_text(json.dumps(listed))
+    gateway.reload_access()
+    wait_for(lambda: outcome(new) == ("UNAUTHENTICATED", "the API key has expired"))
+    assert outcome(secret) == ("OK", "")
+
+
+def test_a_broken_key_file_changes_nothing(guarded: tuple[Gateway, str], access: Path) -> None:
+    """Half a file is no reason to lock everybody out, or to let everybody in."""
+    gateway, secret = guarded
+    file = access / "api_keys.json"
+    before = file.read_bytes()
+    try:
+        file.write_bytes(before[:40])
+        gateway.reload_access()
+        assert (
+            status(gateway.url, body=inference(), metadata=[("x-api-key", secret)], tls=identity(access))[0]
+            == "OK"
+        )
+        assert status(gateway.url, body=inference(), tls=identity(access))[0] == "UNAUTHENTICATED"
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_quota_limits_one_caller_and_nobody_else(guarded: tuple[Gateway, str], access: Path) -> None:
+    """What is over it is RESOURCE_EXHAUSTED."""
+    gateway, secret = guarded
+    slow = add_api_key(access / "api_keys.json", "slow", days=None, requests_per_s=5)
+    gateway.reload_access()
+    tls, body = identity(access), inference()
+    wait_for(lambda: status(gateway.url, body=body, metadata=[("x-api-key", slow)], tls=tls)[0] == "OK")
+    with (
+        Client(gateway.url, tls=tls, api_key=slow) as limited,
+        Client(gateway.url, tls=tls, api_key=secret) as free,
+    ):
+        outcomes = []
+        for _ in range(40):
+            try:
+                limited.classify_batch([b"x"])
+                outcomes.append("OK")
+            except Exception as exc:
+                outcomes.append(getattr(exc, "status", repr(exc)))
+            free.classify_batch([b"x"])
+    assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}
+
+
+def test_clear_text_and_strangers_are_refused(
+    guarded: tuple[Gateway, str], access: Path, tmp_path: Path
+) -> None:
+    """No TLS, no certificate, one of another CA, and TLS 1.1."""
+    gateway, secret = guarded
+    key = [("x-api-key", secret)]
+    write_dev_certificates(tmp_path / "other", hosts=["localhost"], days=1)
+    other = tmp_path / "other"
+    stranger = Tls(ca=access / "ca.crt", certificate=other / "client.crt", key=other / "client.key")
+    assert status(gateway.url, body=inference(), metadata=key)[0] == "UNAVAILABLE"
+    for tls in (Tls(ca=access / "ca.crt"), stranger, Tls(ca=other / "ca.crt")):
+        assert status(gateway.url, body=inference(), metadata=key, tls=tls)[0] == "UNAVAILABLE"
+    context = ssl.create_default_context(cafile=str(access / "ca.crt"))
+    context.load_cert_chain(access / "client.crt", access / "client.key")
+    assert served_certificate(gateway, context)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.load_verify_locations(access / "ca.crt")
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():  # Python discourages what the gateway has to refuse
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        served_certificate(gateway, old)
+
+
+def served_certificate(gateway: Gateway, context: ssl.SSLContext) -> bytes:
+    """The certificate that a new connection is shown."""
+    with (
+        socket.create_connection((gateway.listen, gateway.port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        return connection.getpeercert(True) or b""
+
+
+def test_a_new_certificate_is_used_without_losing_a_call(
+    guarded: tuple[Gateway, str], access: Path, tmp_path: Path
+) -> None:
+    """New connections see it; the old one goes on. A key that does not fit is not taken."""
+    gateway, secret = guarded
+    context = ssl.create_default_context(cafile=str(access / "ca.crt"))
+    context.load_cert_chain(access / "client.crt", access / "client.key")
+    before = served_certificate(gateway, context)
+    fresh = tmp_path / "fresh"
+    write_dev_certificates(fresh, hosts=["localhost"], days=1)
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    anyone.load_cert_chain(access / "client.crt", access / "client.key")
+    old = {name: (access / name).read_bytes() for name in ("server.crt", "server.key")}
+    with Client(gateway.url, tls=identity(access), api_key=secret) as client:
+        client.classify_batch([b"x"])
+        try:
+            (access / "server.crt").write_bytes((fresh / "server.crt").read_bytes())
+            gateway.reload_access()
+            client.classify_batch([b"x"])
+            assert served_certificate(gateway, anyone) == before, "half of a change was taken over"
+            (access / "server.key").write_bytes((fresh / "server.key").read_bytes())
+            gateway.reload_access()
+            wait_for(lambda: served_certificate(gateway, anyone) != before, 5)
+            client.classify_batch([b"x"])
+        finally:
+            for name, content in old.items():
+                (access / name).write_bytes(content)
+            gateway.reload_access()
+    wait_for(lambda: served_certificate(gateway, anyone) == before, 5)
+
+
+def test_the_key_goes_no_further_than_the_gateway(guarded: tuple[Gateway, str], access: Path) -> None:
+    """It is in no log; its caller's name is."""
+    gateway, secret = guarded
+    status(gateway.url, body=inference(), metadata=[("x-api-key", secret)], tls=identity(access))
+    assert gateway._log_path is not None
+    log_path = gateway._log_path
+    wait_for(lambda: '"key_name":"first"' in log_path.read_text())
+    log = log_path.read_text()
+    assert secret not in log
+    assert hashlib.sha256(secret.encode()).hexdigest() not in log
+    assert secret not in (access / "api_keys.json").read_text()
+    assert read_api_keys(access / "api_keys.json")[0].name == "first"
+
+
+def test_other_machines_are_served_with_tls_only(access: Path) -> None:
+    """Unless somebody insists."""
+    with pytest.raises(UsageError, match="--insecure"):
+        check_exposure("0.0.0.0", read_access(None), insecure=False)
+    check_exposure("0.0.0.0", read_access(None), insecure=True)
+    check_exposure("0.0.0.0", read_access(access), insecure=False)
+    check_exposure("127.0.0.1", read_access(None), insecure=False)
+
+
+@pytest.fixture(scope="module")
+def stack(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """`fruitstand serve --replicas 2 --gateway` as a user starts it, and its line on stdout."""
+    log_path = tmp_path_factory.mktemp("stack") / "triton.log"
+    command = [
+        sys.executable, "-m", "fruitstand", "serve", "--gateway", "--replicas", "2", "--repository",
+        str(repository), "--grpc-port", "0", "--metrics-port", "0", "--log", str(log_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    yield process, ready
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+
+def test_triton_answers_behind_the_gateway_and_a_killed_one_comes_back(
+    stack: tuple[subprocess.Popen[str], dict[str, Any]],
+) -> None:
+    """Calls go on, and the supervisor has two again."""
+    _, ready = stack
+    image = encode(pattern(100, 100))
+    with Client(ready["grpc"], deadline_s=20) as client:
+        assert client.classify_batch([image])[0].label
+        psutil.Process(ready["replicas"][0]["pid"]).kill()
+        for _ in range(20):
+            assert client.classify_batch([image])[0].label
+    url = ready["replicas"][0]["grpc"]
+    wait_for(lambda: status(url, "/grpc.health.v1.Health/Check")[0] == "OK", 90)
+
+
+def test_the_server_itself_refuses_control_without_its_key(
+    stack: tuple[subprocess.Popen[str], dict[str, Any]],
+) -> None:
+    """The second layer, were the gateway not there: over gRPC and over HTTP."""
+    _, ready = stack
+    for method in (
+        "RepositoryIndex", "RepositoryModelUnload", "ModelConfig", "ModelStatistics", "TraceSetting",
+        "SystemSharedMemoryStatus", "CudaSharedMemoryStatus", "LogSettings",
+    ):  # fmt: skip
+        got, words = status(ready["replicas"][1]["grpc"], f"/inference.GRPCInferenceService/{method}")
+        assert got == "UNAVAILABLE", method
+        assert "restricted" in words, method
+
+
+def test_sigterm_leaves_nothing_behind(stack: tuple[subprocess.Popen[str], dict[str, Any]]) -> None:
+    """No process, port, shared memory or folder."""
+    process, ready = stack
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    prefix = f"fruitstand-serve-{process.pid}-"
+    assert not [*Path("/dev/shm").glob(f"{prefix}*"), *Path("/tmp").glob(f"{prefix}*")]
+    for url in (ready["grpc"], ready["admin"].removeprefix("http://"), ready["replicas"][0]["grpc"]):
+        host, port = url.split(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), 1)
