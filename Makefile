@@ -65,8 +65,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra drift --extra dev pyproject.toml -o requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra client --extra classify --extra score --extra loadtest --extra monitor --extra drift --extra dev pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
