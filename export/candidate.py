@@ -42,6 +42,7 @@ from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.reference_decode import decode_rows
 from fruitstand.runs import Run
+from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
 
 log = logging.getLogger("fruitstand.export")
 
@@ -118,6 +119,9 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     served = draft.directory / draft.serve["cpu_model"]
     count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
+    answers = run_batches(open_session(served, draft.serve["cpu_engine"]), validation.served_nhwc_u8)
+    reference = describe(validation.served_nhwc_u8, answers)
+    write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
 
 
 def _add_fp32(draft: _Draft, model: ServedModel, validation: Validation) -> None:

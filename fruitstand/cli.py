@@ -14,6 +14,7 @@ import typer
 from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
 from fruitstand.cli_access import certs_app, keys_app
 from fruitstand.cli_data import app as data_app
+from fruitstand.cli_drift import app as drift_app
 from fruitstand.cli_models import app as models_app
 from fruitstand.cli_score import score
 from fruitstand.cli_shared import Json, Repository, SignKey, needs, print_json
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(certs_app, name="certs")
 app.add_typer(keys_app, name="keys")
+app.add_typer(drift_app, name="drift")
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_serving.serve)

@@ -30,7 +30,7 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
-        if missing in ("training", "export", "serving", "deploy", "loadtests"):
+        if missing in ("training", "export", "serving", "deploy", "loadtests", "monitoring"):
             raise UsageError(
                 f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
             ) from exc

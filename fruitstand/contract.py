@@ -16,6 +16,8 @@ IMAGE = "IMAGE"
 ENCODED = "ENCODED"
 PIXELS = "PIXELS"
 PROBABILITIES = "PROBABILITIES"
+FEATURES = "FEATURES"
+"""Pooled features, where a model exports them as a second output; drift detection takes them."""
 
 API_KEY_HEADER = "x-api-key"
 """In which a request carries its key."""

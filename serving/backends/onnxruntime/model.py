@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from serving.onnx_session import open_session, run_options
 from serving.onnx_signature import check_signature, complete
+from serving.sampler import sampler_from_environment
 
 
 class TritonPythonModel:
@@ -50,6 +52,8 @@ class TritonPythonModel:
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batches: dict[str, np.ndarray] = {}
         self._max_batch_size = config["max_batch_size"]
+        sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
+        self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
 
     def execute(self, requests: list) -> list:
         # No look at is_cancelled: it asks the server through a queue, which costs more than most answers.
@@ -61,6 +65,8 @@ class TritonPythonModel:
         results = dict(
             zip(self._outputs, self._session.run(self._outputs, feeds, self._run_options), strict=True)
         )
+        if self._sampler is not None:
+            self._sampler.offer(feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES))
         responses, start = [], 0
         for request, part in zip(requests, parts, strict=True):
             rows = slice(start, start := start + len(part))
@@ -70,6 +76,10 @@ class TritonPythonModel:
                 )
             )
         return responses
+
+    def finalize(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
 
     def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
         """The parts in one array whose memory the next batch uses again: fresh pages cost time."""

@@ -1,0 +1,1 @@
+"""Drift detection: windows of sampled images against the reference of the version that answered."""

@@ -1,0 +1,95 @@
+"""`fruitstand drift power`: how often windows of known drift are found, and clean ones taken for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.progress import track
+from fruitstand.samples import Samples, join_samples, read_samples
+from monitoring.drift.calibration import thresholds
+from monitoring.drift.measures import measure
+
+NUM_WINDOWS = 200
+NUM_FAVOURED = 10
+"""One class of so many is favoured in the shift of the class mix."""
+FAVOURED_SHARE = 0.3
+
+
+def drift_power(
+    reference: Path, clean: Path, drifted: list[Path], unseen: Path | None, *, window_size: int
+) -> dict[str, Any]:
+    """Draw windows and judge each.
+
+    Args:
+        reference: samples that the thresholds come from.
+        clean: other samples of the same kind.
+        drifted: samples of images that were changed, one file a change.
+        unseen: samples of classes that the model does not know: a fifth of a window are taken from it.
+        window_size: of every window, drawn without replacement.
+
+    Returns:
+        For clean windows and every kind of drift the share that was found, and by which measures. Beside
+        the files there is the class mix: a tenth of the classes takes 30 % of the traffic.
+
+    Raises:
+        UsageError: a file holds fewer samples than a window.
+        ArtefactError: a file is damaged.
+    """
+    base, _, labels = read_samples(reference)
+    num_classes = len(labels)
+    if not num_classes:
+        raise ArtefactError(f"{reference}: does not name its classes; make it with 'fruitstand drift record'")
+    pools = {path.stem: read_samples(path)[0] for path in drifted}
+    good = read_samples(clean)[0]
+    for name, pool in {"clean": good, **pools}.items():
+        if len(pool) < window_size:
+            raise UsageError(f"{name}: {len(pool)} samples, a window of {window_size} needs at least as many")
+    draw = np.random.default_rng(0)
+    limits = thresholds(base, window_size, num_classes=num_classes)
+    weights = _shifted_weights(good, num_classes, draw)
+
+    def plain(pool: Samples) -> Samples:
+        return pool.rows(draw.choice(len(pool), window_size, replace=False))
+
+    windows = {"clean": lambda: plain(good)}
+    windows |= {name: (lambda pool=pool: plain(pool)) for name, pool in pools.items()}
+    windows["class_mix"] = lambda: good.rows(draw.choice(len(good), window_size, p=weights))
+    if unseen is not None:
+        strange = read_samples(unseen)[0]
+        windows["unseen_class"] = lambda: _mixed(good, strange, window_size, draw)
+    result: dict[str, Any] = {}
+    for name, make in track(list(windows.items()), total=len(windows), description="drift"):
+        values = [measure(make(), base, num_classes=num_classes) for _ in range(NUM_WINDOWS)]
+        found = [{key for key, value in one.items() if value > limits[key]} for one in values]
+        result[name] = {
+            "share_found": float(np.mean([bool(one) for one in found])),
+            "by_measure": {key: float(np.mean([key in one for one in found])) for key in limits},
+        }
+    return {
+        "window_size": window_size,
+        "num_windows": NUM_WINDOWS,
+        "num_reference": len(base),
+        "num_clean": len(good),
+        "thresholds": limits,
+        "kinds": result,
+    }
+
+
+def _shifted_weights(samples: Samples, num_classes: int, draw: np.random.Generator) -> np.ndarray:
+    favoured = draw.permutation(num_classes)[: max(1, num_classes // NUM_FAVOURED)]
+    chosen = np.isin(samples.predicted, favoured)
+    weights = np.where(
+        chosen, FAVOURED_SHARE / max(chosen.sum(), 1), (1 - FAVOURED_SHARE) / max((~chosen).sum(), 1)
+    )
+    return weights / weights.sum()
+
+
+def _mixed(good: Samples, strange: Samples, size: int, draw: np.random.Generator) -> Samples:
+    num_strange = size // 5
+    parts = (
+        good.rows(draw.choice(len(good), size - num_strange, replace=False)),
+        strange.rows(draw.choice(len(strange), num_strange, replace=len(strange) < num_strange)),
+    )
+    return join_samples(parts)

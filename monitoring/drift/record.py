@@ -1,0 +1,55 @@
+"""`fruitstand drift record`: samples of images that a server classified while somebody watched."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.reference_decode import decode_reference
+from fruitstand.samples import describe, join_samples, write_samples
+from fruitstand.versions import read_version
+
+Answer = tuple[int, dict[str, float]]
+"""The version that answered, and its probabilities by label."""
+
+
+def record_samples(
+    paths: Sequence[Path], answers: Iterable[Answer], *, repository: Path, out: Path, num_kept: int
+) -> dict[str, Any]:
+    """Write the samples of classified images.
+
+    Args:
+        paths: the images.
+        answers: one for each.
+        repository: the model repository that the server reads; its version names classes and preprocessing.
+        out: the .npz to write.
+        num_kept: the pixels of the first so many are kept.
+
+    Returns:
+        Counts, JSON-ready.
+
+    Raises:
+        UsageError: no image, or the repository has no such version.
+        ArtefactError: two versions answered, or with other classes than the repository's.
+    """
+    listed = list(answers)
+    if not listed:
+        raise UsageError("no image to record")
+    versions = sorted({version for version, _ in listed})
+    if len(versions) > 1:
+        raise ArtefactError(f"versions {versions} answered: a promotion happened meanwhile; record again")
+    manifest = read_version(repository, versions[0]).manifest
+    labels: list[str] = manifest["labels"]
+    if set(listed[0][1]) != set(labels):
+        raise ArtefactError(f"{repository}: version {versions[0]} has other classes than the server answers")
+    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+    parts = []
+    for number, (path, (_, by_label)) in enumerate(zip(paths, listed, strict=True)):
+        pixels = decode_reference(path.read_bytes(), preprocessing)
+        probabilities = np.array([[by_label[label] for label in labels]], np.float32)
+        parts.append(describe(pixels[None], probabilities, num_kept=int(number < num_kept)))
+    write_samples(out, join_samples(parts), version=versions[0], labels=labels)
+    return {"samples": str(out), "version": versions[0], "num_samples": len(parts)}

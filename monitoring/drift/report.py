@@ -1,0 +1,202 @@
+"""`fruitstand drift report`: one window against the reference of its version; JSON, Prometheus, a page."""
+
+import base64
+import datetime
+import io
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.samples import (
+    IMAGE_STATISTICS,
+    REFERENCE_NAME,
+    UNNUMBERED,
+    Samples,
+    join_samples,
+    read_samples,
+)
+from fruitstand.versions import read_version
+from monitoring.drift.calibration import thresholds
+from monitoring.drift.measures import measure
+
+NUM_EXAMPLES = 24
+NUM_CLASSES_SHOWN = 10
+
+
+def drift_report(
+    samples: Path, *, repository: Path, reference: Path | None, window_size: int, out: Path
+) -> dict[str, Any]:
+    """Compare the newest samples with their version's reference, and write what was found.
+
+    Args:
+        samples: the folder that a server fills, or one file of `fruitstand drift record`.
+        repository: the model repository, whose versions hold their references.
+        reference: another file to compare with.
+        window_size: the newest so many samples, of the newest sample's version.
+        out: gets `drift.json`, `drift.prom` for node_exporter's textfile collector, and `drift.html`.
+
+    Returns:
+        What `drift.json` holds.
+
+    Raises:
+        UsageError: no samples, too few, or no reference.
+        ArtefactError: a file is damaged, or of another model.
+    """
+    window, version = read_window(samples, window_size)
+    path = reference or read_version(repository, version).directory / REFERENCE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no reference for version {version}; make one from clean images with"
+            " 'fruitstand drift record IMAGES --out FILE' and give it with --reference"
+        )
+    clean, reference_version, labels = read_samples(path)
+    if reference_version not in (version, UNNUMBERED):
+        raise ArtefactError(
+            f"{path}: is of version {reference_version}, the samples are of version {version}"
+        )
+    result = compare(window, clean, labels) | {"version": version}
+    result["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(out / "drift.json", result)
+    write_bytes(out / "drift.prom", prometheus_text(result).encode())
+    write_bytes(out / "drift.html", _page(result, window, clean).encode())
+    return result
+
+
+def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
+    """The newest samples of one version.
+
+    Raises:
+        UsageError: none there.
+        ArtefactError: a file is damaged.
+    """
+    paths = sorted(samples.glob("*.npz"), reverse=True) if samples.is_dir() else [samples]
+    if not paths:
+        raise UsageError(f"{samples}: no samples; serve with FRUITSTAND_SAMPLES={samples.name} set to it")
+    parts: list[Samples] = []
+    newest: int | None = None
+    for path in paths:
+        part, version, _ = read_samples(path)
+        newest = version if newest is None else newest
+        if version == newest:
+            parts.append(part)
+        if sum(map(len, parts)) >= window_size:
+            break
+    assert newest is not None
+    num_kept = 0
+    for part in parts:  # pixels belong to the first rows: those behind a gap are of no use
+        num_kept += len(part.pixels)
+        if len(part.pixels) < len(part):
+            break
+    joined = join_samples(parts)
+    window = joined.rows(np.arange(min(window_size, len(joined))))
+    return replace(window, pixels=joined.pixels[: min(num_kept, window_size)]), newest
+
+
+def compare(window: Samples, reference: Samples, labels: list[str]) -> dict[str, Any]:
+    """Measures, thresholds and the verdict, JSON-ready.
+
+    Raises:
+        UsageError: too few samples.
+        ArtefactError: the window's classes are not the reference's.
+    """
+    num_classes = len(labels) or int(reference.predicted.max()) + 1
+    if window.predicted.max() >= num_classes:
+        raise ArtefactError(
+            f"a sample was answered with class {window.predicted.max()}, the reference has {num_classes};"
+            " it belongs to another model"
+        )
+    limits = thresholds(reference, len(window), num_classes=num_classes)
+    values = measure(window, reference, num_classes=num_classes)
+    measures = {
+        name: {"value": values[name], "threshold": limits[name], "drifted": values[name] > limits[name]}
+        for name in values
+        if name in limits
+    }
+    shares = {
+        side: np.bincount(one.predicted, minlength=num_classes) / len(one)
+        for side, one in (("window", window), ("reference", reference))
+    }
+    moved = np.argsort(-np.abs(shares["window"] - shares["reference"]), kind="stable")[:NUM_CLASSES_SHOWN]
+    return {
+        "drifted": any(one["drifted"] for one in measures.values()),
+        "num_samples": len(window),
+        "num_reference": len(reference),
+        "measures": measures,
+        "classes": [
+            {
+                "label": labels[index] if labels else str(index),
+                **{side: float(share[index]) for side, share in shares.items()},
+            }
+            for index in map(int, moved)
+        ],
+    }
+
+
+def prometheus_text(result: dict[str, Any]) -> str:
+    """The result in Prometheus' exposition format."""
+    version = result["version"]
+    lines = [
+        "# HELP fruitstand_drift_ratio Measure of the newest window over its threshold; above 1 is drift.",
+        "# TYPE fruitstand_drift_ratio gauge",
+    ]
+    for name, one in result["measures"].items():
+        ratio = one["value"] / one["threshold"] if one["threshold"] > 0 else float(one["drifted"]) * 2
+        lines.append(f'fruitstand_drift_ratio{{measure="{name}",version="{version}"}} {ratio:.6g}')
+    lines += [
+        "# HELP fruitstand_drift_samples Images in the newest window.",
+        "# TYPE fruitstand_drift_samples gauge",
+        f'fruitstand_drift_samples{{version="{version}"}} {result["num_samples"]}',
+        "# HELP fruitstand_drift_time_seconds When the window was compared.",
+        "# TYPE fruitstand_drift_time_seconds gauge",
+        f"fruitstand_drift_time_seconds {datetime.datetime.fromisoformat(result['time']).timestamp():.0f}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
+    verdict = "drifted" if result["drifted"] else "as the reference"
+    rows = "".join(
+        f"<tr class={'bad' if one['drifted'] else 'good'}><td>{name}<td>{one['value']:.4f}"
+        f"<td>{one['threshold']:.4f}<td>{'drifted' if one['drifted'] else 'clean'}</tr>"
+        for name, one in result["measures"].items()
+    )
+    classes = "".join(
+        f"<tr><td>{escape(one['label'])}<td>{one['window']:.3f}<td>{one['reference']:.3f}</tr>"
+        for one in result["classes"]
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Drift</title><style>"
+        "body{font:15px sans-serif;max-width:60rem;margin:2rem auto}"
+        "td,th{padding:.2rem .8rem;text-align:left}.bad td:last-child{color:#b00020;font-weight:bold}"
+        "img{width:100px;image-rendering:pixelated;margin:2px}</style>"
+        f"<h1>Version {result['version']}: {verdict}</h1><p>{result['num_samples']} samples against"
+        f" {result['num_reference']} of the reference, {result['time']}.</p>"
+        f"<table><tr><th>measure<th>value<th>threshold<th>verdict</tr>{rows}</table>"
+        "<h2>Classes whose share moved most</h2>"
+        f"<table><tr><th>class<th>window<th>reference</tr>{classes}</table>{_examples(window, reference)}"
+    )
+
+
+def _examples(window: Samples, reference: Samples) -> str:
+    """The kept images that are farthest from the reference, by the statistic that is farthest."""
+    if not len(window.pixels):
+        return "<p>No images: the server keeps them only with FRUITSTAND_SAMPLES_KEEP_IMAGES=1.</p>"
+    from PIL import Image
+
+    kept = window.statistics[: len(window.pixels)]
+    middle = np.median(reference.statistics, axis=0)
+    spread = np.maximum(np.median(np.abs(reference.statistics - middle), axis=0), 1e-3)
+    distance = np.abs(kept - middle) / spread
+    images = []
+    for index in np.argsort(-distance.max(axis=1), kind="stable")[:NUM_EXAMPLES]:
+        buffer = io.BytesIO()
+        Image.fromarray(window.pixels[index]).save(buffer, "PNG")
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        why = IMAGE_STATISTICS[int(distance[index].argmax())]
+        images.append(f'<img src="data:image/png;base64,{encoded}" alt="{why}" title="{why}">')
+    return f"<h2>Images farthest from the reference</h2>{''.join(images)}"

@@ -1,0 +1,144 @@
+"""Samples of what is served, for drift detection: a few images a second, whatever the load.
+
+FRUITSTAND_SAMPLES names a folder and turns it on. The work is bounded by the clock, not by the traffic: at
+most `FRUITSTAND_SAMPLES_PER_S` images are looked at, in a thread of their own, and where that cannot keep up
+they are dropped. Nothing here can fail a request: the first error ends the sampling and is logged.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fruitstand.artefacts import sweep_temporaries
+from fruitstand.errors import UsageError
+from fruitstand.samples import Samples, describe, join_samples, write_samples
+
+log = logging.getLogger("fruitstand.backend")
+
+FOLDER_VARIABLE = "FRUITSTAND_SAMPLES"
+RATE_VARIABLE = "FRUITSTAND_SAMPLES_PER_S"
+IMAGES_VARIABLE = "FRUITSTAND_SAMPLES_KEEP_IMAGES"
+DEFAULT_RATE_PER_S = 4.0
+FILE_SAMPLES, FILE_AGE_S = 100, 60.0
+"""A file is written when it holds so many, or when its first sample is so old."""
+MAX_FILES = 1000
+"""The oldest is removed for the next: a hundred thousand samples, about 7 MB without images."""
+QUEUE_LENGTH = 32
+
+
+def sampler_from_environment(version: int) -> "Sampler | None":
+    """The sampler of one model instance; None where none is asked for.
+
+    Raises:
+        UsageError: the rate is no positive number.
+    """
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return None
+    text = os.environ.get(RATE_VARIABLE, str(DEFAULT_RATE_PER_S))
+    try:
+        rate_per_s = float(text)
+    except ValueError:
+        rate_per_s = 0.0
+    if not 0 < rate_per_s <= 1000:
+        raise UsageError(f"{RATE_VARIABLE}: got {text!r}, allowed a number above 0, at most 1000")
+    keep_images = os.environ.get(IMAGES_VARIABLE) == "1"
+    return Sampler(Path(folder), version=version, rate_per_s=rate_per_s, keep_images=keep_images)
+
+
+class Sampler:
+    """Takes some of the images that pass and writes what `fruitstand.samples` says of them."""
+
+    def __init__(self, folder: Path, *, version: int, rate_per_s: float, keep_images: bool) -> None:
+        """Start its thread.
+
+        Args:
+            folder: where the files go.
+            version: of the model.
+            rate_per_s: samples in a second, at most.
+            keep_images: keep their pixels too.
+        """
+        self._folder, self._version, self._keep_images = folder, version, keep_images
+        self._interval_s = 1 / rate_per_s
+        self._next_s = 0.0
+        self._draw = np.random.default_rng()
+        self._queue: queue.Queue[tuple[np.ndarray, np.ndarray, np.ndarray | None] | None] = queue.Queue(
+            QUEUE_LENGTH
+        )
+        self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
+        self._thread.start()
+
+    def offer(
+        self, pixels_nhwc_u8: np.ndarray, probabilities: np.ndarray, features: np.ndarray | None = None
+    ) -> None:
+        """Show a batch; at most one image of it is copied, the others are not touched."""
+        now_s = time.monotonic()
+        if now_s < self._next_s or not self._thread.is_alive():
+            return
+        # Not a fixed step: traffic that comes in the same rhythm would always show the same caller.
+        self._next_s = now_s + self._interval_s * self._draw.uniform(0.5, 1.5)
+        row = int(self._draw.integers(len(pixels_nhwc_u8)))
+        sample = (
+            pixels_nhwc_u8[row].copy(),
+            probabilities[row].copy(),
+            None if features is None else features[row].copy(),
+        )
+        with contextlib.suppress(queue.Full):  # dropped: serving comes first
+            self._queue.put_nowait(sample)
+
+    def close(self) -> None:
+        """Write what is there and end the thread."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(self._folder)
+            while self._collect_file():
+                pass
+        except Exception as exc:  # whatever it is, it must not reach a request
+            log.warning("sampling for drift ends: %s: %s", type(exc).__name__, exc)
+
+    def _collect_file(self) -> bool:
+        """Collect and write one file; whether to go on."""
+        parts: list[Samples] = []
+        write_at_s = float("inf")
+        while len(parts) < FILE_SAMPLES:
+            wait_s = None if not parts else max(0.0, write_at_s - time.monotonic())
+            try:
+                sample = self._queue.get(timeout=wait_s)
+            except queue.Empty:
+                break
+            if sample is None:
+                self._write(parts)
+                return False
+            if not parts:
+                write_at_s = time.monotonic() + FILE_AGE_S
+            pixels, probabilities, features = sample
+            parts.append(
+                describe(
+                    pixels[None],
+                    probabilities[None],
+                    None if features is None else features[None],
+                    num_kept=int(self._keep_images),
+                )
+            )
+        self._write(parts)
+        return True
+
+    def _write(self, parts: list[Samples]) -> None:
+        if not parts:
+            return
+        # By time: names sort as they were written. The process: several instances share the folder.
+        name = f"{time.time_ns():020}-{os.getpid()}.npz"
+        write_samples(self._folder / name, join_samples(parts), version=self._version)
+        for path in sorted(self._folder.glob("*.npz"))[:-MAX_FILES]:
+            path.unlink(missing_ok=True)
