@@ -47,7 +47,7 @@ def loadtest(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_two_workers_account_for_every_call(
     server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
 ) -> None:
-    """An open loop in two processes: the calls are those the server counts; a missed objective is exit 1."""
+    """In an open loop as many calls as the server counts, and an objective missed is exit 1."""
     slo = tmp_path / "slo.toml"
     slo.write_text("[spike]\nimages_per_s = 1e9\n")
     out = tmp_path / "out"
