@@ -11,7 +11,8 @@ def sbom() -> dict[str, Any]:
     Source:
         CycloneDX 1.6 and the package-URL type `pypi`.
     """
-    found = {one.metadata["Name"].lower().replace("_", "-"): one for one in distributions()}
+    read = (one.metadata for one in distributions())  # each look at `metadata` reads the file again
+    found = {one["Name"].lower().replace("_", "-"): one for one in read}
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -20,9 +21,9 @@ def sbom() -> dict[str, Any]:
             {
                 "type": "library",
                 "name": name,
-                "version": one.version,
-                "purl": f"pkg:pypi/{name}@{one.version}",
-                **_license(one.metadata.get("License-Expression")),
+                "version": one["Version"],
+                "purl": f"pkg:pypi/{name}@{one['Version']}",
+                **_license(one.get("License-Expression")),
             }
             for name, one in sorted(found.items())
         ],
