@@ -18,7 +18,7 @@ from typing import Any
 from fruitstand.artefacts import write_json
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.threads import thread_budget
-from serving import gateway_config
+from serving import gateway_config, gateway_routes
 from serving.access import read_access
 from serving.child_process import start_process
 from serving.embedded import CONTROL_HEADER, PREFIX
@@ -168,7 +168,7 @@ class Gateway:
 
     def _write_access(self, *, draining: bool) -> None:
         header = f"triton-grpc-protocol-{CONTROL_HEADER}"
-        routes = gateway_config.routes(self.access, control_header=header, draining=draining)
+        routes = gateway_routes.routes(self.access, control_header=header, draining=draining)
         self._write("routes", routes)
         for name, secret in gateway_config.secrets(self.access).items():
             self._write(name, secret)

@@ -11,7 +11,6 @@ Source:
 from pathlib import Path
 from typing import Any
 
-from fruitstand.contract import API_KEY_HEADER
 from serving.access import Access
 
 MAX_REQUEST_BYTES = 8 << 20
@@ -22,13 +21,7 @@ MAX_CONNECTIONS = 4096
 MAX_CALL_S = 60
 """For callers that name no deadline."""
 IDLE_S = 60
-KEY_NAME_HEADER = "x-fruitstand-key"
-INFERENCE = "/inference.GRPCInferenceService/"
-HEALTH = "/grpc.health.v1.Health/Check"
-METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
-"""What callers may do; everything else is refused."""
 PACKAGE = "type.googleapis.com/envoy"
-LUA = Path(__file__).with_name("api_keys.lua")
 
 Json = dict[str, Any]
 
@@ -53,12 +46,12 @@ def bootstrap(folder: Path, *, admin_port: int, listen: str, port: int, tls: Acc
         },
         "overload_manager": {
             "resource_monitors": [
-                _typed(
+                typed(
                     "envoy.resource_monitors.global_downstream_max_connections",
                     "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
                     max_active_downstream_connections=MAX_CONNECTIONS,
                 ),
-                _typed(
+                typed(
                     "envoy.resource_monitors.fixed_heap",
                     "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
                     max_heap_size_bytes=2 << 30,
@@ -85,7 +78,7 @@ def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
         }
         if tls.clients_ca is not None:
             context["validation_context_sds_secret_config"] = _secret(folder, "clients")
-        chain["transport_socket"] = _typed(
+        chain["transport_socket"] = typed(
             "envoy.transport_sockets.tls",
             "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
             common_tls_context=context,
@@ -102,7 +95,7 @@ def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
 
 
 def _connection_manager(folder: Path) -> Json:
-    return _typed(
+    return typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="gateway",
@@ -126,7 +119,7 @@ def _connection_manager(folder: Path) -> Json:
         },
         rds={"route_config_name": "gateway", "config_source": _watched(folder, "routes")},
         http_filters=[
-            _typed(
+            typed(
                 "envoy.filters.http.grpc_stats",
                 "extensions.filters.http.grpc_stats.v3.FilterConfig",
                 emit_filter_state=True,
@@ -135,18 +128,18 @@ def _connection_manager(folder: Path) -> Json:
                     "services": [{"name": "inference.GRPCInferenceService", "method_names": ["ModelInfer"]}]
                 },
             ),
-            _typed("envoy.filters.http.lua", "extensions.filters.http.lua.v3.Lua"),
-            _typed(
+            typed("envoy.filters.http.lua", "extensions.filters.http.lua.v3.Lua"),
+            typed(
                 "envoy.filters.http.local_ratelimit",
                 "extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
                 stat_prefix="gateway",
             ),
-            _typed(
+            typed(
                 "envoy.filters.http.buffer",
                 "extensions.filters.http.buffer.v3.Buffer",
                 max_request_bytes=MAX_REQUEST_BYTES,
             ),
-            _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
+            typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
         ],
         local_reply_config={
             "mappers": [
@@ -166,7 +159,7 @@ def _connection_manager(folder: Path) -> Json:
 
 
 def _access_log() -> Json:
-    return _typed(
+    return typed(
         "envoy.access_loggers.stderr",
         "extensions.access_loggers.stream.v3.StderrAccessLog",
         log_format={
@@ -246,123 +239,6 @@ def _cluster(folder: Path, replicas: int) -> Json:
     }
 
 
-def routes(access: Access, *, control_header: str, draining: bool = False) -> Json:
-    """What may be called and by whom.
-
-    Args:
-        access: the callers' keys.
-        control_header: never let through: with it callers could reach what the servers restrict.
-        draining: health is not serving any more; calls still are.
-    """
-    health: Json = {"match": {"path": HEALTH}}
-    if draining:
-        health["direct_response"] = {"status": 503, "body": {"inline_string": "draining"}}
-    else:
-        health["route"] = _to_triton()
-    keyed = [key for key in access.keys or () if key.requests_per_s]
-    limits: Json = {}
-    if keyed:
-        limits = {
-            "envoy.filters.http.local_ratelimit": _limits({key.name: key.requests_per_s for key in keyed})
-        }
-    compressed = {
-        "name": "grpc-encoding",
-        "string_match": {"exact": "identity"},
-        "invert_match": True,
-    }
-    return {
-        "@type": f"{PACKAGE}.config.route.v3.RouteConfiguration",
-        "name": "gateway",
-        "request_headers_to_remove": [control_header, KEY_NAME_HEADER, API_KEY_HEADER],
-        "virtual_hosts": [
-            {
-                "name": "gateway",
-                "domains": ["*"],
-                "routes": [
-                    {  # a small compressed request may be of any size
-                        "match": {
-                            "prefix": "/",
-                            "headers": [{"name": "grpc-encoding", "present_match": True}, compressed],
-                        },
-                        "direct_response": {
-                            "status": 404,
-                            "body": {"inline_string": "compressed requests are not taken"},
-                        },
-                    },
-                    *({"match": {"path": INFERENCE + name}, "route": _to_triton()} for name in METHODS),
-                    health,
-                    {
-                        "match": {"prefix": "/"},
-                        "direct_response": {"status": 403, "body": {"inline_string": "not allowed here"}},
-                    },
-                ],
-                "typed_per_filter_config": {
-                    "envoy.filters.http.lua": {
-                        "@type": f"{PACKAGE}.extensions.filters.http.lua.v3.LuaPerRoute",
-                        "source_code": {"inline_string": _lua(access)},
-                    },
-                    **limits,
-                },
-            }
-        ],
-    }
-
-
-def _to_triton() -> Json:
-    return {
-        "cluster": "triton",
-        "timeout": "0s",  # the caller's deadline counts, below
-        "max_stream_duration": {"max_stream_duration": f"{MAX_CALL_S}s", "grpc_timeout_header_max": "0s"},
-        "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset,unavailable",
-            "num_retries": 2,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-            "retry_host_predicate": [
-                _typed(
-                    "envoy.retry_host_predicates.previous_hosts",
-                    "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-                )
-            ],
-            "host_selection_retry_max_attempts": 5,
-        },
-    }
-
-
-def _limits(quotas: dict[str, int | None]) -> Json:
-    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
-    return {
-        "@type": f"{PACKAGE}.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
-        "stat_prefix": "gateway",
-        "rate_limited_as_resource_exhausted": True,
-        # Of callers without a quota of their own: none that matters.
-        "token_bucket": {"max_tokens": 1_000_000, "tokens_per_fill": 1_000_000, "fill_interval": "0.1s"},
-        "filter_enabled": always,
-        "filter_enforced": always,
-        "rate_limits": [
-            {"actions": [{"request_headers": {"header_name": KEY_NAME_HEADER, "descriptor_key": "key"}}]}
-        ],
-        "descriptors": [
-            {
-                "entries": [{"key": "key", "value": name}],
-                "token_bucket": {"max_tokens": quota, "tokens_per_fill": quota, "fill_interval": "1s"},
-            }
-            for name, quota in quotas.items()
-        ],
-    }
-
-
-def _lua(access: Access) -> str:
-    """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
-    if access.keys is None:
-        return "KEYS = nil\n" + LUA.read_text("utf-8")
-    rows = [
-        f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},'
-        f"expires={'nil' if (at := key.expires_s()) is None else int(at)}}}"
-        for key in access.keys
-    ]
-    return "KEYS = {" + ",".join(rows) + "}\n" + LUA.read_text("utf-8")
-
-
 def endpoints(ports: dict[int, bool]) -> Json:
     """Where the replicas are: their ports, and whether new calls may go there."""
     return {
@@ -421,5 +297,6 @@ def _address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _typed(name: str, kind: str, **fields: Any) -> Json:
+def typed(name: str, kind: str, **fields: Any) -> Json:
+    """An extension's configuration, as Envoy wants it named."""
     return {"name": name, "typed_config": {"@type": f"{PACKAGE}.{kind}", **fields}}

@@ -20,6 +20,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 ABANDONED = "cluster.triton.retry_or_shadow_abandoned"
 RETRIED = "cluster.triton.upstream_rq_retry"
 BACK_S = 120.0
+REFUSALS = ("PERMISSION_DENIED", "UNIMPLEMENTED")
 CONTROL = (
     "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelConfig", "ModelStatistics",
     "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
@@ -201,8 +202,12 @@ def control_refused(stack: Stack, tier: Tier) -> Outcome:
                     try:
                         channel.unary_unary(variant)(b"", timeout=10)
                         let_in.append({"layer": layer, "path": variant})
-                    except grpc.RpcError:
-                        pass
+                    except grpc.RpcError as exc:
+                        code, words = exc.code().name, exc.details() or ""
+                        # An empty body is an error too, of a call that was let in.
+                        refused = "restricted" in words if layer == "server" else code in REFUSALS
+                        if not refused:
+                            let_in.append({"layer": layer, "path": variant, "status": code, "words": words})
     with Client(stack.url) as client:
         works = client.classify([_image(0)])[0].failure is None
     return Outcome(not let_in and works, {"attempts": attempts, "let_in": let_in, "inference_works": works})

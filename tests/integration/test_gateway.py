@@ -31,7 +31,8 @@ from serving.api_keys import add_api_key, disable_api_key, read_api_keys
 from serving.certificates import write_dev_certificates
 from serving.embedded import claim_ports
 from serving.gateway import Gateway
-from serving.gateway_config import MAX_REQUEST_BYTES, METHODS
+from serving.gateway_config import MAX_REQUEST_BYTES
+from serving.gateway_routes import METHODS
 from tests.model_server import KillableServer
 
 DEADLINE_S = 10.0
@@ -283,6 +284,29 @@ def test_keys_are_asked_for_and_a_change_needs_no_restart(guarded: tuple[Gateway
     gateway.reload_access()
     wait_for(lambda: outcome(new) == ("UNAUTHENTICATED", "the API key has expired"))
     assert outcome(secret) == ("OK", "")
+
+
+def test_keys_of_every_length_are_recognised(guarded: tuple[Gateway, str], access: Path) -> None:
+    """The gateway's own SHA-256 agrees with Python's, on both sides of its block's ends."""
+    gateway, _ = guarded
+    file = access / "api_keys.json"
+    before = file.read_bytes()
+    secrets = ["k" * length for length in (1, 55, 56, 63, 64, 119, 120, 256)]
+    listed = json.loads(before)
+    listed["keys"] += [
+        {"name": f"length-{len(one)}", "sha256": hashlib.sha256(one.encode()).hexdigest()} for one in secrets
+    ]
+    try:
+        file.write_text(json.dumps(listed))
+        gateway.reload_access()
+        for one in secrets:
+            metadata, tls = [("x-api-key", one)], identity(access)
+            wait_for(
+                lambda m=metadata, t=tls: status(gateway.url, body=inference(), metadata=m, tls=t)[0] == "OK"
+            )
+    finally:
+        file.write_bytes(before)
+        gateway.reload_access()
 
 
 def test_a_broken_key_file_changes_nothing(guarded: tuple[Gateway, str], access: Path) -> None:

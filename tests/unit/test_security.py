@@ -1,0 +1,37 @@
+"""What SECURITY.md promises of the images that are named."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MINIMUM = (26, 7)
+"""The oldest Triton release that fixes what NVIDIA's bulletins told until August 2026."""
+
+
+def deployed_files() -> list[Path]:
+    """Everything that names an image."""
+    return [ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").rglob("*.y*ml"))]
+
+
+def test_no_triton_image_is_older_than_the_newest_bulletin() -> None:
+    """A pinned and old server is the main risk: a fix came every five weeks in 2026."""
+    tags = [
+        (int(year), int(month), path.name)
+        for path in deployed_files()
+        for year, month in re.findall(r"tritonserver:(\d\d)\.(\d\d)-", path.read_text())
+    ]
+    assert tags, "no image of Triton is named any more: this test looks in the wrong place"
+    assert [tag for tag in tags if tag[:2] < MINIMUM] == []
+
+
+def test_the_policy_names_the_same_minimum() -> None:
+    """One number, in the document and in the test."""
+    year, month = MINIMUM
+    assert f"{year}.{month:02d}" in (ROOT / "SECURITY.md").read_text()
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    """The servers in compose ask nobody for a key."""
+    ports = re.findall(r'- "([\d.:]+:\d+)"', (ROOT / "docker-compose.yml").read_text())
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
