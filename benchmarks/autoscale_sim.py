@@ -3,8 +3,8 @@
     python -m benchmarks.autoscale_sim --capacity 1500 --max-queue 1024 --startup-s 45,300
 
 A replica is a queue that answers `capacity` images/s; what does not fit is refused, what is answered later
-than the limit has missed the objective. The rule is read from autoscale.yaml, and is KEDA's: the largest of
-what its triggers want, asked every `pollingInterval`, within the policies of the autoscaler. The flow is even:
+than the limit misses the objective. The rule is read from autoscale.yaml, and is KEDA's: the largest of what
+its triggers want, asked every `pollingInterval`, within the policies of the autoscaler. The flow is even:
 chance in the arrivals, which makes short queues below the capacity, is not in it.
 """
 
@@ -169,8 +169,8 @@ def main(
     for row in rows:
         print(
             f"| {row['rule']} | {row['curve']} | {row['startup_s']:.0f} | {row['within_limit']:.4f} |"
-            f" {row['late']:.4f} | {row['refused']:.4f} | {row['most_replicas']} | {row['replica_hours']:.1f} |"
-            f" {'met' if row['met'] else 'MISSED'} |"
+            f" {row['late']:.4f} | {row['refused']:.4f} | {row['most_replicas']} |"
+            f" {row['replica_hours']:.1f} | {'met' if row['met'] else 'MISSED'} |"
         )
     if out is not None:
         settings = {
