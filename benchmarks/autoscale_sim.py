@@ -3,9 +3,9 @@
     python -m benchmarks.autoscale_sim --capacity 1500 --max-queue 1024 --startup-s 45,300
 
 A replica is a queue that answers `capacity` images/s; what does not fit is refused, what is answered later
-than the limit has missed the objective. The rule is read from autoscale.yaml, and is KEDA's: the largest of
-what its triggers want, asked every `pollingInterval`, within the policies of the autoscaler. The flow
-is even: chance in the arrivals, which makes short queues below the capacity, is not in it.
+than the limit misses the objective. The rule is read from autoscale.yaml, and is KEDA's: the largest of what
+its triggers want, asked every `pollingInterval`, within the policies of the autoscaler. The flow is even:
+chance in the arrivals, which makes short queues below the capacity, is not in it.
 """
 
 import math

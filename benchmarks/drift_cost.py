@@ -3,7 +3,7 @@
     python -m benchmarks.drift_cost --repository REPOSITORY --images FOLDER [--out FILE]
 
 The ratio of each pair is what counts, not its images/s. Objective: less than 1 % of the throughput, by the
-median pair; with fewer pairs than ten on a busy machine the spread is larger than that and says nothing.
+median pair; on a busy machine the spread is larger than that and says nothing.
 """
 
 import os
