@@ -23,7 +23,7 @@ def sbom() -> dict[str, Any]:
                 "name": name,
                 "version": one["Version"],
                 "purl": f"pkg:pypi/{name}@{one['Version']}",
-                **_license(one.get("License-Expression")),
+                **_license(one["License-Expression"] if "License-Expression" in one else None),
             }
             for name, one in sorted(found.items())
         ],
