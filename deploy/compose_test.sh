@@ -22,7 +22,7 @@ engine=$!
 up=
 cleanup() {
   status=$?
-  [ "$status" = 0 ] || tail -20 "$work"/*.log
+  [ "$status" = 0 ] || tail -n 20 "$work"/*.log || true
   [ -z "$up" ] || "$COMPOSE" "${files[@]}" down --volumes --timeout 20 >/dev/null 2>&1 || true
   kill "$engine" && wait "$engine" || true
   rm -rf "$work"
@@ -35,7 +35,7 @@ docker info >/dev/null
 
 echo "== base images"
 mirror=${MIRROR:-$(awk '/^URIs/{print $2; exit}' /etc/apt/sources.list.d/debian.sources)}
-debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,ca-certificates bookworm \
+debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,libpython3.11,ca-certificates bookworm \
   "$work/root" "$mirror" >"$work/debootstrap.log"
 rm -rf "$work"/root/var/cache/apt/archives/*.deb
 tar -C "$work/root" -c . | docker import - python:3.11-slim-bookworm >/dev/null
@@ -74,7 +74,7 @@ echo "== up"
 up=1
 "$COMPOSE" "${files[@]}" up --detach
 for _ in $(seq 120); do
-  health=$(docker inspect --format '{{.State.Health.Status}}' "$("$COMPOSE" "${files[@]}" ps --quiet triton-cpu)")
+  health=$(docker inspect --format '{{.State.Health.Status}}' "$COMPOSE_PROJECT_NAME-triton-cpu-1" 2>/dev/null || true)
   [ "$health" = healthy ] && break
   sleep 2
 done
