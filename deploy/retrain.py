@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand.artefacts import write_json
+from fruitstand.cli_shared import MaxSlowdown
 from fruitstand.errors import FruitstandError, GateFailed, ServerError, UsageError
 from fruitstand.manifest import read_prepared
 from fruitstand.versions import read_version, serving_state
@@ -40,6 +41,7 @@ def retrain(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Passed on to train.")] = None,
     model: Annotated[str | None, typer.Option(help="A timm ResNet; default: the served version's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
+    max_slowdown: MaxSlowdown = 1.1,
 ) -> None:
     """Run the loop once; exit 0 when the served version is right, 1 when a candidate was refused."""
     state = serving_state(repository)
@@ -59,7 +61,8 @@ def retrain(
         arguments += ["--set", one]
     if not (run / "meta.json").is_file():
         step("train", "--data", data, "--out", run, *arguments, "--overwrite")
-    number = step("export", "--run", run, "--repository", repository)["version"]
+    gates = ("--max-slowdown", max_slowdown)
+    number = step("export", "--run", run, "--repository", repository, *gates)["version"]
     verdict = canary(repository, old.number, number, data)
     verdict["reason"] = reason
     write_json(run / "canary.json", verdict)

@@ -17,7 +17,7 @@ from fruitstand.cli_data import app as data_app
 from fruitstand.cli_drift import app as drift_app
 from fruitstand.cli_models import app as models_app
 from fruitstand.cli_score import score
-from fruitstand.cli_shared import Json, Repository, SignKey, needs, print_json
+from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, needs, print_json
 from fruitstand.errors import FruitstandError
 
 app = typer.Typer(
@@ -80,6 +80,7 @@ def export(
         bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
     ] = False,
     sign: SignKey = None,
+    max_slowdown: MaxSlowdown = 1.1,
     as_json: Json = False,
 ) -> None:
     """Turn a run into ONNX, check it, and publish it as the next version."""
@@ -94,6 +95,7 @@ def export(
             data_directory=data,
             compare_int8=compare_int8,
             sign_key=sign,
+            max_slowdown=max_slowdown,
         )
     if as_json:
         print_json(result)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_shared import Json, Repository, SignKey, TrustedKeys, needs, print_json
+from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, TrustedKeys, needs, print_json
 from fruitstand.tuning import read_tuning
 
 app = typer.Typer(help="Publish, list, promote and remove versions.", no_args_is_help=True)
@@ -25,9 +25,7 @@ def publish(
     candidate: Annotated[Path, typer.Argument(help="What `fruitstand export` made: RUN/export.")],
     repository: Repository = REPOSITORY,
     sign: SignKey = None,
-    max_slowdown: Annotated[
-        float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
-    ] = 1.1,
+    max_slowdown: MaxSlowdown = 1.1,
     as_json: Json = False,
 ) -> None:
     """Check a candidate against the repository and publish it as the next version."""

@@ -15,6 +15,9 @@ Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of th
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 Repository = Annotated[Path, typer.Option(help="Model repository.")]
 SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
+MaxSlowdown = Annotated[
+    float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
+]
 TrustedKeys = Annotated[
     Path | None,
     typer.Option(

@@ -1,7 +1,7 @@
 """What is installed here, as a CycloneDX document on stdout: the images carry it as /venv/sbom.json."""
 
 import json
-from importlib.metadata import distributions
+from importlib.metadata import PackageMetadata, distributions
 from typing import Any
 
 
@@ -23,15 +23,16 @@ def sbom() -> dict[str, Any]:
                 "name": name,
                 "version": one["Version"],
                 "purl": f"pkg:pypi/{name}@{one['Version']}",
-                **_license(one["License-Expression"] if "License-Expression" in one else None),
+                **_license(one),
             }
             for name, one in sorted(found.items())
         ],
     }
 
 
-def _license(expression: str | None) -> dict[str, Any]:
-    return {"licenses": [{"expression": expression}]} if expression else {}
+def _license(metadata: PackageMetadata) -> dict[str, Any]:
+    expressions = metadata.get_all("License-Expression") or []
+    return {"licenses": [{"expression": one} for one in expressions]} if expressions else {}
 
 
 if __name__ == "__main__":
