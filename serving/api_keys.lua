@@ -62,18 +62,28 @@ local function refuse(handle, reason)
   handle:respond({[":status"] = "401"}, reason)
 end
 
-function envoy_on_request(handle)
-  local headers = handle:headers()
+-- Why the call is refused, or nil; and the key it came with, where one is asked for.
+local function check(headers)
   local secret = headers:get("x-api-key")
   headers:remove("x-api-key")
   headers:remove("x-fruitstand-key")
-  if KEYS == nil or headers:get(":path"):find("^/grpc%.health%.v1%.Health/") then return end
-  if secret == nil then return refuse(handle, "an API key is needed") end
-  if #secret > 256 then return refuse(handle, "unknown API key") end
+  if KEYS == nil or headers:get(":path"):find("^/grpc%.health%.v1%.Health/") then return nil end
+  if secret == nil then return "an API key is needed" end
+  if #secret > 256 then return "unknown API key" end
   local key = KEYS[sha256(secret)]
-  if key == nil then return refuse(handle, "unknown API key") end
-  if key.disabled then return refuse(handle, "the API key is disabled") end
-  if key.expires ~= nil and os.time() >= key.expires then return refuse(handle, "the API key has expired") end
+  if key == nil then return "unknown API key" end
+  if key.disabled then return "the API key is disabled" end
+  if key.expires ~= nil and os.time() >= key.expires then return "the API key has expired" end
+  return nil, key
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  -- Envoy lets a request through when its script fails; one that cannot be checked has to be refused.
+  local checked, reason, key = pcall(check, headers)
+  if not checked then return refuse(handle, "the API key cannot be checked") end
+  if reason ~= nil then return refuse(handle, reason) end
+  if key == nil then return end
   headers:add("x-fruitstand-key", key.name)
   handle:streamInfo():dynamicMetadata():set("fruitstand", "key_name", key.name)  -- for the log
 end
