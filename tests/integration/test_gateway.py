@@ -3,29 +3,22 @@
 import hashlib
 import itertools
 import json
-import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand.sample_images import encode, pattern
 from fruitstand_client import Client
 from fruitstand_client.tls import Tls
-from fruitstand_client.wire import Wire
 from serving.access import check_exposure, read_access
 from serving.api_keys import add_api_key, disable_api_key, read_api_keys
 from serving.certificates import write_dev_certificates
@@ -33,10 +26,8 @@ from serving.embedded import claim_ports
 from serving.gateway import Gateway
 from serving.gateway_config import MAX_REQUEST_BYTES
 from serving.gateway_routes import METHODS
+from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, status, wait_for
 from tests.model_server import KillableServer
-
-DEADLINE_S = 10.0
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
@@ -95,46 +86,6 @@ def identity(access: Path) -> Tls:
     return Tls(ca=access / "ca.crt", certificate=access / "client.crt", key=access / "client.key")
 
 
-def status(
-    url: str,
-    path: str = INFER,
-    *,
-    body: bytes = b"",
-    metadata: list[tuple[str, str]] | None = None,
-    tls: Tls | None = None,
-    compression: grpc.Compression | None = None,
-) -> tuple[str, str]:
-    """What one call of any method is answered with: the status and its words."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
-    channel = (
-        grpc.secure_channel(url, grpc.ssl_channel_credentials(**tls.read()), options)
-        if tls
-        else grpc.insecure_channel(url, options)
-    )
-    with channel:
-        call = channel.unary_unary(path)
-        try:
-            call(body, timeout=DEADLINE_S, metadata=metadata, compression=compression)
-        except grpc.RpcError as exc:
-            return exc.code().name, exc.details() or ""
-    return "OK", ""
-
-
-def inference(length: int = 10) -> bytes:
-    """A ModelInfer of one image, as bytes."""
-    wire = Wire("127.0.0.1:1", tls=None, api_key=None, keepalive_s=None, asynchronous=False)
-    message: bytes = wire.request([b"x" * length], 1, DEADLINE_S).SerializeToString()
-    wire.channel.close()
-    return message
-
-
-def counter(gateway: Gateway, name: str) -> int:
-    """One of Envoy's."""
-    with urllib.request.urlopen(f"{gateway.admin_url}/stats?format=json&filter=^{name}$") as answer:
-        stats = json.load(answer)["stats"]
-    return int(stats[0]["value"]) if stats else 0
-
-
 def test_a_killed_server_costs_no_call_whatever_the_size(
     gateway: Gateway, servers: list[KillableServer]
 ) -> None:
@@ -168,14 +119,6 @@ def test_a_killed_server_costs_no_call_whatever_the_size(
     assert next(answered) > 50
     assert counter(gateway, "cluster.triton.retry_or_shadow_abandoned") == 0
     assert counter(gateway, "cluster.triton.upstream_rq_retry") > 0, "no call met a killed server"
-
-
-def wait_for(condition: Any, within_s: float = 20.0) -> None:
-    """Until it holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def refused_paths() -> list[str]:
@@ -436,67 +379,3 @@ def test_other_machines_are_served_with_tls_only(access: Path) -> None:
     check_exposure("0.0.0.0", read_access(None), insecure=True)
     check_exposure("0.0.0.0", read_access(access), insecure=False)
     check_exposure("127.0.0.1", read_access(None), insecure=False)
-
-
-@pytest.fixture(scope="module")
-def stack(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """`fruitstand serve --replicas 2 --gateway` as a user starts it, and its line on stdout."""
-    log_path = tmp_path_factory.mktemp("stack") / "triton.log"
-    command = [
-        sys.executable, "-m", "fruitstand", "serve", "--gateway", "--replicas", "2", "--repository",
-        str(repository), "--grpc-port", "0", "--metrics-port", "0", "--log", str(log_path),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    yield process, ready
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-
-
-def test_triton_answers_behind_the_gateway_and_a_killed_one_comes_back(
-    stack: tuple[subprocess.Popen[str], dict[str, Any]],
-) -> None:
-    """Calls go on, and the supervisor has two again."""
-    _, ready = stack
-    image = encode(pattern(100, 100))
-    with Client(ready["grpc"], deadline_s=20) as client:
-        assert client.classify_batch([image])[0].label
-        psutil.Process(ready["replicas"][0]["pid"]).kill()
-        for _ in range(20):
-            assert client.classify_batch([image])[0].label
-    url = ready["replicas"][0]["grpc"]
-    wait_for(lambda: status(url, "/grpc.health.v1.Health/Check")[0] == "OK", 90)
-
-
-def test_the_server_itself_refuses_control_without_its_key(
-    stack: tuple[subprocess.Popen[str], dict[str, Any]],
-) -> None:
-    """The second layer, were the gateway not there: over gRPC and over HTTP."""
-    _, ready = stack
-    for method in (
-        "RepositoryIndex", "RepositoryModelUnload", "ModelConfig", "ModelStatistics", "TraceSetting",
-        "SystemSharedMemoryStatus", "CudaSharedMemoryStatus", "LogSettings",
-    ):  # fmt: skip
-        got, words = status(ready["replicas"][1]["grpc"], f"/inference.GRPCInferenceService/{method}")
-        assert got == "UNAVAILABLE", method
-        assert "restricted" in words, method
-
-
-def test_sigterm_leaves_nothing_behind(stack: tuple[subprocess.Popen[str], dict[str, Any]]) -> None:
-    """No process, port, shared memory or folder."""
-    process, ready = stack
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    prefix = f"fruitstand-serve-{process.pid}-"
-    assert not [*Path("/dev/shm").glob(f"{prefix}*"), *Path("/tmp").glob(f"{prefix}*")]
-    for url in (ready["grpc"], ready["admin"].removeprefix("http://"), ready["replicas"][0]["grpc"]):
-        host, port = url.split(":")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port)), 1)

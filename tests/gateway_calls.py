@@ -1,0 +1,63 @@
+"""Calls to a gateway, of any method, and what it counted."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+
+import grpc
+
+from fruitstand_client.tls import Tls
+from fruitstand_client.wire import Wire
+from serving.gateway import Gateway
+
+DEADLINE_S = 10.0
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def status(
+    url: str,
+    path: str = INFER,
+    *,
+    body: bytes = b"",
+    metadata: list[tuple[str, str]] | None = None,
+    tls: Tls | None = None,
+    compression: grpc.Compression | None = None,
+) -> tuple[str, str]:
+    """What one call of any method is answered with: the status and its words."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    channel = (
+        grpc.secure_channel(url, grpc.ssl_channel_credentials(**tls.read()), options)
+        if tls
+        else grpc.insecure_channel(url, options)
+    )
+    with channel:
+        call = channel.unary_unary(path)
+        try:
+            call(body, timeout=DEADLINE_S, metadata=metadata, compression=compression)
+        except grpc.RpcError as exc:
+            return exc.code().name, exc.details() or ""
+    return "OK", ""
+
+
+def inference(length: int = 10) -> bytes:
+    """A ModelInfer of one image, as bytes."""
+    wire = Wire("127.0.0.1:1", tls=None, api_key=None, keepalive_s=None, asynchronous=False)
+    message: bytes = wire.request([b"x" * length], 1, DEADLINE_S).SerializeToString()
+    wire.channel.close()
+    return message
+
+
+def counter(gateway: Gateway, name: str) -> int:
+    """One of Envoy's."""
+    with urllib.request.urlopen(f"{gateway.admin_url}/stats?format=json&filter=^{name}$") as answer:
+        stats = json.load(answer)["stats"]
+    return int(stats[0]["value"]) if stats else 0
+
+
+def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    """Until it holds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
