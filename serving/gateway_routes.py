@@ -86,7 +86,7 @@ def _to_triton() -> Json:
         "max_stream_duration": {"max_stream_duration": f"{MAX_CALL_S}s", "grpc_timeout_header_max": "0s"},
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,unavailable",
-            "num_retries": 2,
+            "num_retries": 3,
             "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
             "retry_host_predicate": [
                 typed(
@@ -94,7 +94,8 @@ def _to_triton() -> Json:
                     "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
                 )
             ],
-            "host_selection_retry_max_attempts": 5,
+            # A dead server has the fewest requests, so that least-request prefers it: draw until another comes.
+            "host_selection_retry_max_attempts": 20,
         },
     }
 
