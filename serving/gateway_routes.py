@@ -94,7 +94,7 @@ def _to_triton() -> Json:
                     "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
                 )
             ],
-            # A dead server has the fewest requests, so that least-request prefers it: draw until another comes.
+            # A dead server has the fewest requests, so least-request prefers it: draw until another comes.
             "host_selection_retry_max_attempts": 20,
         },
     }
