@@ -123,6 +123,17 @@ def loaded_versions(repository: Path) -> list[int]:
     return [int(number) for number in match[1].split(",")] if match else []
 
 
+def on_trial(model: Path, number: int) -> bool:
+    """Whether a version is loaded beside the one that is served, as while it is promoted.
+
+    Args:
+        model: the model's folder.
+        number: of the version.
+    """
+    state = serving_state(model.parent)
+    return model.name == FRUIT_RESNET and state is not None and state.version != number
+
+
 def read_version(repository: Path, number: int) -> Version:
     """Read a version's manifest, without looking at its files.
 

@@ -8,6 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.versions import on_trial
 from serving.onnx_session import open_session, run_options
 from serving.onnx_signature import check_signature, complete
 from serving.sampler import sampler_from_environment
@@ -39,6 +40,19 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
+        self._sampler, self._refused = None, None
+        model, version = Path(args["model_repository"]), int(args["model_version"])
+        try:
+            self._load(args)
+        except Exception as exc:
+            # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
+            # version that is tried beside the served one is loaded, and says so to whoever asks it.
+            if not on_trial(model, version):
+                raise
+            self._refused = _Refused(json.loads(args["model_config"]), str(exc).replace(f"{model}/", ""))
+            pb_utils.Logger.log_error(f"version {version} is refused: {exc}")
+
+    def _load(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
         self._session = _open(
@@ -56,6 +70,8 @@ class TritonPythonModel:
         self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
 
     def execute(self, requests: list) -> list:
+        if self._refused is not None:
+            return [self._refused.response() for _ in requests]
         # No look at is_cancelled: it asks the server through a queue, which costs more than most answers.
         # Triton itself drops what was cancelled before it made the next batch.
         feeds = {}
@@ -90,6 +106,27 @@ class TritonPythonModel:
         if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: another size than the first batch had
             return np.concatenate(parts)
         return np.concatenate(parts, out=batch)
+
+
+class _Refused:
+    """Answers in place of a version that may not be served: with the reason."""
+
+    def __init__(self, config: dict, reason: str) -> None:
+        self._config, self._reason = config, reason
+        # Triton loads only what warms up without an error, and nobody reads these answers.
+        self._warmups = sum(
+            one["batch_size"] * max(1, one.get("count", 0)) for one in config.get("model_warmup", [])
+        )
+
+    def response(self):
+        if self._warmups == 0:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(self._reason))
+        self._warmups -= 1
+        empty = [
+            pb_utils.Tensor(one["name"], np.full((1, *map(int, one["dims"])), np.nan, np.float32))
+            for one in self._config["output"]
+        ]
+        return pb_utils.InferenceResponse(empty)
 
 
 def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
