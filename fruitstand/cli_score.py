@@ -19,7 +19,7 @@ def score(
         int | None, typer.Option(min=0, help="Processes; default: one a processor; 0: this one, without Ray.")
     ] = None,
     threads_per_worker: Annotated[int, typer.Option(min=1, help="Processors each of them uses.")] = 1,
-    partition_size: Annotated[int, typer.Option(min=1, help="Images written together.")] = 1024,
+    partition_size: Annotated[int, typer.Option(min=1, help="Images written together.")] = 512,
     top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
     columns: Annotated[str, typer.Option(help="IMAGE,ID of parquet.")] = "image,path",
     address: Annotated[
