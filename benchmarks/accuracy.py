@@ -8,7 +8,6 @@ to `benchmarks/results/`, and `python -m benchmarks.results_page` brings it into
 """
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import step
+from benchmarks.stages import command_line, step
 from fruitstand.artefacts import write_json
-from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.errors import UsageError
 from fruitstand.runs import read_run
 
 RESULTS = Path("benchmarks/results")
@@ -102,14 +101,5 @@ def _timed(wall_s: dict[str, float], name: str, *arguments: object) -> dict:
     return result
 
 
-def main() -> None:
-    """Measure; an error of ours is one line."""
-    try:
-        typer.run(measure)
-    except FruitstandError as exc:
-        print(f"accuracy: error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(measure)

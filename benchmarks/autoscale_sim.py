@@ -18,6 +18,7 @@ import typer
 import yaml
 
 from benchmarks.provenance import provenance
+from benchmarks.stages import command_line
 from fruitstand.artefacts import write_json
 
 RULE = Path(__file__).parents[1] / "deploy" / "kubernetes" / "base" / "autoscale.yaml"
@@ -183,4 +184,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command_line(main)

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import served
+from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
 from fruitstand.errors import ServerError
 from fruitstand_client import Client
@@ -164,4 +164,4 @@ def _import_s(statement: str) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    command_line(measure)

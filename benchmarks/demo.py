@@ -9,7 +9,6 @@ as `runs/demo.previous/`.
 
 import contextlib
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import console, served, step
+from benchmarks.stages import command_line, console, served, step
 from fruitstand.artefacts import write_json
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET, IMAGE_DECODE
-from fruitstand.errors import DataError, FruitstandError, GateFailed
+from fruitstand.errors import DataError, GateFailed
 from fruitstand.manifest import read_prepared
 from fruitstand.progress import track
 from fruitstand_client import Client
@@ -171,14 +170,5 @@ def _print_table(report: dict, out: Path) -> None:
     print(f"serve it yourself: fruitstand serve --repository {out / 'model_repository'}")
 
 
-def main() -> None:
-    """Run the demo; an error of ours is one line."""
-    try:
-        typer.run(demo)
-    except FruitstandError as exc:
-        print(f"demo: error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(demo)

@@ -11,51 +11,23 @@ summary holds medians of ratios within a round, with the smallest and the larges
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime
 import tritonclient.grpc.aio as triton
 import typer
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.in_process import BATCH, LOOPS, WARM_UP_S, Measure, in_process, read_images, served_version
 from benchmarks.provenance import provenance
-from benchmarks.stages import console, served
-from fruitstand.artefacts import read_json, write_json
-from fruitstand.contract import (
-    ENCODED,
-    FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
-    IMAGE,
-    IMAGE_SUFFIXES,
-    MAX_BATCH_SIZE,
-    PIXELS,
-    PROBABILITIES,
-)
-from fruitstand.dali_pipeline import load_pipeline_definition, served_pipeline
-from fruitstand.errors import DataError
-from fruitstand.versions import MANIFEST_NAME, serving_state
+from benchmarks.stages import command_line, console, served
+from fruitstand.artefacts import write_json
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 
-BATCH = 32
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)
-WARM_UP_S = 0.5
-PROVIDERS: dict[str, Any] = {
-    "ort": "CPUExecutionProvider",
-    "openvino": ("OpenVINOExecutionProvider", {"device_type": "CPU"}),
-    "cuda": "CUDAExecutionProvider",
-}
-ENGINES = {"cpu": "ort", "openvino": "openvino"}
-"""Names of the manifest's engines among those."""
-VARIANTS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-
-Batch = Sequence[np.ndarray]
-Measure = Callable[[float], float]
-"""Runs for so many seconds and returns images/s."""
 
 
 def main(
@@ -70,12 +42,8 @@ def main(
     """Measure and write the result."""
     if quick:
         rounds, seconds = 1, 0.5
-    files = _read_images(images)
-    state = serving_state(repository)
-    if state is None:
-        raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
-    version = repository / FRUIT_RESNET / str(state.version)
-    measures = dict(_in_process(repository, version, files))
+    files = read_images(images)
+    measures = in_process(repository, served_version(repository), files)
     samples: dict[str, list[float]] = {}
     with (
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
@@ -99,24 +67,14 @@ def main(
     print(out)
 
 
-def in_process_images_per_s(repository: Path, images: Path, seconds: float) -> float:
-    """The better of the two loops without a server, with the engine that is served."""
-    state = serving_state(repository)
-    if state is None:
-        raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
-    version = repository / FRUIT_RESNET / str(state.version)
-    measures = dict(_in_process(repository, version, _read_images(images)))
-    return round(max(measures[name](seconds) for name in ("sequential", "overlapped")), 1)
-
-
 def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     """Ratios of the served to the best in-process loop, and all medians."""
-    in_process = [max(pair) for pair in zip(samples["sequential"], samples["overlapped"], strict=True)]
+    best = [max(rates) for rates in zip(*(samples[loop] for loop in LOOPS), strict=True)]
     return {
         "images_per_s": {name: statistics.median(values) for name, values in samples.items()},
-        "served_over_in_process_c64_b1": _ratio(samples["served_c64_b1"], in_process),
-        "served_over_in_process_c8_b1": _ratio(samples["served_c8_b1"], in_process),
-        "served_over_in_process_b32": _ratio(samples["served_c8_b32"], in_process),
+        "served_over_in_process_c64_b1": _ratio(samples["served_c64_b1"], best),
+        "served_over_in_process_c8_b1": _ratio(samples["served_c8_b1"], best),
+        "served_over_in_process_b32": _ratio(samples["served_c8_b32"], best),
     }
 
 
@@ -127,87 +85,6 @@ def _ratio(values: list[float], references: list[float]) -> dict[str, float]:
         "min": round(min(ratios), 3),
         "max": round(max(ratios), 3),
     }
-
-
-def _read_images(folder: Path) -> list[np.ndarray]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:512]
-    if len(paths) < BATCH:
-        raise DataError(f"{folder}: {len(paths)} images, at least {BATCH} are needed")
-    return [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
-
-
-def _batches(files: Batch) -> Iterator[list[np.ndarray]]:
-    """Full batches without end."""
-    start = 0
-    while True:
-        yield [files[(start + offset) % len(files)] for offset in range(BATCH)]
-        start += BATCH
-
-
-def _timed(seconds: float, step: Callable[[], int]) -> float:
-    """Images/s of a step that says how many it did; what it does at first does not count."""
-    end_of_warm_up = time.perf_counter() + min(WARM_UP_S, seconds)
-    while time.perf_counter() < end_of_warm_up:
-        step()
-    started, done = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < seconds or done == 0:
-        done += step()
-    return done / elapsed
-
-
-def _in_process(repository: Path, version: Path, files: list[np.ndarray]) -> Iterator[tuple[str, Measure]]:
-    """The same pipeline file, ONNX file and engine as served, without a server."""
-    definition = load_pipeline_definition(served_pipeline(repository))
-    pipeline = definition(batch_size=MAX_BATCH_SIZE, device_id=None)
-    pipeline.build()
-    batches = _batches(files)
-
-    def decode() -> np.ndarray:
-        pipeline.feed_input(ENCODED, next(batches))
-        (output,) = pipeline.run()
-        return np.asarray(output.as_cpu().as_tensor())
-
-    yield "decode", lambda seconds: _timed(seconds, lambda: len(decode()))
-    pixels = decode().copy()
-    for variant, file in VARIANTS.items():
-        for name, provider in PROVIDERS.items():
-            asked = provider if isinstance(provider, str) else provider[0]
-            if asked not in onnxruntime.get_available_providers() or not (version / file).is_file():
-                continue
-            session = _session(version / file, provider)
-            yield (
-                f"infer_{variant}_{name}",
-                lambda seconds, session=session: _timed(
-                    seconds, lambda: len(session.run([PROBABILITIES], {PIXELS: pixels})[0])
-                ),
-            )
-    serve = read_json(version / MANIFEST_NAME)["serve"]
-    session = _session(version / serve["cpu_model"], PROVIDERS[ENGINES[serve["cpu_engine"]]])
-
-    def infer(batch: np.ndarray) -> int:
-        return len(session.run([PROBABILITIES], {PIXELS: batch})[0])
-
-    yield "sequential", lambda seconds: _timed(seconds, lambda: infer(decode()))
-
-    def overlapped(seconds: float) -> float:
-        """The next batch is decoded while this one is computed."""
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(lambda: decode().copy())
-
-            def step() -> int:
-                nonlocal pending
-                batch, pending = pending.result(), pool.submit(lambda: decode().copy())
-                return infer(batch)
-
-            return _timed(seconds, step)
-
-    yield "overlapped", overlapped
-
-
-def _session(path: Path, provider: Any) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=[provider])
 
 
 def _through_the_server(url: str, files: list[np.ndarray]) -> dict[str, Measure]:
@@ -261,4 +138,4 @@ async def _closed_loop(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command_line(main)

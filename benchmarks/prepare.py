@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.provenance import provenance
+from benchmarks.stages import command_line
 from fruitstand.artefacts import write_json
 
 PADDING = bytes(100_000)
@@ -120,4 +121,4 @@ def _part(images: Path, target: Path, *, every: int, padding: bytes) -> Path:
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    command_line(measure)

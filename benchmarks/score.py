@@ -26,8 +26,10 @@ import typer
 from rich.console import Console
 
 from benchmarks.provenance import provenance
+from benchmarks.stages import command_line
 from fruitstand.artefacts import write_json
 from fruitstand.contract import IMAGE_SUFFIXES
+from fruitstand.errors import DataError, FruitstandError
 from fruitstand.threads import thread_budget
 
 console = Console(stderr=True, highlight=False)
@@ -75,7 +77,7 @@ def _repeat(source: Path, target: Path, num_images: int) -> Path:
     """A folder with so many images, each a file of its own."""
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise SystemExit(f"{source}: no images in it")
+        raise DataError(f"{source}: no images in it")
     target.mkdir()
     for number in range(num_images):
         path = found[number % len(found)]
@@ -98,7 +100,7 @@ def _limit(images: Path, repository: Path, *, processes: int, threads: int) -> d
     for one in running:
         assert one.stdout is not None
         if one.stdout.readline() != "ready\n":
-            raise SystemExit("the limit could not be measured; see its error above")
+            raise FruitstandError("the limit could not be measured; see its error above")
     for one in running:
         assert one.stdin is not None
         one.stdin.write("go\n")
@@ -128,7 +130,7 @@ def _model(repository: Path) -> dict[str, object]:
 
     state = serving_state(repository)
     if state is None:
-        raise SystemExit(f"{repository}: serves no version")
+        raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
     manifest = read_version(repository, state.version).manifest
     return {"model_name": manifest["model_name"], **manifest["serve"]}
 
@@ -143,4 +145,4 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    command_line(measure)

@@ -4,12 +4,24 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
+from fruitstand.errors import FruitstandError, ServerError
+
 console = Console(stderr=True, highlight=False)
+
+
+def command_line(measure: Callable[..., object]) -> None:
+    """A benchmark's command line: what goes wrong is one line on stderr, and the exit code that fits it."""
+    try:
+        typer.run(measure)
+    except FruitstandError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
 
 
 def step(name: str, *arguments: object) -> dict:
@@ -29,6 +41,9 @@ def served(repository: Path, *, log: Path) -> Iterator[str]:
     Args:
         repository: the model repository.
         log: tritonserver's log goes there.
+
+    Raises:
+        ServerError: it ended instead of serving.
     """
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
     for port in ("grpc", "http", "metrics"):
@@ -40,7 +55,7 @@ def served(repository: Path, *, log: Path) -> Iterator[str]:
             assert process.stdout is not None
             ready = process.stdout.readline()
             if not ready:
-                raise SystemExit(process.wait())
+                raise ServerError(f"'fruitstand serve' ended with status {process.wait()}; see {log}")
             yield json.loads(ready)["grpc"]
         finally:
             process.terminate()

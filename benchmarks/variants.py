@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import served, step
+from benchmarks.stages import command_line, served, step
 from fruitstand.artefacts import write_json
 from fruitstand.runs import read_run
 
@@ -62,4 +62,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    typer.run(measure)
+    command_line(measure)

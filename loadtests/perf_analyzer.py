@@ -99,4 +99,8 @@ def _run(command: list[str], folder: Path) -> None:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
-        raise UsageError(f"{' '.join(command[:3])}: failed: {said[-1] if said else exc}") from exc
+        raise UsageError(
+            f"perf_analyzer cannot be installed: {' '.join(command[:3])}: {said[-1] if said else exc}; it"
+            f" needs PyPI and Debian's packages; or copy {folder} from a machine that has it, or run"
+            " 'docker compose --profile profile up'"
+        ) from exc

@@ -37,6 +37,8 @@ DELAYS_US = (0, 250, 500, 1000, 2000, 4000)
 PREFERRED = (0, 8, 16, 32)
 MAX_INSTANCES = 2
 FINAL_ROUNDS = 3
+MAX_FAILURES = 5
+"""In a row; some proposals cannot be served, but then others can."""
 QUEUE_S = 0.5
 """How much work may wait: what is over it would be answered too late to be of use."""
 
@@ -88,18 +90,21 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
 
     Raises:
         UsageError: no repository, no images, or no perf_analyzer.
-        FruitstandError: not even the settings in use could be measured.
+        FruitstandError: not even the settings in use could be measured, or one proposal after the other not.
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = _Bench(repository, images, out, search)
     in_use = read_tuning(repository)
     study = _study(out, search, in_use)
-    failures = (FruitstandError, SystemExit)
+    failures = 0
     while (left := search.trials - len(_finished(study))) > 0:
         log.info("%d of %d trials to go", left, search.trials)
-        study.optimize(lambda trial: _objective(trial, bench, search), n_trials=1, catch=failures)
-        if study.trials[-1].state == TrialState.FAIL and not _finished(study):
+        study.optimize(lambda trial: _objective(trial, bench, search), n_trials=1, catch=FruitstandError)
+        failures = failures + 1 if study.trials[-1].state == TrialState.FAIL else 0
+        if failures and not _finished(study):
             raise FruitstandError(f"the settings in use cannot be measured; see {out}")
+        if failures == MAX_FAILURES:
+            raise FruitstandError(f"{failures} settings in a row could not be measured; see {out}")
     found = _finished(study)
     within = [one for one in found if one.user_attrs["p99_ms"] <= search.p99_ms]
     best = max(within, key=lambda one: one.value, default=None)

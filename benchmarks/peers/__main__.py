@@ -12,18 +12,17 @@ ratios within a round.
 """
 
 import statistics
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.limits import in_process_images_per_s
+from benchmarks.in_process import in_process_images_per_s
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
 from benchmarks.peers.measure import IN_FLIGHT, OURS, Case, Round, measure
 from benchmarks.provenance import provenance
-from benchmarks.stages import console
+from benchmarks.stages import command_line, console
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import DataError, FruitstandError, UsageError
@@ -139,8 +138,4 @@ def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FruitstandError as exc:
-        print(f"peers: error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
+    command_line(main)

@@ -140,8 +140,7 @@ def _results(
 def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
     """Connect to a cluster, or start Ray here; the number of processors it has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    # It would warn, of every worker, that what only the driver holds is lost with the driver.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15: whatever else runs here would go before
     import ray
 
     here = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}

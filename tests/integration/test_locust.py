@@ -7,10 +7,13 @@ import pytest
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
+from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.result import read_result
 from serving.embedded import EmbeddedServer
 
+NUM_USERS = 8
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
 
 
@@ -23,7 +26,16 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
 
     before = served()
     command = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--host", server.url, "--headless"]
-    command += ["--users", "8", "--spawn-rate", "8", "--run-time", "4s", "--stop-timeout", "10"]
+    command += [
+        "--users",
+        str(NUM_USERS),
+        "--spawn-rate",
+        str(NUM_USERS),
+        "--run-time",
+        "4s",
+        "--stop-timeout",
+        "10",
+    ]
     command += [
         "--images",
         prepared.directory / "images" / "Test",
@@ -34,13 +46,13 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
     (row,) = json.loads(done.stdout)
     assert row["name"] == "classify, batch 1"
     assert row["num_failures"] == 0
-    assert row["num_requests"] == served() - before > 8
+    assert row["num_requests"] == served() - before >= NUM_USERS
     client.close()
 
 
-def loadtest(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the verb as a user does."""
-    command = [sys.executable, "-m", "fruitstand", "loadtest", *map(str, arguments)]
+def fruitstand(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a verb as a user does."""
+    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -51,7 +63,8 @@ def test_two_workers_account_for_every_call(
     slo = tmp_path / "slo.toml"
     slo.write_text("[spike]\nimages_per_s = 1e9\n")
     out = tmp_path / "out"
-    done = loadtest(
+    done = fruitstand(
+        "loadtest",
         *("--url", server.url, "--images", prepared.directory / "images" / "Test", "--out", out),
         *("--profile", "spike", "--peak", "20", "--stage-s", "3", "--workers", "2"),
         *("--request-batches", "1,4", "--slo", slo),
@@ -83,7 +96,37 @@ def test_what_cannot_be_run_exits_2(
     flags = {**usual, "--out": str(tmp_path / "out"), **dict([arguments])}
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = loadtest(*(word.replace("EMPTY", str(empty)) for pair in flags.items() for word in pair))
+    done = fruitstand(
+        "loadtest", *(word.replace("EMPTY", str(empty)) for pair in flags.items() for word in pair)
+    )
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_without_the_classifier_is_named(
+    server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """By loadtest, profile and diagnose alike."""
+    images = str(prepared.directory / "images" / "Test")
+    sending = ("--images", images, "--out", str(tmp_path / "out"))
+    client = triton.InferenceServerClient(server.url)
+    client.unload_model(FRUIT_CLASSIFIER)
+    try:
+        for verb, flags in (("loadtest", sending), ("profile", sending), ("diagnose", ())):
+            done = fruitstand(verb, "--url", server.url, *flags)
+            assert done.returncode == 2, (verb, done.stderr)
+            assert FRUIT_CLASSIFIER in done.stderr
+            assert server.url in done.stderr
+            assert "Traceback" not in done.stderr
+    finally:
+        client.load_model(FRUIT_CLASSIFIER)
+        client.close()
+
+
+def test_a_perf_analyzer_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it needs, and where else there is one."""
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"cannot be installed.*compose --profile profile"):
+        install_perf_analyzer(tmp_path / "build")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
 from loadtests.perf_analyzer import install_perf_analyzer
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'fruitstand[tune]'")
-from fruitstand.errors import UsageError
+from fruitstand.errors import FruitstandError, UsageError
 from loadtests import tune as tuning
 from loadtests.tune import RESULT_NAME, Search, frontier, tune
 
@@ -52,3 +53,24 @@ def test_a_search_for_nothing_is_refused(field: str, value: float) -> None:
     """In one line."""
     with pytest.raises(UsageError, match="allowed above 0"):
         Search(**{"p99_ms": 10.0, field: value})
+
+
+def test_settings_that_cannot_be_served_end_the_search(
+    repository: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first at once, for they are those in use; later ones after some in a row, not never."""
+    try:
+        install_perf_analyzer()
+    except UsageError as exc:
+        pytest.skip(str(exc))
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    (copy / "image_decode" / "1" / "dali.py").write_text("no pipeline\n")
+    images = prepared.directory / "images" / "Test"
+    with pytest.raises(FruitstandError, match="settings in use cannot be measured"):
+        tune(copy, images, out=tmp_path / "out", search=Search(p99_ms=10_000, trials=2, seconds=3))
+    out = tmp_path / "later"
+    monkeypatch.setattr(tuning, "FINAL_ROUNDS", 1)
+    tune(repository, images, out=out, search=Search(p99_ms=10_000, in_flight=8, trials=1, seconds=3))
+    monkeypatch.setattr(tuning, "MAX_FAILURES", 2)
+    with pytest.raises(FruitstandError, match="2 settings in a row"):
+        tune(copy, images, out=out, search=Search(p99_ms=10_000, in_flight=8, trials=2, seconds=3))
