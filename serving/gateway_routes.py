@@ -7,14 +7,15 @@ from pathlib import Path
 
 from fruitstand.contract import API_KEY_HEADER
 from serving.access import Access
-from serving.gateway_config import MAX_CALL_S, PACKAGE, Json, typed
+from serving.envoy_json import PACKAGE, Json, typed
+from serving.gateway_limits import MAX_CALL_S, TRY_SHARE
 
 KEY_NAME_HEADER = "x-fruitstand-key"
 INFERENCE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
 """What callers may do; everything else is refused."""
-LUA = Path(__file__).with_name("api_keys.lua")
+LUA = Path(__file__).with_name("gateway.lua")
 
 
 def routes(access: Access, *, control_header: str, draining: bool = False) -> Json:
@@ -125,11 +126,12 @@ def _limits(quotas: dict[str, int | None]) -> Json:
 
 def _lua(access: Access) -> str:
     """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
+    share = f"TRY_SHARE = {TRY_SHARE}\n"
     if access.keys is None:
-        return "KEYS = nil\n" + LUA.read_text("utf-8")
+        return "KEYS = nil\n" + share + LUA.read_text("utf-8")
     rows = [
         f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},'
         f"expires={'nil' if (at := key.expires_s()) is None else int(at)}}}"
         for key in access.keys
     ]
-    return "KEYS = {" + ",".join(rows) + "}\n" + LUA.read_text("utf-8")
+    return "KEYS = {" + ",".join(rows) + "}\n" + share + LUA.read_text("utf-8")

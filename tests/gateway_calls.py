@@ -1,8 +1,6 @@
 """Calls to a gateway, of any method, and what it counted."""
 
-import json
 import time
-import urllib.request
 from collections.abc import Callable
 
 import grpc
@@ -50,9 +48,7 @@ def inference(length: int = 10) -> bytes:
 
 def counter(gateway: Gateway, name: str) -> int:
     """One of Envoy's."""
-    with urllib.request.urlopen(f"{gateway.admin_url}/stats?format=json&filter=^{name}$") as answer:
-        stats = json.load(answer)["stats"]
-    return int(stats[0]["value"]) if stats else 0
+    return int(gateway.statistic(name))
 
 
 def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:

@@ -1,0 +1,183 @@
+"""B. Overload: more calls than can be answered, callers that give up, that take too much, or that stall."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from fruitstand.contract import FRUIT_RESNET
+from loadtests.reliability.commands import must
+from loadtests.reliability.load import Load, capacity
+from loadtests.reliability.pictures import picture
+from loadtests.reliability.processors import share_processors
+from loadtests.reliability.setting import Outcome, Setting
+
+QUEUE_LIMIT_MS = 2000.0
+"""`default_timeout_microseconds` of image_decode."""
+REFUSED_MS = 50.0
+SHED = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+IN_FLIGHT = 64
+
+
+def overloaded(setting: Setting) -> Outcome:
+    """9: three times the capacity, then ten times for 2 s."""
+    tier, requests = setting.tier, [[picture()]]
+    with setting.stack() as stack:
+        apart = share_processors(stack)
+        peak = capacity(stack, requests, seconds=max(6.0, tier.steady_s), in_flight=IN_FLIGHT)
+        rss_mib = stack.rss_mib()
+        with Load(stack, requests, rate=peak / 2, repeat=False) as load:
+            time.sleep(tier.steady_s)
+            began = time.monotonic()
+            load.rate = 3 * peak
+            time.sleep(tier.overload_s)
+            load.rate = 10 * peak
+            time.sleep(2)
+            ended, load.rate = time.monotonic(), peak / 2
+            time.sleep(5 + tier.steady_s)
+        grown = stack.rss_mib() / rss_mib - 1
+        batch_ms = 1e3 * IN_FLIGHT / peak
+    ledger, settled = load.ledger, began + 2
+    numbers = {
+        **ledger.numbers(), "peak_per_s": round(peak, 1), "processors_apart": apart,
+        "offered_per_s": round(sum(began <= one.sent < ended for one in ledger.records) / (ended - began), 1),
+        "goodput_per_s": round(ledger.goodput(settled, ended), 1),
+        "baseline_p99_ms": ledger.quantile_ms(0.99, before=began),
+        "admitted_p99_ms": ledger.quantile_ms(0.99, after=began, before=ended),
+        "refused_p99_ms": ledger.quantile_ms(0.99, after=began, before=ended, answered=False),
+        "after_p99_ms": ledger.quantile_ms(0.99, after=ended + 5), "rss_growth": round(grown, 3),
+    }  # fmt: skip
+    passed = (
+        numbers["goodput_per_s"] >= 0.9 * peak
+        and (numbers["admitted_p99_ms"] or 0) <= QUEUE_LIMIT_MS + 2 * batch_ms
+        and 0 < (numbers["refused_p99_ms"] or 0) <= REFUSED_MS
+        and set(ledger.statuses) - {"OK"} <= SHED
+        and grown <= 0.1
+        and (numbers["after_p99_ms"] or 0) <= 3 * (numbers["baseline_p99_ms"] or 0)
+    )
+    return Outcome(passed, numbers)
+
+
+def deadlines_pass(setting: Setting) -> Outcome:
+    """10: deadlines of 50 ms against a backlog of 200 ms."""
+    tier, requests = setting.tier, [[picture()]]
+    with setting.stack() as stack:
+        share_processors(stack)
+        peak = capacity(stack, requests, seconds=max(6.0, tier.steady_s), in_flight=IN_FLIGHT)
+        before = stack.executed("nv_inference_count", FRUIT_RESNET)
+        with (
+            Load(stack, requests, rate=0, in_flight=max(8, int(0.2 * peak)), repeat=False) as backlog,
+        ):
+            time.sleep(1)
+            with Load(stack, requests, rate=peak / 4, deadline_s=0.05, repeat=False) as short:
+                time.sleep(tier.overload_s)
+        time.sleep(2)
+        executed = stack.executed("nv_inference_count", FRUIT_RESNET) - before
+    answered = backlog.ledger.statuses["OK"] + short.ledger.statuses["OK"]
+    expired = short.ledger.statuses["DEADLINE_EXCEEDED"]
+    canaries = len(stack.replicas) * (tier.overload_s + 5) / 2
+    in_vain = max(0.0, executed - answered - canaries)
+    waited_ms = sorted(
+        (one.done - one.sent) * 1e3 for one in short.ledger.records if one.status == "DEADLINE_EXCEEDED"
+    )
+    numbers = {
+        **short.ledger.numbers(), "executed": executed, "answered": answered, "expired": expired,
+        "executed_in_vain_share": round(in_vain / max(1, expired), 3),
+        "told_within_ms": round(waited_ms[int(0.99 * (len(waited_ms) - 1))], 1) if waited_ms else None,
+    }  # fmt: skip
+    passed = bool(waited_ms) and numbers["told_within_ms"] <= 60 and numbers["executed_in_vain_share"] <= 0.05
+    return Outcome(passed, numbers)
+
+
+def noisy_neighbour(setting: Setting) -> Outcome:
+    """11: a caller at ten times its quota, headers that never end, and idle connections."""
+    tier, access, requests = setting.tier, setting.folder / "access", [[picture()]]
+    keys = {
+        name: must("keys", "add", name, "--file", access / "api_keys.json", *quota).strip()
+        for name, quota in (("quiet", ()), ("noisy", ("--requests-per-s", 5)))
+    }
+    with setting.stack(access=access) as stack:
+        stack.api_key, stack.secrets = keys["quiet"], list(keys.values())
+
+        def p99_ms() -> float:
+            with Load(stack, requests, rate=tier.rate / 2) as quiet:
+                time.sleep(max(8.0, 2 * tier.steady_s))
+            return (quiet.ledger.quantile_ms(0.99) or 0.0) + 1e6 * quiet.ledger.failed
+
+        alone_ms = p99_ms()
+        with Load(stack, requests, rate=50, api_key=keys["noisy"], repeat=False) as noisy:
+            quota_ms = p99_ms()
+        with _slow_headers(stack.url, 50), _idle(stack.url, 2_000):
+            idle_ms = p99_ms()
+        refused = noisy.ledger.statuses
+    numbers = {
+        "alone_p99_ms": alone_ms, "beside_noisy_p99_ms": quota_ms, "beside_idle_p99_ms": idle_ms,
+        "noisy": dict(refused),
+    }  # fmt: skip
+    only = set(refused) == {"OK", "RESOURCE_EXHAUSTED"}
+    return Outcome(only and quota_ms <= 1.5 * alone_ms and idle_ms <= 1.2 * alone_ms, numbers)
+
+
+def inner_step_full(setting: Setting) -> Outcome:
+    """12: the step behind the decoder is slower than its callers."""
+    tier = setting.tier
+    repository = setting.copy(setting.repository, "repository")
+    config = repository / FRUIT_RESNET / "config.pbtxt"
+    narrow = (
+        "dynamic_batching { default_queue_policy { max_queue_size: 4 } max_queue_delay_microseconds: 300000"
+    )
+    text = config.read_text("utf-8")
+    config.write_text(text.replace("dynamic_batching { max_queue_delay_microseconds: 1000", narrow), "utf-8")
+    deadline_s = 3.0
+    with setting.stack(repository) as stack:
+        with Load(stack, [[picture()]], rate=10 * tier.rate, deadline_s=deadline_s, repeat=False) as load:
+            time.sleep(3)
+            rss_mib = stack.rss_mib()
+            time.sleep(tier.overload_s)
+            grown_mib = stack.rss_mib() - rss_mib
+            ended = time.monotonic()
+        stuck = [one for one in load.ledger.records if one.done > ended + 10]
+        with Load(stack, [[picture()]], rate=2) as after:
+            time.sleep(3)
+    longest_ms = max(one.done - one.sent for one in load.ledger.records) * 1e3
+    numbers = {
+        **load.ledger.numbers(), "longest_call_ms": round(longest_ms, 1), "stuck": len(stuck),
+        "rss_growth_mib": round(grown_mib, 1), "failed_afterwards": after.ledger.failed,
+        "step_narrowed": narrow.partition(" {")[0] in text and text != config.read_text("utf-8"),
+    }  # fmt: skip
+    passed = not stuck and longest_ms <= deadline_s * 1e3 + 50 and grown_mib <= 64 and not after.ledger.failed
+    return Outcome(passed and numbers["step_narrowed"], numbers)
+
+
+@contextlib.contextmanager
+def _idle(url: str, number: int) -> Iterator[None]:
+    """So many connections on which nothing is said."""
+    host, _, port = url.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(number):
+            stack.enter_context(socket.create_connection((host, int(port)), 5))
+        yield
+
+
+@contextlib.contextmanager
+def _slow_headers(url: str, number: int) -> Iterator[None]:
+    """So many callers that send a header a byte a second."""
+    host, _, port = url.rpartition(":")
+    stopped = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nX-Long: ")
+            while not stopped.wait(1):
+                connection.sendall(b"x")
+
+    threads = [threading.Thread(target=drip) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
