@@ -1,6 +1,9 @@
 """What the gateway lets in, and for how long."""
 
-MAX_REQUEST_BYTES = 8 << 20
+from fruitstand.contract import Preprocessing
+
+MAX_REQUEST_BYTES = Preprocessing().max_encoded_bytes + (1 << 16)
+"""The longest image, and the protocol around it."""
 BUFFER_BYTES = MAX_REQUEST_BYTES + (1 << 20)
 """Larger than any request that is let in: each can be repeated when its replica dies."""
 IN_FLIGHT_PER_REPLICA = 128

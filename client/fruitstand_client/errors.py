@@ -116,8 +116,9 @@ BY_STATUS: dict[str, type[RequestFailed]] = {
 }
 # A status alone does not tell; these texts do. Triton says UNAVAILABLE for its queue's refusals and for a
 # model it never heard of, a gateway for replicas that are full or gone, gRPC for a connection that is not
-# there and for a handshake that failed. gRPC and the gateway say RESOURCE_EXHAUSTED for a message that is too long. Triton's
-# native DALI backend says UNKNOWN for a whole batch in which one image does not decode.
+# there and for a handshake that failed. RESOURCE_EXHAUSTED is also what gRPC and a gateway say to a message
+# that is too long. Triton's native DALI backend says UNKNOWN for a whole batch in which one image does not
+# decode.
 _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     (
         {"UNAVAILABLE"},
