@@ -200,7 +200,7 @@ def reliability(
         Path | None, typer.Option(help="Model repository; default: a small one, made in --out.")
     ] = None,
     scenario: Annotated[int | None, typer.Option(min=1, max=30, help="One; default: all.")] = None,
-    tier: Annotated[str, typer.Option(help="ci or full.")] = "ci",
+    tier: Annotated[str, typer.Option(help="brief, ci or full.")] = "ci",
 ) -> None:
     """Hurt a running stack on purpose, scenario by scenario; exit 1 when one is not passed."""
     with needs("loadtest"):

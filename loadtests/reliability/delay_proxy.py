@@ -48,15 +48,18 @@ class DelayProxy:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # transports end in the loop's next round
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self._host, self._port)
         self._open |= {writer, back}
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer), return_exceptions=True)
-        for one in (writer, back):
-            self._open.discard(one)
-            one.close()
+        try:
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer), return_exceptions=True)
+        finally:
+            for one in (writer, back):
+                self._open.discard(one)
+                one.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

@@ -29,7 +29,7 @@ def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path
     Args:
         repository: the model repository that is served; None: a small one, made in `out`.
         scenario: its number; None runs all that are built.
-        tier: "ci" or "full".
+        tier: "brief", "ci" or "full".
         out: gets the result, the logs and what the scenarios work on, which is made once.
 
     Returns:

@@ -35,6 +35,11 @@ class Tier:
 
 
 TIERS = {
+    # To see that a scenario works; its numbers say nothing.
+    "brief": Tier(
+        rate=10, repeats=1, steady_s=3, malformed=400, overload_s=5, images=1_000, swaps=1, crashes=6,
+        soak_s=15, score_images=150,
+    ),
     "ci": Tier(
         rate=20, repeats=2, steady_s=4, malformed=4_000, overload_s=15, images=6_000, swaps=2, crashes=9,
         soak_s=60, score_images=400,
