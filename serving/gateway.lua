@@ -1,4 +1,4 @@
--- Who calls, how long one try may take, and which version answered. KEYS and TRY_SHARE are rendered before this.
+-- Who calls, how long one try may take, and which version answered. KEYS and the limits are rendered before this.
 -- A caller is known by the SHA-256 of x-api-key. The key itself is taken out of the request; its name goes on as
 -- x-fruitstand-key, for limits and the log.
 local bit = require("bit")
@@ -84,7 +84,7 @@ local MS_OF = {H = 3600000, M = 60000, S = 1000, m = 1, u = 0.001, n = 0.000001}
 local function limit_try(headers)
   local number, unit = string.match(headers:get("grpc-timeout") or "", "^(%d+)([HMSmun])$")
   if number == nil then return end
-  local ms = math.max(1, math.floor(tonumber(number) * MS_OF[unit] * TRY_SHARE))
+  local ms = math.max(MIN_TRY_MS, math.floor(tonumber(number) * MS_OF[unit] * TRY_SHARE))
   headers:replace("x-envoy-upstream-rq-per-try-timeout-ms", string.format("%d", ms))
 end
 

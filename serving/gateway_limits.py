@@ -13,3 +13,5 @@ MAX_CALL_S = 60
 IDLE_S = 60
 TRY_SHARE = 0.5
 """Of the caller's deadline, what one try may take: a replica that hangs leaves time for another."""
+MIN_TRY_MS = 250
+"""A call that only waits in a queue is not to be asked twice."""

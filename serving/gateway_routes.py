@@ -8,7 +8,7 @@ from pathlib import Path
 from fruitstand.contract import API_KEY_HEADER
 from serving.access import Access
 from serving.envoy_json import PACKAGE, Json, typed
-from serving.gateway_limits import MAX_CALL_S, TRY_SHARE
+from serving.gateway_limits import MAX_CALL_S, MIN_TRY_MS, TRY_SHARE
 
 KEY_NAME_HEADER = "x-fruitstand-key"
 INFERENCE = "/inference.GRPCInferenceService/"
@@ -126,12 +126,12 @@ def _limits(quotas: dict[str, int | None]) -> Json:
 
 def _lua(access: Access) -> str:
     """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
-    share = f"TRY_SHARE = {TRY_SHARE}\n"
+    limits = f"TRY_SHARE, MIN_TRY_MS = {TRY_SHARE}, {MIN_TRY_MS}\n"
     if access.keys is None:
-        return "KEYS = nil\n" + share + LUA.read_text("utf-8")
+        return "KEYS = nil\n" + limits + LUA.read_text("utf-8")
     rows = [
         f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},'
         f"expires={'nil' if (at := key.expires_s()) is None else int(at)}}}"
         for key in access.keys
     ]
-    return "KEYS = {" + ",".join(rows) + "}\n" + share + LUA.read_text("utf-8")
+    return "KEYS = {" + ",".join(rows) + "}\n" + limits + LUA.read_text("utf-8")

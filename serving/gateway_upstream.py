@@ -9,6 +9,8 @@ from serving.gateway_limits import BUFFER_BYTES, IN_FLIGHT_PER_REPLICA
 def triton_cluster(folder: Path, replicas: int) -> Json:
     """All of them; where they are stands in a document that is watched."""
     in_flight = IN_FLIGHT_PER_REPLICA * replicas
+    # A replica that dies takes its share of what is under way with it: all of that is repeated at once.
+    budget_pct = min(100.0, 100.0 / replicas + 20.0)
     return {
         "name": "triton",
         "type": "EDS",
@@ -30,7 +32,7 @@ def triton_cluster(folder: Path, replicas: int) -> Json:
                 {
                     "max_requests": in_flight,
                     "max_pending_requests": in_flight,
-                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 64},
+                    "retry_budget": {"budget_percent": {"value": budget_pct}, "min_retry_concurrency": 64},
                     "track_remaining": True,
                 }
             ]

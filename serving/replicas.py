@@ -174,14 +174,17 @@ class Replica:
     def _watch(self) -> _End | None:
         """Until it has to be stopped, and why; None when all ends."""
         canary = Canary(self.server)
-        looked_s = time.monotonic()
+        looked_s = awake_s = time.monotonic()
         try:
             while not self._ending.wait(LOOK_S):
                 if not self.server.is_alive():
                     return _End("ended", at_once=True)
                 if self._asked.is_set():
                     return _End("was asked to")
-                if time.monotonic() - canary.answered_s > HUNG_AFTER_S:
+                asleep_s, awake_s = time.monotonic() - awake_s - LOOK_S, time.monotonic()
+                if asleep_s > 1:  # this process was stopped, and heard no answer meanwhile
+                    canary.answered_s += asleep_s
+                if awake_s - canary.answered_s > HUNG_AFTER_S:
                     return _End("hangs", at_once=True)
                 canary.ask()
                 if time.monotonic() - looked_s > CANARY_INTERVAL_S:

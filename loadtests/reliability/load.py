@@ -10,6 +10,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any
 
+from fruitstand.errors import ServerError
 from fruitstand_client import AsyncClient, RequestFailed
 from fruitstand_client.exchange import Call
 from fruitstand_client.prediction import Prediction
@@ -141,7 +142,8 @@ class Load:
             **client,
         }
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+        self._thread = threading.Thread(target=self._run)
+        self._failure: BaseException | None = None
 
     def __enter__(self) -> "Load":
         self._thread.start()
@@ -150,9 +152,19 @@ class Load:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._stopped.set()
         self._thread.join()
+        if kind is None and self._failure is not None:
+            raise self._failure
+        if kind is None and not self.ledger.records:
+            raise ServerError(f"no call to {self._arguments['url']} was sent")
         self._stack.answered += self.ledger.statuses["OK"]
         self._stack.given_up += sum(self.ledger.statuses[one] for one in UNANSWERED)
         self._stack.given_up += self.ledger.attempts - len(self.ledger.records)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as exc:
+            self._failure = exc
 
     async def _main(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
