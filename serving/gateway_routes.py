@@ -88,7 +88,8 @@ def _to_triton() -> Json:
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,unavailable",
             "num_retries": 3,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+            # Short: what is refused by all replicas is to be told at once.
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
             "retry_host_predicate": [
                 typed(
                     "envoy.retry_host_predicates.previous_hosts",
