@@ -27,13 +27,15 @@ CALL_TIMEOUT_S = 30.0
 class LiveServer:
     """The model control side of one server."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, metrics_url: str = "") -> None:
         """Prepare a connection to HOST:PORT of the gRPC endpoint.
 
         Args:
             url: of the server itself, not of a gateway.
             headers: what lets a call change models, where the server asks for it.
+            metrics_url: of its Prometheus page, for who compares servers.
         """
+        self.metrics_url = metrics_url
         self._url, self._headers = url, dict(headers or {})
         self._triton = triton.InferenceServerClient(url)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from export.audit import audited
 from export.live import LiveServer
 from export.repository import locked, write_served
+from export.watch import watch
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.model_control import read_control
@@ -30,6 +31,7 @@ def promote(
     *,
     url: str | None = None,
     control: Path | None = None,
+    watch_s: float = 0.0,
     trusted_keys: Path | None = None,
 ) -> ServingState:
     """Serve another version.
@@ -40,6 +42,8 @@ def promote(
         url: HOST:PORT of the running server's gRPC endpoint.
         control: of servers behind a gateway: the file that its ready line names. Without it and without a
             url the next server to start serves the version.
+        watch_s: of several servers one serves it for so long before the others do; where it fails more often
+            or is slower than they are, it is taken back. 0: all at once.
         trusted_keys: a folder with public keys, one of which must have signed the version.
 
     Returns:
@@ -49,11 +53,14 @@ def promote(
         UsageError: no model repository, no such version, or no such file.
         ArtefactError: the version was altered or is not signed as asked, or somebody else changes the
             repository.
-        GateFailed: the golden images got other answers.
+        GateFailed: the golden images got other answers, or the version was worse while it was watched.
         ServerError: the server refuses, does not answer, or reads another repository.
     """
     with locked(repository), audited(repository, "promote", number) as details:
-        return _switch(repository, number, _servers(url, control), trusted_keys, details)
+        servers = _servers(url, control)
+        if watch_s and len(servers) < 2:
+            raise UsageError("watching a version takes several servers behind a gateway, and --control")
+        return _switch(repository, number, servers, trusted_keys, details, watch_s)
 
 
 def rollback(
@@ -79,12 +86,18 @@ def rollback(
 def _servers(url: str | None, control: Path | None) -> list[LiveServer]:
     if control is not None:
         told = read_control(control)
-        return [LiveServer(one, told.headers) for one in told.servers]
+        pairs = zip(told.servers, told.metrics, strict=True)
+        return [LiveServer(one, told.headers, metrics_url=metrics) for one, metrics in pairs]
     return [] if url is None else [LiveServer(url)]
 
 
 def _switch(
-    repository: Path, number: int, servers: list[LiveServer], trusted_keys: Path | None, details: dict
+    repository: Path,
+    number: int,
+    servers: list[LiveServer],
+    trusted_keys: Path | None,
+    details: dict,
+    watch_s: float = 0.0,
 ) -> ServingState:
     version = verify_version(repository, number, trusted_keys=trusted_keys)
     details["live"] = bool(servers)
@@ -95,7 +108,7 @@ def _switch(
         with contextlib.ExitStack() as stack:
             for server in servers:
                 stack.enter_context(server)
-            new = _switch_live(repository, servers, version)
+            new = _switch_live(repository, servers, version, watch_s)
     details["previous"] = new.previous
     return new
 
@@ -106,7 +119,9 @@ def _after(old: ServingState | None, number: int) -> ServingState:
     return old if number == old.version else ServingState(number, previous=old.version)
 
 
-def _switch_live(repository: Path, servers: list[LiveServer], version: Version) -> ServingState:
+def _switch_live(
+    repository: Path, servers: list[LiveServer], version: Version, watch_s: float
+) -> ServingState:
     sample = version.golden()[0].path.read_bytes()
     old, answering = _answering(repository, servers, sample)
     new = _after(old, version.number)
@@ -118,7 +133,11 @@ def _switch_live(repository: Path, servers: list[LiveServer], version: Version) 
             server.load(FRUIT_RESNET)
             server.check_golden(version)
         write(new, also_loaded=(old.version, *answering))
-        for server in servers:
+        first, *rest = servers
+        first.load(FRUIT_CLASSIFIER)
+        if watch_s:
+            watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
+        for server in rest:
             server.load(FRUIT_CLASSIFIER)
         for server in servers:
             number = server.answering_version(sample)

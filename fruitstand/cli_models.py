@@ -73,6 +73,10 @@ def promote(
     repository: Repository = REPOSITORY,
     url: LiveUrl = None,
     control: Control = None,
+    watch_s: Annotated[
+        float,
+        typer.Option(min=0, help="Serve it on one server first, seconds; take it back where it is worse."),
+    ] = 0.0,
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +84,9 @@ def promote(
     with needs("export"):
         from export.promote import promote as run_promote
 
-        state = run_promote(repository, version, url=url, control=control, trusted_keys=trusted_keys)
+        state = run_promote(
+            repository, version, url=url, control=control, watch_s=watch_s, trusted_keys=trusted_keys
+        )
     _print_state(state, url, control, as_json)
 
 

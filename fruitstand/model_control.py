@@ -17,6 +17,8 @@ class ModelControl:
 
     servers: tuple[str, ...]
     """HOST:PORT of each one's gRPC endpoint."""
+    metrics: tuple[str, ...]
+    """URL of each one's Prometheus page."""
     headers: dict[str, str]
 
     def write(self, path: Path) -> None:
@@ -34,6 +36,7 @@ def read_control(path: Path) -> ModelControl:
         raise UsageError(f"{path}: no such file; the ready line of 'fruitstand serve --gateway' names it")
     document = read_json(path)
     try:
-        return ModelControl(tuple(map(str, document["servers"])), dict(document["headers"]))
+        servers, metrics = (tuple(map(str, document[key])) for key in ("servers", "metrics"))
+        return ModelControl(servers, metrics, dict(document["headers"]))
     except (KeyError, TypeError, ValueError) as exc:
         raise UsageError(f"{path}: is not written by 'fruitstand serve --gateway'") from exc

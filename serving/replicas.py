@@ -264,7 +264,11 @@ class Replicas:
     def control(self) -> ModelControl:
         """What it takes to change the served version."""
         header = f"triton-grpc-protocol-{CONTROL_HEADER}"
-        return ModelControl(tuple(server.url for server in self.servers), {header: self._control_key})
+        return ModelControl(
+            tuple(server.url for server in self.servers),
+            tuple(server.metrics_url for server in self.servers),
+            {header: self._control_key},
+        )
 
     def start(self) -> None:
         """Start all; each has answered before the next one starts.

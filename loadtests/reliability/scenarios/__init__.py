@@ -32,6 +32,7 @@ SCENARIOS: dict[int, Callable[[Setting], Outcome]] = {
     16: model_change.swapped_answers,
     17: model_change.hot_swap,
     18: model_change.bad_version,
+    19: model_change.canary,
     20: artefacts.export_killed,
     21: artefacts.training_killed,
     22: artefacts.made_twice,

@@ -1,6 +1,7 @@
 """D. Correctness and model change: every answer is the caller's own, and of the version that it names."""
 
 import csv
+import json
 import random
 import shutil
 import time
@@ -26,6 +27,7 @@ KNOWN_PICTURES = 64
 MIN_AGREEMENT = 0.999
 SWITCH_S = 1.0
 REFUSED_S = 30.0
+ROLLED_BACK_S = 60.0
 
 
 def _answers(stack: Stack, pictures: Sequence[bytes]) -> list[Prediction]:
@@ -213,6 +215,37 @@ def bad_version(setting: Setting) -> Outcome:
     }  # fmt: skip
     same = versions == {str(before.version)} and serving_state(repository) == before
     return Outcome(not let_in and same and load.ledger.failed == 0, numbers)
+
+
+def canary(setting: Setting) -> Outcome:
+    """19: a version that is slower on its first server is taken back by itself."""
+    repository, material = _two_versions(setting), setting.material
+    before = serving_state(repository)
+    assert before is not None
+    bad = shutil.copytree(material.second, setting.folder / "slow")
+    bad_candidates.slow(bad / "export")
+    must("models", "publish", bad / "export", "--repository", repository, "--max-slowdown", ANY_SPEED)
+    number = max(published_versions(repository))
+    with (
+        setting.stack(repository) as stack,
+        Load(stack, [[picture()]], rate=max(20.0, setting.tier.rate)) as load,
+    ):
+        time.sleep(setting.tier.steady_s)
+        watched = ("--control", stack.control, "--watch-s", ROLLED_BACK_S)
+        refused = _refusal("models", "promote", number, "--repository", repository, *watched)
+        ended = time.monotonic()
+        time.sleep(setting.tier.steady_s)
+    records = load.ledger.records
+    met = sum(one.version == str(number) for one in records) / len(records)
+    after = {one.version for one in records if one.sent > ended and one.version}
+    entry = json.loads((repository / "audit.jsonl").read_text().splitlines()[-1])
+    numbers = {
+        **load.ledger.numbers(), **refused, "share_that_met_it": round(met, 3),
+        "versions_afterwards": sorted(after), "audit": {key: entry.get(key) for key in ("done", "reason")},
+    }  # fmt: skip
+    back = refused["exit"] == 1 and refused["seconds"] <= ROLLED_BACK_S and after == {str(before.version)}
+    told = entry.get("done") is False and bool(entry.get("reason"))
+    return Outcome(back and told and met > 0 and load.ledger.failed <= 0.005 * len(records), numbers)
 
 
 def _refusal(*words: object) -> dict[str, Any]:
