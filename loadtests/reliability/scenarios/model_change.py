@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,25 +108,40 @@ def _two_versions(setting: Setting) -> Path:
     return repository
 
 
+@dataclass
+class _Promotions:
+    """Of versions behind a gateway."""
+
+    stack: Stack
+    repository: Path
+    done: list[tuple[float, float, str]] = field(default_factory=list)
+    """When each began and ended, and the version."""
+
+    def promote(self, number: int) -> None:
+        """With the command, as an operator does."""
+        began = time.monotonic()
+        must("models", "promote", number, "--repository", self.repository, "--control", self.stack.control)
+        self.done.append((began, time.monotonic(), str(number)))
+
+    def answers(self, numbers: Sequence[int], pictures: Sequence[bytes]) -> dict[str, list[Prediction]]:
+        """Of each version in turn; the last one stays."""
+        found = {}
+        for number in numbers:
+            self.promote(number)
+            found[str(number)] = _answers(self.stack, pictures)
+        self.done.clear()
+        return found
+
+
 def hot_swap(setting: Setting) -> Outcome:
     """17: another version is promoted and back again, behind the gateway and under load."""
     repository, tier = _two_versions(setting), setting.tier
     first, second = published_versions(repository)[:2]
     pictures = many_pictures(16)
-    mixed, took_s, promoted = [], [], []
+    requests = [[one] for one in pictures]
     with setting.stack(repository) as stack:
-
-        def promote(number: int) -> None:
-            started = time.monotonic()
-            must("models", "promote", number, "--repository", repository, "--control", stack.control)
-            promoted.append((started, time.monotonic(), str(number)))
-            took_s.append(round(time.monotonic() - started, 2))
-
-        expected = {}
-        for number in (second, first):
-            promote(number)
-            expected[str(number)] = _answers(stack, pictures)
-        promoted.clear()
+        promotions = _Promotions(stack, repository)
+        expected = promotions.answers((second, first), pictures)
         rss_mib = stack.rss_mib()
 
         def check(position: int, answers: Sequence[Prediction]) -> str | None:
@@ -135,30 +151,27 @@ def hot_swap(setting: Setting) -> Outcome:
                 return f"not what version {answer.model_version} answers"
             return None
 
-        peak = capacity(stack, [[one] for one in pictures], seconds=5, in_flight=32)
-        with Load(stack, [[one] for one in pictures], rate=peak / 2, check=check) as load:
+        peak = capacity(stack, requests, seconds=5, in_flight=32)
+        with Load(stack, requests, rate=peak / 2, check=check) as load:
             time.sleep(tier.steady_s)
             began = time.monotonic()
-            for _ in range(tier.swaps):
-                promote(second)
-                time.sleep(1)
-                promote(first)
+            for number in (second, first) * tier.swaps:
+                promotions.promote(number)
                 time.sleep(1)
             time.sleep(1)
         growth = stack.rss_mib() / rss_mib - 1
-    mixed = [_mixed_s(load.ledger.records, *one) for one in promoted]
-    steady_ms, swap_ms = (
-        load.ledger.quantile_ms(0.99, before=began),
-        load.ledger.quantile_ms(0.99, after=began),
-    )
+    ledger = load.ledger
+    mixed = [_mixed_s(ledger.records, *one) for one in promotions.done]
+    steady_ms, swap_ms = ledger.quantile_ms(0.99, before=began), ledger.quantile_ms(0.99, after=began)
     numbers = {
-        **load.ledger.numbers(), "peak_per_s": round(peak, 1), "swaps": 2 * tier.swaps,
-        "wrong": len(load.ledger.wrong), "wrong_examples": load.ledger.wrong[:3], "promote_s": took_s,
+        **ledger.numbers(), "peak_per_s": round(peak, 1), "swaps": 2 * tier.swaps,
+        "wrong": len(ledger.wrong), "wrong_examples": ledger.wrong[:3],
+        "promote_s": [round(ended - begun, 1) for begun, ended, _ in promotions.done],
         "both_versions_answer_s": [round(one, 3) for one in mixed], "steady_p99_ms": steady_ms,
         "swapping_p99_ms": swap_ms, "rss_growth": round(growth, 4),
-        "versions_seen": sorted({one.version for one in load.ledger.records if one.version}),
+        "versions_seen": sorted({one.version for one in ledger.records if one.version}),
     }  # fmt: skip
-    right = load.ledger.failed == 0 and not load.ledger.wrong and len(numbers["versions_seen"]) == 2
+    right = ledger.failed == 0 and not ledger.wrong and len(numbers["versions_seen"]) == 2
     passed = right and max(mixed) <= SWITCH_S and abs(growth) <= 0.05
     return Outcome(passed and (swap_ms or 0) <= 2 * (steady_ms or 0), numbers)
 
