@@ -65,7 +65,7 @@ def _change(kind: int, random_: random.Random, request: Any, tensor: Any, image:
         del request.raw_input_contents[:]
         tensor.contents.fp32_contents.extend((float("nan"), float("inf"), -1e38))
     elif kind == 10:
-        key = random_.choice(("timeout", "priority", "sequence_id", "binary_data", "shared_memory_region"))
+        key = random_.choice(("priority", "sequence_id", "binary_data", "shared_memory_region"))
         request.parameters[key].int64_param = random_.choice((-1, 0, 1, 1 << 62))
     else:
         content = bytearray(image)

@@ -1,5 +1,6 @@
 """C. Bad input: images, requests and sizes that no caller should send."""
 
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ class _Caller:
 
     def __init__(self, client: Client, stack: Stack) -> None:
         self._client, self._stack = client, stack
+        self._lock = threading.Lock()
 
     def ask(self, image: bytes) -> Prediction | RequestFailed:
         """The answer, or why there is none."""
@@ -72,7 +74,8 @@ class _Caller:
             (answer,) = self._client.classify_batch([image])
         except RequestFailed as exc:
             return exc
-        self._stack.answered += 1
+        with self._lock:
+            self._stack.answered += 1
         return answer
 
 
