@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 
 from fruitstand_client.tls import Tls
 from fruitstand_client.wire import Wire
+from serving.embedded import claim_ports
 from serving.gateway import Gateway
+from tests.model_server import KillableServer
 
 DEADLINE_S = 10.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -57,3 +60,17 @@ def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.05)
+
+
+def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
+    """A gateway that runs."""
+    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
+    gateway = Gateway(
+        listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=access, log_path=log_path
+    )
+    try:
+        gateway.start({server.port: True for server in servers})
+    except BaseException:
+        gateway.stop()
+        raise
+    return gateway

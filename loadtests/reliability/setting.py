@@ -51,6 +51,10 @@ TIERS = {
 }  # fmt: skip
 
 
+UNCOUNTED = ("gateway",)
+"""Of a stack whose callers' ledgers are not whole: counters that began again, or callers that keep none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Of one scenario."""

@@ -7,8 +7,6 @@ import socket
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,27 +22,11 @@ from fruitstand_client.tls import Tls
 from serving.access import check_exposure, read_access
 from serving.api_keys import add_api_key, disable_api_key, read_api_keys
 from serving.certificates import write_dev_certificates
-from serving.embedded import claim_ports
 from serving.gateway import Gateway
-from serving.gateway_config import ADMIN_SOCKET
 from serving.gateway_limits import MAX_REQUEST_BYTES
 from serving.gateway_routes import METHODS
-from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, status, wait_for
+from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, opened, status, wait_for
 from tests.model_server import KillableServer
-
-
-def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
-    """A gateway that runs."""
-    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
-    gateway = Gateway(
-        listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=access, log_path=log_path
-    )
-    try:
-        gateway.start({server.port: True for server in servers})
-    except BaseException:
-        gateway.stop()
-        raise
-    return gateway
 
 
 @pytest.fixture(scope="module")
@@ -200,51 +182,6 @@ def test_the_deadline_of_the_caller_is_kept(gateway: Gateway, servers: list[Kill
             process.resume()
     wait_for(lambda: counter(gateway, "cluster.triton.membership_healthy") == 3)
     assert status(gateway.url, body=inference())[0] == "OK"
-
-
-def test_a_server_that_hangs_costs_half_of_the_deadline(
-    gateway: Gateway, servers: list[KillableServer]
-) -> None:
-    """Sooner than a health check notices, the gateway asks another; no client repeats anything."""
-    process = psutil.Process(servers[0]._process.pid)
-    process.suspend()
-    try:
-        with Client(gateway.url, deadline_s=1.0) as client:
-            for _ in range(6):
-                (one,) = client.classify_batch([b"x"], top_k=1)
-                assert one.label == "1"
-    finally:
-        process.resume()
-    wait_for(lambda: counter(gateway, "cluster.triton.membership_healthy") == 3)
-
-
-def test_the_admin_endpoint_is_no_port(gateway: Gateway) -> None:
-    """What listens on loopback shows metrics and nothing else; the rest is a socket of its owner's."""
-    with urllib.request.urlopen(gateway.metrics_url) as page:
-        assert b"envoy_cluster_membership_healthy" in page.read()
-    base = gateway.metrics_url.removesuffix("/stats/prometheus")
-    for path in (
-        "/",
-        "/config_dump",
-        "/certs",
-        "/quitquitquit",
-        "/stats",
-        "/stats/prometheus/../config_dump",
-    ):
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(base + path)
-        assert refused.value.code == 404
-    socket_path = gateway._folder() / ADMIN_SOCKET
-    assert socket_path.is_socket()
-    assert socket_path.parent.stat().st_mode & 0o077 == 0
-
-
-def test_a_gateway_that_ended_is_started_again(gateway: Gateway) -> None:
-    """With the same port and the same callers."""
-    psutil.Process(gateway._process.pid).kill()
-    wait_for(lambda: not gateway.is_alive())
-    gateway.restart()
-    wait_for(lambda: status(gateway.url, body=inference())[0] == "OK")
 
 
 def test_keys_are_asked_for_and_a_change_needs_no_restart(guarded: tuple[Gateway, str], access: Path) -> None:

@@ -9,7 +9,7 @@ from fruitstand_client import Client, RequestFailed
 from loadtests.reliability.delay_proxy import DelayProxy
 from loadtests.reliability.load import Load
 from loadtests.reliability.pictures import picture
-from loadtests.reliability.setting import Outcome, Setting
+from loadtests.reliability.setting import UNCOUNTED, Outcome, Setting
 from loadtests.reliability.stack import Stack
 
 ABANDONED, RETRIED = "retry_or_shadow_abandoned", "upstream_rq_retry"
@@ -101,10 +101,8 @@ def gateway_restarted(setting: Setting) -> Outcome:
     """5: one of two gateways is killed, and the only one."""
     tier = setting.tier
     with (
-        setting.stack(name="a", replicas=1, hurt=("gateway",)) as one,
-        setting.stack(
-            name="b", replicas=1, hurt=("gateway",)
-        ) as other,  # its share of the calls is not known
+        setting.stack(name="a", replicas=1, hurt=UNCOUNTED) as one,
+        setting.stack(name="b", replicas=1, hurt=UNCOUNTED) as other,
     ):
         with Load(one, [[picture(6_000)]], rate=tier.rate, url=f"{one.url},{other.url}") as pair:
             time.sleep(tier.steady_s)
