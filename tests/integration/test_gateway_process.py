@@ -63,6 +63,7 @@ def test_the_admin_endpoint_is_no_port(gateway: Gateway) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(base + path)
         assert refused.value.code == 404
+        refused.value.close()
     socket_path = gateway._folder() / ADMIN_SOCKET
     assert socket_path.is_socket()
     assert socket_path.parent.stat().st_mode & 0o077 == 0
