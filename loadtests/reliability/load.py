@@ -16,6 +16,8 @@ from fruitstand_client.exchange import Call
 from fruitstand_client.prediction import Prediction
 from loadtests.reliability.stack import Stack
 
+REFUSED_HERE = "REFUSED_HERE"
+"""By the client itself."""
 UNANSWERED = ("DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE", "UNKNOWN")
 """The server may have answered all the same: too late, or over a connection that broke."""
 
@@ -190,13 +192,13 @@ class Load:
         images, sent, version = self._requests[position], time.monotonic(), ""
         try:
             answers = await (client.classify(images) if self._repeat else client.once(images))
-            failures = [one.failure.status or "UNKNOWN" for one in answers if one.failure is not None]
-            status, version = (failures or ["OK"])[0], answers[0].model_version
+            failures = [one.failure.status or REFUSED_HERE for one in answers if one.failure is not None]
+            status, version = (failures or ["OK"])[0], answers[0].model_version or ""
             wrong = self._check(position, answers) if self._check and status == "OK" else None
             if wrong:
                 self.ledger.wrong.append(wrong)
         except RequestFailed as exc:
-            status = exc.status or "UNKNOWN"
+            status = exc.status or REFUSED_HERE
         self.ledger.records.append(Record(due, sent, time.monotonic(), status, version))
 
 
