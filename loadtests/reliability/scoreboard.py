@@ -101,20 +101,27 @@ def _missing(number: int) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page for docs/reliability.md."""
+    """The page for docs/reliability.md: a table, and behind it the numbers of each scenario."""
+    rows = result["scenarios"]
+    blockers = [row for row in rows if row["blocker"]]
     lines = [
         "# Reliability",
         "",
         f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, on"
-        f" {result['hardware']}: {result['passed']} of {len(result['scenarios'])} passed.",
+        f" {result['hardware']}: {result['passed']} of {len(rows)} passed, of what blocks a release"
+        f" {sum(row['passed'] for row in blockers)} of {len(blockers)}.",
         "",
-        "| # | scenario | blocks a release | passed | numbers |",
+        "| # | scenario | blocks a release | passed | seconds |",
         "|---|---|---|---|---|",
     ]
-    for row in result["scenarios"]:
-        numbers = json.dumps(row["numbers"]).replace("|", "\\|") if row["numbers"] else ""
+    for row in rows:
         blocker, passed = ("yes" if row[key] else "no" for key in ("blocker", "passed"))
-        lines.append(f"| {row['scenario']} | {row['title']} | {blocker} | {passed} | {numbers} |")
+        lines.append(f"| {row['scenario']} | {row['title']} | {blocker} | {passed} | {row['seconds']:.0f} |")
+    for row in rows:
+        told = {key: row[key] for key in ("numbers", "complaints", "left_behind") if row[key]}
+        if told:
+            lines += ["", f"## {row['scenario']}. {row['title']}", ""]
+            lines += ["```json", json.dumps(told, indent=1), "```"]
     return "\n".join([*lines, ""])
 
 

@@ -172,12 +172,23 @@ def test_every_blocker_is_built_and_titles_are_numbered() -> None:
     assert max(SCENARIOS) <= NUM_SCENARIOS
 
 
-def test_the_page_has_a_row_for_each_scenario() -> None:
-    """With its numbers, whatever characters they hold."""
-    rows = [
-        {"scenario": number, "title": "t", "blocker": False, "passed": True, "numbers": {"a": "x|y"}}
+def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
+    """What failed says so, with what was complained about."""
+    rows: list[dict[str, Any]] = [
+        {
+            "scenario": number,
+            "title": f"title {number}",
+            "blocker": number == 1,
+            "passed": number != 2,
+            "seconds": 1.0,
+            "numbers": {"calls": number},
+            "complaints": ["lost answers"] if number == 2 else [],
+            "left_behind": [],
+        }
         for number in range(1, 4)
     ]
-    page = render({"tier": "ci", "hardware": {}, "passed": 3, "scenarios": rows})
-    assert sum(line.startswith("| ") for line in page.splitlines()) == 4
-    assert "x\\|y" in page
+    page = render({"tier": "ci", "hardware": {}, "passed": 2, "scenarios": rows})
+    assert "2 of 3 passed, of what blocks a release 1 of 1" in page
+    assert "| 2 | title 2 | no | no | 1 |" in page
+    assert "## 3. title 3" in page
+    assert page.count("lost answers") == 1
