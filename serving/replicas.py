@@ -100,7 +100,7 @@ class Replica:
         self.taking = True
         """Whether it is to be given new calls."""
         self._max_memory_mib, self._announce = max_memory_mib, announce
-        self._failure: FruitstandError | None = None
+        self._failure: FruitstandError | OSError | None = None
         self._tried, self._ready = threading.Event(), threading.Event()
         self._ending, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name=name)
@@ -110,6 +110,7 @@ class Replica:
 
         Raises:
             FruitstandError: it did not start.
+            OSError: its files could not be written.
         """
         self._thread.start()
         self._tried.wait()
@@ -140,7 +141,7 @@ class Replica:
         while not self._ending.is_set():
             try:
                 self.server.start()
-            except FruitstandError as exc:
+            except (FruitstandError, OSError) as exc:
                 self._failure = exc
                 self._tried.set()
                 if not started:
@@ -230,7 +231,10 @@ class Replicas:
 
         def announce_one_by_one() -> None:
             with self._telling:  # what was true first is not told last
-                announce()
+                try:
+                    announce()
+                except OSError as exc:  # a keeper's thread may not end: its server would end with it
+                    log.error("the gateway could not be told who takes calls: %s", exc)
 
         self._all = [
             Replica(
