@@ -79,6 +79,11 @@ def serve_replicas(
         trusted_keys=trusted_keys,
         announce=lambda: gateway.place(servers.ports),
     )
+    _run(gateway, servers)
+
+
+def _run(gateway: Gateway, servers: Replicas) -> None:
+    """Until a signal ends it."""
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-control-"))
     ended, asked_to_roll = threading.Event(), threading.Event()
     handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}
