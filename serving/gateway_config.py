@@ -132,8 +132,9 @@ def _connection_manager(folder: Path) -> Json:
         server_name="fruitstand",
         use_remote_address=True,
         preserve_external_request_id=True,  # the client's, in its errors as well
-        normalize_path=True,
-        path_with_escaped_slashes_action="REJECT_REQUEST",
+        # Paths are compared as they come, each route with one whole path, and passed on as they came.
+        normalize_path=False,
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",
         request_headers_timeout="5s",
         request_timeout=f"{IDLE_S}s",
         stream_idle_timeout=f"{MAX_CALL_S + 5}s",

@@ -55,8 +55,9 @@ def triton_cluster(folder: Path, replicas: int) -> Json:
         "health_checks": [
             {
                 "timeout": "1s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",
+                "interval": "0.5s",
+                "unhealthy_interval": "0.25s",
+                "no_traffic_interval": "0.5s",
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "grpc_health_check": {},

@@ -175,6 +175,7 @@ def _options(endpoints: list[tuple[str, int]], keepalive_s: float | None) -> lis
         options += [
             ("grpc.keepalive_time_ms", int(keepalive_s * 1e3)),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]

@@ -56,6 +56,8 @@ class DelayProxy:
         self._open |= {writer, back}
         try:
             await asyncio.gather(self._pass(reader, back), self._pass(there, writer), return_exceptions=True)
+        except asyncio.CancelledError:  # all ends; who awaits this would report it
+            pass
         finally:
             for one in (writer, back):
                 self._open.discard(one)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def certificates(setting: Setting) -> Outcome:
         "expired": tls("expired", ours, days=(-3, -1)),
         "not yet valid": tls("early", ours, days=(1, 3)),
         "trusts another CA": tls("doubter", ours, trusts=other_ca),
-        "expects another name": Tls(good.ca, good.certificate, good.key, "other.example"),
+        "expects another name": replace(good, server_name="other.example"),
     }
     with setting.stack(access=access) as stack:
         outcomes = {name: _asked(stack, one) for name, one in bad.items()}
