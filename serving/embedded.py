@@ -216,6 +216,7 @@ class EmbeddedServer:
                 f"--http-restricted-api={RESTRICTED_HTTP}:{secret}",
                 "--allow-sagemaker=false",
                 "--allow-vertex-ai=false",
+                "--grpc-http2-max-ping-strikes=0",  # the gateway asks every second whether it hangs
             ]
         if self._config_name is not None:
             arguments.append(f"--model-config-name={self._config_name}")

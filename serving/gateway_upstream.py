@@ -5,6 +5,10 @@ from pathlib import Path
 from serving.envoy_json import PACKAGE, Json, address, watched
 from serving.gateway_limits import BUFFER_BYTES, IN_FLIGHT_PER_REPLICA
 
+KEEPALIVE = {"interval": "1s", "timeout": "2s"}
+"""Calls in a hung replica end with its connection, and are repeated elsewhere; a failed health check ends
+connections without calls only."""
+
 
 def triton_cluster(folder: Path, replicas: int) -> Json:
     """All of them; where they are stands in a document that is watched."""
@@ -18,13 +22,12 @@ def triton_cluster(folder: Path, replicas: int) -> Json:
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        # Calls in a hung replica end with its connection and are repeated elsewhere.
         "close_connections_on_host_health_failure": True,
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{PACKAGE}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
+                "explicit_http_config": {"http2_protocol_options": {"connection_keepalive": KEEPALIVE}},
             }
         },
         "circuit_breakers": {
