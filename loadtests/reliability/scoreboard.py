@@ -42,6 +42,7 @@ def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path
         raise UsageError(f"--tier: got {tier}, allowed {', '.join(TIERS)}")
     if scenario is not None and scenario not in SCENARIOS:
         raise UsageError(f"--scenario: got {scenario}, built are {', '.join(map(str, SCENARIOS))}")
+    out = out.resolve()
     material = Material(out / "material")
     served = repository or material.repository
     rows = []
@@ -73,7 +74,7 @@ def _run(number: int, repository: Path, material: Material, tier: str, out: Path
         passed, numbers = False, {"error": f"{type(exc).__name__}: {exc}"}
         if not isinstance(exc, FruitstandError):
             log.exception("scenario %d broke", number)
-    return {
+    row = {
         "scenario": number,
         "title": (run.__doc__ or "").partition(": ")[2],
         "blocker": number in BLOCKERS,
@@ -84,6 +85,9 @@ def _run(number: int, repository: Path, material: Material, tier: str, out: Path
         "complaints": setting.complaints,
         "left_behind": setting.left_behind,
     }
+    # Reasons name files, and where they lay is nobody's business.
+    without_paths: dict[str, Any] = json.loads(json.dumps(row).replace(f"{out.resolve()}/", ""))
+    return without_paths
 
 
 def _missing(number: int) -> dict[str, Any]:

@@ -268,5 +268,5 @@ def _refusal(*words: object) -> dict[str, Any]:
     return {
         "exit": done.returncode,
         "seconds": round(time.monotonic() - started, 1),
-        "reason": last[0].partition(": ")[2][:160],
+        "reason": last[0].partition("error: ")[2],
     }

@@ -250,7 +250,7 @@ def _start_refused(repository: Path, trusted: Path | None) -> str:
     keys = ["--trusted-keys", trusted] if trusted else []
     ports = ["--grpc-port", 0, "--http-port", 0, "--metrics-port", 0]
     done = run("serve", "--repository", repository, *ports, *keys, timeout_s=90)
-    return "" if done.returncode != 1 else done.stderr.strip().splitlines()[-1][-160:]
+    return "" if done.returncode != 1 else done.stderr.strip().splitlines()[-1].partition("error: ")[2]
 
 
 def _pickle(version: Path) -> None:
