@@ -138,7 +138,7 @@ def hot_swap(setting: Setting) -> Outcome:
     first, second = published_versions(repository)[:2]
     pictures = many_pictures(16)
     requests = [[one] for one in pictures]
-    with setting.stack(repository) as stack:
+    with setting.stack(repository, hurt=("models",)) as stack:
         promotions = _Promotions(stack, repository)
         expected = promotions.answers((second, first), pictures)
         rss_mib = stack.rss_mib()
@@ -202,7 +202,7 @@ def bad_version(setting: Setting) -> Outcome:
     (before,) = {serving_state(repository)}
     assert before is not None
     refused: dict[str, Any] = {}
-    with setting.stack(repository) as stack:
+    with setting.stack(repository, hurt=("models",)) as stack:
         with Load(stack, [[picture()]], rate=setting.tier.rate / 2) as load:
             for name, plant in BAD.items():
                 bad = shutil.copytree(material.second, setting.folder / "candidates" / name)
@@ -239,7 +239,7 @@ def canary(setting: Setting) -> Outcome:
     must("models", "publish", bad / "export", "--repository", repository, "--max-slowdown", ANY_SPEED)
     number = max(published_versions(repository))
     with (
-        setting.stack(repository) as stack,
+        setting.stack(repository, hurt=("models",)) as stack,
         Load(stack, [[picture()]], rate=max(20.0, setting.tier.rate)) as load,
     ):
         time.sleep(setting.tier.steady_s)
