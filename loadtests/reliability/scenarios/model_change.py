@@ -171,7 +171,7 @@ def hot_swap(setting: Setting) -> Outcome:
         "versions_seen": sorted({one.version for one in ledger.records if one.version}),
     }  # fmt: skip
     right = ledger.failed == 0 and not ledger.wrong and len(numbers["versions_seen"]) == 2
-    passed = right and max(mixed) <= SWITCH_S and abs(growth) <= 0.05
+    passed = right and max(mixed) <= SWITCH_S and growth <= 0.05
     return Outcome(passed and (swap_ms or 0) <= 2 * (steady_ms or 0), numbers)
 
 
