@@ -22,6 +22,8 @@ BEGINNING = "fruitstand-serve-"
 """Of the names of everything that a server writes outside its log."""
 CANARY_INTERVAL_S = 2.0
 """Between the supervisor's own inferences on each replica."""
+START_CALLS = 32
+"""At most, before a replica counts as ready: golden images among them."""
 
 
 class Stack:
@@ -156,7 +158,9 @@ class Stack:
     def audit(self) -> dict[str, Any]:
         """What its callers counted, beside what it counted itself."""
         codes = answers_by_code(self.page())
-        canaries = len(self.replicas) * (2 + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S)
+        canaries = len(self.replicas) * (
+            START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
+        )
         return {
             "callers_answered": self.answered,
             "callers_gave_up": self.given_up,
