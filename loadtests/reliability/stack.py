@@ -167,7 +167,7 @@ class Stack:
             "gateway_answered": codes.get(0, 0),
             "gateway_by_code": codes,
             "triton_answered": int(self.executed()),
-            "canaries_at_most": int(canaries),
+            "canaries_at_most": int(len(self.replicas) * each),
             "restarts": self.log().count("is started again"),
         }
 
