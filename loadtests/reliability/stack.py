@@ -158,9 +158,7 @@ class Stack:
     def audit(self) -> dict[str, Any]:
         """What its callers counted, beside what it counted itself."""
         codes = answers_by_code(self.page())
-        canaries = len(self.replicas) * (
-            START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
-        )
+        each = START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
         return {
             "callers_answered": self.answered,
             "callers_gave_up": self.given_up,

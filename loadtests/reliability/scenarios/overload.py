@@ -57,7 +57,8 @@ def overloaded(setting: Setting) -> Outcome:
         "baseline_p99_ms": ledger.quantile_ms(0.99, before=began),
         "admitted_p99_ms": _p99_ms(ledger, began, ended, answered=True),
         "refused_p99_ms": _p99_ms(ledger, began, ended, answered=False),
-        "after_p99_ms": ledger.quantile_ms(0.99, after=ended + 5), "rss_mib": [round(one, 1) for one in (rss_mib, full_mib, last_mib)],
+        "after_p99_ms": ledger.quantile_ms(0.99, after=ended + 5),
+        "rss_mib": [round(one, 1) for one in (rss_mib, full_mib, last_mib)],
     }  # fmt: skip
     passed = (
         numbers["goodput_per_s"] >= 0.9 * peak
