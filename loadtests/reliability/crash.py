@@ -34,12 +34,13 @@ class Crasher:
     def __init__(self, scratch: Path) -> None:
         """Start it; `scratch` takes the place of the system's folder for temporary files."""
         self.scratch = scratch
+        torch_cache = str(Path(tempfile.gettempdir()) / "torchinductor")  # made by the import of torch
         self._process = subprocess.Popen(
             [sys.executable, "-m", "loadtests.reliability.crash"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(scratch)},
+            env={**os.environ, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": torch_cache},
         )
         self._read()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import FRUIT_RESNET
+from fruitstand.errors import ServerError
 from fruitstand.manifest import read_prepared
 from fruitstand.memory import process_tree
 from fruitstand.runs import WEIGHTS_NAME
@@ -45,7 +46,7 @@ def export_killed(setting: Setting) -> Outcome:
         run = shutil.copytree(setting.material.first, disk / "run")
         job = _Job(crasher, repository, run, random.Random(20), is_small=not no_disk)
         for number in range(setting.tier.crashes):
-            job.interrupt(WAYS[number % len(WAYS)], ("export", "publish")[number // len(WAYS) % 2])
+            job.interrupt(WAYS[number % len(WAYS)], ("export", "publish")[number % 2])
         cleaned = job.export()["status"] == 0 and job.publish()["status"] == 0
         left = [str(path.relative_to(disk)) for path in litter(repository, run)]
         left += [path.name for path in scratch.iterdir()]
@@ -73,11 +74,14 @@ class _Job:
         self._crasher, self._repository, self._run, self._dice = crasher, repository, run, dice
         self._is_small = is_small
         self._whole = {action: getattr(self, action)() for action in ("export", "publish")}
+        for action, result in self._whole.items():
+            if result["status"] != 0:
+                raise ServerError(f"{action} fails undisturbed: {result['stderr'].strip()[-200:]}")
         self._drop_new()
 
     def export(self, **how: Any) -> dict[str, Any]:
         """Of the run, into the repository."""
-        words = ("--run", self._run, "--repository", self._repository, "--variants", "fp32")
+        words = ("--run", self._run, "--repository", self._repository, "--variants", "fp32,int8")
         return self._crasher.run("export", *words, "--max-slowdown", ANY_SPEED, **how)
 
     def publish(self, **how: Any) -> dict[str, Any]:
