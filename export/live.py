@@ -1,5 +1,6 @@
 """A running server while its versions are changed, over the gRPC model control API."""
 
+from collections.abc import Mapping
 from types import TracebackType
 
 import numpy as np
@@ -26,9 +27,16 @@ CALL_TIMEOUT_S = 30.0
 class LiveServer:
     """The model control side of one server."""
 
-    def __init__(self, url: str) -> None:
-        """Prepare a connection to HOST:PORT of the gRPC endpoint."""
-        self._url = url
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, metrics_url: str = "") -> None:
+        """Prepare a connection to HOST:PORT of the gRPC endpoint.
+
+        Args:
+            url: of the server itself, not of a gateway.
+            headers: what lets a call change models, where the server asks for it.
+            metrics_url: of its Prometheus page, for who compares servers.
+        """
+        self.metrics_url = metrics_url
+        self._url, self._headers = url, dict(headers or {})
         self._triton = triton.InferenceServerClient(url)
 
     def __enter__(self) -> "LiveServer":
@@ -44,9 +52,10 @@ class LiveServer:
             ServerError: the server refuses, does not answer, or the model cannot be loaded.
         """
         try:
-            self._triton.load_model(model, client_timeout=LOAD_TIMEOUT_S)
+            self._triton.load_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
         except InferenceServerException as exc:
-            raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}") from exc
+            hint = "; behind a gateway it takes --control" if _is_refused(exc) else ""
+            raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}{hint}") from exc
 
     def check_golden(self, version: Version) -> None:
         """Send the golden images through the decode step and one pinned version of the classifier.
@@ -90,3 +99,8 @@ class LiveServer:
             )
         except InferenceServerException as exc:
             raise ServerError(f"{self._url}: {model} did not answer: {exc.message()}") from exc
+
+
+def _is_refused(error: InferenceServerException) -> bool:
+    """The gateway does not let it through, or the server asks for a key."""
+    return "PERMISSION_DENIED" in str(error.status()) or "restricted" in error.message()

@@ -3,7 +3,8 @@
 On a running server: load the new version beside the old one, replay its golden images on it, switch the
 ensemble, unload the old one. The old version answers until the switch and the new one after it; Triton keeps
 a queue for each version, so no batch mixes them. Whatever goes wrong before the switch is undone, and the old
-version answers throughout.
+version answers throughout. Servers behind a gateway take each step together; while the
+ensembles are switched, one after the other in milliseconds, both versions answer.
 """
 
 import contextlib
@@ -15,40 +16,60 @@ from pathlib import Path
 from export.audit import audited
 from export.live import LiveServer
 from export.repository import locked, write_served
+from export.watch import watch
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
+from fruitstand.model_control import read_control
 from fruitstand.versions import ServingState, Version, published_versions, serving_state, verify_version
 
 log = logging.getLogger("fruitstand.export")
 
 
 def promote(
-    repository: Path, number: int, *, url: str | None, trusted_keys: Path | None = None
+    repository: Path,
+    number: int,
+    *,
+    url: str | None = None,
+    control: Path | None = None,
+    watch_s: float = 0.0,
+    trusted_keys: Path | None = None,
 ) -> ServingState:
     """Serve another version.
 
     Args:
         repository: the model repository, the same folder that the server reads.
         number: of a published version.
-        url: HOST:PORT of the running server's gRPC endpoint; None when no server runs: the next one to
-            start serves it.
+        url: HOST:PORT of the running server's gRPC endpoint.
+        control: of servers behind a gateway: the file that its ready line names. Without it and without a
+            url the next server to start serves the version.
+        watch_s: of several servers one serves it for so long before the others do; where it fails more often
+            or is slower than they are, it is taken back. 0: all at once.
         trusted_keys: a folder with public keys, one of which must have signed the version.
 
     Returns:
         What is served now, and what was.
 
     Raises:
-        UsageError: no model repository, or no such version.
+        UsageError: no model repository, no such version, or no such file.
         ArtefactError: the version was altered or is not signed as asked, or somebody else changes the
             repository.
-        GateFailed: the golden images got other answers.
+        GateFailed: the golden images got other answers, or the version was worse while it was watched.
         ServerError: the server refuses, does not answer, or reads another repository.
     """
     with locked(repository), audited(repository, "promote", number) as details:
-        return _switch(repository, number, url, trusted_keys, details)
+        servers = _servers(url, control)
+        if watch_s and len(servers) < 2:
+            raise UsageError("watching a version takes several servers behind a gateway, and --control")
+        return _switch(repository, number, servers, trusted_keys, details, watch_s)
 
 
-def rollback(repository: Path, *, url: str | None, trusted_keys: Path | None = None) -> ServingState:
+def rollback(
+    repository: Path,
+    *,
+    url: str | None = None,
+    control: Path | None = None,
+    trusted_keys: Path | None = None,
+) -> ServingState:
     """Serve the version that was served before; as `promote`.
 
     Raises:
@@ -59,20 +80,35 @@ def rollback(repository: Path, *, url: str | None, trusted_keys: Path | None = N
         if state is None or state.previous is None:
             raise UsageError(f"{repository}: nothing was served before the present version")
         details["version"] = state.previous
-        return _switch(repository, state.previous, url, trusted_keys, details)
+        return _switch(repository, state.previous, _servers(url, control), trusted_keys, details)
+
+
+def _servers(url: str | None, control: Path | None) -> list[LiveServer]:
+    if control is not None:
+        told = read_control(control)
+        pairs = zip(told.servers, told.metrics, strict=True)
+        return [LiveServer(one, told.headers, metrics_url=metrics) for one, metrics in pairs]
+    return [] if url is None else [LiveServer(url)]
 
 
 def _switch(
-    repository: Path, number: int, url: str | None, trusted_keys: Path | None, details: dict
+    repository: Path,
+    number: int,
+    servers: list[LiveServer],
+    trusted_keys: Path | None,
+    details: dict,
+    watch_s: float = 0.0,
 ) -> ServingState:
     version = verify_version(repository, number, trusted_keys=trusted_keys)
-    details["live"] = url is not None
-    if url is None:
+    details["live"] = bool(servers)
+    if not servers:
         new = _after(serving_state(repository), number)
         write_served(repository, new)
     else:
-        with LiveServer(url) as server:
-            new = _switch_live(repository, server, version)
+        with contextlib.ExitStack() as stack:
+            for server in servers:
+                stack.enter_context(server)
+            new = _switch_live(repository, servers, version, watch_s)
     details["previous"] = new.previous
     return new
 
@@ -83,45 +119,84 @@ def _after(old: ServingState | None, number: int) -> ServingState:
     return old if number == old.version else ServingState(number, previous=old.version)
 
 
-def _switch_live(repository: Path, server: LiveServer, version: Version) -> ServingState:
+def _switch_live(
+    repository: Path, servers: list[LiveServer], version: Version, watch_s: float
+) -> ServingState:
     sample = version.golden()[0].path.read_bytes()
-    old = _answering(repository, server, sample)
+    old, answering = _answering(repository, servers, sample)
     new = _after(old, version.number)
     # What describes all versions is read from the one just verified: the old one's manifest may be damaged.
     write = functools.partial(write_served, repository, described_by=version)
     try:
-        write(old, also_loaded=(version.number,))
-        server.load(FRUIT_RESNET)
-        server.check_golden(version)
-        write(new, also_loaded=(old.version,))
-        server.load(FRUIT_CLASSIFIER)
-        answering = server.answering_version(sample)
-        if answering != version.number:
-            raise ServerError(f"version {answering} answers after the switch to version {version.number}")
+        write(old, also_loaded=(version.number, *answering))
+        for server in servers:
+            server.load(FRUIT_RESNET)
+            server.check_golden(version)
+        write(new, also_loaded=(old.version, *answering))
+        first, *rest = servers
+        first.load(FRUIT_CLASSIFIER)
+        if watch_s:
+            watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
+        for server in rest:
+            server.load(FRUIT_CLASSIFIER)
+        for server in servers:
+            number = server.answering_version(sample)
+            if number != version.number:
+                raise ServerError(f"version {number} answers after the switch to version {version.number}")
     except BaseException:
         with _warning(f"serving version {old.version} again is not complete; promote it once more"):
             write(old)
             # In this order: the ensemble must not pin what is unloaded next.
-            server.load(FRUIT_CLASSIFIER)
-            server.load(FRUIT_RESNET)
+            _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
         raise
     with _warning(f"version {new.version} answers, version {old.version} could not be unloaded"):
         write(new)
-        server.load(FRUIT_RESNET)
+        _load_all(servers, FRUIT_RESNET)
     return new
 
 
-def _answering(repository: Path, server: LiveServer, sample: bytes) -> ServingState:
-    """What the server serves, which may be other than what the repository would: it is not to be unloaded."""
-    state, number = serving_state(repository), server.answering_version(sample)
-    if number not in published_versions(repository):
-        raise ServerError(
-            f"version {number} answers, which {repository} does not have; does the server read another one?"
-        )
-    if state is not None and state.version == number:
-        return state
-    log.warning("version %d answers, another than the repository's; it stays until the switch", number)
-    return ServingState(number, previous=None if state is None else state.version)
+def _load_all(servers: list[LiveServer], *models: str) -> None:
+    """On each server, whatever becomes of the others.
+
+    Raises:
+        ServerError: of the first that failed.
+    """
+    failures = []
+    for server in servers:
+        try:
+            for model in models:
+                server.load(model)
+        except ServerError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
+
+
+def _answering(
+    repository: Path, servers: list[LiveServer], sample: bytes
+) -> tuple[ServingState, tuple[int, ...]]:
+    """What the servers serve, which may be other than what the repository would: it is not to be unloaded.
+
+    Returns:
+        What they serve, and all versions that answer.
+    """
+    state = serving_state(repository)
+    numbers = tuple(dict.fromkeys(server.answering_version(sample) for server in servers))
+    for number in numbers:
+        if number not in published_versions(repository):
+            raise ServerError(
+                f"version {number} answers, which {repository} does not have; does the server read another"
+                " one?"
+            )
+    if state is not None and numbers == (state.version,):
+        return state, numbers
+    log.warning(
+        "version %s answers, another than the repository's; it stays until the switch",
+        " and ".join(map(str, numbers)),
+    )
+    if state is not None and state.version in numbers:
+        return state, numbers
+    return ServingState(numbers[0], previous=None if state is None else state.version), numbers
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_shared import Json, Repository, Url, needs, print_json
+from fruitstand.cli_shared import Json, Url, needs, print_json
 from fruitstand.errors import UsageError
 
 Images = Annotated[Path, typer.Option(help="Folder with the images to send.")]
@@ -196,9 +196,11 @@ def _number(value: float | None) -> str:
 
 def reliability(
     out: Annotated[Path, typer.Option(help="Folder for the result and the logs.")],
-    repository: Repository = Path("model_repository"),
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository; default: a small one, made in --out.")
+    ] = None,
     scenario: Annotated[int | None, typer.Option(min=1, max=30, help="One; default: all.")] = None,
-    tier: Annotated[str, typer.Option(help="ci or full.")] = "ci",
+    tier: Annotated[str, typer.Option(help="brief, ci or full.")] = "ci",
 ) -> None:
     """Hurt a running stack on purpose, scenario by scenario; exit 1 when one is not passed."""
     with needs("loadtest"):

@@ -18,6 +18,13 @@ LiveUrl = Annotated[
         help="HOST:PORT of the running server's gRPC endpoint; left out, the next one to start serves it.",
     ),
 ]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FRUITSTAND_CONTROL",
+        help="Of servers behind a gateway, instead of --url: the file that its ready line names.",
+    ),
+]
 
 
 @app.command()
@@ -65,6 +72,11 @@ def promote(
     version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
     repository: Repository = REPOSITORY,
     url: LiveUrl = None,
+    control: Control = None,
+    watch_s: Annotated[
+        float,
+        typer.Option(min=0, help="Serve it on one server first, seconds; take it back where it is worse."),
+    ] = 0.0,
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
 ) -> None:
@@ -72,14 +84,17 @@ def promote(
     with needs("export"):
         from export.promote import promote as run_promote
 
-        state = run_promote(repository, version, url=url, trusted_keys=trusted_keys)
-    _print_state(state, url, as_json)
+        state = run_promote(
+            repository, version, url=url, control=control, watch_s=watch_s, trusted_keys=trusted_keys
+        )
+    _print_state(state, url, control, as_json)
 
 
 @app.command()
 def rollback(
     repository: Repository = REPOSITORY,
     url: LiveUrl = None,
+    control: Control = None,
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
 ) -> None:
@@ -87,8 +102,8 @@ def rollback(
     with needs("export"):
         from export.promote import rollback as run_rollback
 
-        state = run_rollback(repository, url=url, trusted_keys=trusted_keys)
-    _print_state(state, url, as_json)
+        state = run_rollback(repository, url=url, control=control, trusted_keys=trusted_keys)
+    _print_state(state, url, control, as_json)
 
 
 @app.command()
@@ -160,10 +175,14 @@ def keygen(
         print(f"private key {out}, public key {make_key(out)}: keep the first, hand out the second")
 
 
-def _print_state(state: Any, url: str | None, as_json: bool) -> None:
+def _print_state(state: Any, url: str | None, control: Path | None, as_json: bool) -> None:
     if as_json:
-        print_json({"version": state.version, "previous": state.previous, "live": url is not None})
+        live = url is not None or control is not None
+        print_json({"version": state.version, "previous": state.previous, "live": live})
         return
-    where = f"answers at {url}" if url is not None else "will be served by the next server that starts"
+    if control is not None:
+        where = "answers behind the gateway"
+    else:
+        where = f"answers at {url}" if url is not None else "will be served by the next server that starts"
     before = f", before it version {state.previous}" if state.previous is not None else ""
     print(f"version {state.version} {where}{before}")

@@ -1,6 +1,7 @@
 """Start a server's process that cannot outlive us."""
 
 import ctypes
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+MAX_OPEN_FILES = 16_384
+"""Of one process, connections among them: more than a gateway lets in, and a bound on a leak."""
 
 
 def start_process(
@@ -25,6 +28,13 @@ def start_process(
     """
     # Looked up before the fork: afterwards only async-safe calls are allowed.
     prctl = ctypes.CDLL(None).prctl
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
+
+    def prepare() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
     with open(log_path, "ab") if log_path else nullcontext() as log:
         return subprocess.Popen(
             list(command),
@@ -33,5 +43,5 @@ def start_process(
             stderr=log or sys.stderr,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            preexec_fn=prepare,
         )

@@ -79,7 +79,7 @@ class EmbeddedServer:
             UsageError: no repository, nothing published in it, or a port is taken.
             ArtefactError: the version to be served was altered, or is not signed as asked.
         """
-        self.repository, self._version = checked_repository(repository, trusted_keys)
+        self.repository, _ = checked_repository(repository, trusted_keys)
         self.grpc_port, self.http_port, self.metrics_port = claim_ports(
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
@@ -120,10 +120,13 @@ class EmbeddedServer:
         """Start the server and wait until it has answered a real inference.
 
         Raises:
+            ArtefactError: a version to be loaded was altered since, or is not signed as asked.
             ServerError: it ended by itself or was not ready in time; the last error of its log is named.
         """
         from serving.readiness import wait_until_ready
 
+        # Again at each start: another version may have been promoted since.
+        _, version = checked_repository(self.repository, self._trusted_keys)
         _sweep_leftovers()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -132,7 +135,7 @@ class EmbeddedServer:
                 self.url,
                 deadline=time.monotonic() + timeout_s,
                 is_alive=self.is_alive,
-                golden=self._version.golden(),
+                golden=version.golden(),
             )
         except ServerError as exc:
             reason = self._last_error()
@@ -213,6 +216,7 @@ class EmbeddedServer:
                 f"--http-restricted-api={RESTRICTED_HTTP}:{secret}",
                 "--allow-sagemaker=false",
                 "--allow-vertex-ai=false",
+                "--grpc-http2-max-ping-strikes=0",  # the gateway asks every second whether it hangs
             ]
         if self._config_name is not None:
             arguments.append(f"--model-config-name={self._config_name}")

@@ -1,16 +1,17 @@
 """The gateway: one Envoy process in front of the replicas, and the files it watches."""
 
 import contextlib
+import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from fruitstand.artefacts import write_json
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.threads import thread_budget
-from serving import gateway_config, gateway_routes
-from serving.access import read_access
+from serving import gateway_config, gateway_routes, gateway_upstream
+from serving.access import Access, read_access
 from serving.child_process import start_process
 from serving.embedded import CONTROL_HEADER, PREFIX
 
@@ -40,7 +41,7 @@ class Gateway:
         *,
         listen: str,
         port: int,
-        admin_port: int,
+        metrics_port: int,
         access_directory: Path | None,
         log_path: Path | None,
     ) -> None:
@@ -49,7 +50,7 @@ class Gateway:
         Args:
             listen: IP address to listen on.
             port: of the gateway.
-            admin_port: of Envoy's admin endpoint, on loopback.
+            metrics_port: of its Prometheus page, on loopback.
             access_directory: see `serving.access`; None lets everybody in.
             log_path: of Envoy's log and the access log; None is our stderr.
 
@@ -57,10 +58,11 @@ class Gateway:
             UsageError: the folder is not there or incomplete.
             ArtefactError: what is in it cannot be used.
         """
-        self.listen, self.port, self.admin_port = listen, port, admin_port
+        self.listen, self.port, self.metrics_port = listen, port, metrics_port
         self.access = read_access(access_directory)
         self._directory = access_directory
         self._log_path = log_path
+        self._complaint = ""
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -70,9 +72,9 @@ class Gateway:
         return f"[{self.listen}]:{self.port}" if ":" in self.listen else f"{self.listen}:{self.port}"
 
     @property
-    def admin_url(self) -> str:
-        """URL of the admin endpoint, metrics among it."""
-        return f"http://127.0.0.1:{self.admin_port}"
+    def metrics_url(self) -> str:
+        """URL of the Prometheus page."""
+        return f"http://127.0.0.1:{self.metrics_port}/stats/prometheus"
 
     def start(self, ports: Mapping[int, bool]) -> None:
         """Start Envoy and wait until it listens and has found a replica that is ready.
@@ -88,17 +90,32 @@ class Gateway:
         self._write_access(draining=False)
         document = gateway_config.bootstrap(
             self._scratch,
-            admin_port=self.admin_port,
+            metrics_port=self.metrics_port,
             listen=self.listen,
             port=self.port,
             tls=self.access,
             replicas=len(ports),
         )
         write_json(self._scratch / "bootstrap.json", document)
+        self._launch()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.statistic("cluster.triton.membership_healthy") < 1 or self._admin("/ready") is None:
+            if not self.is_alive():
+                raise ServerError("the gateway ended while starting; see its log")
+            if time.monotonic() > deadline:
+                raise ServerError("the gateway found no replica that is ready; see its log")
+            time.sleep(0.05)
+
+    def restart(self) -> None:
+        """Start Envoy again after it ended, with the same files; returns at once."""
+        self._end()
+        self._launch()
+
+    def _launch(self) -> None:
         command = [
             str(_envoy()),
             "--config-path",
-            str(self._scratch / "bootstrap.json"),
+            str(self._folder() / "bootstrap.json"),
             "--concurrency",
             str(min(2, thread_budget())),
             "--disable-hot-restart",  # needs shared memory; certificates and keys change without it
@@ -108,13 +125,6 @@ class Gateway:
             str(int(DRAIN_S)),
         ]
         self._process = start_process(command, env=None, log_path=self._log_path)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while self._gauge("cluster.triton.membership_healthy") < 1 or self._admin("/ready") is None:
-            if not self.is_alive():
-                raise ServerError("the gateway ended while starting; see its log")
-            if time.monotonic() > deadline:
-                raise ServerError("the gateway found no replica that is ready; see its log")
-            time.sleep(0.05)
 
     def is_alive(self) -> bool:
         """Whether Envoy runs."""
@@ -122,27 +132,42 @@ class Gateway:
 
     def place(self, ports: Mapping[int, bool]) -> None:
         """Tell Envoy where the replicas are, and which of them take new calls."""
-        self._write("endpoints", gateway_config.endpoints(dict(ports)))
+        if self._scratch is not None:
+            self._write("endpoints", gateway_upstream.endpoints(dict(ports)))
 
     def reload_access(self) -> None:
         """Take over keys and certificates that changed; what cannot be read is logged and changes nothing."""
         try:
             access = read_access(self._directory)
+            complaint = self._hindrance(access)
         except (FruitstandError, OSError) as exc:
-            log.warning("access is left as it was: %s", exc)
+            complaint = f"access is left as it was: {exc}"
+        if complaint:
+            if complaint != self._complaint:
+                log.warning(complaint)
+            self._complaint = complaint
             return
+        self._complaint = ""
         if access == self.access:
-            return
-        for part in ("certificate", "clients_ca"):
-            if (getattr(access, part) is None) != (getattr(self.access, part) is None):
-                log.warning("TLS is switched on and off by a restart only; access is left as it was")
-                return
-        if access.keys is None and self.access.keys is not None:
-            log.warning("the file of API keys is gone; its last content still holds until a restart")
             return
         self.access = access
         self._write_access(draining=False)
         log.warning("access was read again")
+
+    def _hindrance(self, access: Access) -> str:
+        """Why this cannot take the place of what holds; empty when it can."""
+        for part in ("certificate", "clients_ca"):
+            if (getattr(access, part) is None) != (getattr(self.access, part) is None):
+                return "TLS is switched on and off by a restart only; access is left as it was"
+        if access.keys is None and self.access.keys is not None:
+            return "the file of API keys is gone; its last content still holds until a restart"
+        return ""
+
+    def statistic(self, name: str) -> float:
+        """One of Envoy's counters or gauges; 0 before it first counts, and while Envoy does not answer."""
+        answer = self._admin(f"/stats?format=json&filter=^{re.escape(name)}$")
+        stats = json.loads(answer)["stats"] if answer else []
+        return float(stats[0].get("value", 0)) if stats else 0.0
 
     def stop(self) -> None:
         """Say that health is over, let calls finish, end Envoy, and remove what it left behind."""
@@ -151,8 +176,14 @@ class Gateway:
             time.sleep(NOTICE_S)
             self._admin("/drain_listeners?graceful", "POST")
             deadline = time.monotonic() + DRAIN_S
-            while self._gauge("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
+            while self.statistic("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
+        self._end()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _end(self) -> None:
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -162,9 +193,6 @@ class Gateway:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
 
     def _write_access(self, *, draining: bool) -> None:
         header = f"triton-grpc-protocol-{CONTROL_HEADER}"
@@ -175,22 +203,36 @@ class Gateway:
 
     def _write(self, name: str, resource: Any) -> None:
         """Replace one of the watched files; a private key may be in it, and the folder is ours alone."""
-        assert self._scratch is not None
-        write_json(self._scratch / f"{name}.json", {"resources": [resource]})
+        write_json(self._folder() / f"{name}.json", {"resources": [resource]})
 
-    def _gauge(self, name: str) -> float:
-        answer = self._admin(f"/stats?format=json&filter=^{name}$")
-        stats = json.loads(answer)["stats"] if answer else []
-        return stats[0]["value"] if stats else 0
+    def _folder(self) -> Path:
+        assert self._scratch is not None, "start comes first"
+        return self._scratch
 
     def _admin(self, path: str, method: str = "GET") -> bytes | None:
         """Ask the admin endpoint; None when it does not answer with success."""
-        request = urllib.request.Request(self.admin_url + path, method=method)
+        connection = _UnixConnection(self._folder() / gateway_config.ADMIN_SOCKET)
         try:
-            with urllib.request.urlopen(request, timeout=2) as answer:
-                return bytes(answer.read())
-        except (OSError, urllib.error.URLError):
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.read() if answer.status == 200 else None
+        except (OSError, http.client.HTTPException):
             return None
+        finally:
+            connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=2)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 def _envoy() -> Path:

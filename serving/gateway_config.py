@@ -9,29 +9,23 @@ Source:
 """
 
 from pathlib import Path
-from typing import Any
 
 from serving.access import Access
+from serving.envoy_json import PACKAGE, Json, address, typed, watched
+from serving.gateway_limits import BUFFER_BYTES, IDLE_S, MAX_CALL_S, MAX_CONNECTIONS, MAX_REQUEST_BYTES
+from serving.gateway_upstream import triton_cluster
 
-MAX_REQUEST_BYTES = 8 << 20
-BUFFER_BYTES = MAX_REQUEST_BYTES + (1 << 20)
-"""Larger than any request that is let in: each can be repeated when its replica dies."""
-IN_FLIGHT_PER_REPLICA = 128
-MAX_CONNECTIONS = 4096
-MAX_CALL_S = 60
-"""For callers that name no deadline."""
-IDLE_S = 60
-PACKAGE = "type.googleapis.com/envoy"
-
-Json = dict[str, Any]
+ADMIN_SOCKET = "admin"
+"""In the gateway's folder, which nobody else may enter."""
 
 
-def bootstrap(folder: Path, *, admin_port: int, listen: str, port: int, tls: Access, replicas: int) -> Json:
+def bootstrap(folder: Path, *, metrics_port: int, listen: str, port: int, tls: Access, replicas: int) -> Json:
     """The document Envoy is started with.
 
     Args:
         folder: of the watched files.
-        admin_port: of the admin endpoint, always on loopback.
+        metrics_port: of the Prometheus page, always on loopback; the rest of the admin endpoint is a Unix
+            socket in the folder.
         listen: address to listen on.
         port: of the gateway.
         tls: whether to speak TLS and to ask for clients' certificates.
@@ -39,10 +33,13 @@ def bootstrap(folder: Path, *, admin_port: int, listen: str, port: int, tls: Acc
     """
     return {
         "node": {"id": "gateway", "cluster": "fruitstand"},
-        "admin": {"address": _address("127.0.0.1", admin_port)},
+        "admin": {"address": _admin(folder)},
         "static_resources": {
-            "listeners": [_listener(folder, listen=listen, port=port, tls=tls)],
-            "clusters": [_cluster(folder, replicas)],
+            "listeners": [
+                _listener(folder, listen=listen, port=port, tls=tls),
+                _metrics_listener(metrics_port),
+            ],
+            "clusters": [triton_cluster(folder, replicas), _admin_cluster(folder)],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -87,10 +84,42 @@ def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
         chain["transport_socket_connect_timeout"] = "5s"
     return {
         "name": "gateway",
-        "address": _address(listen, port),
+        "address": address(listen, port),
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "enable_reuse_port": False,  # a second gateway on the port is an error, not a partner
         "filter_chains": [chain],
+    }
+
+
+def _metrics_listener(port: int) -> Json:
+    """Of the admin endpoint only the metrics: the rest ends Envoy, or shows keys' hashes and certificates."""
+    page = {"match": {"path": "/stats/prometheus"}, "route": {"cluster": "admin"}}
+    manager = typed(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="metrics",
+        route_config={"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": [page]}]},
+        http_filters=[typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")],
+    )
+    return {
+        "name": "metrics",
+        "address": address("127.0.0.1", port),
+        "enable_reuse_port": False,
+        "filter_chains": [{"filters": [manager]}],
+    }
+
+
+def _admin(folder: Path) -> Json:
+    return {"pipe": {"path": str(folder / ADMIN_SOCKET), "mode": 0o600}}
+
+
+def _admin_cluster(folder: Path) -> Json:
+    endpoint = {"endpoint": {"address": _admin(folder)}}
+    return {
+        "name": "admin",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "admin", "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 
@@ -102,8 +131,10 @@ def _connection_manager(folder: Path) -> Json:
         codec_type="AUTO",
         server_name="fruitstand",
         use_remote_address=True,
-        normalize_path=True,
-        path_with_escaped_slashes_action="REJECT_REQUEST",
+        preserve_external_request_id=True,  # the client's, in its errors as well
+        # Paths are compared as they come, each route with one whole path, and passed on as they came.
+        normalize_path=False,
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",
         request_headers_timeout="5s",
         request_timeout=f"{IDLE_S}s",
         stream_idle_timeout=f"{MAX_CALL_S + 5}s",
@@ -117,7 +148,7 @@ def _connection_manager(folder: Path) -> Json:
             "initial_stream_window_size": 1 << 20,
             "initial_connection_window_size": 4 << 20,
         },
-        rds={"route_config_name": "gateway", "config_source": _watched(folder, "routes")},
+        rds={"route_config_name": "gateway", "config_source": watched(folder, "routes")},
         http_filters=[
             typed(
                 "envoy.filters.http.grpc_stats",
@@ -165,9 +196,10 @@ def _access_log() -> Json:
         log_format={
             "json_format": {
                 "time": "%START_TIME%",
-                "request_id": "%REQ(X-REQUEST-ID)%",
+                "request_id": "%REQ(X-REQUEST-ID):64%",
                 "key_name": "%DYNAMIC_METADATA(fruitstand:key_name)%",
-                "method": "%REQ(:PATH)%",
+                "model_version": "%DYNAMIC_METADATA(fruitstand:model_version)%",
+                "method": "%REQ(:PATH):128%",
                 "grpc_status": "%GRPC_STATUS%",
                 "http_status": "%RESPONSE_CODE%",
                 "reason": "%RESPONSE_CODE_DETAILS%",
@@ -181,81 +213,6 @@ def _access_log() -> Json:
             }
         },
     )
-
-
-def _cluster(folder: Path, replicas: int) -> Json:
-    in_flight = IN_FLIGHT_PER_REPLICA * replicas
-    return {
-        "name": "triton",
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": _watched(folder, "endpoints")},
-        "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
-        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        # Calls in a hung replica end with its connection and are repeated elsewhere.
-        "close_connections_on_host_health_failure": True,
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": f"{PACKAGE}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        },
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_requests": in_flight,
-                    "max_pending_requests": in_flight,
-                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 64},
-                    "track_remaining": True,
-                }
-            ]
-        },
-        # Only connections that fail or break off count: a replica that refuses for overload is not ill.
-        "outlier_detection": {
-            "split_external_local_origin_errors": True,
-            "consecutive_local_origin_failure": 3,
-            "enforcing_consecutive_local_origin_failure": 100,
-            "enforcing_local_origin_success_rate": 0,
-            "enforcing_consecutive_5xx": 0,
-            "enforcing_consecutive_gateway_failure": 0,
-            "enforcing_success_rate": 0,
-            "interval": "1s",
-            "base_ejection_time": "2s",
-            "max_ejection_time": "10s",
-            "max_ejection_percent": 67,
-        },
-        # Triton says SERVING when all its models are ready (--strict-readiness).
-        "health_checks": [
-            {
-                "timeout": "1s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",
-                "unhealthy_threshold": 2,
-                "healthy_threshold": 1,
-                "grpc_health_check": {},
-            }
-        ],
-    }
-
-
-def endpoints(ports: dict[int, bool]) -> Json:
-    """Where the replicas are: their ports, and whether new calls may go there."""
-    return {
-        "@type": f"{PACKAGE}.config.endpoint.v3.ClusterLoadAssignment",
-        "cluster_name": "triton",
-        "endpoints": [
-            {
-                "lb_endpoints": [
-                    {
-                        "endpoint": {"address": _address("127.0.0.1", port)},
-                        "health_status": "HEALTHY" if taking else "DRAINING",
-                    }
-                    for port, taking in ports.items()
-                ]
-            }
-        ],
-    }
 
 
 def secrets(access: Access) -> dict[str, Json]:
@@ -275,28 +232,9 @@ def secrets(access: Access) -> dict[str, Json]:
 
 
 def _secret(folder: Path, name: str) -> Json:
-    return {"name": name, "sds_config": _watched(folder, name)}
-
-
-def _watched(folder: Path, name: str) -> Json:
-    return {
-        "resource_api_version": "V3",
-        "path_config_source": {
-            "path": str(folder / f"{name}.json"),
-            "watched_directory": {"path": str(folder)},
-        },
-    }
+    return {"name": name, "sds_config": watched(folder, name)}
 
 
 def _status_is(code: int) -> Json:
     comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"gateway.status_{code}"}}
     return {"status_code_filter": {"comparison": comparison}}
-
-
-def _address(host: str, port: int) -> Json:
-    return {"socket_address": {"address": host, "port_value": port}}
-
-
-def typed(name: str, kind: str, **fields: Any) -> Json:
-    """An extension's configuration, as Envoy wants it named."""
-    return {"name": name, "typed_config": {"@type": f"{PACKAGE}.{kind}", **fields}}

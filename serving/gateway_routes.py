@@ -7,14 +7,15 @@ from pathlib import Path
 
 from fruitstand.contract import API_KEY_HEADER
 from serving.access import Access
-from serving.gateway_config import MAX_CALL_S, PACKAGE, Json, typed
+from serving.envoy_json import PACKAGE, Json, typed
+from serving.gateway_limits import MAX_CALL_S, MIN_TRY_MS, TRY_SHARE
 
 KEY_NAME_HEADER = "x-fruitstand-key"
 INFERENCE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
 """What callers may do; everything else is refused."""
-LUA = Path(__file__).with_name("api_keys.lua")
+LUA = Path(__file__).with_name("gateway.lua")
 
 
 def routes(access: Access, *, control_header: str, draining: bool = False) -> Json:
@@ -87,7 +88,8 @@ def _to_triton() -> Json:
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,unavailable",
             "num_retries": 3,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+            # Short: what is refused by all replicas is to be told at once.
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
             "retry_host_predicate": [
                 typed(
                     "envoy.retry_host_predicates.previous_hosts",
@@ -125,11 +127,12 @@ def _limits(quotas: dict[str, int | None]) -> Json:
 
 def _lua(access: Access) -> str:
     """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
+    limits = f"TRY_SHARE, MIN_TRY_MS = {TRY_SHARE}, {MIN_TRY_MS}\n"
     if access.keys is None:
-        return "KEYS = nil\n" + LUA.read_text("utf-8")
+        return "KEYS = nil\n" + limits + LUA.read_text("utf-8")
     rows = [
         f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},'
         f"expires={'nil' if (at := key.expires_s()) is None else int(at)}}}"
         for key in access.keys
     ]
-    return "KEYS = {" + ",".join(rows) + "}\n" + LUA.read_text("utf-8")
+    return "KEYS = {" + ",".join(rows) + "}\n" + limits + LUA.read_text("utf-8")

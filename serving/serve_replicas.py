@@ -1,18 +1,24 @@
 """`fruitstand serve --replicas N --gateway`: several servers behind one address."""
 
 import json
+import logging
+import os
+import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 
-from fruitstand.errors import ServerError, UsageError
+from fruitstand.errors import UsageError
 from serving.access import check_exposure
-from serving.embedded import claim_ports
+from serving.embedded import PREFIX, claim_ports
 from serving.gateway import Gateway
 from serving.replicas import Replicas
 
+log = logging.getLogger("fruitstand.serve")
+
 LOOK_S = 0.25
-ADMIN_PORT = 9901
+GATEWAY_METRICS_PORT = 9901
 """Where monitoring/gateway.yml looks."""
 
 
@@ -38,8 +44,8 @@ def serve_replicas(
         replicas: how many servers.
         listen: IP address of the gateway; the servers stay on loopback.
         port: of the gateway; 0 takes a free one.
-        metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the admin
-            endpoint too.
+        metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the
+            gateway's metrics too.
         config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
         log_path: of the servers; None is stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
@@ -49,17 +55,17 @@ def serve_replicas(
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
         ArtefactError: a version, a certificate or a key file is not as it should be.
-        ServerError: a server or the gateway did not start, or the gateway ended by itself.
+        ServerError: a server or the gateway did not start.
     """
     if replicas < 1:
         raise UsageError(f"--replicas: got {replicas}, allowed a whole number from 1")
-    wanted = {"--grpc-port": port, "the gateway's admin endpoint": ADMIN_PORT if metrics_port else 0}
-    port, admin_port = claim_ports(wanted)
+    wanted = {"--grpc-port": port, "the gateway's metrics": GATEWAY_METRICS_PORT if metrics_port else 0}
+    port, gateway_metrics_port = claim_ports(wanted)
     gateway_log = log_path and log_path.with_name(f"{log_path.name}.gateway")
     gateway = Gateway(
         listen=listen,
         port=port,
-        admin_port=admin_port,
+        metrics_port=gateway_metrics_port,
         access_directory=access_directory,
         log_path=gateway_log,
     )
@@ -71,7 +77,14 @@ def serve_replicas(
         log_path=log_path,
         config_name=config_name,
         trusted_keys=trusted_keys,
+        announce=lambda: gateway.place(servers.ports),
     )
+    _run(gateway, servers)
+
+
+def _run(gateway: Gateway, servers: Replicas) -> None:
+    """Until a signal ends it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-control-"))
     ended, asked_to_roll = threading.Event(), threading.Event()
     handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}
     previous = {
@@ -80,26 +93,36 @@ def serve_replicas(
     try:
         servers.start()
         gateway.start(servers.ports)
-        urls = {
-            "grpc": gateway.url,
-            "admin": gateway.admin_url,
-            "replicas": [
-                {"grpc": one.url, "metrics": one.metrics_url, "pid": one.pid} for one in servers.servers
-            ],
-        }
-        print(json.dumps({"ready": True, **urls}), flush=True)
+        _print_ready(gateway, servers, folder)
         while not ended.wait(LOOK_S):
             if not gateway.is_alive():
-                raise ServerError("the gateway ended by itself; see its log")
-            servers.watch()
+                log.warning("the gateway ended and is started again")
+                gateway.restart()
             gateway.reload_access()
             if asked_to_roll.is_set():
                 asked_to_roll.clear()
-                servers.roll(lambda: gateway.place(servers.ports))
+                servers.roll()
     finally:
         for number in previous:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
         gateway.stop()
         servers.stop()
+        shutil.rmtree(folder, ignore_errors=True)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _print_ready(gateway: Gateway, servers: Replicas, folder: Path) -> None:
+    """One line of JSON; the file of model control is there by then."""
+    control = folder / "control.json"
+    servers.control.write(control)
+    urls = {
+        "grpc": gateway.url,
+        "metrics": gateway.metrics_url,
+        "control": str(control),
+        "replicas": [
+            {"grpc": one.url, "http": one.http_url, "metrics": one.metrics_url, "pid": one.pid}
+            for one in servers.servers
+        ],
+    }
+    print(json.dumps({"ready": True, **urls}), flush=True)

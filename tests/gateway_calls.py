@@ -1,15 +1,16 @@
 """Calls to a gateway, of any method, and what it counted."""
 
-import json
 import time
-import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 
 from fruitstand_client.tls import Tls
 from fruitstand_client.wire import Wire
+from serving.embedded import claim_ports
 from serving.gateway import Gateway
+from tests.model_server import KillableServer
 
 DEADLINE_S = 10.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -50,9 +51,7 @@ def inference(length: int = 10) -> bytes:
 
 def counter(gateway: Gateway, name: str) -> int:
     """One of Envoy's."""
-    with urllib.request.urlopen(f"{gateway.admin_url}/stats?format=json&filter=^{name}$") as answer:
-        stats = json.load(answer)["stats"]
-    return int(stats[0]["value"]) if stats else 0
+    return int(gateway.statistic(name))
 
 
 def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
@@ -61,3 +60,17 @@ def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.05)
+
+
+def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
+    """A gateway that runs."""
+    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
+    gateway = Gateway(
+        listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=access, log_path=log_path
+    )
+    try:
+        gateway.start({server.port: True for server in servers})
+    except BaseException:
+        gateway.stop()
+        raise
+    return gateway

@@ -103,7 +103,11 @@ def model_server(
         options: of the gRPC server; its own limit on messages is lifted as Triton's is.
     """
     service = ModelServer(behave, host=host)
-    limits = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+    limits = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
     server = grpc.server(ThreadPoolExecutor(16), options=options or limits)
 
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):

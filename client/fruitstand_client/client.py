@@ -177,7 +177,9 @@ class Client(_Connection):
         request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
         started = time.perf_counter()
         try:
-            response = self._wire.infer(request, timeout=call.timeout_s, metadata=self._wire.metadata)
+            response = self._wire.infer(
+                request, timeout=call.timeout_s, metadata=self._wire.metadata(request)
+            )
         except grpc.RpcError as exc:
             raise self._wire.failure(exc, request) from exc
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
@@ -257,7 +259,9 @@ class AsyncClient(_Connection):
         request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
         started = time.perf_counter()
         try:
-            response = await self._wire.infer(request, timeout=call.timeout_s, metadata=self._wire.metadata)
+            response = await self._wire.infer(
+                request, timeout=call.timeout_s, metadata=self._wire.metadata(request)
+            )
         except grpc.RpcError as exc:
             raise self._wire.failure(exc, request) from exc
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)

@@ -115,13 +115,18 @@ BY_STATUS: dict[str, type[RequestFailed]] = {
     "UNAUTHENTICATED": Unauthenticated,
 }
 # A status alone does not tell; these texts do. Triton says UNAVAILABLE for its queue's refusals and for a
-# model it never heard of, gRPC says it for a connection that is not there and for a handshake that failed,
-# and gRPC says RESOURCE_EXHAUSTED for a message that is too long. Triton's native DALI backend says UNKNOWN
-# for a whole batch in which one image does not decode.
+# model it never heard of, a gateway for replicas that are full or gone, gRPC for a connection that is not
+# there and for a handshake that failed. RESOURCE_EXHAUSTED is also what gRPC and a gateway say to a message
+# that is too long. Triton's native DALI backend says UNKNOWN for a whole batch in which one image does not
+# decode.
 _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     (
         {"UNAVAILABLE"},
-        re.compile("Exceeds maximum queue size|Request timeout expired|rate.?limit", re.IGNORECASE),
+        re.compile(
+            "Exceeds maximum queue size|Request timeout expired|rate.?limit"
+            "|no healthy upstream|upstream connect error.*overflow",
+            re.IGNORECASE,
+        ),
         Overloaded,
     ),
     (
@@ -130,7 +135,7 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
         ServerUntrusted,
     ),
     (set(BY_STATUS), re.compile("unknown model|is not ready|is not found"), ModelNotFound),
-    ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max"), ImageRejected),
+    ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max|Payload Too Large"), ImageRejected),
     ({"UNKNOWN", "INTERNAL"}, re.compile("DALI|runtime error: |nvImageCodec"), DecodeFailed),
 ]
 _ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "

@@ -32,6 +32,9 @@ QUEUE_SHARE = 0.9
 """Of the time a request has, what it may wait in the server's queue: the server gives up before the
 client."""
 MAX_RECONNECT_BACKOFF_MS = 1000
+KEEPALIVE_TIMEOUT_MS = 5000
+"""For the answer to a ping; gRPC's own 20 s are many calls."""
+REQUEST_ID_HEADER = "x-request-id"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _LENGTH = struct.Struct("<I")
 
@@ -57,7 +60,7 @@ class Wire:
         self.url = url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
-        self.metadata = [(API_KEY_HEADER, api_key)] if api_key else None
+        self._metadata = [(API_KEY_HEADER, api_key)] if api_key else []
         endpoints = _endpoints(url)
         if api_key and tls is None and not all(_is_loopback(host) for host, _ in endpoints):
             raise UsageError(
@@ -93,6 +96,10 @@ class Wire:
         output.parameters["classification"].int64_param = top_k
         request.raw_input_contents.append(b"".join([one.ljust(longest, b"\0") for one in encoded]))
         return request
+
+    def metadata(self, request: Any) -> list[tuple[str, str]]:
+        """What goes with a request: its id for a gateway's log, and the API key."""
+        return [(REQUEST_ID_HEADER, request.id), *self._metadata]
 
     def predictions(self, response: Any, num_images: int) -> list[Prediction]:
         """The answers in a ModelInferResponse, without names.
@@ -167,6 +174,8 @@ def _options(endpoints: list[tuple[str, int]], keepalive_s: float | None) -> lis
     if keepalive_s is not None:
         options += [
             ("grpc.keepalive_time_ms", int(keepalive_s * 1e3)),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]

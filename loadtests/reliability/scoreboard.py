@@ -4,6 +4,8 @@ python -m loadtests.reliability.scoreboard RESULT.json > docs/reliability.md
 """
 
 import json
+import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,20 +14,23 @@ from typing import Any
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.hardware import hardware
-from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS, TIERS
-from loadtests.reliability.stack import Stack
+from loadtests.reliability.material import Material
+from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
+from loadtests.reliability.setting import TIERS, Setting
+
+log = logging.getLogger("fruitstand.reliability")
 
 RESULT_NAME = "reliability.json"
 
 
-def score(*, repository: Path, scenario: int | None, tier: str, out: Path) -> dict[str, Any]:
+def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path) -> dict[str, Any]:
     """Run one scenario or all, each on a stack of its own; print each outcome as a line of JSON.
 
     Args:
-        repository: the model repository that is served.
+        repository: the model repository that is served; None: a small one, made in `out`.
         scenario: its number; None runs all that are built.
-        tier: "ci" or "full".
-        out: gets the result and the logs.
+        tier: "brief", "ci" or "full".
+        out: gets the result, the logs and what the scenarios work on, which is made once.
 
     Returns:
         The result, as written; scenarios that are not built count as failed.
@@ -37,9 +42,12 @@ def score(*, repository: Path, scenario: int | None, tier: str, out: Path) -> di
         raise UsageError(f"--tier: got {tier}, allowed {', '.join(TIERS)}")
     if scenario is not None and scenario not in SCENARIOS:
         raise UsageError(f"--scenario: got {scenario}, built are {', '.join(map(str, SCENARIOS))}")
+    out = out.resolve()
+    material = Material(out / "material")
+    served = repository or material.repository
     rows = []
     for number in range(1, NUM_SCENARIOS + 1) if scenario is None else [scenario]:
-        row = _run(number, repository, tier, out) if number in SCENARIOS else _missing(number)
+        row = _run(number, served, material, tier, out) if number in SCENARIOS else _missing(number)
         rows.append(row)
         print(json.dumps(row), flush=True)
     result = {
@@ -52,30 +60,34 @@ def score(*, repository: Path, scenario: int | None, tier: str, out: Path) -> di
     return result
 
 
-def _run(number: int, repository: Path, tier: str, out: Path) -> dict[str, Any]:
+def _run(number: int, repository: Path, material: Material, tier: str, out: Path) -> dict[str, Any]:
     run = SCENARIOS[number]
-    title = (run.__doc__ or "").partition(": ")[2]
+    folder = out / f"scenario{number}"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    folder.mkdir(parents=True)
+    setting = Setting(TIERS[tier], folder, material, repository)
     started = time.monotonic()
-    passed, numbers, left = False, {}, None
     try:
-        stack = Stack(repository, out / f"scenario{number}")
-        try:
-            outcome = run(stack, TIERS[tier])
-            passed, numbers = outcome.passed, outcome.numbers
-        finally:
-            left = stack.stop()
-    except FruitstandError as exc:
-        passed, numbers = False, {**numbers, "error": str(exc)}
-    clean = left is not None and not any(left.values())
-    return {
+        outcome = run(setting)
+        passed, numbers = outcome.passed, outcome.numbers
+    except Exception as exc:  # one that breaks has failed; the others are run all the same
+        passed, numbers = False, {"error": f"{type(exc).__name__}: {exc}"}
+        if not isinstance(exc, FruitstandError):
+            log.exception("scenario %d broke", number)
+    row = {
         "scenario": number,
-        "title": title,
+        "title": (run.__doc__ or "").partition(": ")[2],
         "blocker": number in BLOCKERS,
-        "passed": passed and clean,
+        "passed": passed and not setting.left_behind and not setting.complaints,
         "seconds": round(time.monotonic() - started, 1),
         "numbers": numbers,
-        "left_behind": left,
+        "counters": setting.audits,
+        "complaints": setting.complaints,
+        "left_behind": setting.left_behind,
     }
+    # Reasons name files, and where they lay is nobody's business.
+    without_paths: dict[str, Any] = json.loads(json.dumps(row).replace(f"{out.resolve()}/", ""))
+    return without_paths
 
 
 def _missing(number: int) -> dict[str, Any]:
@@ -86,25 +98,34 @@ def _missing(number: int) -> dict[str, Any]:
         "passed": False,
         "seconds": 0.0,
         "numbers": {},
-        "left_behind": None,
+        "counters": [],
+        "complaints": [],
+        "left_behind": [],
     }
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page for docs/reliability.md."""
+    """The page for docs/reliability.md: a table, and behind it the numbers of each scenario."""
+    rows = result["scenarios"]
+    blockers = [row for row in rows if row["blocker"]]
     lines = [
         "# Reliability",
         "",
         f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, on"
-        f" {result['hardware']}: {result['passed']} of {len(result['scenarios'])} passed.",
+        f" {result['hardware']}: {result['passed']} of {len(rows)} passed, of what blocks a release"
+        f" {sum(row['passed'] for row in blockers)} of {len(blockers)}.",
         "",
-        "| # | scenario | blocks a release | passed | numbers |",
+        "| # | scenario | blocks a release | passed | seconds |",
         "|---|---|---|---|---|",
     ]
-    for row in result["scenarios"]:
-        numbers = json.dumps(row["numbers"]).replace("|", "\\|") if row["numbers"] else ""
+    for row in rows:
         blocker, passed = ("yes" if row[key] else "no" for key in ("blocker", "passed"))
-        lines.append(f"| {row['scenario']} | {row['title']} | {blocker} | {passed} | {numbers} |")
+        lines.append(f"| {row['scenario']} | {row['title']} | {blocker} | {passed} | {row['seconds']:.0f} |")
+    for row in rows:
+        told = {key: row[key] for key in ("numbers", "complaints", "left_behind") if row[key]}
+        if told:
+            lines += ["", f"## {row['scenario']}. {row['title']}", ""]
+            lines += ["```json", json.dumps(told, indent=1), "```"]
     return "\n".join([*lines, ""])
 
 

@@ -1,78 +1,138 @@
-"""The product as a user starts it: `fruitstand serve --replicas 3 --gateway`, with ways to hurt it."""
+"""The product as a user starts it, `fruitstand serve --gateway`, with ways to hurt it."""
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
+from fruitstand.memory import process_tree, resident_mib
+from fruitstand_client.tls import Tls
+from loadtests.reliability.commands import fruitstand
+from loadtests.reliability.counters import answers_by_code, fetch, total
 
 STOP_TIMEOUT_S = 90
 BEGINNING = "fruitstand-serve-"
 """Of the names of everything that a server writes outside its log."""
+CANARY_INTERVAL_S = 2.0
+"""Between the supervisor's own inferences on each replica."""
+START_CALLS = 32
+"""At most, before a replica counts as ready: golden images among them."""
 
 
 class Stack:
-    """Three replicas behind a gateway, on free ports."""
+    """Replicas behind a gateway, on free ports."""
 
-    def __init__(self, repository: Path, log_directory: Path, *, replicas: int = 3) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        *,
+        replicas: int = 3,
+        access: Path | None = None,
+        flags: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start it and wait until it is ready.
+
+        Args:
+            repository: of the models.
+            folder: for the logs.
+            replicas: how many.
+            access: certificates and API keys of the gateway.
+            flags: further ones of `fruitstand serve`.
+            environment: variables that it gets besides ours.
 
         Raises:
             ServerError: it ended instead.
         """
-        log_directory.mkdir(parents=True, exist_ok=True)
-        self.log_directory = log_directory
-        self._errors = (log_directory / "serve.log").open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fruitstand", "serve", "--gateway", f"--replicas={replicas}",
-             f"--repository={repository}", "--grpc-port=0", "--metrics-port=0",
-             f"--log={log_directory / 'triton.log'}"],
-            stdout=subprocess.PIPE, stderr=self._errors, text=True,
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.secrets: list[str] = []
+        """What may stand in no log."""
+        self.answered, self.given_up = 0, 0
+        """What its callers know: answers they got, and calls they gave up or lost."""
+        self._errors = (folder / "serve.log").open("ab")
+        command = fruitstand(
+            "serve", "--gateway", f"--replicas={replicas}", f"--repository={repository}", "--grpc-port=0",
+            "--metrics-port=0", f"--log={folder / 'triton.log'}",
+            *([f"--access={access}"] if access else []), *flags,
         )  # fmt: skip
+        self._started_s = time.monotonic()
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
             self._errors.close()
-            raise ServerError(f"'fruitstand serve --gateway' ended; see {log_directory / 'serve.log'}")
+            raise ServerError(f"'fruitstand serve --gateway' ended; see {folder / 'serve.log'}")
+        self.ready_s = time.monotonic() - self._started_s
         self.ready: dict[str, Any] = json.loads(line)
         self.url: str = self.ready["grpc"]
+        self.control = Path(self.ready["control"])
         self.replicas: list[str] = [one["grpc"] for one in self.ready["replicas"]]
+        self.tls: Tls | None = None
+        self.api_key: str | None = None
 
-    def pid(self, number: int) -> int:
-        """The process of a replica now; it is another one after a restart."""
+    @property
+    def pid(self) -> int:
+        """Of `fruitstand serve` itself."""
+        return self._process.pid
+
+    def replica_pid(self, number: int) -> int:
+        """The process of a replica now; it is another one after a restart.
+
+        Raises:
+            ServerError: it does not run at this moment.
+        """
         port = self.replicas[number].rpartition(":")[2]
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        return self._child(b"/tritonserver", f"--grpc-port={port}")
+
+    def gateway_pid(self) -> int:
+        """The process of Envoy."""
+        return self._child(b"/envoy", "--config-path")
+
+    def _child(self, program: bytes, argument: str) -> int:
+        for pid in process_tree(self.pid):
             try:
-                arguments = path.read_bytes().split(b"\0")
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if arguments[0].endswith(b"/tritonserver") and f"--grpc-port={port}".encode() in arguments:
-                return int(path.parent.name)
-        raise ServerError(f"replica {number} does not run")
+            if arguments[0].endswith(program) and argument.encode() in arguments:
+                return pid
+        raise ServerError(f"no {program.decode()} with {argument} runs")
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send a signal to a replica."""
-        os.kill(self.pid(number), what)
+        os.kill(self.replica_pid(number), what)
 
     def roll(self) -> None:
         """Ask for a rolling restart; returns at once."""
         self._process.send_signal(signal.SIGHUP)
 
+    def page(self) -> str:
+        """The gateway's metrics."""
+        return fetch(self.ready["metrics"])
+
     def counter(self, name: str) -> float:
-        """One of Envoy's statistics; 0 before it is first counted."""
-        address = f"{self.ready['admin']}/stats?format=json&filter=^{re.escape(name)}$"
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            stats = json.load(answer)["stats"]
-        return float(stats[0].get("value", 0)) if stats else 0.0
+        """One of the metrics of the gateway's cluster; 0 before it is first counted."""
+        return total(self.page(), f"envoy_cluster_{name}", envoy_cluster_name="triton")
+
+    def executed(self, name: str = "nv_inference_request_success", model: str = FRUIT_CLASSIFIER) -> float:
+        """A counter of Triton's, over all replicas; one that was restarted began again."""
+        return sum(total(fetch(one["metrics"]), name, model=model) for one in self.ready["replicas"])
 
     def wait_healthy(self, count: int, timeout_s: float) -> float:
         """Wait until the gateway has so many healthy replicas; how long it took, seconds.
@@ -81,29 +141,37 @@ class Stack:
             ServerError: not in time.
         """
         started = time.monotonic()
-        while self.counter("cluster.triton.membership_healthy") != count:
+        while self.counter("membership_healthy") != count:
             if time.monotonic() - started > timeout_s:
                 raise ServerError(f"not {count} healthy replicas within {timeout_s:.0f} s")
-            time.sleep(0.1)
+            time.sleep(0.05)
         return time.monotonic() - started
 
     def rss_mib(self) -> float:
         """Memory of all its processes, MiB."""
-        page_mib = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids()) * page_mib
+        return resident_mib(self.pid)
 
     def pids(self) -> list[int]:
         """The command and everything below it."""
-        found, unseen = [], [self._process.pid]
-        while unseen:
-            pid = unseen.pop()
-            try:
-                children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-            except OSError:
-                continue
-            found.append(pid)
-            unseen += [int(child) for group in children for child in group]
-        return found
+        return process_tree(self.pid)
+
+    def audit(self) -> dict[str, Any]:
+        """What its callers counted, beside what it counted itself."""
+        codes = answers_by_code(self.page())
+        each = START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
+        return {
+            "callers_answered": self.answered,
+            "callers_gave_up": self.given_up,
+            "gateway_answered": codes.get(0, 0),
+            "gateway_by_code": codes,
+            "triton_answered": int(self.executed()),
+            "canaries_at_most": int(len(self.replicas) * each),
+            "restarts": self.log().count("is started again"),
+        }
+
+    def log(self) -> str:
+        """Everything that was logged so far."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log*")))
 
     def stop(self) -> dict[str, list[str]]:
         """End it as an operator does; what is left of it, by kind. Empty lists are the good case."""

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fruitstand.contract import FRUIT_RESNET
 from fruitstand.labels import read_labels
 from fruitstand.runs import Run, read_run
 from fruitstand.versions import ServingState, published_versions, serving_state
+from loadtests.reliability.wholeness import small_disk
 from tests.crash import Crasher, assert_whole, litter
 from tests.repositories import place_version
 
@@ -48,24 +48,24 @@ def test_killed_at_any_moment_the_repository_stays_whole(
     """SIGKILL at random moments of all that changes a repository; the next command cleans up and succeeds."""
     repository, dice = tmp_path / "repository", random.Random(0)
     actions = ("export", "publish", "promote", "rollback", "prune")
-    durations = {action: crasher.run(action, repository, own_run)["seconds"] for action in actions}
+    durations = {action: crasher.do(action, repository, own_run)["seconds"] for action in actions}
     ends = []
     for number in range(NUM_CRASHES // 2):
         action = actions[number % len(actions)]
         before, state = published_versions(repository), serving_state(repository)
         limit_s = dice.uniform(0.0, durations[action])
-        ends.append(crasher.run(action, repository, own_run, limit_s=limit_s)["status"])
+        ends.append(crasher.do(action, repository, own_run, limit_s=limit_s)["status"])
         assert_whole(repository)
         after = published_versions(repository)
         assert set(after) <= set(before) if action == "prune" else after[: len(before)] == before
         if action not in ("promote", "rollback"):
             assert serving_state(repository) == state
         if action == "export":  # a candidate to publish, and the clean-up after the kill
-            assert crasher.run("export", repository, own_run)["status"] == 0
+            assert crasher.do("export", repository, own_run)["status"] == 0
             assert litter(repository, own_run) == []
     assert -9 in ends, "no kill came in time"
-    assert crasher.run("publish", repository, own_run)["status"] == 0
-    assert crasher.run("rollback", repository)["status"] == 0
+    assert crasher.do("publish", repository, own_run)["status"] == 0
+    assert crasher.do("rollback", repository)["status"] == 0
     assert litter(repository, own_run) == []
     assert list(crasher.scratch.iterdir()) == []
 
@@ -85,7 +85,7 @@ def test_killed_before_any_change_of_a_file_the_repository_stays_whole(
     kills, seen = 0, set()
     while True:
         repository = shutil.copytree(clean, tmp_path / f"repository-{kills}")
-        result = crasher.run(action, repository, kill_at=kills + 1)
+        result = crasher.do(action, repository, kill_at=kills + 1)
         assert_whole(repository)
         seen.add(serving_state(repository))
         with locked(repository):
@@ -110,18 +110,18 @@ def test_a_first_publication_that_is_killed_serves_its_own_classes_or_nothing(
     crasher: Crasher, own_run: Path, tmp_path: Path
 ) -> None:
     """Into the committed repository, which is rendered for other classes: those never meet the version."""
-    assert crasher.run("export", tmp_path / "repository", own_run)["status"] == 0
+    assert crasher.do("export", tmp_path / "repository", own_run)["status"] == 0
     labels, dice = read_run(own_run).labels, random.Random(2)
-    whole = crasher.run("publish", shutil.copytree(COMMITTED, tmp_path / "whole"), own_run)
+    whole = crasher.do("publish", shutil.copytree(COMMITTED, tmp_path / "whole"), own_run)
     for kill_at in dice.sample(range(1, whole["changes"] + 1), NUM_CRASHES // 2):
         repository = shutil.copytree(COMMITTED, tmp_path / f"repository-{kill_at}")
-        assert crasher.run("publish", repository, own_run, kill_at=kill_at)["status"] == -9
+        assert crasher.do("publish", repository, own_run, kill_at=kill_at)["status"] == -9
         assert_whole(repository)
         if published_versions(repository):
             assert serving_state(repository) == ServingState(1)
             assert read_labels(repository / LABELS_FILE) == labels
             assert _num_outputs(repository) == len(labels)
-        assert crasher.run("publish", repository, own_run)["status"] == 0
+        assert crasher.do("publish", repository, own_run)["status"] == 0
         assert serving_state(repository) == ServingState(1)
         assert read_labels(repository / LABELS_FILE) == labels
         assert litter(repository) == []
@@ -135,55 +135,45 @@ def _num_outputs(repository: Path) -> int:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of our own that can be filled."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(directory)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
+    with small_disk(tmp_path / "disk", DISK_MIB) as hindrance:
+        if hindrance:
+            pytest.skip(hindrance)
+        yield tmp_path / "disk"
 
 
 @pytest.mark.timeout(1500)
-def test_on_a_full_disk_the_repository_stays_whole(crasher: Crasher, run: Run, small_disk: Path) -> None:
+def test_on_a_full_disk_the_repository_stays_whole(crasher: Crasher, run: Run, disk: Path) -> None:
     """The disk fills up at random points of export and publish; with room again the next command succeeds."""
-    own_run = shutil.copytree(run.directory, small_disk / "run")
-    repository, dice = small_disk / "repository", random.Random(1)
-    free_before = shutil.disk_usage(small_disk).free
-    assert crasher.run("export", repository, own_run)["status"] == 0
-    needed = {"export": free_before - shutil.disk_usage(small_disk).free}
-    free_before = shutil.disk_usage(small_disk).free
-    assert crasher.run("publish", repository, own_run)["status"] == 0
-    needed["publish"] = free_before - shutil.disk_usage(small_disk).free
+    own_run = shutil.copytree(run.directory, disk / "run")
+    repository, dice = disk / "repository", random.Random(1)
+    free_before = shutil.disk_usage(disk).free
+    assert crasher.do("export", repository, own_run)["status"] == 0
+    needed = {"export": free_before - shutil.disk_usage(disk).free}
+    free_before = shutil.disk_usage(disk).free
+    assert crasher.do("publish", repository, own_run)["status"] == 0
+    needed["publish"] = free_before - shutil.disk_usage(disk).free
     ends = []
     for number in range(NUM_CRASHES - NUM_CRASHES // 2):
         action = ("publish", "export")[number % 2]
-        _make_room(repository, small_disk, 4 * sum(needed.values()))
+        _make_room(repository, disk, 4 * sum(needed.values()))
         before = published_versions(repository)
-        filler = small_disk / "filler"
+        filler = disk / "filler"
         with filler.open("wb") as file:
             os.posix_fallocate(
-                file.fileno(), 0, shutil.disk_usage(small_disk).free - dice.randrange(4096, needed[action])
+                file.fileno(), 0, shutil.disk_usage(disk).free - dice.randrange(4096, needed[action])
             )
-        result = crasher.run(action, repository, own_run)
+        result = crasher.do(action, repository, own_run)
         ends.append(result["status"])
         assert result["status"] in (0, 1), result
         if result["status"]:
-            assert "No space left on device" in result["error"], result
+            assert "No space left on device" in result["stderr"], result
         assert_whole(repository)
         assert published_versions(repository)[: len(before)] == before
         filler.unlink()
         if action == "export":  # a candidate to publish next time, and the clean-up
-            again = crasher.run("export", repository, own_run)
+            again = crasher.do("export", repository, own_run)
             assert again["status"] == 0, again
             assert litter(repository, own_run) == []
     assert 1 in ends, "the disk never was full"

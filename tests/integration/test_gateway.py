@@ -22,26 +22,11 @@ from fruitstand_client.tls import Tls
 from serving.access import check_exposure, read_access
 from serving.api_keys import add_api_key, disable_api_key, read_api_keys
 from serving.certificates import write_dev_certificates
-from serving.embedded import claim_ports
 from serving.gateway import Gateway
-from serving.gateway_config import MAX_REQUEST_BYTES
+from serving.gateway_limits import MAX_REQUEST_BYTES
 from serving.gateway_routes import METHODS
-from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, status, wait_for
+from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, opened, status, wait_for
 from tests.model_server import KillableServer
-
-
-def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
-    """A gateway that runs."""
-    port, admin_port = claim_ports({"gateway": 0, "admin": 0})
-    gateway = Gateway(
-        listen="127.0.0.1", port=port, admin_port=admin_port, access_directory=access, log_path=log_path
-    )
-    try:
-        gateway.start({server.port: True for server in servers})
-    except BaseException:
-        gateway.stop()
-        raise
-    return gateway
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ from fruitstand.versions import (
     published_versions,
     serving_state,
 )
+from loadtests.reliability import bad_candidates as candidates
 from serving.embedded import EmbeddedServer
-from tests import candidates
 from tests.callers import Caller, ask_once
 from tests.crash import Crasher, assert_whole, litter
 
@@ -310,12 +310,12 @@ def test_a_live_promotion_that_is_killed_leaves_a_server_that_answers(
     promote(versions, 1, url=live.url)
     expected = ask_once(live, batch)[1]
     crasher, dice = Crasher(tmp_path), random.Random(3)
-    changes = crasher.run("promote", versions, url=live.url)["changes"]
+    changes = crasher.do("promote", versions, url=live.url)["changes"]
     promote(versions, 1, url=live.url)
     for kill_at in dice.sample(range(1, changes + 1), NUM_KILLS):
         with Caller(live, batch) as caller:
             caller.wait_for_an_answer()
-            assert crasher.run("promote", versions, kill_at=kill_at, url=live.url)["status"] == -9
+            assert crasher.do("promote", versions, kill_at=kill_at, url=live.url)["status"] == -9
             assert_whole(versions)
             caller.wait_for_an_answer()
             assert promote(versions, 1, url=live.url).version == 1

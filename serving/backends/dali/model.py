@@ -48,7 +48,7 @@ class TritonPythonModel:
         # No look at is_cancelled: see the onnxruntime backend.
         batches = [self._feeds(request) for request in requests]
         if self._decoder is not None:
-            return self._decode(batches)
+            return self._decode(requests, batches)
         return [self._compute(feeds) for feeds in batches]
 
     def _feeds(self, request) -> "dict[str, np.ndarray] | str":
@@ -57,23 +57,25 @@ class TritonPythonModel:
             return f"all outputs have to be requested, they are {', '.join(self._outputs)}"
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
-    def _decode(self, batches: list) -> list:
+    def _decode(self, requests: list, batches: list) -> list:
         """One run for the images of all requests."""
         name = self._inputs[0]
         images = [image for feeds in batches if isinstance(feeds, dict) for image in feeds[name]]
         decoded, start, responses = self._decoder.decode(images), 0, []
-        for feeds in batches:
+        for request, feeds in zip(requests, batches, strict=True):
             if not isinstance(feeds, dict):
                 responses.append(_refused(feeds))
                 continue
-            responses.append(self._pixels(decoded[start : start + len(feeds[name])]))
+            responses.append(self._pixels(decoded[start : start + len(feeds[name])], request))
             start += len(feeds[name])
         return responses
 
-    def _pixels(self, decoded: list) -> "pb_utils.InferenceResponse":
+    def _pixels(self, decoded: list, request) -> "pb_utils.InferenceResponse":
         for position, image in enumerate(decoded):
             if isinstance(image, ImageRejected):
                 where = f"image {position + 1} of {len(decoded)}: " if len(decoded) > 1 else ""
+                # The id is the caller's own text: a quoted and shortened one forges no line.
+                pb_utils.Logger.log_info(f"request {request.request_id()[:64]!a}: {where}{image}")
                 return _refused(f"{where}{image}")
         pixels = decoded[0][None] if len(decoded) == 1 else np.stack(decoded)
         return pb_utils.InferenceResponse([pb_utils.Tensor(self._outputs[0], pixels)])

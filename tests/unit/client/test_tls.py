@@ -8,8 +8,8 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand_client import Client, ServerUnreachable, ServerUntrusted, Tls
+from loadtests.reliability.authority import Certificate, make_certificate, server_credentials
 from tests.both_clients import Classify, labels, lengths
-from tests.certificates import Certificate, make_certificate, server_credentials
 from tests.model_server import model_server
 
 

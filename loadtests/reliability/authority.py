@@ -1,4 +1,4 @@
-"""Certificates for tests of TLS: a CA, and what it signs."""
+"""Certificates to try TLS with, good ones and bad ones: a CA, and what it signs."""
 
 import datetime
 from dataclasses import dataclass

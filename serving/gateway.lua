@@ -1,5 +1,6 @@
--- Who calls: looks the SHA-256 of x-api-key up in KEYS, which is rendered before this text.
--- The key itself is taken out of the request; its name goes on as x-fruitstand-key, for limits and the log.
+-- Who calls, how long one try may take, and which version answered. KEYS and the limits are rendered before this.
+-- A caller is known by the SHA-256 of x-api-key. The key itself is taken out of the request; its name goes on as
+-- x-fruitstand-key, for limits and the log.
 local bit = require("bit")
 local band, bnot, bxor, ror, rshift, tobit = bit.band, bit.bnot, bit.bxor, bit.ror, bit.rshift, bit.tobit
 
@@ -77,13 +78,41 @@ local function check(headers)
   return nil, key
 end
 
+local MS_OF = {H = 3600000, M = 60000, S = 1000, m = 1, u = 0.001, n = 0.000001}
+
+-- A replica that hangs may have a share of the caller's deadline only; the rest is another's.
+local function limit_try(headers)
+  local number, unit = string.match(headers:get("grpc-timeout") or "", "^(%d+)([HMSmun])$")
+  if number == nil then return end
+  local ms = math.max(MIN_TRY_MS, math.floor(tonumber(number) * MS_OF[unit] * TRY_SHARE))
+  headers:replace("x-envoy-upstream-rq-per-try-timeout-ms", string.format("%d", ms))
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   -- Envoy lets a request through when its script fails; one that cannot be checked has to be refused.
   local checked, reason, key = pcall(check, headers)
   if not checked then return refuse(handle, "the API key cannot be checked") end
   if reason ~= nil then return refuse(handle, reason) end
-  if key == nil then return end
-  headers:add("x-fruitstand-key", key.name)
-  handle:streamInfo():dynamicMetadata():set("fruitstand", "key_name", key.name)  -- for the log
+  if key ~= nil then
+    headers:add("x-fruitstand-key", key.name)
+    handle:streamInfo():dynamicMetadata():set("fruitstand", "key_name", key.name)  -- for the log
+  end
+  limit_try(headers)
+end
+
+-- A ModelInferResponse begins with the model's name and version: fields 1 and 2, behind gRPC's five bytes.
+function envoy_on_response(handle)
+  if handle:headers():get("grpc-status") ~= nil then return end  -- an error has no message
+  for chunk in handle:bodyChunks() do
+    local start = chunk:getBytes(0, math.min(chunk:length(), 64))
+    if start:byte(6) == 10 and start:byte(7) ~= nil then
+      local at = 8 + start:byte(7)
+      if start:byte(at) == 18 and start:byte(at + 1) ~= nil then
+        local version = string.match(start:sub(at + 2, at + 1 + start:byte(at + 1)), "^%d+$")
+        if version then handle:streamInfo():dynamicMetadata():set("fruitstand", "model_version", version) end
+      end
+    end
+    return
+  end
 end

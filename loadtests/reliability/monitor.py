@@ -1,0 +1,94 @@
+"""A real Prometheus with the project's rules, before a stack: which alerts fire, and when they resolve."""
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from fruitstand.errors import ServerError
+from loadtests.reliability.stack import Stack
+
+MONITORING = Path(__file__).parents[2] / "monitoring"
+START_S = 60.0
+
+
+class Monitor:
+    """Prometheus's alerts, by name."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def firing(self) -> set[str]:
+        """What fires now."""
+        with urllib.request.urlopen(f"{self._url}/api/v1/alerts", timeout=5) as answer:
+            alerts = json.load(answer)["data"]["alerts"]
+        return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
+
+    def wait(self, name: str, *, fires: bool, within_s: float) -> float | None:
+        """Until an alert fires, or does no longer; how long that took, seconds, None: longer."""
+        started = time.monotonic()
+        while (name in self.firing()) is not fires:
+            if time.monotonic() - started > within_s:
+                return None
+            time.sleep(1)
+        return round(time.monotonic() - started, 1)
+
+
+@contextlib.contextmanager
+def prometheus(stack: Stack, folder: Path) -> Iterator[Monitor]:
+    """Scrape the stack with the project's configuration, with its targets and every second.
+
+    Raises:
+        ServerError: it is not installed, or did not start.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        raise ServerError("prometheus is not installed; 'make system' as root installs it on Debian")
+    config = shutil.copytree(MONITORING, folder / "monitoring", ignore=shutil.ignore_patterns("grafana"))
+    (config / "prometheus.yml").write_text(_config(stack))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [program, f"--config.file={config / 'prometheus.yml'}", f"--web.listen-address={address}",
+               f"--storage.tsdb.path={folder / 'tsdb'}", "--log.level=warn"]  # fmt: skip
+    with (folder / "prometheus.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _is_ready(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"prometheus did not start; see {folder / 'prometheus.log'}")
+            time.sleep(0.2)
+        yield Monitor(f"http://{address}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _config(stack: Stack) -> str:
+    """The two files as one: `scrape_config_files` is newer than some Prometheus."""
+    text = (MONITORING / "prometheus.yml").read_text()
+    text = re.sub(r"(scrape|evaluation)_interval: \d+s", r"\1_interval: 1s", text)
+    triton = ", ".join(json.dumps(_host_port(one["metrics"])) for one in stack.ready["replicas"])
+    text = text.replace('"127.0.0.1:8002"', triton)
+    gateway = (MONITORING / "gateway.yml").read_text().partition("scrape_configs:\n")[2]
+    return text + gateway.replace("127.0.0.1:9901", _host_port(stack.ready["metrics"]))
+
+
+def _host_port(url: str) -> str:
+    return url.removeprefix("http://").partition("/")[0]
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=2) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError):
+        return False

@@ -1,0 +1,85 @@
+"""G. Observability: the right alert in time and no other; drift is found and clean traffic is not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fruitstand.artefacts import read_json
+from loadtests.reliability.commands import must
+from loadtests.reliability.load import Load
+from loadtests.reliability.monitor import MONITORING, prometheus
+from loadtests.reliability.pictures import picture
+from loadtests.reliability.setting import Outcome, Setting
+
+FIRES_S, RESOLVES_S = 120.0, 300.0
+ALERT = "MostReplicasDown"
+IMAGES_PER_CLASS = 600
+MAX_FALSE_ALARMS, MIN_POWER = 0.05, 0.95
+TIMEOUT_S = 3600
+
+
+def alerts(setting: Setting) -> Outcome:
+    """29: promtool's cases pass; in a real Prometheus the right alert fires in time, and resolves."""
+    promtool = shutil.which("promtool")
+    cases = {}
+    for path in sorted((MONITORING / "tests").glob("*.yml")) if promtool else []:
+        done = subprocess.run(
+            [str(promtool), "test", "rules", str(path)], capture_output=True, text=True, check=False
+        )
+        cases[path.name] = done.returncode == 0
+    with (
+        setting.stack(hurt=("replicas",)) as stack,
+        prometheus(stack, setting.folder) as monitor,
+        Load(stack, [[picture()]], rate=setting.tier.rate) as load,
+    ):
+        time.sleep(max(30.0, setting.tier.steady_s))
+        false_alarms = monitor.firing()
+        os.kill(stack.pid, signal.SIGSTOP)  # nobody starts them again meanwhile
+        for number in range(len(stack.replicas) - 1):
+            stack.signal(number, signal.SIGKILL)
+        fired_s = monitor.wait(ALERT, fires=True, within_s=FIRES_S)
+        beside = monitor.firing()
+        os.kill(stack.pid, signal.SIGCONT)
+        stack.wait_healthy(len(stack.replicas), RESOLVES_S)
+        resolved_s = monitor.wait(ALERT, fires=False, within_s=RESOLVES_S)
+    numbers = {
+        **load.ledger.numbers(), "promtool": cases, "false_alarms": sorted(false_alarms),
+        "fired_after_s": fired_s, "beside_it": sorted(beside), "resolved_after_s": resolved_s,
+    }  # fmt: skip
+    in_time = fired_s is not None and resolved_s is not None
+    return Outcome(bool(cases) and all(cases.values()) and in_time and not false_alarms, numbers)
+
+
+def drift(setting: Setting) -> Outcome:
+    """30: changed images are found in windows of 500, clean windows are not taken for them."""
+    folder = setting.folder / "painted"
+    must("data", "prepare", "--source", "generated", "--num-classes", 4, "--images-per-class",
+         IMAGES_PER_CLASS, "--seed", 5, "--out", folder / "known")  # fmt: skip
+    must("data", "prepare", "--source", "generated", "--num-classes", 8, "--images-per-class", 200,
+         "--seed", 6, "--out", folder / "more")  # fmt: skip
+    unseen = folder / "unseen"
+    unseen.mkdir()
+    for split in (folder / "more" / "images").iterdir():
+        for number, label in enumerate(sorted(split.iterdir())):
+            if number >= 4:
+                label.rename(unseen / f"{split.name}-{label.name}")
+    result = _power(setting, folder / "known" / "images", unseen)
+    found = {kind: one["share_found"] for kind, one in result["kinds"].items()}
+    missed = [kind for kind, share in found.items() if kind != "clean" and share < MIN_POWER]
+    numbers = {"share_found": found, "missed": missed, "window_size": result["window_size"]}
+    return Outcome(not missed and found["clean"] <= MAX_FALSE_ALARMS, numbers)
+
+
+def _power(setting: Setting, images: Path, unseen: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """What the benchmark of drift measures on these images."""
+    out = setting.folder / "drift.json"
+    command = [sys.executable, "-m", "benchmarks.drift", "--repository", str(setting.material.repository),
+               "--images", str(images), "--unseen", str(unseen), "--out", str(out)]  # fmt: skip
+    with (setting.folder / "drift.log").open("ab") as log:
+        subprocess.run(command, stdout=log, stderr=log, timeout=TIMEOUT_S, check=False)
+    document: dict[str, dict[str, dict[str, float]]] = read_json(out)
+    return document

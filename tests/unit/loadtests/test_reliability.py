@@ -1,0 +1,194 @@
+"""The parts of the scoreboard that need no server."""
+
+import random
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fruitstand.sample_images import encode, pattern
+from loadtests.reliability.control_calls import grpc_paths, http_calls
+from loadtests.reliability.counters import answers_by_code, total
+from loadtests.reliability.delay_proxy import DelayProxy
+from loadtests.reliability.load import Ledger, Record
+from loadtests.reliability.malformed import malformed_request
+from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
+from loadtests.reliability.scenarios.model_change import _mixed_s
+from loadtests.reliability.scoreboard import render
+from loadtests.reliability.setting import _complaints
+from loadtests.reliability.wholeness import torn
+from tests.repositories import place_version
+
+PAGE = """# TYPE nv_inference_request_success counter
+nv_inference_request_success{model="fruit_classifier",version="1"} 5
+nv_inference_request_success{model="fruit_classifier",version="2"} 7
+nv_inference_request_success{model="image_decode",version="1"} 100
+nv_inference_request_success_other{model="fruit_classifier",version="1"} 1000
+envoy_cluster_grpc_ModelInfer_0{envoy_cluster_name="triton"} 12
+envoy_cluster_grpc_ModelInfer_14{envoy_cluster_name="triton"} 3
+"""
+GOOD_AUDIT = {
+    "callers_answered": 100,
+    "callers_gave_up": 2,
+    "gateway_answered": 101,
+    "triton_answered": 110,
+    "canaries_at_most": 20,
+    "restarts": 0,
+}
+
+
+def record(due: float, latency_s: float, status: str = "OK", version: str = "1") -> Record:
+    """Sent when it was due."""
+    return Record(due, due, due + latency_s, status, version)
+
+
+def test_a_sum_takes_the_series_with_the_labels_and_no_other_metric() -> None:
+    """A longer name is another metric."""
+    assert total(PAGE, "nv_inference_request_success", model="fruit_classifier") == 12
+    assert total(PAGE, "nv_inference_request_success") == 112
+    assert total(PAGE, "nv_nothing") == 0
+    assert answers_by_code(PAGE) == {0: 12, 14: 3}
+
+
+def test_a_ledger_tells_apart_when_and_how_calls_ended() -> None:
+    """Quantiles of a span of time, of what was answered or refused; goodput counts what was due in it."""
+    ledger = Ledger([record(n, 0.1) for n in range(10)] + [record(5, 0.02, "UNAVAILABLE"), record(20, 1.0)])
+    assert (ledger.failed, ledger.statuses) == (1, {"OK": 11, "UNAVAILABLE": 1})
+    assert ledger.quantile_ms(0.99, before=10) == pytest.approx(100)
+    assert ledger.quantile_ms(0.99, answered=False) == pytest.approx(20)
+    assert ledger.quantile_ms(0.5, after=15) == pytest.approx(1000)
+    assert ledger.quantile_ms(0.5, after=30) is None
+    assert ledger.goodput(0, 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "hurt", "complaint"),
+    [
+        pytest.param({}, (), "", id="they_agree"),
+        pytest.param({"gateway_answered": 99}, (), "gateway counts -1", id="an_answer_nobody_gave"),
+        pytest.param({"gateway_answered": 103}, (), "gateway counts 3", id="answers_that_nobody_got"),
+        pytest.param({"gateway_answered": 103}, ("gateway",), "", id="a_restarted_gateway_forgot"),
+        pytest.param({"triton_answered": 90}, (), "servers count -11", id="answers_without_a_server"),
+        pytest.param({"triton_answered": 200}, (), "servers count 99", id="answers_that_were_lost"),
+        pytest.param({"triton_answered": 0, "restarts": 2}, ("replicas",), "", id="killed_replicas"),
+        pytest.param({"restarts": 1}, (), "restarted", id="a_restart_for_no_reason"),
+    ],
+)
+def test_counters_are_held_against_the_ledger(
+    change: dict[str, int], hurt: tuple[str, ...], complaint: str
+) -> None:
+    """What was killed on purpose is left out, nothing else."""
+    found = _complaints({**GOOD_AUDIT, **change}, hurt)
+    assert bool(found) is bool(complaint)
+    assert complaint in "".join(found)
+
+
+def test_there_are_two_hundred_ways_to_ask_for_control_at_each_layer() -> None:
+    """Of different spelling, over gRPC and HTTP."""
+    for of_gateway in (False, True):
+        assert len(grpc_paths()) > 200
+        assert len(http_calls(of_gateway=of_gateway)) > 200
+    assert not any("/ModelInfer" in path and ".." not in path and "?" not in path for path in grpc_paths())
+
+
+def test_malformed_requests_come_again_from_their_seed_and_differ() -> None:
+    """A failure can be repeated."""
+    image = encode(pattern(20, 20))
+
+    def some(seed: int) -> list[bytes]:
+        random_ = random.Random(seed)
+        return [malformed_request(random_, image).SerializeToString() for _ in range(200)]
+
+    assert some(1) == some(1)
+    assert len(set(some(1))) > 100
+
+
+def test_the_switch_lasts_from_the_first_new_to_the_last_old_answer() -> None:
+    """An old answer to a call that was sent before the first new one came is no mixture."""
+    calm = [record(n, 0.1, version="1" if n < 5 else "2") for n in range(10)]
+    assert _mixed_s(calm, 0, 10, "2") == 0
+    assert _mixed_s([*calm, record(6, 0.1)], 0, 10, "2") == pytest.approx(0.9)
+
+
+def test_a_torn_repository_is_seen(tmp_path: Path) -> None:
+    """A file that is missing, and one that was altered."""
+    for number in (1, 2):
+        place_version(tmp_path, number)
+    assert torn(tmp_path) == []
+    (tmp_path / "fruit_resnet" / "1" / "model.onnx").unlink()
+    (tmp_path / "fruit_resnet" / "2" / "model.onnx").write_bytes(b"other")
+    assert len(torn(tmp_path)) == 2
+
+
+@pytest.fixture
+def echo() -> Any:
+    """A server that sends back what it gets; its HOST:PORT."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            while piece := connection.recv(1024):
+                connection.sendall(piece)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+
+
+def test_the_proxy_delays_and_then_swallows_open_connections_only(echo: str) -> None:
+    """A new connection works beside a dead one."""
+    with DelayProxy(echo, delay_s=0.1) as proxy:
+        host, port = proxy.url.split(":")
+        with socket.create_connection((host, int(port)), 10) as old:
+            started = time.monotonic()
+            old.sendall(b"one")
+            assert old.recv(10) == b"one"
+            assert time.monotonic() - started >= 0.1
+            proxy.swallow()
+            old.sendall(b"two")
+            old.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                old.recv(10)
+            with socket.create_connection((host, int(port)), 10) as new:
+                new.sendall(b"three")
+                assert new.recv(10) == b"three"
+
+
+def test_every_blocker_is_built_and_titles_are_numbered() -> None:
+    """The number in a scenario's title is its own."""
+    assert set(BLOCKERS) <= set(SCENARIOS)
+    assert all((scenario.__doc__ or "").startswith(f"{number}: ") for number, scenario in SCENARIOS.items())
+    assert max(SCENARIOS) <= NUM_SCENARIOS
+
+
+def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
+    """What failed says so, with what was complained about."""
+    rows: list[dict[str, Any]] = [
+        {
+            "scenario": number,
+            "title": f"title {number}",
+            "blocker": number == 1,
+            "passed": number != 2,
+            "seconds": 1.0,
+            "numbers": {"calls": number},
+            "complaints": ["lost answers"] if number == 2 else [],
+            "left_behind": [],
+        }
+        for number in range(1, 4)
+    ]
+    page = render({"tier": "ci", "hardware": {}, "passed": 2, "scenarios": rows})
+    assert "2 of 3 passed, of what blocks a release 1 of 1" in page
+    assert "| 2 | title 2 | no | no | 1 |" in page
+    assert "## 3. title 3" in page
+    assert page.count("lost answers") == 1
