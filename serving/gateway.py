@@ -74,11 +74,12 @@ class Gateway:
         """URL of the admin endpoint, metrics among it."""
         return f"http://127.0.0.1:{self.admin_port}"
 
-    def start(self, ports: Mapping[int, bool]) -> None:
+    def start(self, ports: Mapping[int, bool], *, needs_replica: bool = True) -> None:
         """Start Envoy and wait until it listens and has found a replica that is ready.
 
         Args:
             ports: of the replicas, and whether calls may go there.
+            needs_replica: False is content when it listens; the replicas may come later.
 
         Raises:
             ServerError: Envoy ended by itself, or found no replica in time.
@@ -96,7 +97,7 @@ class Gateway:
         )
         write_json(self._scratch / "bootstrap.json", document)
         command = [
-            str(_envoy()),
+            str(envoy_program()),
             "--config-path",
             str(self._scratch / "bootstrap.json"),
             "--concurrency",
@@ -109,11 +110,14 @@ class Gateway:
         ]
         self._process = start_process(command, env=None, log_path=self._log_path)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._gauge("cluster.triton.membership_healthy") < 1 or self._admin("/ready") is None:
+        while self._admin("/ready") is None or (
+            needs_replica and self._gauge("cluster.triton.membership_healthy") < 1
+        ):
             if not self.is_alive():
                 raise ServerError("the gateway ended while starting; see its log")
             if time.monotonic() > deadline:
-                raise ServerError("the gateway found no replica that is ready; see its log")
+                missing = "found no replica that is ready" if needs_replica else "does not answer"
+                raise ServerError(f"the gateway {missing}; see its log")
             time.sleep(0.05)
 
     def is_alive(self) -> bool:
@@ -193,7 +197,7 @@ class Gateway:
             return None
 
 
-def _envoy() -> Path:
+def envoy_program() -> Path:
     """The wheel's program, made executable (installers drop that bit)."""
     from importlib.metadata import PackageNotFoundError, files
 

@@ -26,7 +26,16 @@ PACKAGE = "type.googleapis.com/envoy"
 Json = dict[str, Any]
 
 
-def bootstrap(folder: Path, *, admin_port: int, listen: str, port: int, tls: Access, replicas: int) -> Json:
+def bootstrap(
+    folder: Path,
+    *,
+    admin_port: int,
+    listen: str,
+    port: int,
+    tls: Access,
+    replicas: int,
+    dns: tuple[str, int] | None = None,
+) -> Json:
     """The document Envoy is started with.
 
     Args:
@@ -35,14 +44,17 @@ def bootstrap(folder: Path, *, admin_port: int, listen: str, port: int, tls: Acc
         listen: address to listen on.
         port: of the gateway.
         tls: whether to speak TLS and to ask for clients' certificates.
-        replicas: how many servers there are.
+        replicas: how many servers there are, at most.
+        dns: name and port that all servers are found under; None watches the file of endpoints.
     """
     return {
         "node": {"id": "gateway", "cluster": "fruitstand"},
         "admin": {"address": _address("127.0.0.1", admin_port)},
         "static_resources": {
             "listeners": [_listener(folder, listen=listen, port=port, tls=tls)],
-            "clusters": [_cluster(folder, replicas)],
+            "clusters": [
+                _cluster(replicas) | (_watched_servers(folder) if dns is None else _named_servers(*dns))
+            ],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -183,12 +195,24 @@ def _access_log() -> Json:
     )
 
 
-def _cluster(folder: Path, replicas: int) -> Json:
+def _watched_servers(folder: Path) -> Json:
+    return {"type": "EDS", "eds_cluster_config": {"eds_config": _watched(folder, "endpoints")}}
+
+
+def _named_servers(name: str, port: int) -> Json:
+    """Every address that the name has is a server, such as the pods behind a headless Service."""
+    server = {"lb_endpoints": [{"endpoint": {"address": _address(name, port)}}]}
+    return {
+        "type": "STRICT_DNS",
+        "dns_refresh_rate": "5s",
+        "load_assignment": {"cluster_name": "triton", "endpoints": [server]},
+    }
+
+
+def _cluster(replicas: int) -> Json:
     in_flight = IN_FLIGHT_PER_REPLICA * replicas
     return {
         "name": "triton",
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": _watched(folder, "endpoints")},
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,

@@ -13,7 +13,7 @@ from serving.replicas import Replicas
 
 LOOK_S = 0.25
 ADMIN_PORT = 9901
-"""Where monitoring/gateway.yml looks."""
+"""Where monitoring/targets looks."""
 
 
 def serve_replicas(

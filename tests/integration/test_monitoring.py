@@ -210,7 +210,7 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prometheus]:
+def prometheus(directory: Path, **targets: list[str]) -> Iterator[Prometheus]:
     """Debian's Prometheus with our configuration: other targets, a second where ours has five and fifteen."""
     program = shutil.which("prometheus")
     if program is None:
@@ -218,13 +218,13 @@ def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prome
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(MONITORING / "rules" / "*.yml")]
-    # Debian's Prometheus is older than scrape_config_files; the job is the same.
-    (gateway,) = yaml.safe_load((MONITORING / "gateway.yml").read_text())["scrape_configs"]
-    (server,) = config["scrape_configs"]
-    config["scrape_configs"] = [
-        {**server, "static_configs": [{"targets": triton}]},
-        {**gateway, "static_configs": [{"targets": [envoy]}], "metrics_path": "/envoy"},
-    ]
+    for job in config["scrape_configs"]:
+        job["file_sd_configs"] = [{"files": [str(directory / f"{job['job_name']}.json")]}]
+        (directory / f"{job['job_name']}.json").write_text(
+            json.dumps([{"targets": targets[job["job_name"]]}])
+        )
+        if job["job_name"] == "envoy":
+            job["metrics_path"] = "/envoy"
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = [program, f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]
@@ -249,7 +249,9 @@ def test_every_panel_shows_data_in_a_real_prometheus(
     before = counter(server, "nv_inference_count", FRUIT_CLASSIFIER)
     with (
         pages(metrics=GPU_PAGE, envoy=GATEWAY_PAGE) as captured,
-        prometheus([server.metrics_url.split("/")[2], captured], captured, tmp_path) as answers,
+        prometheus(
+            tmp_path, triton=[server.metrics_url.split("/")[2], captured], envoy=[captured], drift=[captured]
+        ) as answers,
         Client(server.url) as client,
     ):
         sent = 0
