@@ -15,6 +15,7 @@ CAPTURED = MONITORING / "captured"
 OF_PROMETHEUS = (
     ("up", {"job": "triton"}),
     ("up", {"job": "envoy"}),
+    ("up", {"job": "drift"}),
     ("ALERTS", {"alertname": "", "alertstate": "firing", "severity": "page"}),
 )
 OF_A_TARGET = {"instance", "job"}

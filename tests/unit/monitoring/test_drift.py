@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +169,34 @@ def test_samples_that_cannot_be_compared_are_refused_in_one_line(
         )
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_watch_shows_the_newest_report_and_waits_for_samples(tmp_path: Path) -> None:
+    """From nothing to a report, without a restart; SIGTERM ends it."""
+    write_samples(tmp_path / "reference.npz", samples(100, seed=0), version=3, labels=LABELS)
+    command = [sys.executable, "-m", "fruitstand", "drift", "watch", str(tmp_path / "samples")]
+    command += ["--out", str(tmp_path / "out"), "--reference", str(tmp_path / "reference.npz")]
+    command += ["--window-size", "60", "--interval-s", "1", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            urls = json.loads(process.stdout.readline())
+
+            def page(kind: str) -> str:
+                with urllib.request.urlopen(urls[kind], timeout=10) as answer:
+                    return str(answer.read().decode())
+
+            assert page("metrics") == ""
+            write_samples(tmp_path / "samples" / "1.npz", samples(60, seed=1, dark=0.6), version=3)
+            deadline = time.monotonic() + 60
+            while not page("metrics"):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert 'fruitstand_drift_samples{version="3"} 60' in page("metrics")
+            assert "Version 3: drifted" in page("page")
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_power_tells_drift_from_clean_windows(tmp_path: Path) -> None:
