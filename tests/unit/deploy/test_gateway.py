@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -76,10 +78,27 @@ def test_the_autoscaler_adds_no_more_replicas_than_the_gateway_lets_calls_throug
     assert int(re.search(r"maxReplicaCount: (\d+)", text)[1]) == MAX_REPLICAS
 
 
-def test_with_keys_only_their_hashes_are_rendered(tmp_path: Path) -> None:
-    """A ConfigMap is no place for secrets."""
+def test_an_overlay_with_keys_holds_only_their_hashes(tmp_path: Path) -> None:
+    """As docs/cloud.md has it; a ConfigMap is no place for secrets."""
     secret = add_api_key(tmp_path / "api_keys.json", "alice", days=1, requests_per_s=5)
-    main(out=tmp_path / "out", access=tmp_path)
-    rendered = (tmp_path / "out" / "routes.json").read_text()
-    assert "alice" in rendered
-    assert secret not in rendered
+    overlay = Path(shutil.copytree(KUBERNETES, tmp_path / "kubernetes")) / "overlays" / "own"
+    main(out=overlay / "envoy", access=tmp_path)
+    own = {
+        "resources": ["../cpu"],
+        "namespace": "fruitstand",
+        "configMapGenerator": [{"name": "envoy-config", "behavior": "merge", "files": ["envoy/routes.json"]}],
+    }
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    kubectl = Path(sysconfig.get_path("scripts"), "kubectl")
+    done = subprocess.run(
+        [kubectl, "kustomize", overlay], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (files,) = (
+        one["data"]
+        for one in yaml.safe_load_all(done.stdout)
+        if one["metadata"]["name"].startswith("envoy-config")
+    )
+    assert set(files) == set(render(Access()))
+    assert "alice" in files["routes.json"]
+    assert secret not in done.stdout
