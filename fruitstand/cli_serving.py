@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,6 +56,7 @@ def serve(
                 trusted_keys=trusted_keys,
                 access_directory=access,
                 insecure=insecure,
+                tracing=_tracing(),
             )
             return
 
@@ -70,6 +71,7 @@ def serve(
             log_path=log,
             trusted_keys=trusted_keys,
             web_port=web_port,
+            tracing=_tracing(),
         )
 
 
@@ -95,7 +97,14 @@ def gateway(
             log_path=log,
             access_directory=access,
             insecure=insecure,
+            tracing=_tracing(),
         )
+
+
+def _tracing() -> Any:
+    from serving.tracing import read_tracing
+
+    return read_tracing(os.environ.get("FRUITSTAND_TRACES"), os.environ.get("FRUITSTAND_TRACES_SHARE"))
 
 
 def doctor(as_json: Json = False) -> None:

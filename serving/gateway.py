@@ -22,6 +22,7 @@ from serving import gateway_config, gateway_routes
 from serving.access import read_access
 from serving.child_process import start_process
 from serving.embedded import CONTROL_HEADER, PREFIX
+from serving.tracing import Tracing
 
 log = logging.getLogger("fruitstand.gateway")
 
@@ -43,6 +44,7 @@ class Gateway:
         admin_port: int,
         access_directory: Path | None,
         log_path: Path | None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Read who may call; nothing is started yet.
 
@@ -52,6 +54,7 @@ class Gateway:
             admin_port: of Envoy's admin endpoint, on loopback.
             access_directory: see `serving.access`; None lets everybody in.
             log_path: of Envoy's log and the access log; None is our stderr.
+            tracing: where spans go; None makes none.
 
         Raises:
             UsageError: the folder is not there or incomplete.
@@ -61,6 +64,7 @@ class Gateway:
         self.access = read_access(access_directory)
         self._directory = access_directory
         self._log_path = log_path
+        self._tracing = tracing
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -94,6 +98,7 @@ class Gateway:
             port=self.port,
             tls=self.access,
             replicas=len(ports),
+            tracing=self._tracing,
         )
         write_json(self._scratch / "bootstrap.json", document)
         command = [

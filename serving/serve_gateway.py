@@ -10,6 +10,7 @@ from fruitstand.errors import ServerError, UsageError
 from serving.access import check_exposure
 from serving.embedded import claim_ports
 from serving.gateway import Gateway
+from serving.tracing import Tracing
 
 LOOK_S = 0.25
 
@@ -23,6 +24,7 @@ def serve_gateway(
     log_path: Path | None,
     access_directory: Path | None,
     insecure: bool,
+    tracing: Tracing | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; keys and certificates that change are taken over meanwhile.
 
@@ -37,6 +39,7 @@ def serve_gateway(
         log_path: of Envoy's log and the access log; None is stderr.
         access_directory: certificates and API keys, see `serving.access`.
         insecure: listen beyond this machine without TLS.
+        tracing: where spans go; None makes none.
 
     Raises:
         UsageError: no server named or one twice, a port is taken, or it would listen in clear text.
@@ -52,6 +55,7 @@ def serve_gateway(
         admin_port=admin_port,
         access_directory=access_directory,
         log_path=log_path,
+        tracing=tracing,
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     ended = threading.Event()

@@ -10,6 +10,7 @@ from serving.access import check_exposure
 from serving.embedded import claim_ports
 from serving.gateway import Gateway
 from serving.replicas import Replicas
+from serving.tracing import Tracing
 
 LOOK_S = 0.25
 ADMIN_PORT = 9901
@@ -28,6 +29,7 @@ def serve_replicas(
     trusted_keys: Path | None,
     access_directory: Path | None,
     insecure: bool,
+    tracing: Tracing | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP restarts the replicas one after the other.
 
@@ -45,6 +47,7 @@ def serve_replicas(
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         access_directory: certificates and API keys, see `serving.access`.
         insecure: listen beyond this machine without TLS.
+        tracing: where spans go; None makes none.
 
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
@@ -62,6 +65,7 @@ def serve_replicas(
         admin_port=admin_port,
         access_directory=access_directory,
         log_path=gateway_log,
+        tracing=tracing,
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     servers = Replicas(
@@ -71,6 +75,7 @@ def serve_replicas(
         log_path=log_path,
         config_name=config_name,
         trusted_keys=trusted_keys,
+        tracing=tracing,
     )
     ended, asked_to_roll = threading.Event(), threading.Event()
     handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}

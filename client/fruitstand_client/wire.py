@@ -24,6 +24,7 @@ from fruitstand.errors import UsageError
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
 from fruitstand_client.tls import Tls
+from fruitstand_client.tracing import trace_headers
 
 log = logging.getLogger("fruitstand.client")
 
@@ -57,7 +58,7 @@ class Wire:
         self.url = url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
-        self.metadata = [(API_KEY_HEADER, api_key)] if api_key else None
+        self._key = [(API_KEY_HEADER, api_key)] if api_key else []
         endpoints = _endpoints(url)
         if api_key and tls is None and not all(_is_loopback(host) for host, _ in endpoints):
             raise UsageError(
@@ -79,6 +80,10 @@ class Wire:
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
             response_deserializer=service_pb2.ModelInferResponse.FromString,
         )
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """What a call carries beside its message."""
+        return self._key + trace_headers()
 
     def request(self, encoded: Sequence[bytes], top_k: int, timeout_s: float) -> Any:
         """A ModelInferRequest: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
