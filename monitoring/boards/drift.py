@@ -27,14 +27,6 @@ DRIFT = Board(
                     ),
                 ),
                 Panel(
-                    title="Farthest",
-                    description="The measure that is farthest above, or least below, its threshold.",
-                    unit="none",
-                    kind="stat",
-                    steps=((0.8, "orange"), (1, "red")),
-                    queries=(Query(expr="topk(1, fruitstand_drift_ratio)", legend="{{measure}}"),),
-                ),
-                Panel(
                     title="Window",
                     description="Images in the newest window.",
                     unit="none",
@@ -50,6 +42,20 @@ DRIFT = Board(
                     kind="stat",
                     steps=((3600, "orange"), (10800, "red")),
                     queries=(Query(expr="time() - fruitstand_drift_time_seconds", legend="ago"),),
+                ),
+                Panel(
+                    title="Age",
+                    description="Since the version that answers was published. After 180 days the alert"
+                    " StaleModel fires.",
+                    unit="s",
+                    kind="stat",
+                    steps=((90 * 86400, "orange"), (180 * 86400, "red")),
+                    queries=(
+                        Query(
+                            expr="time() - max by (version) (fruitstand_version_published_time_seconds)",
+                            legend="version {{version}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     title="Measures over their thresholds",

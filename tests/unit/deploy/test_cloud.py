@@ -41,6 +41,14 @@ def test_every_variable_the_task_reads_has_a_default() -> None:
     assert read - set(TASK["envs"]) <= {"HOME", "SKYPILOT_NUM_GPUS_PER_NODE"}
 
 
+def test_skypilot_itself_reads_the_task() -> None:
+    """Three GPUs to choose from, a bucket in and a bucket out; without an account it goes no further."""
+    sky = pytest.importorskip("sky", reason="needs skypilot, which wants an environment of its own")
+    task = sky.Task.from_yaml(str(ROOT / "deploy" / "sky" / "train.yaml"))
+    assert {name for one in task.resources for name in one.accelerators} == {"L4", "A10G", "T4"}
+    assert set(task.storage_mounts) == {"/data/source", "/runs"}
+
+
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in WORKFLOWS])
 def test_workflows_call_make_targets_that_exist_and_ask_for_few_rights(path: Path) -> None:
     """Make is the one definition of what is checked."""

@@ -171,6 +171,31 @@ def test_samples_that_cannot_be_compared_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_thresholds_are_kept_until_the_reference_or_the_window_changes(tmp_path: Path) -> None:
+    """What is in the file is used; another reference is another key."""
+    out = tmp_path / "out"
+    write_samples(tmp_path / "window.npz", samples(60, seed=1), version=3)
+
+    def limits(seed: int) -> dict[str, float]:
+        write_samples(tmp_path / "reference.npz", samples(100, seed=seed), version=3, labels=LABELS)
+        result = drift_report(
+            tmp_path / "window.npz",
+            repository=tmp_path,
+            reference=tmp_path / "reference.npz",
+            window_size=60,
+            out=out,
+        )
+        return {name: one["threshold"] for name, one in result["measures"].items()}
+
+    first = limits(0)
+    kept = json.loads((out / "thresholds.json").read_text())
+    assert kept["thresholds"] == first
+    kept["thresholds"]["ks_entropy"] = 0.5
+    (out / "thresholds.json").write_text(json.dumps(kept))
+    assert limits(0)["ks_entropy"] == 0.5
+    assert limits(5)["ks_entropy"] != 0.5
+
+
 def test_a_watch_shows_the_newest_report_and_waits_for_samples(tmp_path: Path) -> None:
     """From nothing to a report, without a restart; SIGTERM ends it."""
     write_samples(tmp_path / "reference.npz", samples(100, seed=0), version=3, labels=LABELS)
