@@ -106,7 +106,8 @@ def test_compose_itself_accepts_every_profile(profiles: str) -> None:
     program = os.environ.get("COMPOSE") or shutil.which("docker-compose")
     if program is None:
         pytest.skip("needs Compose v2 as docker-compose, or named in COMPOSE")
-    for access in ({}, {"ACCESS": "./secrets"}):
+    traces = {"FRUITSTAND_TRACES": "http://127.0.0.1:4318/v1/traces"}
+    for access in ({}, {"ACCESS": "./secrets", **traces}):
         done = subprocess.run(
             [program, "--file", ROOT / "docker-compose.yml", "config", "--format", "json"],
             env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": profiles, **access},
@@ -121,6 +122,12 @@ def test_compose_itself_accepts_every_profile(profiles: str) -> None:
         assert set(services) == wanted
         for gateway in {"gateway", "gateway-cpu"} & wanted:
             assert ("--access" in services[gateway]["command"]) == bool(access)
+            assert services[gateway]["environment"]["FRUITSTAND_TRACES"] == access.get(
+                "FRUITSTAND_TRACES", ""
+            )
+        if "triton" in wanted:
+            tracing = [word for word in services["triton"]["command"] if word.startswith("--trace-config")]
+            assert len(tracing) == (4 if access else 0)
 
 
 def test_secrets_are_files_that_are_never_committed() -> None:
