@@ -5,8 +5,6 @@ import itertools
 import json
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -28,7 +26,6 @@ from serving.embedded import claim_ports
 from serving.gateway import Gateway
 from serving.gateway_config import MAX_REQUEST_BYTES
 from serving.gateway_routes import METHODS
-from serving.serve_gateway import serve_gateway
 from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, status, wait_for
 from tests.model_server import KillableServer
 
@@ -382,33 +379,3 @@ def test_other_machines_are_served_with_tls_only(access: Path) -> None:
     check_exposure("0.0.0.0", read_access(None), insecure=True)
     check_exposure("0.0.0.0", read_access(access), insecure=False)
     check_exposure("127.0.0.1", read_access(None), insecure=False)
-
-
-def test_the_verb_puts_envoy_before_a_server_that_comes_later(tmp_path: Path) -> None:
-    """It does not wait for the server, sends calls there once it is well, and drains at SIGTERM."""
-    (free,) = claim_ports({"server": 0})
-    command = [sys.executable, "-m", "fruitstand", "gateway", "--replica", str(free), "--port", "0"]
-    command += ["--admin-port", "0", "--log", str(tmp_path / "envoy.log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            url = json.loads(process.stdout.readline())["grpc"]
-            assert status(url, body=inference())[0] == "UNAVAILABLE"
-            server = KillableServer(free)
-            try:
-                wait_for(lambda: status(url, body=inference())[0] == "OK")
-            finally:
-                server.kill()
-        finally:
-            process.terminate()
-        assert process.wait(30) == 0
-
-
-@pytest.mark.parametrize("replicas", [(), (8011, 8011)], ids=["none", "twice"])
-def test_a_gateway_without_distinct_servers_is_refused(replicas: tuple[int, ...]) -> None:
-    """Before anything starts."""
-    with pytest.raises(UsageError, match="--replica"):
-        serve_gateway(
-            replicas, listen="127.0.0.1", port=0, admin_port=0, log_path=None, access_directory=None,
-            insecure=False,
-        )  # fmt: skip
