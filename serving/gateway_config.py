@@ -226,8 +226,12 @@ def _named_servers(cluster: str, host: str, port: int) -> Json:
     """Every address that the host's name has is a server, such as the pods behind a headless Service."""
     server = {"lb_endpoints": [{"endpoint": {"address": _address(host, port)}}]}
     return {
-        "type": "STRICT_DNS",
-        "dns_refresh_rate": "5s",
+        "cluster_type": typed(
+            "envoy.clusters.dns",
+            "extensions.clusters.dns.v3.DnsCluster",
+            dns_refresh_rate="5s",
+            dns_lookup_family="V4_PREFERRED",
+        ),
         "load_assignment": {"cluster_name": cluster, "endpoints": [server]},
     }
 

@@ -68,7 +68,7 @@ def test_the_cluster_and_one_machine_differ_only_in_where_the_servers_are(tmp_pa
         "static_resources"
     ]["clusters"][0]
     many = render(Access())["bootstrap.json"]["static_resources"]["clusters"][0]
-    places = {"type", "eds_cluster_config", "load_assignment", "dns_refresh_rate"}
+    places = {"type", "cluster_type", "eds_cluster_config", "load_assignment"}
     assert {key for key in one.keys() | many.keys() if one.get(key) != many.get(key)} == places
 
 
