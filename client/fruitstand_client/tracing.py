@@ -15,4 +15,4 @@ def trace_headers() -> list[tuple[str, str]]:
 
     headers: dict[str, str] = {}
     inject(headers)
-    return list(headers.items())
+    return [(name.lower(), value) for name, value in headers.items()]  # gRPC takes no other letters

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.samples import read_samples
+from fruitstand.samples import REFERENCE_NAME, join_samples, read_samples, write_samples
 from fruitstand_client import Client
 from monitoring.drift.report import drift_report
 from serving.embedded import EmbeddedServer
@@ -28,8 +28,13 @@ def test_served_images_are_sampled_with_their_features(
     assert all(samples.features.shape[1] == 512 for samples, _, _ in parts)
     # Besides what was sent there are the readiness check's own images.
     assert answered <= {int(one) for samples, _, _ in parts for one in samples.predicted}
+    # The version's own reference has the features too, and too few images for a comparison.
+    own, _, named = read_samples(repository / "fruit_resnet" / "1" / REFERENCE_NAME)
+    assert (own.features.shape[1], named) == (512, labels)
+    reference = tmp_path / "reference.npz"
+    write_samples(reference, join_samples([one for one, _, _ in parts]), version=1, labels=labels)
     result = drift_report(
-        tmp_path / "samples", repository=repository, reference=None, window_size=50, out=tmp_path / "out"
+        tmp_path / "samples", repository=repository, reference=reference, window_size=50, out=tmp_path / "out"
     )
     assert "mmd_features" in result["measures"]
     assert "FEATURES" not in (repository / "fruit_resnet" / "config.pbtxt").read_text()
