@@ -94,7 +94,9 @@ echo "== up"
 up=1
 compose up --detach --wait --wait-timeout 900 >"$work/up.log" 2>&1 || { compose logs --tail 40; exit 1; }
 for id in $(compose ps --quiet); do
-  docker inspect --format '{{.Name}} {{.State.Health.Status}} user={{.Config.User}} read_only={{.HostConfig.ReadonlyRootfs}}' "$id"
+  line=$(docker inspect --format '{{.Name}} {{.State.Health.Status}} user={{.Config.User}} read_only={{.HostConfig.ReadonlyRootfs}}' "$id")
+  echo "$line"
+  [[ $line =~ \ user=[1-9][0-9]*:[0-9]+\ read_only=true$ ]] || { echo "runs as root, or can write to its root filesystem"; exit 1; }
 done
 .venv/bin/python -m deploy.compose_check images --images "$IMAGES"
 
