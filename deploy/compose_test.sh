@@ -64,7 +64,10 @@ repository=${REPOSITORY:-$work/model_repository}
 out=$work/loadtest
 mkdir -p "$repository" "$out"
 chown 1000:1000 "$out"
-[ -n "${REPOSITORY:-}" ] || { cp -r model_repository/. "$repository"; chown -R 1000:1000 "$repository"; }
+if [ -z "${REPOSITORY:-}" ]; then # as a fresh clone has it: no version
+  git ls-files model_repository | tar -c --files-from=- | tar -x --strip-components=1 --directory "$repository"
+  chown -R 1000:1000 "$repository"
+fi
 # Grafana's image is Grafana's alone; its provisioning is tested by schema. Whoever brings a repository needs no training.
 {
   echo "services:"
