@@ -22,6 +22,7 @@ from serving import gateway_config, gateway_routes
 from serving.access import read_access
 from serving.child_process import start_process
 from serving.embedded import CONTROL_HEADER, PREFIX
+from serving.gateway_tracing import add_tracing
 from serving.tracing import Tracing
 
 log = logging.getLogger("fruitstand.gateway")
@@ -98,8 +99,9 @@ class Gateway:
             port=self.port,
             tls=self.access,
             replicas=len(ports),
-            tracing=self._tracing,
         )
+        if self._tracing is not None:
+            add_tracing(document, self._tracing)
         write_json(self._scratch / "bootstrap.json", document)
         command = [
             str(envoy_program()),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from serving.access import Access
-from serving.tracing import Tracing
 
 MAX_REQUEST_BYTES = 8 << 20
 BUFFER_BYTES = MAX_REQUEST_BYTES + (1 << 20)
@@ -22,7 +21,6 @@ MAX_CONNECTIONS = 4096
 MAX_CALL_S = 60
 """For callers that name no deadline."""
 IDLE_S = 60
-COLLECTOR = "traces"
 PACKAGE = "type.googleapis.com/envoy"
 
 Json = dict[str, Any]
@@ -37,7 +35,6 @@ def bootstrap(
     tls: Access,
     replicas: int,
     dns: tuple[str, int] | None = None,
-    tracing: Tracing | None = None,
 ) -> Json:
     """The document Envoy is started with.
 
@@ -49,18 +46,14 @@ def bootstrap(
         tls: whether to speak TLS and to ask for clients' certificates.
         replicas: how many servers there are, at most.
         dns: name and port that all servers are found under; None watches the file of endpoints.
-        tracing: where spans go; None makes none.
     """
-    servers = _watched_servers(folder) if dns is None else _named_servers("triton", *dns)
-    clusters = [_cluster(replicas) | servers]
-    if tracing is not None:
-        clusters.append({"name": COLLECTOR} | _named_servers(COLLECTOR, *tracing.address))
+    servers = _watched_servers(folder) if dns is None else named_servers("triton", *dns)
     return {
         "node": {"id": "gateway", "cluster": "fruitstand"},
         "admin": {"address": _address("127.0.0.1", admin_port)},
         "static_resources": {
-            "listeners": [_listener(folder, listen=listen, port=port, tls=tls, tracing=tracing)],
-            "clusters": clusters,
+            "listeners": [_listener(folder, listen=listen, port=port, tls=tls)],
+            "clusters": [_cluster(replicas) | servers],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -86,11 +79,8 @@ def bootstrap(
     }
 
 
-def _listener(folder: Path, *, listen: str, port: int, tls: Access, tracing: Tracing | None) -> Json:
-    manager = _connection_manager(folder)
-    if tracing is not None:
-        manager["typed_config"]["tracing"] = _tracing(tracing)
-    chain: Json = {"filters": [manager]}
+def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
+    chain: Json = {"filters": [_connection_manager(folder)]}
     if tls.certificate is not None:
         context: Json = {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
@@ -179,20 +169,6 @@ def _connection_manager(folder: Path) -> Json:
     )
 
 
-def _tracing(tracing: Tracing) -> Json:
-    """Callers' `traceparent` decides, `random_sampling` where there is none."""
-    uri = {"uri": tracing.url, "cluster": COLLECTOR, "timeout": "2s"}
-    return {
-        "provider": typed(
-            "envoy.tracers.opentelemetry",
-            "config.trace.v3.OpenTelemetryConfig",
-            service_name="fruitstand-gateway",
-            http_service={"http_uri": uri},
-        ),
-        "random_sampling": {"value": 100 * tracing.share},
-    }
-
-
 def _access_log() -> Json:
     return typed(
         "envoy.access_loggers.stderr",
@@ -222,7 +198,7 @@ def _watched_servers(folder: Path) -> Json:
     return {"type": "EDS", "eds_cluster_config": {"eds_config": _watched(folder, "endpoints")}}
 
 
-def _named_servers(cluster: str, host: str, port: int) -> Json:
+def named_servers(cluster: str, host: str, port: int) -> Json:
     """Every address that the host's name has is a server, such as the pods behind a headless Service."""
     server = {"lb_endpoints": [{"endpoint": {"address": _address(host, port)}}]}
     return {

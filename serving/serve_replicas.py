@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from fruitstand.errors import ServerError, UsageError
@@ -75,7 +76,7 @@ def serve_replicas(
         log_path=log_path,
         config_name=config_name,
         trusted_keys=trusted_keys,
-        tracing=tracing,
+        tracing=tracing and replace(tracing, share=0.0),  # the gateway chooses
     )
     ended, asked_to_roll = threading.Event(), threading.Event()
     handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}
