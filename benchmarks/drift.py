@@ -5,7 +5,7 @@
 Every tenth class is left out, a model is trained on the others and served: what was left out is what it has
 never seen. Every other test image is the reference, the rest the clean windows; neither was trained on. The
 rest is `fruitstand drift record` and `fruitstand drift power`. What follows `--` goes to `fruitstand train`;
-data and model lie in `runs/drift/` and are used again.
+data and model lie in `runs/drift/`: what is there is used again, and a training that was cut off goes on.
 """
 
 import sys
@@ -69,11 +69,7 @@ def drift(
 ) -> None:
     """Record every kind and measure the power; exit 1 when an objective is missed."""
     known, unseen = split_classes(source, work)
-    repository = work / "model_repository"
-    if not (repository / "fruit_resnet" / "1").is_dir():
-        step("prepare", "data", "prepare", "--source", known, "--out", work / "data", "--validation", "frame")
-        step("train", "train", "--data", work / "data", "--out", work / "run", "--overwrite", *(extra or ()))
-        step("export", "export", "--run", work / "run", "--repository", repository, "--variants", "fp32,int8")
+    repository = make_model(known, work, extra or [])
     with TemporaryDirectory(prefix="fruitstand-drift-") as name:
         scratch = Path(name)
         images = sorted((known / "Test").glob("*/*.jpg"))
@@ -113,6 +109,19 @@ def drift(
         missed.append("clean")
     if missed:
         raise DataError(f"objectives missed: {', '.join(missed)}")
+
+
+def make_model(known: Path, work: Path, extra: list[str]) -> Path:
+    """Prepare, train and publish, as far as that is not done; the model repository."""
+    data, run, repository = (work / name for name in ("data", "run", "model_repository"))
+    if not (data / "manifest.parquet").is_file():
+        step("prepare", "data", "prepare", "--source", known, "--out", data, "--validation", "frame")
+    if not (run / "meta.json").is_file():
+        anew = ("--data", data, "--overwrite", *extra)
+        step("train", "train", "--out", run, *(["--resume"] if (run / "last.ckpt").is_file() else anew))
+    if not (repository / "fruit_resnet" / "1").is_dir():
+        step("export", "export", "--run", run, "--repository", repository, "--variants", "fp32,int8")
+    return repository
 
 
 def split_classes(source: Path, work: Path) -> tuple[Path, list[Path]]:

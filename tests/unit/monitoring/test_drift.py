@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fruitstand.samples import (
     write_samples,
 )
 from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import ks, measure, mmd, psi
+from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi
 from monitoring.drift.power import drift_power
 from monitoring.drift.report import drift_report
 
@@ -70,6 +71,24 @@ def test_mmd_is_about_zero_for_one_distribution_and_large_for_two() -> None:
     a, b = draw.normal(size=(2, 300, 64))
     assert abs(mmd(a, b)) < 0.02
     assert mmd(a + 1.0, b) > 0.1
+
+
+def test_a_drift_of_the_features_is_found_and_a_clean_window_is_not() -> None:
+    """Pictures and answers alike; calibrated on components, measured from all the features."""
+    draw = np.random.default_rng(0)
+
+    def with_features(seed: int, shift: float) -> Samples:
+        features = draw.normal(size=(200, 64)) * np.linspace(3, 0.1, 64) + shift
+        return replace(samples(200, seed=seed), features=features.astype(np.float32))
+
+    reference = with_features(0, 0.0)
+    assert principal_axes(reference.features).shape == (64, NUM_COMPONENTS)
+    limits = thresholds(reference, 200, num_classes=4)
+    values = [
+        measure(with_features(seed, shift), reference, num_classes=4)["mmd_features"]
+        for seed, shift in ((1, 0.0), (2, 1.0))
+    ]
+    assert values[0] < limits["mmd_features"] < values[1]
 
 
 def test_clean_windows_seldom_alarm_and_dark_ones_or_another_mix_always_do() -> None:
