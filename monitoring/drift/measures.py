@@ -73,7 +73,7 @@ def mmd(window: np.ndarray, reference: np.ndarray) -> float:
 
 
 def principal_axes(features: np.ndarray) -> np.ndarray:
-    """(D, C) the first principal components of (N, D) features; C is `NUM_COMPONENTS`, or D if that is less."""
+    """(D, C) the first principal components of (N, D) features; C is D where `NUM_COMPONENTS` is more."""
     width = features.shape[1]
     if width <= NUM_COMPONENTS:
         return np.eye(width, dtype=features.dtype)
