@@ -1,6 +1,7 @@
 """Does the scaling rule of deploy/kubernetes hold the objective? Load curves against a measured replica.
 
-    python -m benchmarks.autoscale_sim --capacity 1500 --max-queue 1024 --startup-s 45,300
+    python -m benchmarks.autoscale_sim --ramp runs/ramp/result.json --startup-s 45,300
+    python -m benchmarks.autoscale_sim --capacity 1500
 
 A replica is a queue that answers `capacity` images/s; what does not fit is refused, what is answered later
 than the limit misses the objective. The rule is read from autoscale.yaml, and is KEDA's: the largest of what
@@ -19,11 +20,14 @@ import yaml
 
 from benchmarks.provenance import provenance
 from benchmarks.stages import command_line
-from fruitstand.artefacts import write_json
+from fruitstand.artefacts import read_json, write_json
+from fruitstand.errors import UsageError
 
 RULE = Path(__file__).parents[1] / "deploy" / "kubernetes" / "base" / "autoscale.yaml"
 STEP_S = 1.0
 LENGTH_S = 3600
+LOAD_SHARE = 0.6
+"""Of a replica's capacity: to what docs/scale.md says to set the trigger on load."""
 OBJECTIVE = 0.99
 """Of the images, answered within the limit: the objective on latency in docs/runbook.md."""
 
@@ -45,15 +49,26 @@ class Rule:
     down_window_s: float
 
 
-def read_rule(capacity: float, path: Path = RULE) -> Rule:
-    """The rule that is deployed; its trigger on load, images/s there, is a share of `capacity` here."""
+def read_knee(path: Path) -> float:
+    """Images/s of a replica, by the result of `fruitstand loadtest --profile ramp`.
+
+    Raises:
+        UsageError: it has no knee, or the load had not reached it.
+    """
+    knees = read_json(path).get("knees") or [{"reached": False}]
+    if not knees[0]["reached"]:
+        raise UsageError(f"{path}: has no knee: more load would have given more images/s; ramp higher")
+    return float(knees[0]["images_per_s"])
+
+
+def read_rule(path: Path = RULE) -> Rule:
+    """The rule that is deployed, its trigger on load set as it has to be for the replicas at hand."""
     spec = yaml.safe_load(path.read_text())["spec"]
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     (up,), (down,) = behavior["scaleUp"]["policies"], behavior["scaleDown"]["policies"]
     pending = next(one for one in spec["triggers"] if one["name"] == "pending")
-    load = next(one for one in spec["triggers"] if one["name"] == "load")
     return Rule(
-        load_share=float(load["metadata"]["threshold"]) / capacity,
+        load_share=LOAD_SHARE,
         waiting_per_replica=float(pending["metadata"]["threshold"]),
         min_replicas=spec["minReplicaCount"],
         max_replicas=spec["maxReplicaCount"],
@@ -136,14 +151,19 @@ def simulate(
 
 
 def main(
-    capacity: Annotated[float, typer.Option(help="Images/s of a replica, measured: the knee of a ramp.")],
+    capacity: Annotated[float | None, typer.Option(help="Images/s of a replica.")] = None,
+    ramp: Annotated[Path | None, typer.Option(help="Result of a ramp that has it as its knee.")] = None,
     max_queue: Annotated[float, typer.Option(help="Images that may wait at a replica.")] = 1024,
     startup_s: Annotated[str, typer.Option(help="Pod on a warm node, and with a new node.")] = "45,300",
     limit_s: Annotated[float, typer.Option(help="Of an answer.")] = 0.5,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
     """Print a row for each rule, load curve and start-up time."""
-    deployed = read_rule(capacity)
+    if (capacity is None) == (ramp is None):
+        raise typer.BadParameter("give one of --capacity and --ramp")
+    capacity = read_knee(ramp) if ramp is not None else capacity
+    deployed = read_rule()
+    print(f"{capacity:g} images/s a replica: threshold of the trigger 'load' {LOAD_SHARE * capacity:.0f}\n")
     rows: list[dict[str, Any]] = []
     for start in map(float, startup_s.split(",")):
         for words, rule in {"waiting": replace(deployed, load_share=0.0), "and load": deployed}.items():

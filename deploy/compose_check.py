@@ -1,64 +1,140 @@
-"""What has to hold while the composition runs: images are answered, and Prometheus counted them."""
+"""What has to hold while the composition runs: answers come, Prometheus counted them, alerts are right."""
 
 import json
+import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fruitstand.errors import ServerError
+from fruitstand.artefacts import read_json
+from fruitstand.errors import FruitstandError, ServerError
 from fruitstand_client import Client
 from fruitstand_client.sources import find_images
 
-NUM_IMAGES = 1000
+NUM_IMAGES, BATCH = 1000, 20
+NUM_TARGETS = 4
+"""Two servers, the gateway, and the watch for drift."""
 PROMETHEUS = "http://127.0.0.1:9090"
-COUNTED = 'sum(nv_inference_count{model="fruit_classifier"})'
-SCRAPED_WITHIN_S = 60.0
+CALLS = 'sum(envoy_cluster_grpc_answers{grpc_method="ModelInfer",grpc_code="0"})'
+"""Calls that the gateway answered with OK."""
+NOT_OK = 'sum(envoy_cluster_grpc_answers{grpc_method="ModelInfer",grpc_code!="0"})'
+EXTRA_IMAGES = (
+    'sum(nv_inference_count{model="fruit_classifier"})'
+    ' - sum(nv_inference_request_success{model="fruit_classifier"})'
+)
+"""Images that came along with another one: health checks, of one image each, do not change it."""
+FIRING = 'ALERTS{alertstate="firing"}'
+WITHIN_S = 60.0
+ALERT_WITHIN_S = 240.0
+
+app = typer.Typer(add_completion=False)
+Images = Annotated[Path, typer.Option(help="Folder with images.")]
+Gateway = Annotated[str, typer.Option(help="HOST:PORT.")]
 
 
-def check(
-    images: Annotated[Path, typer.Option(help="Folder with images.")],
-    url: Annotated[str, typer.Option(help="HOST:PORT of the gateway.")] = "127.0.0.1:8001",
-) -> None:
-    """Classify a thousand images and hold Prometheus' counter against the client's own count."""
-    before = wait_for(lambda value: value is not None)
-    paths = list(islice(cycle(find_images([str(images)])), NUM_IMAGES))
-    with Client(url) as client:
-        answers = list(client.classify_stream(paths))
-    failed = [one for one in answers if one.failure is not None]
+@app.command()
+def images(images: Images, url: Gateway = "127.0.0.1:8001") -> None:
+    """Classify a thousand images, and hold Prometheus' counters against what was sent."""
+    wait_for(
+        lambda: len(ask("up == 1")) == NUM_TARGETS, WITHIN_S, lambda: f"not all are scraped: {ask('up')}"
+    )
+    before = counters()
+    paths = islice(cycle(find_images([str(images)])), NUM_IMAGES)
+    with Client(url, batch_size=BATCH) as client:
+        failed = sum(one.failure is not None for one in client.classify_stream(paths))
+    num_calls = NUM_IMAGES // BATCH
     if failed:
-        raise ServerError(f"{len(failed)} of {len(answers)} failed, the first: {failed[0].error}")
-    wanted = (before or 0) + len(answers)
-    counted = wait_for(lambda value: value is not None and value >= wanted)
-    if counted != wanted:
-        raise ServerError(f"Prometheus counted {counted}, the client {wanted}")
-    print(f"{len(answers)} images, 0 failures; Prometheus counted {counted - (before or 0):.0f} of them")
+        raise ServerError(f"{failed} of {NUM_IMAGES} images failed")
+    agree(before, {"calls": num_calls, "extra_images": NUM_IMAGES - num_calls, "not_ok": 0})
+    print(f"{NUM_IMAGES} images in {num_calls} calls, 0 failures; Prometheus counted exactly these")
 
 
-def wait_for(good):  # type: ignore[no-untyped-def]
-    """The counter, once it is as wanted.
+@app.command()
+def locust(
+    result: Annotated[Path, typer.Option(help="Where its result will be.")], command: list[str]
+) -> None:
+    """Run the load test, and hold Prometheus' counters against Locust's."""
+    before = counters()
+    subprocess.run(command, check=True, timeout=600)
+    num_calls = read_json(result)["accounted"]["num_calls"]
+    # One more: the question whether the server answers at all. One image each.
+    agree(before, {"calls": num_calls + 1, "extra_images": 0, "not_ok": 0})
+    print(f"{num_calls} calls of Locust, 0 failures; Prometheus counted exactly these")
+
+
+@app.command()
+def alerts(
+    images: Images,
+    firing: Annotated[str, typer.Option(help="Wait until these fire, with commas.")] = "",
+    silent: Annotated[str, typer.Option(help="Wait until none of these fires.")] = "",
+    url: Gateway = "127.0.0.1:8001",
+) -> None:
+    """Wait for alerts; callers are answered all the while."""
+    come, gone = (set(filter(None, names.split(","))) for names in (firing, silent))
+    paths = list(islice(find_images([str(images)]), BATCH))
+    started, answered = time.monotonic(), 0
+
+    def as_wanted() -> bool:
+        nonlocal answered
+        with Client(url) as client:
+            for one in client.classify(paths):
+                if one.failure is not None:
+                    raise one.failure
+                answered += 1
+        found = {row["metric"]["alertname"] for row in ask(FIRING)}
+        return come <= found and not gone & found
+
+    wait_for(as_wanted, ALERT_WITHIN_S, lambda: f"firing is {ask(FIRING)}")
+    words = [f"{name} fires" for name in sorted(come)] + [f"{name} is resolved" for name in sorted(gone)]
+    took_s = time.monotonic() - started
+    print(f"{', '.join(words)} after {took_s:.0f} s; {answered} images meanwhile, 0 failures")
+
+
+def agree(before: dict[str, float], grown: dict[str, int]) -> None:
+    """Wait until Prometheus' counters have grown by just this."""
+    wanted = {name: before[name] + by for name, by in grown.items()}
+    wait_for(
+        lambda: counters() == wanted, WITHIN_S, lambda: f"Prometheus has {counters()}, the client {wanted}"
+    )
+
+
+def counters() -> dict[str, float]:
+    """As Prometheus has them; 0 before one first counts."""
+    queries = {"calls": CALLS, "extra_images": EXTRA_IMAGES, "not_ok": NOT_OK}
+    return {name: float(next(iter(ask(q)), {"value": (0, "0")})["value"][1]) for name, q in queries.items()}
+
+
+def ask(query: str) -> list[dict[str, Any]]:
+    """The samples of an instant query."""
+    url = f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return rows
+
+
+def wait_for(condition: Callable[[], bool], within_s: float, missing: Callable[[], str]) -> None:
+    """Until it holds.
 
     Raises:
-        ServerError: it did not get there.
+        ServerError: it did not in time.
     """
-    deadline, value = time.monotonic() + SCRAPED_WITHIN_S, None
-    while time.monotonic() < deadline:
-        query = urllib.parse.urlencode({"query": COUNTED})
-        try:
-            with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/query?{query}", timeout=5) as answer:
-                rows = json.load(answer)["data"]["result"]
-        except OSError:
-            rows = []
-        value = float(rows[0]["value"][1]) if rows else None
-        if good(value):
-            return value
-        time.sleep(1)
-    raise ServerError(f"Prometheus: {COUNTED} is {value} after {SCRAPED_WITHIN_S:.0f} s")
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ServerError(missing())
+        time.sleep(2)
 
 
 if __name__ == "__main__":
-    typer.run(check)
+    try:
+        app()
+    except FruitstandError as exc:
+        print(f"compose-test: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)

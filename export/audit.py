@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("fruitstand.export")
+from fruitstand.audit import AUDIT_NAME
 
-AUDIT_NAME = "audit.jsonl"
+log = logging.getLogger("fruitstand.export")
 
 
 def record(repository: Path, action: str, version: int | None, **details: Any) -> None:
@@ -60,13 +60,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name
         return str(os.getuid())
-
-
-def read_audit(repository: Path) -> list[dict[str, Any]]:
-    """The audit log's entries, oldest first; a line that a crash tore is left out."""
-    path = repository / AUDIT_NAME
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries

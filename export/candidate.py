@@ -36,7 +36,7 @@ from export.structure import structure_gate
 from export.validation import Validation, read_validation
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_directory, sha256_file, sweep_temporaries, write_json
-from fruitstand.contract import EMBEDDED_SERVER_VERSION
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
@@ -119,8 +119,11 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     served = draft.directory / draft.serve["cpu_model"]
     count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
-    answers = run_batches(open_session(served, draft.serve["cpu_engine"]), validation.served_nhwc_u8)
-    reference = describe(validation.served_nhwc_u8, answers)
+    session = open_session(served, draft.serve["cpu_engine"])
+    answers, features = (
+        run_batches(session, validation.served_nhwc_u8, name) for name in (PROBABILITIES, FEATURES)
+    )
+    reference = describe(validation.served_nhwc_u8, answers, features)
     write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
 
 

@@ -60,15 +60,17 @@ def has_engine(engine: str) -> bool:
     return _PROVIDERS[engine] in onnxruntime.get_available_providers()
 
 
-def run_batches(session: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
-    """(N, C) probabilities for any number of images, at most `MAX_BATCH_SIZE` a call.
+def run_batches(
+    session: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray, output: str = PROBABILITIES
+) -> np.ndarray:
+    """(N, C) probabilities for any number of images, at most `MAX_BATCH_SIZE` a call; or another output.
 
     Raises:
         ArtefactError: the model fails while it computes.
     """
     parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
     try:
-        return np.concatenate([session.run([PROBABILITIES], {PIXELS: part})[0] for part in parts])
+        return np.concatenate([session.run([output], {PIXELS: part})[0] for part in parts])
     except Exception as exc:  # as above
         raise ArtefactError(f"the model cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc
 

@@ -1,16 +1,17 @@
-"""The ONNX graph: raw pixels in, probabilities out, any batch size."""
+"""The ONNX graph: raw pixels in, probabilities out and the features they come from, any batch size."""
 
 import copy
 import logging
 import warnings
 from pathlib import Path
 
+import onnx
 import safetensors.torch
 import timm
 import torch
 
 from export.metadata import set_metadata, write_model
-from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.runs import Run
 
 OPSET = 18
@@ -90,5 +91,23 @@ def export_onnx(
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
+    _expose_features(proto)
     set_metadata(proto, metadata)
     write_model(proto, path)
+
+
+def _expose_features(proto: onnx.ModelProto) -> None:
+    """Add what the last layer reads as a second output; what is not asked for is not copied.
+
+    The copy stands at the end, so that what converts the network leaves it alone.
+    """
+    graph = proto.graph
+    last = next(node for node in reversed(graph.node) if node.op_type in ("Gemm", "MatMul"))
+    (batch, _) = graph.output[0].type.tensor_type.shape.dim
+    weights = next(one for one in graph.initializer if one.name == last.input[1])
+    transposed = any(one.name == "transB" and one.i for one in last.attribute)
+    width = weights.dims[1 if transposed else 0]
+    graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [FEATURES], name="features"))
+    graph.output.append(
+        onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, [batch.dim_param, width])
+    )

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.audit import audited, read_audit
+from export.audit import audited
 from export.render import ServedFiles, render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
+from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning

@@ -7,7 +7,7 @@ import onnx
 from google.protobuf.message import Message
 
 from export.gates import Gate, at_most
-from fruitstand.contract import PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 
@@ -45,7 +45,9 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     graph, element = model.graph, onnx.TensorProto
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
-    problems += _value_problems("output", graph.output, PROBABILITIES, element.FLOAT, [num_classes])
+    # Features may come along, last: only drift detection takes them.
+    answers = [value for value in graph.output if value.name != FEATURES]
+    problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
     return problems
 
 

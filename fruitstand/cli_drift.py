@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Json, Repository, Url, needs, print_json
+from fruitstand.cli_shared import Json, Port, Repository, Url, needs, print_json
 
 app = typer.Typer(help="Compare what was served with what the model knows.", no_args_is_help=True)
 
@@ -42,6 +42,33 @@ def report(
         print(f"report: {out / 'drift.html'}")
     if result["drifted"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    samples: Annotated[Path, typer.Argument(help="Folder that servers fill (FRUITSTAND_SAMPLES).")],
+    out: Annotated[Path, typer.Option(help="Folder for drift.json, drift.prom and drift.html.")],
+    repository: Repository = Path("model_repository"),
+    reference: Annotated[
+        Path | None, typer.Option(help="Clean samples; default: those in the model version.")
+    ] = None,
+    window_size: WindowSize = 500,
+    interval_s: Annotated[float, typer.Option(min=1, help="From one report to the next.")] = 600.0,
+    port: Port = 9102,
+) -> None:
+    """Report every few minutes, and show the newest report: /metrics for Prometheus, / for people."""
+    with needs("drift"):
+        from monitoring.drift.watch import watch_drift
+
+        watch_drift(
+            samples,
+            repository=repository,
+            reference=reference,
+            window_size=window_size,
+            out=out,
+            interval_s=interval_s,
+            port=port,
+        )
 
 
 @app.command()

@@ -1,14 +1,20 @@
-"""The verbs of the serving stage: `serve` and `doctor`."""
+"""The verbs of the serving stage: `serve`, `gateway` and `doctor`."""
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, needs, print_json
 from fruitstand.errors import UsageError
+
+Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Let FRUITSTAND_LISTEN be seen by others without TLS.")
+]
+LOOPBACK = "127.0.0.1"
 
 
 def serve(
@@ -26,16 +32,12 @@ def serve(
     gateway: Annotated[
         bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port.")
     ] = False,
-    access: Annotated[
-        Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let FRUITSTAND_LISTEN be seen by others without TLS.")
-    ] = False,
+    access: Access = None,
+    insecure: Insecure = False,
 ) -> None:
     """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
-    listen = os.environ.get("FRUITSTAND_LISTEN", "127.0.0.1")
-    if not gateway and (replicas > 1 or access is not None or insecure or listen != "127.0.0.1"):
+    listen = os.environ.get("FRUITSTAND_LISTEN", LOOPBACK)
+    if not gateway and (replicas > 1 or access is not None or insecure or listen != LOOPBACK):
         raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
     if gateway and web_port is not None:
         raise UsageError("--web-port is of the server without --gateway; leave one of them out")
@@ -54,6 +56,7 @@ def serve(
                 trusted_keys=trusted_keys,
                 access_directory=access,
                 insecure=insecure,
+                tracing=_tracing(),
             )
             return
 
@@ -68,7 +71,40 @@ def serve(
             log_path=log,
             trusted_keys=trusted_keys,
             web_port=web_port,
+            tracing=_tracing(),
         )
+
+
+def gateway(
+    replica: Annotated[
+        list[int], typer.Option(min=1, max=65535, help="gRPC port of a server on this machine; repeatable.")
+    ],
+    port: Port = 8001,
+    metrics_port: Port = 9901,
+    access: Access = None,
+    log: Annotated[Path | None, typer.Option(help="Append Envoy's log and the access log.")] = None,
+    insecure: Insecure = False,
+) -> None:
+    """Put Envoy before servers that run already; one JSON line on stdout says when it listens."""
+    with needs("gateway"):
+        from serving.serve_gateway import serve_gateway
+
+        serve_gateway(
+            replica,
+            listen=os.environ.get("FRUITSTAND_LISTEN", LOOPBACK),
+            port=port,
+            metrics_port=metrics_port,
+            log_path=log,
+            access_directory=access,
+            insecure=insecure,
+            tracing=_tracing(),
+        )
+
+
+def _tracing() -> Any:
+    from serving.tracing import read_tracing
+
+    return read_tracing(os.environ.get("FRUITSTAND_TRACES"), os.environ.get("FRUITSTAND_TRACES_SHARE"))
 
 
 def doctor(as_json: Json = False) -> None:

@@ -17,7 +17,8 @@ ENCODED = "ENCODED"
 PIXELS = "PIXELS"
 PROBABILITIES = "PROBABILITIES"
 FEATURES = "FEATURES"
-"""Pooled features, where a model exports them as a second output; drift detection takes them."""
+"""Pooled features, the second output of a model's file. No `config.pbtxt` names it: an ensemble would have
+to carry it along; the embedded server's sampler asks for it."""
 
 API_KEY_HEADER = "x-api-key"
 """In which a request carries its key."""

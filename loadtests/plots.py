@@ -15,12 +15,14 @@ def draw(result: dict[str, Any], out: Path) -> list[Path]:
 
     Args:
         result: as the schema says.
-        out: folder; gets `over_time.png`, `against_load.png` and `steps.png`.
+        out: folder; gets `against_load.png`, and `steps.png` and `over_time.png` where they are known.
 
     Returns:
         The files.
     """
-    drawn = [_against_load(result, out / "against_load.png"), _steps(result, out / "steps.png")]
+    drawn = [_against_load(result, out / "against_load.png")]
+    if result["points"][0]["steps"]:
+        drawn.append(_steps(result, out / "steps.png"))
     if result["over_time"]:
         drawn.append(_over_time(result, out / "over_time.png"))
     return drawn

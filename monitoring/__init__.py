@@ -1,6 +1,6 @@
 """What to watch: Prometheus scrapes and rules, alerts with their tests, Grafana dashboards.
 
-`prometheus.yml` and `rules/` are what Prometheus runs, `tests/` is what promtool checks them with,
-`captured/` holds metrics pages of what a machine without GPU or gateway cannot show, `grafana/` is what
+`prometheus.yml`, `targets/` and `rules/` are what Prometheus runs, `tests/` is what promtool checks them
+with, `captured/` holds metrics pages of what a machine without GPU or gateway cannot show, `grafana/` is what
 Grafana loads. The dashboards are rendered from `boards/` by `python -m monitoring.dashboards`.
 """

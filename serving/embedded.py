@@ -24,6 +24,7 @@ from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import thread_budget, thread_environment
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
 from serving.child_process import start_process
+from serving.tracing import Tracing
 
 BACKENDS = Path(__file__).parent / "backends"
 LOOPBACK = "127.0.0.1"
@@ -57,6 +58,7 @@ class EmbeddedServer:
         auto_complete: bool = False,
         threads: int | None = None,
         control_key: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Choose what to serve and where; nothing is started yet.
 
@@ -74,6 +76,7 @@ class EmbeddedServer:
             threads: its share of the machine's threads; None takes them all.
             control_key: without it nobody reaches model control, shared memory, trace, log settings and
                 statistics; None leaves them open to this machine.
+            tracing: where spans go; None makes none.
 
         Raises:
             UsageError: no repository, nothing published in it, or a port is taken.
@@ -89,6 +92,7 @@ class EmbeddedServer:
         self._trusted_keys = trusted_keys
         self._threads = thread_budget() if threads is None else threads
         self._control_key = control_key
+        self._tracing = tracing
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -217,6 +221,16 @@ class EmbeddedServer:
                 "--allow-sagemaker=false",
                 "--allow-vertex-ai=false",
                 "--grpc-http2-max-ping-strikes=0",  # the gateway asks every second whether it hangs
+            ]
+        if self._tracing is not None:
+            # Triton counts the requests without a caller's trace: every so many of them are traced.
+            every = round(1 / self._tracing.share) if self._tracing.share else 0
+            arguments += [
+                "--trace-config=mode=opentelemetry",
+                f"--trace-config=opentelemetry,url={self._tracing.url}",
+                "--trace-config=opentelemetry,resource=service.name=fruitstand-triton",
+                "--trace-config=level=TIMESTAMPS",
+                f"--trace-config=rate={every}",
             ]
         if self._config_name is not None:
             arguments.append(f"--model-config-name={self._config_name}")

@@ -23,6 +23,8 @@ from serving import gateway_config, gateway_routes, gateway_upstream
 from serving.access import Access, read_access
 from serving.child_process import start_process
 from serving.embedded import CONTROL_HEADER, PREFIX
+from serving.gateway_tracing import add_tracing
+from serving.tracing import Tracing
 
 log = logging.getLogger("fruitstand.gateway")
 
@@ -44,6 +46,7 @@ class Gateway:
         metrics_port: int,
         access_directory: Path | None,
         log_path: Path | None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Read who may call; nothing is started yet.
 
@@ -53,6 +56,7 @@ class Gateway:
             metrics_port: of its Prometheus page, on loopback.
             access_directory: see `serving.access`; None lets everybody in.
             log_path: of Envoy's log and the access log; None is our stderr.
+            tracing: where spans go; None makes none.
 
         Raises:
             UsageError: the folder is not there or incomplete.
@@ -63,6 +67,7 @@ class Gateway:
         self._directory = access_directory
         self._log_path = log_path
         self._complaint = ""
+        self._tracing = tracing
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -76,11 +81,12 @@ class Gateway:
         """URL of the Prometheus page."""
         return f"http://127.0.0.1:{self.metrics_port}/stats/prometheus"
 
-    def start(self, ports: Mapping[int, bool]) -> None:
+    def start(self, ports: Mapping[int, bool], *, needs_replica: bool = True) -> None:
         """Start Envoy and wait until it listens and has found a replica that is ready.
 
         Args:
             ports: of the replicas, and whether calls may go there.
+            needs_replica: False is content when it listens; the replicas may come later.
 
         Raises:
             ServerError: Envoy ended by itself, or found no replica in time.
@@ -96,14 +102,19 @@ class Gateway:
             tls=self.access,
             replicas=len(ports),
         )
+        if self._tracing is not None:
+            add_tracing(document, self._tracing)
         write_json(self._scratch / "bootstrap.json", document)
         self._launch()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self.statistic("cluster.triton.membership_healthy") < 1 or self._admin("/ready") is None:
+        while self._admin("/ready") is None or (
+            needs_replica and self.statistic("cluster.triton.membership_healthy") < 1
+        ):
             if not self.is_alive():
                 raise ServerError("the gateway ended while starting; see its log")
             if time.monotonic() > deadline:
-                raise ServerError("the gateway found no replica that is ready; see its log")
+                missing = "found no replica that is ready" if needs_replica else "does not answer"
+                raise ServerError(f"the gateway {missing}; see its log")
             time.sleep(0.05)
 
     def restart(self) -> None:
@@ -113,7 +124,7 @@ class Gateway:
 
     def _launch(self) -> None:
         command = [
-            str(_envoy()),
+            str(envoy_program()),
             "--config-path",
             str(self._folder() / "bootstrap.json"),
             "--concurrency",
@@ -235,7 +246,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _envoy() -> Path:
+def envoy_program() -> Path:
     """The wheel's program, made executable (installers drop that bit)."""
     from importlib.metadata import PackageNotFoundError, files
 

@@ -13,33 +13,49 @@ from pathlib import Path
 from serving.access import Access
 from serving.envoy_json import PACKAGE, Json, address, typed, watched
 from serving.gateway_limits import BUFFER_BYTES, IDLE_S, MAX_CALL_S, MAX_CONNECTIONS, MAX_REQUEST_BYTES
-from serving.gateway_upstream import triton_cluster
+from serving.gateway_upstream import named_servers, triton_cluster, watched_servers
 
 ADMIN_SOCKET = "admin"
 """In the gateway's folder, which nobody else may enter."""
+SHOWN = ("/stats/prometheus", "/ready")
 
 
-def bootstrap(folder: Path, *, metrics_port: int, listen: str, port: int, tls: Access, replicas: int) -> Json:
+def bootstrap(
+    folder: Path,
+    *,
+    metrics_port: int,
+    listen: str,
+    port: int,
+    tls: Access,
+    replicas: int,
+    metrics_listen: str = "127.0.0.1",
+    admin: Json | None = None,
+    dns: tuple[str, int] | None = None,
+) -> Json:
     """The document Envoy is started with.
 
     Args:
         folder: of the watched files.
-        metrics_port: of the Prometheus page, always on loopback; the rest of the admin endpoint is a Unix
-            socket in the folder.
+        metrics_port: of the Prometheus page and `/ready`, which is all that is shown of the admin endpoint.
         listen: address to listen on.
         port: of the gateway.
         tls: whether to speak TLS and to ask for clients' certificates.
-        replicas: how many servers there are.
+        replicas: how many servers there are, at most.
+        metrics_listen: address of the Prometheus page.
+        admin: address of the admin endpoint; None makes a Unix socket in the folder.
+        dns: name and port that all servers are found under; None watches the file of endpoints.
     """
+    admin = admin or {"pipe": {"path": str(folder / ADMIN_SOCKET), "mode": 0o600}}
+    servers = watched_servers(folder) if dns is None else named_servers("triton", *dns)
     return {
         "node": {"id": "gateway", "cluster": "fruitstand"},
-        "admin": {"address": _admin(folder)},
+        "admin": {"address": admin},
         "static_resources": {
             "listeners": [
                 _listener(folder, listen=listen, port=port, tls=tls),
-                _metrics_listener(metrics_port),
+                _metrics_listener(metrics_listen, metrics_port),
             ],
-            "clusters": [triton_cluster(folder, replicas), _admin_cluster(folder)],
+            "clusters": [triton_cluster(servers, replicas), _admin_cluster(admin)],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -91,30 +107,26 @@ def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
     }
 
 
-def _metrics_listener(port: int) -> Json:
-    """Of the admin endpoint only the metrics: the rest ends Envoy, or shows keys' hashes and certificates."""
-    page = {"match": {"path": "/stats/prometheus"}, "route": {"cluster": "admin"}}
+def _metrics_listener(listen: str, port: int) -> Json:
+    """Of the admin endpoint no more: the rest ends Envoy, or shows keys' hashes and certificates."""
+    shown = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in SHOWN]
     manager = typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="metrics",
-        route_config={"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": [page]}]},
+        route_config={"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": shown}]},
         http_filters=[typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")],
     )
     return {
         "name": "metrics",
-        "address": address("127.0.0.1", port),
+        "address": address(listen, port),
         "enable_reuse_port": False,
         "filter_chains": [{"filters": [manager]}],
     }
 
 
-def _admin(folder: Path) -> Json:
-    return {"pipe": {"path": str(folder / ADMIN_SOCKET), "mode": 0o600}}
-
-
-def _admin_cluster(folder: Path) -> Json:
-    endpoint = {"endpoint": {"address": _admin(folder)}}
+def _admin_cluster(admin: Json) -> Json:
+    endpoint = {"endpoint": {"address": admin}}
     return {
         "name": "admin",
         "type": "STATIC",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving.envoy_json import PACKAGE, Json, address, watched
+from serving.envoy_json import PACKAGE, Json, address, typed, watched
 from serving.gateway_limits import BUFFER_BYTES, IN_FLIGHT_PER_REPLICA
 
 KEEPALIVE = {"interval": "1s", "timeout": "2s"}
@@ -10,15 +10,33 @@ KEEPALIVE = {"interval": "1s", "timeout": "2s"}
 connections without calls only."""
 
 
-def triton_cluster(folder: Path, replicas: int) -> Json:
-    """All of them; where they are stands in a document that is watched."""
+def watched_servers(folder: Path) -> Json:
+    """Where the servers are stands in a document that is watched."""
+    return {"type": "EDS", "eds_cluster_config": {"eds_config": watched(folder, "endpoints")}}
+
+
+def named_servers(cluster: str, host: str, port: int) -> Json:
+    """Every address that the host's name has is a server, such as the pods behind a headless Service."""
+    server = {"lb_endpoints": [{"endpoint": {"address": address(host, port)}}]}
+    return {
+        "cluster_type": typed(
+            "envoy.clusters.dns",
+            "extensions.clusters.dns.v3.DnsCluster",
+            dns_refresh_rate="5s",
+            dns_lookup_family="V4_PREFERRED",
+        ),
+        "load_assignment": {"cluster_name": cluster, "endpoints": [server]},
+    }
+
+
+def triton_cluster(servers: Json, replicas: int) -> Json:
+    """All replicas, where `servers` says they are."""
     in_flight = IN_FLIGHT_PER_REPLICA * replicas
     # A replica that dies takes its share of what is under way with it: all of that is repeated at once.
     budget_pct = min(100.0, 100.0 / replicas + 20.0)
     return {
         "name": "triton",
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": watched(folder, "endpoints")},
+        **servers,
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,

@@ -27,8 +27,8 @@ IMAGES_VARIABLE = "FRUITSTAND_SAMPLES_KEEP_IMAGES"
 DEFAULT_RATE_PER_S = 4.0
 FILE_SAMPLES, FILE_AGE_S = 100, 60.0
 """A file is written when it holds so many, or when its first sample is so old."""
-MAX_FILES = 1000
-"""The oldest is removed for the next: a hundred thousand samples, about 7 MB without images."""
+MAX_FILES = 200
+"""The oldest is removed for the next: twenty thousand samples, about 40 MB with 512 features each."""
 QUEUE_LENGTH = 32
 
 
@@ -74,13 +74,17 @@ class Sampler:
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
 
+    def is_due(self) -> bool:
+        """Whether the next batch should be offered."""
+        return time.monotonic() >= self._next_s and self._thread.is_alive()
+
     def offer(
         self, pixels_nhwc_u8: np.ndarray, probabilities: np.ndarray, features: np.ndarray | None = None
     ) -> None:
-        """Show a batch; at most one image of it is copied, the others are not touched."""
-        now_s = time.monotonic()
-        if now_s < self._next_s or not self._thread.is_alive():
+        """Show a batch; where a sample is due one image of it is copied, the others are not touched."""
+        if not self.is_due():
             return
+        now_s = time.monotonic()
         # Not a fixed step: traffic that comes in the same rhythm would always show the same caller.
         self._next_s = now_s + self._interval_s * self._draw.uniform(0.5, 1.5)
         row = int(self._draw.integers(len(pixels_nhwc_u8)))

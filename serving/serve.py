@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fruitstand.errors import ServerError
 from serving.embedded import EmbeddedServer
+from serving.tracing import Tracing
 from serving.web import WebServer
 
 
@@ -20,6 +21,7 @@ def serve(
     log_path: Path | None,
     trusted_keys: Path | None = None,
     web_port: int | None = None,
+    tracing: Tracing | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
 
@@ -34,6 +36,7 @@ def serve(
         log_path: of tritonserver's log; None sends it to stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         web_port: of the page to try the model with; None serves none, 0 takes a free one.
+        tracing: where spans go; None makes none.
 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
@@ -54,6 +57,7 @@ def serve(
             config_name=config_name,
             log_path=log_path,
             trusted_keys=trusted_keys,
+            tracing=tracing,
         )
         try:
             server.start()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from fruitstand.errors import UsageError
@@ -14,12 +15,13 @@ from serving.access import check_exposure
 from serving.embedded import PREFIX, claim_ports
 from serving.gateway import Gateway
 from serving.replicas import Replicas
+from serving.tracing import Tracing
 
 log = logging.getLogger("fruitstand.serve")
 
 LOOK_S = 0.25
 GATEWAY_METRICS_PORT = 9901
-"""Where monitoring/gateway.yml looks."""
+"""Where monitoring/targets looks."""
 
 
 def serve_replicas(
@@ -34,6 +36,7 @@ def serve_replicas(
     trusted_keys: Path | None,
     access_directory: Path | None,
     insecure: bool,
+    tracing: Tracing | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP restarts the replicas one after the other.
 
@@ -51,6 +54,7 @@ def serve_replicas(
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         access_directory: certificates and API keys, see `serving.access`.
         insecure: listen beyond this machine without TLS.
+        tracing: where spans go; None makes none.
 
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
@@ -68,6 +72,7 @@ def serve_replicas(
         metrics_port=gateway_metrics_port,
         access_directory=access_directory,
         log_path=gateway_log,
+        tracing=tracing,
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     servers = Replicas(
@@ -78,6 +83,7 @@ def serve_replicas(
         config_name=config_name,
         trusted_keys=trusted_keys,
         announce=lambda: gateway.place(servers.ports),
+        tracing=tracing and replace(tracing, share=0.0),  # the gateway chooses
     )
     _run(gateway, servers)
 

@@ -15,6 +15,7 @@ CAPTURED = MONITORING / "captured"
 OF_PROMETHEUS = (
     ("up", {"job": "triton"}),
     ("up", {"job": "envoy"}),
+    ("up", {"job": "drift"}),
     ("ALERTS", {"alertname": "", "alertstate": "firing", "severity": "page"}),
 )
 OF_A_TARGET = {"instance", "job"}
@@ -50,8 +51,8 @@ class Known:
 
 def known_series(*pages: str) -> Known:
     """Everything on these pages, renamed as our Prometheus renames it, and what our rules record."""
-    (gateway,) = yaml.safe_load((MONITORING / "gateway.yml").read_text())["scrape_configs"]
-    relabel = gateway["metric_relabel_configs"]
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    (relabel,) = (job["metric_relabel_configs"] for job in jobs if job["job_name"] == "envoy")
     series = [_relabelled(name, labels, relabel) for page in pages for name, labels in _samples(page)]
     recorded = [(rule["record"], rule.get("labels", {})) for rule in rules() if "record" in rule]
     return Known([*series, *OF_PROMETHEUS], recorded)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from itertools import chain, islice
 from typing import Any
 
@@ -129,7 +130,9 @@ class Client(_Connection):
         with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
             try:
                 for group in chain(ahead, groups):
-                    pending.append(pool.submit(self._drive, self._exchange.answer(group, top_k), stopped))
+                    run = copy_context().run  # the caller's trace
+                    steps = self._exchange.answer(group, top_k)
+                    pending.append(pool.submit(run, self._drive, steps, stopped))
                     while pending and (len(pending) >= 2 * self._in_flight or pending[0].done()):
                         yield from pending.popleft().result()
                 while pending:

@@ -24,6 +24,7 @@ from fruitstand.errors import UsageError
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
 from fruitstand_client.tls import Tls
+from fruitstand_client.tracing import trace_headers
 
 log = logging.getLogger("fruitstand.client")
 
@@ -60,7 +61,7 @@ class Wire:
         self.url = url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
-        self._metadata = [(API_KEY_HEADER, api_key)] if api_key else []
+        self._key = [(API_KEY_HEADER, api_key)] if api_key else []
         endpoints = _endpoints(url)
         if api_key and tls is None and not all(_is_loopback(host) for host, _ in endpoints):
             raise UsageError(
@@ -98,8 +99,8 @@ class Wire:
         return request
 
     def metadata(self, request: Any) -> list[tuple[str, str]]:
-        """What goes with a request: its id for a gateway's log, and the API key."""
-        return [(REQUEST_ID_HEADER, request.id), *self._metadata]
+        """What goes with a request: its id for a gateway's log, the API key, and the caller's trace."""
+        return [(REQUEST_ID_HEADER, request.id), *self._key, *trace_headers()]
 
     def predictions(self, response: Any, num_images: int) -> list[Prediction]:
         """The answers in a ModelInferResponse, without names.

@@ -30,7 +30,8 @@ def measure(window: Samples, reference: Samples, *, num_classes: int) -> dict[st
         values[f"ks_{name}"] = ks(window.statistics[:, column], reference.statistics[:, column])
     width = reference.features.shape[1]
     if width and window.features.shape[1] == width:
-        values[FEATURES] = mmd(window.features, reference.features)
+        axes = principal_axes(reference.features)
+        values[FEATURES] = mmd(window.features @ axes, reference.features @ axes)
     return values
 
 
@@ -55,14 +56,12 @@ def ks(window: np.ndarray, reference: np.ndarray) -> float:
 
 
 def mmd(window: np.ndarray, reference: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel, on the reference's principal components.
+    """Squared maximum mean discrepancy with a Gaussian kernel, of at most `MAX_KERNEL_SAMPLES` rows a side.
 
     Source:
         Gretton et al., A Kernel Two-Sample Test (2012), unbiased estimate; bandwidth by the median distance.
     """
-    centre = reference.mean(axis=0)
-    _, _, axes = np.linalg.svd(_thinned(reference) - centre, full_matrices=False)
-    x, y = ((_thinned(one) - centre) @ axes[:NUM_COMPONENTS].T for one in (window, reference))
+    x, y = _thinned(window), _thinned(reference)
     every = np.concatenate([x, y])
     lengths = (every**2).sum(axis=1)
     squared = np.maximum(lengths[:, None] + lengths[None] - 2 * every @ every.T, 0)
@@ -71,6 +70,15 @@ def mmd(window: np.ndarray, reference: np.ndarray) -> float:
     within_x = (kernel[:n, :n].sum() - n) / (n * (n - 1))
     within_y = (kernel[n:, n:].sum() - m) / (m * (m - 1))
     return float(within_x + within_y - 2 * kernel[:n, n:].mean())
+
+
+def principal_axes(features: np.ndarray) -> np.ndarray:
+    """(D, C) the first principal components of (N, D) features; C is D where `NUM_COMPONENTS` is more."""
+    width = features.shape[1]
+    if width <= NUM_COMPONENTS:
+        return np.eye(width, dtype=features.dtype)
+    _, _, axes = np.linalg.svd(_thinned(features - features.mean(axis=0)), full_matrices=False)
+    return np.ascontiguousarray(axes[:NUM_COMPONENTS].T)
 
 
 def _thinned(rows: np.ndarray) -> np.ndarray:

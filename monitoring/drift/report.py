@@ -3,14 +3,17 @@
 import base64
 import datetime
 import io
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.artefacts import read_json, sha256_file, write_bytes, write_json
+from fruitstand.audit import published_at
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.samples import (
     IMAGE_STATISTICS,
@@ -24,6 +27,7 @@ from fruitstand.versions import read_version
 from monitoring.drift.calibration import thresholds
 from monitoring.drift.measures import measure
 
+THRESHOLDS_NAME = "thresholds.json"
 NUM_EXAMPLES = 24
 NUM_CLASSES_SHOWN = 10
 
@@ -59,11 +63,14 @@ def drift_report(
         raise ArtefactError(
             f"{path}: is of version {reference_version}, the samples are of version {version}"
         )
-    result = compare(window, clean, labels) | {"version": version}
+    limits = partial(_kept_thresholds, out / THRESHOLDS_NAME, sha256_file(path))
+    result = compare(window, clean, labels, limits) | {"version": version}
+    published = published_at(repository, version)
+    result["published"] = None if published is None else published.isoformat(timespec="seconds")
     result["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_bytes(out / "drift.html", _page(result, window, clean).encode())
     write_json(out / "drift.json", result)
     write_bytes(out / "drift.prom", prometheus_text(result).encode())
-    write_bytes(out / "drift.html", _page(result, window, clean).encode())
     return result
 
 
@@ -74,9 +81,9 @@ def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
         UsageError: none there.
         ArtefactError: a file is damaged.
     """
-    paths = sorted(samples.glob("*.npz"), reverse=True) if samples.is_dir() else [samples]
+    paths = [samples] if samples.is_file() else sorted(samples.glob("*.npz"), reverse=True)
     if not paths:
-        raise UsageError(f"{samples}: no samples; serve with FRUITSTAND_SAMPLES={samples.name} set to it")
+        raise UsageError(f"{samples}: no samples; serve with FRUITSTAND_SAMPLES set to that folder")
     parts: list[Samples] = []
     newest: int | None = None
     for path in paths:
@@ -97,8 +104,38 @@ def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
     return replace(window, pixels=joined.pixels[: min(num_kept, window_size)]), newest
 
 
-def compare(window: Samples, reference: Samples, labels: list[str]) -> dict[str, Any]:
+def _kept_thresholds(
+    kept: Path, reference_sha256: str, reference: Samples, window_size: int, *, num_classes: int
+) -> dict[str, float]:
+    """They take seconds and change with the reference and the window's size only: the last ones are kept."""
+    key = {
+        "reference_sha256": reference_sha256,
+        "num_features": reference.features.shape[1],
+        "window_size": window_size,
+        "num_classes": num_classes,
+    }
+    if kept.is_file():
+        last = read_json(kept)
+        if last.get("key") == key:
+            return dict(last["thresholds"])
+    limits = thresholds(reference, window_size, num_classes=num_classes)
+    write_json(kept, {"key": key, "thresholds": limits})
+    return limits
+
+
+def compare(
+    window: Samples,
+    reference: Samples,
+    labels: list[str],
+    limits_of: Callable[..., dict[str, float]],
+) -> dict[str, Any]:
     """Measures, thresholds and the verdict, JSON-ready.
+
+    Args:
+        window: n samples.
+        reference: m samples.
+        labels: the model's classes.
+        limits_of: as `thresholds`.
 
     Raises:
         UsageError: too few samples.
@@ -110,12 +147,13 @@ def compare(window: Samples, reference: Samples, labels: list[str]) -> dict[str,
             f"a sample was answered with class {window.predicted.max()}, the reference has {num_classes};"
             " it belongs to another model"
         )
-    limits = thresholds(reference, len(window), num_classes=num_classes)
+    if window.features.shape[1] != reference.features.shape[1]:  # no limit may be set with them in mind
+        reference = replace(reference, features=reference.features[:, :0])
+    limits = limits_of(reference, len(window), num_classes=num_classes)
     values = measure(window, reference, num_classes=num_classes)
     measures = {
         name: {"value": values[name], "threshold": limits[name], "drifted": values[name] > limits[name]}
         for name in values
-        if name in limits
     }
     shares = {
         side: np.bincount(one.predicted, minlength=num_classes) / len(one)
@@ -153,9 +191,20 @@ def prometheus_text(result: dict[str, Any]) -> str:
         f'fruitstand_drift_samples{{version="{version}"}} {result["num_samples"]}',
         "# HELP fruitstand_drift_time_seconds When the window was compared.",
         "# TYPE fruitstand_drift_time_seconds gauge",
-        f"fruitstand_drift_time_seconds {datetime.datetime.fromisoformat(result['time']).timestamp():.0f}",
+        f"fruitstand_drift_time_seconds {_seconds(result['time'])}",
     ]
+    if result["published"] is not None:
+        published_s = _seconds(result["published"])
+        lines += [
+            "# HELP fruitstand_version_published_time_seconds When the version that answers was published.",
+            "# TYPE fruitstand_version_published_time_seconds gauge",
+            f'fruitstand_version_published_time_seconds{{version="{version}"}} {published_s}',
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _seconds(time: str) -> int:
+    return round(datetime.datetime.fromisoformat(time).timestamp())
 
 
 def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:

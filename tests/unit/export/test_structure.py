@@ -21,8 +21,19 @@ def _fixed_batch(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
 
 
+def _softmax(model: onnx.ModelProto) -> onnx.NodeProto:
+    (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
+    return softmax
+
+
 def _renamed_output(model: onnx.ModelProto) -> None:
-    model.graph.node[-1].output[0] = model.graph.output[0].name = "softmax"
+    _softmax(model).output[0] = model.graph.output[0].name = "softmax"
+
+
+def _third_output(model: onnx.ModelProto) -> None:
+    logits = onnx.helper.make_tensor_value_info("LOGITS", onnx.TensorProto.FLOAT, ["batch", 4])
+    model.graph.node.add(op_type="Identity", input=[_softmax(model).input[0]], output=["LOGITS"])
+    model.graph.output.append(logits)
 
 
 def _new_opset(model: onnx.ModelProto) -> None:
@@ -35,7 +46,7 @@ def _new_ir(model: onnx.ModelProto) -> None:
 
 def _foreign_operator(model: onnx.ModelProto) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    softmax = model.graph.node[-1]
+    softmax = _softmax(model)
     softmax.op_type, softmax.domain = "Gelu", "com.microsoft"
     del softmax.attribute[:]
 
@@ -62,6 +73,7 @@ def test_every_file_of_a_version_has_the_contracts_structure(name: str, version:
     [
         pytest.param(_fixed_batch, "batch axis is fixed to 4", id="fixed_batch"),
         pytest.param(_renamed_output, "softmax", id="renamed_output"),
+        pytest.param(_third_output, "LOGITS", id="third_output"),
         pytest.param(_new_opset, "opset 22", id="new_opset"),
         pytest.param(_new_ir, "IR version 11", id="new_ir"),
         pytest.param(_foreign_operator, "com.microsoft", id="foreign_operator"),

@@ -83,6 +83,7 @@ def test_the_alert_lines_in_the_pictures_are_those_of_the_alerts() -> None:
         ("QueueShareHigh", "model:queue_share:ratio1m"),
         ("Shedding", "server:shed:ratio1m"),
         ("GatewayOverflow", "gateway:overflow:ratio1m"),
+        ("DriftHigh", "max by (version) (fruitstand_drift_ratio)"),
     ):
         limit = re.search(r"> ([\d.]+)$", alerts()[alert]["expr"])
         (steps,) = (steps for (shown, _), steps in pictures.items() if shown == expr)

@@ -1,4 +1,9 @@
 import json
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from fruitstand.samples import (
     write_samples,
 )
 from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import ks, measure, mmd, psi
+from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi
 from monitoring.drift.power import drift_power
 from monitoring.drift.report import drift_report
 
@@ -66,6 +71,24 @@ def test_mmd_is_about_zero_for_one_distribution_and_large_for_two() -> None:
     a, b = draw.normal(size=(2, 300, 64))
     assert abs(mmd(a, b)) < 0.02
     assert mmd(a + 1.0, b) > 0.1
+
+
+def test_a_drift_of_the_features_is_found_and_a_clean_window_is_not() -> None:
+    """Pictures and answers alike; calibrated on components, measured from all the features."""
+    draw = np.random.default_rng(0)
+
+    def with_features(seed: int, shift: float) -> Samples:
+        features = draw.normal(size=(200, 64)) * np.linspace(3, 0.1, 64) + shift
+        return replace(samples(200, seed=seed), features=features.astype(np.float32))
+
+    reference = with_features(0, 0.0)
+    assert principal_axes(reference.features).shape == (64, NUM_COMPONENTS)
+    limits = thresholds(reference, 200, num_classes=4)
+    values = [
+        measure(with_features(seed, shift), reference, num_classes=4)["mmd_features"]
+        for seed, shift in ((1, 0.0), (2, 1.0))
+    ]
+    assert values[0] < limits["mmd_features"] < values[1]
 
 
 def test_clean_windows_seldom_alarm_and_dark_ones_or_another_mix_always_do() -> None:
@@ -165,6 +188,59 @@ def test_samples_that_cannot_be_compared_are_refused_in_one_line(
         )
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_thresholds_are_kept_until_the_reference_or_the_window_changes(tmp_path: Path) -> None:
+    """What is in the file is used; another reference is another key."""
+    out = tmp_path / "out"
+    write_samples(tmp_path / "window.npz", samples(60, seed=1), version=3)
+
+    def limits(seed: int) -> dict[str, float]:
+        write_samples(tmp_path / "reference.npz", samples(100, seed=seed), version=3, labels=LABELS)
+        result = drift_report(
+            tmp_path / "window.npz",
+            repository=tmp_path,
+            reference=tmp_path / "reference.npz",
+            window_size=60,
+            out=out,
+        )
+        return {name: one["threshold"] for name, one in result["measures"].items()}
+
+    first = limits(0)
+    kept = json.loads((out / "thresholds.json").read_text())
+    assert kept["thresholds"] == first
+    kept["thresholds"]["ks_entropy"] = 0.5
+    (out / "thresholds.json").write_text(json.dumps(kept))
+    assert limits(0)["ks_entropy"] == 0.5
+    assert limits(5)["ks_entropy"] != 0.5
+
+
+def test_a_watch_shows_the_newest_report_and_waits_for_samples(tmp_path: Path) -> None:
+    """From nothing to a report, without a restart; SIGTERM ends it."""
+    write_samples(tmp_path / "reference.npz", samples(100, seed=0), version=3, labels=LABELS)
+    command = [sys.executable, "-m", "fruitstand", "drift", "watch", str(tmp_path / "samples")]
+    command += ["--out", str(tmp_path / "out"), "--reference", str(tmp_path / "reference.npz")]
+    command += ["--window-size", "60", "--interval-s", "1", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            urls = json.loads(process.stdout.readline())
+
+            def page(kind: str) -> str:
+                with urllib.request.urlopen(urls[kind], timeout=10) as answer:
+                    return str(answer.read().decode())
+
+            assert page("metrics") == ""
+            write_samples(tmp_path / "samples" / "1.npz", samples(60, seed=1, dark=0.6), version=3)
+            deadline = time.monotonic() + 60
+            while not page("metrics"):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert 'fruitstand_drift_samples{version="3"} 60' in page("metrics")
+            assert "Version 3: drifted" in page("page")
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_power_tells_drift_from_clean_windows(tmp_path: Path) -> None:

@@ -48,6 +48,17 @@ def test_the_clock_bounds_the_samples_not_the_traffic(tmp_path: Path) -> None:
     assert 1 <= written(tmp_path) <= 2 * elapsed_s + 1
 
 
+def test_after_a_sample_none_is_due_for_a_while(tmp_path: Path) -> None:
+    """Until then nobody has to make the features of a batch."""
+    one = sampler(tmp_path, rate_per_s=0.01)
+    assert one.is_due()
+    one.offer(PIXELS, ANSWERS, np.ones((4, 3), np.float32))
+    assert not one.is_due()
+    one.close()
+    (path,) = tmp_path.glob("*.npz")
+    assert read_samples(path)[0].features.tolist() == [[1, 1, 1]]
+
+
 def test_the_folder_never_grows_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest files go."""
     monkeypatch.setattr(module, "MAX_FILES", 3)
