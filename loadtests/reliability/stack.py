@@ -157,13 +157,17 @@ class Stack:
 
     def audit(self) -> dict[str, Any]:
         """What its callers counted, beside what it counted itself."""
-        codes = answers_by_code(self.page())
+        page = self.page()
+        codes = answers_by_code(page)
         each = START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
         return {
             "callers_answered": self.answered,
             "callers_gave_up": self.given_up,
             "gateway_answered": codes.get(0, 0),
             "gateway_by_code": codes,
+            "gateway_repeated": int(
+                total(page, "envoy_cluster_upstream_rq_retry", envoy_cluster_name="triton")
+            ),
             "triton_answered": int(self.executed()),
             "canaries_at_most": int(len(self.replicas) * each),
             "restarts": self.log().count("is started again"),
