@@ -157,8 +157,7 @@ class Stack:
 
     def audit(self) -> dict[str, Any]:
         """What its callers counted, beside what it counted itself."""
-        page = self.page()
-        codes = answers_by_code(page)
+        codes = answers_by_code(self.page())
         each = START_CALLS + (time.monotonic() - self._started_s) / CANARY_INTERVAL_S
         return {
             "callers_answered": self.answered,
