@@ -164,6 +164,7 @@ class Stack:
             "callers_gave_up": self.given_up,
             "gateway_answered": codes.get(0, 0),
             "gateway_by_code": codes,
+            "gateway_repeated": int(self.counter("upstream_rq_retry")),
             "triton_answered": int(self.executed()),
             "canaries_at_most": int(len(self.replicas) * each),
             "restarts": self.log().count("is started again"),

@@ -162,7 +162,7 @@ def inner_step_full(setting: Setting) -> Outcome:
     deadline_s, pending = 3.0, "nv_inference_pending_request_count"
     with setting.stack(repository) as stack:
         with Load(stack, [[picture()]], rate=10 * tier.rate, deadline_s=deadline_s, repeat=False) as load:
-            time.sleep(3)
+            time.sleep(max(10.0, tier.overload_s / 2))  # until batches are as large as they get
             rss_mib = stack.rss_mib()
             time.sleep(tier.overload_s)
             grown_mib = stack.rss_mib() - rss_mib

@@ -34,6 +34,7 @@ GOOD_AUDIT = {
     "callers_answered": 100,
     "callers_gave_up": 2,
     "gateway_answered": 101,
+    "gateway_repeated": 3,
     "triton_answered": 110,
     "canaries_at_most": 20,
     "restarts": 0,
