@@ -100,7 +100,8 @@ class Quantizer:
 
     def write(self, choice: Int8Choice, int8: Path) -> None:
         """Write the int8 file that a choice makes."""
-        model = load_model_with_shape_infer(self._prepared)
+        with _full_disk_named(self._prepared, self._prepared.parent):
+            model = load_model_with_shape_infer(self._prepared)
         operators = [name for name in QUANTIZED_OPERATORS if choice.additions or name != "Add"]
         with _quiet_root_logger():
             quantizer = QDQQuantizer(
@@ -127,13 +128,24 @@ def _optimize(fp32: Path, prepared: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(prepared)
-    try:
+    with _full_disk_named(fp32, prepared.parent):
         onnxruntime.InferenceSession(fp32, options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # one class per status code, and it does not say why it could not write
-        is_full = shutil.disk_usage(prepared.parent).free < fp32.stat().st_size
+        model = onnx.load(prepared)
+    write_model(onnx.shape_inference.infer_shapes(model), prepared)
+
+
+@contextlib.contextmanager
+def _full_disk_named(model: Path, writes_to: Path) -> Iterator[None]:
+    """Around tools that write a copy of a model: they fail without a reason, or not at all.
+
+    Where the disk is full they leave half a file, and what reads it next does not understand it.
+    """
+    try:
+        yield
+    except Exception as exc:  # ONNX Runtime has one class per status code, protobuf its own
+        is_full = shutil.disk_usage(writes_to).free < model.stat().st_size
         reason = os.strerror(errno.ENOSPC) if is_full else " ".join(str(exc).split())
-        raise ArtefactError(f"{fp32}: cannot be prepared to be quantised: {reason}") from exc
-    write_model(onnx.shape_inference.infer_shapes(onnx.load(prepared)), prepared)
+        raise ArtefactError(f"{model}: cannot be prepared to be quantised: {reason}") from exc
 
 
 @contextlib.contextmanager
