@@ -16,7 +16,7 @@ import tritonclient.grpc as triton
 
 from export.corpus import supported_images
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
-from fruitstand.errors import ServerError, UsageError
+from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.image_kinds import image_kinds
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
@@ -312,14 +312,19 @@ def test_a_folder_that_is_no_repository_is_refused(repository: Path, tmp_path: P
 
 
 def test_a_model_that_cannot_be_loaded_is_named(repository: Path, tmp_path: Path) -> None:
-    """The start fails with the server's own reason and leaves nothing behind."""
+    """The start looks at the files again, and gives the server's own reason where it has one."""
     import shutil
 
     copy = shutil.copytree(repository, tmp_path / "copy")
-    server = EmbeddedServer(copy, log_path=tmp_path / "log")
-    # After the look that the constructor takes: the backend takes another before it loads.
-    (copy / "fruit_resnet" / "1" / "model.int8.onnx").write_bytes(b"torn")
-    with pytest.raises(ServerError, match=r"model\.int8\.onnx: altered"):
+    model, pipeline = copy / "fruit_resnet" / "1" / "model.int8.onnx", copy / "image_decode" / "1" / "dali.py"
+    server, content = EmbeddedServer(copy, log_path=tmp_path / "log"), model.read_bytes()
+    model.write_bytes(b"torn")
+    with pytest.raises(ArtefactError, match=r"model\.int8\.onnx: altered"):
+        server.start()
+    assert not server.is_alive()
+    model.write_bytes(content)
+    pipeline.write_text("no pipeline\n")
+    with pytest.raises(ServerError, match=r"its log says: .*dali\.py"):
         server.start()
     assert not server.is_alive()
 
