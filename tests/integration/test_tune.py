@@ -64,7 +64,7 @@ def test_settings_that_cannot_be_served_end_the_search(
     except UsageError as exc:
         pytest.skip(str(exc))
     copy = shutil.copytree(repository, tmp_path / "repository")
-    (copy / "image_decode" / "1" / "dali.py").write_text("no pipeline\n")
+    (copy / "fruit_resnet" / "1" / "model.int8.onnx").write_bytes(b"torn")
     images = prepared.directory / "images" / "Test"
     with pytest.raises(FruitstandError, match="settings in use cannot be measured"):
         tune(copy, images, out=tmp_path / "out", search=Search(p99_ms=10_000, trials=2, seconds=3))
