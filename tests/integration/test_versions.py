@@ -1,3 +1,5 @@
+import functools
+
 """Versions change under load, and only what was proved is ever served."""
 
 import contextlib
@@ -342,14 +344,11 @@ def test_a_signature_is_asked_for_when_keys_are_trusted(
     (tmp_path / "ours.pub").rename(trusted / "ours.pub")
     with pytest.raises(ArtefactError, match="not signed"):
         promote(copy, 2, url=None, trusted_keys=trusted)
-    by_stranger = publish(
-        copy, second_run / "export", sign_key=tmp_path / "strange", max_slowdown=ANY_SLOWDOWN
-    )["version"]
+    published = functools.partial(publish, copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)
+    by_stranger = published(sign_key=tmp_path / "strange")["version"]
     with pytest.raises(ArtefactError, match="unknown key"):
         promote(copy, by_stranger, url=None, trusted_keys=trusted)
-    ours = publish(copy, second_run / "export", sign_key=tmp_path / "ours", max_slowdown=ANY_SLOWDOWN)[
-        "version"
-    ]
+    ours = published(sign_key=tmp_path / "ours")["version"]
     assert promote(copy, ours, url=None, trusted_keys=trusted).version == ours
     with EmbeddedServer(copy, trusted_keys=trusted, log_path=tmp_path / "triton.log") as server:
         for _ in range(NUM_REFUSALS):  # a Triton that fails such a load itself dies of one in ten
@@ -378,9 +377,8 @@ def test_an_altered_version_is_not_started(versions: Path, tmp_path: Path) -> No
 def test_prune_keeps_what_is_served_and_what_was(versions: Path, second_run: Path, tmp_path: Path) -> None:
     """The oldest go first; a rollback stays possible."""
     copy = shutil.copytree(versions, tmp_path / "repository")
-    older, old, new = (
-        publish(copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)["version"] for _ in range(3)
-    )
+    published = functools.partial(publish, copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)
+    older, old, new = (published()["version"] for _ in range(3))
     promote(copy, older, url=None)
     promote(copy, 1, url=None)
     assert prune(copy, keep=1) == [2, old]
