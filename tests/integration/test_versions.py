@@ -1,8 +1,7 @@
-import functools
-
 """Versions change under load, and only what was proved is ever served."""
 
 import contextlib
+import functools
 import random
 import shutil
 import time
