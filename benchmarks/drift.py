@@ -8,56 +8,23 @@ rest is `fruitstand drift record` and `fruitstand drift power`. What follows `--
 data and model lie in `runs/drift/`: what is there is used again, and a training that was cut off goes on.
 """
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
 import typer
-from PIL import Image, ImageFilter
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import served, step
+from benchmarks.stages import command_line, served, step
 from fruitstand.artefacts import write_json
-from fruitstand.errors import DataError, FruitstandError, UsageError
+from fruitstand.errors import DataError, UsageError
 from fruitstand.runs import read_run
-from fruitstand.sample_images import encode
+from loadtests.drift_injection import CHANGES, write_windows
 
 MIN_POWER, MAX_FALSE_ALARMS = 0.95, 0.05
-BACKGROUND_FROM = 235
-"""A pixel is background when its three values reach it."""
-
-
-def darker(image: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """40 % less brightness."""
-    return image.point(lambda value: round(0.6 * value))
-
-
-def blurred(image: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """A Gaussian of 1.5 pixels in 100."""
-    return image.filter(ImageFilter.GaussianBlur(image.width * 1.5 / 100))
-
-
-def new_background(image: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """White replaced by a colour with a gradient and noise."""
-    pixels = np.asarray(image).astype(np.float32)
-    height, width, _ = pixels.shape
-    colour = draw.uniform(30, 200, 3)
-    ramp = np.linspace(0.8, 1.2, width)[None, :, None]
-    picture = colour * ramp + draw.normal(0, 8, (height, width, 3))
-    white = (pixels >= BACKGROUND_FROM).all(axis=2, keepdims=True)
-    return Image.fromarray(np.where(white, picture, pixels).clip(0, 255).astype(np.uint8))
-
-
 LEFT_OUT = slice(4, None, 10)
 """Of the classes by name: apples, a banana, a cherry, a lemon, a raspberry and tomatoes."""
-CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
-    "brightness_minus_40": darker,
-    "blur": blurred,
-    "new_background": new_background,
-}
 
 
 def drift(
@@ -74,18 +41,9 @@ def drift(
         scratch = Path(name)
         images = sorted((known / "Test").glob("*/*.jpg"))
         even, odd = _some(images[::2], max_images), _some(images[1::2], max_images)
-        _link(even, scratch / "reference")
-        _link(odd, scratch / "clean")
-        _link(_some(unseen, max_images), scratch / "unseen")
-        draw = np.random.default_rng(0)
-        for kind, change in CHANGES.items():
-            folder = scratch / kind
-            folder.mkdir()
-            for number, path in enumerate(odd):
-                with Image.open(path) as opened:
-                    (folder / f"{number}.png").write_bytes(encode(change(opened.convert("RGB"), draw), "PNG"))
+        kinds = write_windows(scratch, reference=even, clean=odd, unseen=_some(unseen, max_images))
         with served(repository, log=scratch / "triton.log") as url:
-            for folder in ("reference", "clean", "unseen", *CHANGES):
+            for folder in kinds:
                 arguments = ("--out", scratch / f"{folder}.npz", "--url", url, "--repository", repository)
                 step("record", "drift", "record", scratch / folder, *arguments)
         changed = [word for kind in CHANGES for word in ("--drifted", scratch / f"{kind}.npz")]
@@ -157,20 +115,5 @@ def _some(paths: list[Path], count: int) -> list[Path]:
     return [paths[index] for index in chosen]
 
 
-def _link(paths: list[Path], folder: Path) -> None:
-    folder.mkdir()
-    for number, path in enumerate(paths):
-        (folder / f"{number}{path.suffix}").symlink_to(path.resolve())
-
-
-def main() -> None:
-    """Run it; an error of ours is one line."""
-    try:
-        typer.run(drift)
-    except FruitstandError as exc:
-        print(f"drift: error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(drift)

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.provenance import provenance
-from benchmarks.stages import served
+from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
 from fruitstand_client import Client
 
@@ -75,4 +75,4 @@ def images_per_s(url: str, paths: list[Path], seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command_line(main)

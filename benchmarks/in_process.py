@@ -71,23 +71,23 @@ def read_images(folder: Path) -> list[np.ndarray]:
 
 def in_process(repository: Path, version: Path, files: Batch) -> dict[str, Measure]:
     """The same pipeline file, ONNX files and engines as served, without a server."""
-    decode = _decode(repository, files)
+    decode = decoder(repository, files)
     pixels = decode().copy()
-    measures: dict[str, Measure] = {"decode": lambda seconds: _timed(seconds, lambda: len(decode()))}
+    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: len(decode()))}
     for variant, file in VARIANTS.items():
         for engine, provider in PROVIDERS.items():
             if provider in onnxruntime.get_available_providers() and (version / file).is_file():
                 infer = _infer(version / file, engine)
-                measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer: _timed(
+                measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer: timed(
                     seconds, lambda: infer(pixels)
                 )
     serve = read_json(version / MANIFEST_NAME)["serve"]
     path, engine = version / serve["cpu_model"], ENGINES[serve["cpu_engine"]]
     infer = _infer(path, engine)
-    measures["sequential"] = lambda seconds: _timed(seconds, lambda: infer(decode()))
+    measures["sequential"] = lambda seconds: timed(seconds, lambda: infer(decode()))
     measures["overlapped"] = lambda seconds: _overlapped(seconds, decode, infer)
     pairs = [
-        (_decode(repository, files, num_threads=1), _infer(path, engine, num_threads=1))
+        (decoder(repository, files, num_threads=1), _infer(path, engine, num_threads=1))
         for _ in range(thread_budget())
     ]
     measures["parallel"] = lambda seconds: _parallel(seconds, pairs)
@@ -107,26 +107,26 @@ def _overlapped(seconds: float, decode: Decode, infer: Infer) -> float:
             batch, pending = pending.result(), pool.submit(lambda: decode().copy())
             return infer(batch)
 
-        return _timed(seconds, step)
+        return timed(seconds, step)
 
 
 def _parallel(seconds: float, pairs: list[tuple[Decode, Infer]]) -> float:
     """Each pair on a thread of its own: DALI and ONNX Runtime compute without Python's lock."""
     with ThreadPoolExecutor(len(pairs)) as pool:
         rates = [
-            pool.submit(_timed, seconds, lambda decode=decode, infer=infer: infer(decode()))
+            pool.submit(timed, seconds, lambda decode=decode, infer=infer: infer(decode()))
             for decode, infer in pairs
         ]
         return sum(rate.result() for rate in rates)
 
 
-def _decode(repository: Path, files: Batch, *, num_threads: int | None = None) -> Decode:
-    """Decodes the next full batch at each call; the array is overwritten by the next."""
+def decoder(repository: Path, files: Batch, *, num_threads: int | None = None, batch: int = BATCH) -> Decode:
+    """Decodes the next `batch` images at each call; the array is overwritten by the next."""
     options = {} if num_threads is None else {"num_threads": num_threads}
     define = load_pipeline_definition(served_pipeline(repository))
     pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=None, **options)
     pipeline.build()
-    batches = _batches(files)
+    batches = _batches(files, batch)
 
     def decode() -> np.ndarray:
         pipeline.feed_input(ENCODED, next(batches))
@@ -150,15 +150,15 @@ def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer:
     return lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
 
 
-def _batches(files: Batch) -> Iterator[list[np.ndarray]]:
-    """Full batches without end."""
+def _batches(files: Batch, size: int) -> Iterator[list[np.ndarray]]:
+    """Without end."""
     start = 0
     while True:
-        yield [files[(start + offset) % len(files)] for offset in range(BATCH)]
-        start += BATCH
+        yield [files[(start + offset) % len(files)] for offset in range(size)]
+        start += size
 
 
-def _timed(seconds: float, step: Callable[[], int]) -> float:
+def timed(seconds: float, step: Callable[[], int]) -> float:
     """Images/s of a step that says how many it did; what it does at first does not count."""
     end_of_warm_up = time.perf_counter() + min(WARM_UP_S, seconds)
     while time.perf_counter() < end_of_warm_up:

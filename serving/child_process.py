@@ -1,17 +1,13 @@
 """Start a server's process that cannot outlive us."""
 
-import ctypes
-import resource
-import signal
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
-MAX_OPEN_FILES = 16_384
-"""Of one process, connections among them: more than a gateway lets in, and a bound on a leak."""
+from serving import launch
 
 
 def start_process(
@@ -26,22 +22,13 @@ def start_process(
         env: its environment; None is ours.
         log_path: appended to; None is our stderr.
     """
-    # Looked up before the fork: afterwards only async-safe calls are allowed.
-    prctl = ctypes.CDLL(None).prctl
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
-
-    def prepare() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
+    launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid())]
     with open(log_path, "ab") if log_path else nullcontext() as log:
         return subprocess.Popen(
-            list(command),
+            [*launcher, *command],
             env=env,
             stdout=log or sys.stderr,
             stderr=log or sys.stderr,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=prepare,
         )

@@ -52,7 +52,7 @@ def prometheus(stack: Stack, folder: Path) -> Iterator[Monitor]:
     if program is None:
         raise ServerError("prometheus is not installed; 'make system' as root installs it on Debian")
     config = shutil.copytree(MONITORING, folder / "monitoring", ignore=shutil.ignore_patterns("grafana"))
-    (config / "prometheus.yml").write_text(_config(stack))
+    _write_config(stack, config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -72,14 +72,14 @@ def prometheus(stack: Stack, folder: Path) -> Iterator[Monitor]:
         process.wait(30)
 
 
-def _config(stack: Stack) -> str:
-    """The two files as one: `scrape_config_files` is newer than some Prometheus."""
-    text = (MONITORING / "prometheus.yml").read_text()
-    text = re.sub(r"(scrape|evaluation)_interval: \d+s", r"\1_interval: 1s", text)
-    triton = ", ".join(json.dumps(_host_port(one["metrics"])) for one in stack.ready["replicas"])
-    text = text.replace('"127.0.0.1:8002"', triton)
-    gateway = (MONITORING / "gateway.yml").read_text().partition("scrape_configs:\n")[2]
-    return text + gateway.replace("127.0.0.1:9901", _host_port(stack.ready["metrics"]))
+def _write_config(stack: Stack, folder: Path) -> None:
+    """Every second, and the stack's own addresses for targets."""
+    config = folder / "prometheus.yml"
+    config.write_text(re.sub(r"(scrape|evaluation)_interval: \d+s", r"\1_interval: 1s", config.read_text()))
+    replicas = [one["metrics"] for one in stack.ready["replicas"]]
+    for job, urls in (("triton", replicas), ("envoy", [stack.ready["metrics"]])):
+        targets = [{"targets": [_host_port(url) for url in urls]}]
+        (folder / "targets" / f"{job}.yml").write_text(json.dumps(targets))  # JSON is YAML
 
 
 def _host_port(url: str) -> str:

@@ -4,22 +4,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from fruitstand.artefacts import read_json
-from loadtests.reliability.commands import must
+from loadtests.drift_injection import CHANGES, write_windows
+from loadtests.reliability.commands import document, must
 from loadtests.reliability.load import Load
 from loadtests.reliability.monitor import MONITORING, prometheus
 from loadtests.reliability.pictures import picture
-from loadtests.reliability.setting import Outcome, Setting
+from loadtests.reliability.setting import UNCOUNTED, Outcome, Setting
 
 FIRES_S, RESOLVES_S = 120.0, 300.0
 ALERT = "MostReplicasDown"
 IMAGES_PER_CLASS = 600
 MAX_FALSE_ALARMS, MIN_POWER = 0.05, 0.95
-TIMEOUT_S = 3600
 
 
 def alerts(setting: Setting) -> Outcome:
@@ -67,19 +66,23 @@ def drift(setting: Setting) -> Outcome:
         for number, label in enumerate(sorted(split.iterdir())):
             if number >= 4:
                 label.rename(unseen / f"{split.name}-{label.name}")
-    result = _power(setting, folder / "known" / "images", unseen)
+    result = _power(setting, sorted((folder / "known" / "images").rglob("*.*")), sorted(unseen.rglob("*.*")))
     found = {kind: one["share_found"] for kind, one in result["kinds"].items()}
     missed = [kind for kind, share in found.items() if kind != "clean" and share < MIN_POWER]
     numbers = {"share_found": found, "missed": missed, "window_size": result["window_size"]}
     return Outcome(not missed and found["clean"] <= MAX_FALSE_ALARMS, numbers)
 
 
-def _power(setting: Setting, images: Path, unseen: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """What the benchmark of drift measures on these images."""
-    out = setting.folder / "drift.json"
-    command = [sys.executable, "-m", "benchmarks.drift", "--repository", str(setting.material.repository),
-               "--images", str(images), "--unseen", str(unseen), "--out", str(out)]  # fmt: skip
-    with (setting.folder / "drift.log").open("ab") as log:
-        subprocess.run(command, stdout=log, stderr=log, timeout=TIMEOUT_S, check=False)
-    document: dict[str, dict[str, dict[str, float]]] = read_json(out)
-    return document
+def _power(setting: Setting, known: list[Path], unseen: list[Path]) -> dict[str, Any]:
+    """Served as they are and changed; every other known image is the reference."""
+    windows, repository = setting.folder / "windows", setting.material.repository
+    windows.mkdir()
+    kinds = write_windows(windows, reference=known[::2], clean=known[1::2], unseen=unseen)
+    with setting.stack(name="drift", hurt=UNCOUNTED) as stack:
+        for kind in kinds:
+            must("drift", "record", windows / kind, "--out", windows / f"{kind}.npz", "--url", stack.url,
+                 "--repository", repository)  # fmt: skip
+    changed = [word for kind in CHANGES for word in ("--drifted", windows / f"{kind}.npz")]
+    named = [word for kind in kinds[:3] for word in (f"--{kind}", windows / f"{kind}.npz")]
+    result: dict[str, Any] = document("drift", "power", *named, *changed)
+    return result
