@@ -201,11 +201,12 @@ def reliability(
     ] = None,
     scenario: Annotated[int | None, typer.Option(min=1, max=30, help="One; default: all.")] = None,
     tier: Annotated[str, typer.Option(help="brief, ci or full.")] = "ci",
+    repeats: Annotated[int | None, typer.Option(min=1, help="Of each fault; default: the tier's.")] = None,
 ) -> None:
     """Hurt a running stack on purpose, scenario by scenario; exit 1 when one is not passed."""
     with needs("loadtest"):
         from loadtests.reliability.scoreboard import score
 
-        result = score(repository=repository, scenario=scenario, tier=tier, out=out)
+        result = score(repository=repository, scenario=scenario, tier=tier, repeats=repeats, out=out)
     if result["passed"] < len(result["scenarios"]):
         raise typer.Exit(1)

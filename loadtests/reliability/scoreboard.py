@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.hardware import hardware
 from loadtests.reliability.material import Material
 from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
-from loadtests.reliability.setting import TIERS, Setting
+from loadtests.reliability.setting import TIERS, Setting, Tier
 
 log = logging.getLogger("fruitstand.reliability")
 
 RESULT_NAME = "reliability.json"
 
 
-def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path) -> dict[str, Any]:
+def score(
+    *, repository: Path | None, scenario: int | None, tier: str, out: Path, repeats: int | None = None
+) -> dict[str, Any]:
     """Run one scenario or all, each on a stack of its own; print each outcome as a line of JSON.
 
     Args:
@@ -31,6 +34,7 @@ def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path
         scenario: its number; None runs all that are built.
         tier: "brief", "ci" or "full".
         out: gets the result, the logs and what the scenarios work on, which is made once.
+        repeats: of each fault; None: the tier's.
 
     Returns:
         The result, as written; scenarios that are not built count as failed.
@@ -42,12 +46,13 @@ def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path
         raise UsageError(f"--tier: got {tier}, allowed {', '.join(TIERS)}")
     if scenario is not None and scenario not in SCENARIOS:
         raise UsageError(f"--scenario: got {scenario}, built are {', '.join(map(str, SCENARIOS))}")
+    chosen = TIERS[tier] if repeats is None else replace(TIERS[tier], repeats=repeats)
     out = out.resolve()
     material = Material(out / "material")
     served = repository or material.repository
     rows = []
     for number in range(1, NUM_SCENARIOS + 1) if scenario is None else [scenario]:
-        row = _run(number, served, material, tier, out) if number in SCENARIOS else _missing(number)
+        row = _run(number, served, material, chosen, out) if number in SCENARIOS else _missing(number)
         rows.append(row)
         print(json.dumps(row), flush=True)
     result = {
@@ -60,12 +65,12 @@ def score(*, repository: Path | None, scenario: int | None, tier: str, out: Path
     return result
 
 
-def _run(number: int, repository: Path, material: Material, tier: str, out: Path) -> dict[str, Any]:
+def _run(number: int, repository: Path, material: Material, tier: Tier, out: Path) -> dict[str, Any]:
     run = SCENARIOS[number]
     folder = out / f"scenario{number}"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
     folder.mkdir(parents=True)
-    setting = Setting(TIERS[tier], folder, material, repository)
+    setting = Setting(tier, folder, material, repository)
     started = time.monotonic()
     try:
         outcome = run(setting)

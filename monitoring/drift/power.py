@@ -14,7 +14,8 @@ from monitoring.drift.measures import measure
 NUM_WINDOWS = 200
 NUM_FAVOURED = 10
 """One class of so many is favoured in the shift of the class mix."""
-FAVOURED_SHARE = 0.3
+FAVOURED_FACTOR, MAX_FAVOURED = 3.0, 0.9
+"""So many times their share those classes then have, and at most this part of a window."""
 
 
 def drift_power(
@@ -31,7 +32,7 @@ def drift_power(
 
     Returns:
         For clean windows and every kind of drift the share that was found, and by which measures. Beside
-        the files there is the class mix: a tenth of the classes takes 30 % of the traffic.
+        the files there is the class mix: a tenth of the classes, at least one, comes three times as often.
 
     Raises:
         UsageError: a file holds fewer samples than a window.
@@ -48,7 +49,7 @@ def drift_power(
             raise UsageError(f"{name}: {len(pool)} samples, a window of {window_size} needs at least as many")
     draw = np.random.default_rng(0)
     limits = thresholds(base, window_size, num_classes=num_classes)
-    weights = _shifted_weights(good, num_classes, draw)
+    weights = _shifted_weights(good, draw)
 
     def plain(pool: Samples) -> Samples:
         return pool.rows(draw.choice(len(pool), window_size, replace=False))
@@ -77,13 +78,11 @@ def drift_power(
     }
 
 
-def _shifted_weights(samples: Samples, num_classes: int, draw: np.random.Generator) -> np.ndarray:
-    favoured = draw.permutation(num_classes)[: max(1, num_classes // NUM_FAVOURED)]
-    chosen = np.isin(samples.predicted, favoured)
-    weights = np.where(
-        chosen, FAVOURED_SHARE / max(chosen.sum(), 1), (1 - FAVOURED_SHARE) / max((~chosen).sum(), 1)
-    )
-    return weights / weights.sum()
+def _shifted_weights(samples: Samples, draw: np.random.Generator) -> np.ndarray:
+    classes = draw.permutation(np.unique(samples.predicted))
+    chosen = np.isin(samples.predicted, classes[: max(1, len(classes) // NUM_FAVOURED)])
+    share = min(FAVOURED_FACTOR * chosen.mean(), MAX_FAVOURED)
+    return np.where(chosen, share / chosen.sum(), (1 - share) / max((~chosen).sum(), 1))
 
 
 def _mixed(good: Samples, strange: Samples, size: int, draw: np.random.Generator) -> Samples:

@@ -8,10 +8,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.threads import thread_budget
 from fruitstand.versions import on_trial
 from serving.onnx_session import open_session, run_options
 from serving.onnx_signature import check_signature, complete
 from serving.sampler import sampler_from_environment
+from serving.shared_cores import Company
 
 
 class TritonPythonModel:
@@ -55,11 +57,17 @@ class TritonPythonModel:
     def _load(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
-        self._session = _open(
-            Path(args["model_repository"], args["model_version"]),
-            config,
-            device_id=int(args["model_instance_device_id"]) if on_gpu else None,
-        )
+        folder = Path(args["model_repository"], args["model_version"])
+        device_id = int(args["model_instance_device_id"]) if on_gpu else None
+        self._session = _open(folder, config, device_id=device_id)
+        self._narrow, self._company = self._session, None
+        count = sum(group["count"] for group in config["instance_group"])
+        if count > 1 and not on_gpu and "intra_op_thread_count" not in config["parameters"]:
+            share = max(1, thread_budget() // count)
+            self._narrow = _open(folder, config, device_id=None, num_threads=share)
+            index = int(args["model_instance_name"].rpartition("_")[2])
+            name = f"{config['name']}-{args['model_version']}"
+            self._company = Company(name, index=index, count=count)
         check_signature(config, self._session)
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
@@ -81,7 +89,7 @@ class TritonPythonModel:
             feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
         is_sampled = self._sampler is not None and self._sampler.is_due()
         outputs = [*self._outputs, FEATURES] if is_sampled and self._has_features else self._outputs
-        results = dict(zip(outputs, self._session.run(outputs, feeds, self._run_options), strict=True))
+        results = dict(zip(outputs, self._run(outputs, feeds), strict=True))
         if is_sampled:
             self._sampler.offer(feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES))
         responses, start = [], 0
@@ -93,6 +101,14 @@ class TritonPythonModel:
                 )
             )
         return responses
+
+    def _run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """With all cores, or with this instance's share while others compute."""
+        if self._company is None:
+            return self._session.run(outputs, feeds, self._run_options)
+        with self._company.computing():
+            session = self._narrow if self._company.is_present() else self._session
+            return session.run(outputs, feeds, self._run_options)
 
     def finalize(self) -> None:
         if self._sampler is not None:
@@ -130,9 +146,15 @@ class _Refused:
         return pb_utils.InferenceResponse(empty)
 
 
-def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
+def _open(
+    version_directory: Path, config: dict, *, device_id: "int | None", num_threads: "int | None" = None
+):
     """Only what the server's trusted keys signed, where it has any."""
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
     return open_session(
-        version_directory, config, device_id=device_id, trusted_keys=Path(keys) if keys else None
+        version_directory,
+        config,
+        device_id=device_id,
+        trusted_keys=Path(keys) if keys else None,
+        num_threads=num_threads,
     )
