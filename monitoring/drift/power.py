@@ -82,7 +82,8 @@ def _shifted_weights(samples: Samples, draw: np.random.Generator) -> np.ndarray:
     classes = draw.permutation(np.unique(samples.predicted))
     chosen = np.isin(samples.predicted, classes[: max(1, len(classes) // NUM_FAVOURED)])
     share = min(FAVOURED_FACTOR * chosen.mean(), MAX_FAVOURED)
-    return np.where(chosen, share / chosen.sum(), (1 - share) / max((~chosen).sum(), 1))
+    weights = np.where(chosen, share / chosen.sum(), (1 - share) / max((~chosen).sum(), 1))
+    return weights / weights.sum()
 
 
 def _mixed(good: Samples, strange: Samples, size: int, draw: np.random.Generator) -> Samples:
