@@ -156,27 +156,26 @@ def _step_findings(ensemble: Model, step: pb.ModelEnsembling.Step, model: Model)
 
 
 def _queue_findings(model: Model, *, is_first: bool) -> Iterator[Finding]:
-    """The first step refuses what is too much; a later one that does can hang the ensemble before 26.02."""
+    """Every step refuses what waits too long, and the first what is too much.
+
+    A later step that refuses what is too much can hang the ensemble before 26.02.
+    """
     if not model.config.HasField("dynamic_batching"):
         return
     policy = model.config.dynamic_batching.default_queue_policy
-    if not is_first:
-        if policy.max_queue_size:
-            message = (
-                f"max_queue_size {policy.max_queue_size} on a later step; only the first may have a limit"
-            )
-            yield Finding(model.file, "later_queue_limit", message)
-        return
+    if not is_first and policy.max_queue_size:
+        message = f"max_queue_size {policy.max_queue_size} on a later step; only the first may have a limit"
+        yield Finding(model.file, "later_queue_limit", message)
     expected = {
         "timeout_action: REJECT": policy.timeout_action == pb.ModelQueuePolicy.REJECT,
         # An override counts only when it is below the default, and the default of 0 switches it off.
         "default_timeout_microseconds above 0": policy.default_timeout_microseconds > 0,
         "allow_timeout_override: true": policy.allow_timeout_override,
-        "max_queue_size above 0": policy.max_queue_size > 0,
+        "max_queue_size above 0": policy.max_queue_size > 0 or not is_first,
     }
     missing = [setting for setting, is_met in expected.items() if not is_met]
     if missing:
-        message = f"the first step's default_queue_policy lacks {', '.join(missing)}: work would pile up"
+        message = f"default_queue_policy lacks {', '.join(missing)}: work would pile up"
         yield Finding(model.file, "queue_policy", message)
 
 

@@ -29,9 +29,11 @@ from fruitstand_client.tracing import trace_headers
 log = logging.getLogger("fruitstand.client")
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-QUEUE_SHARE = 0.9
-"""Of the time a request has, what it may wait in the server's queue: the server gives up before the
-client."""
+QUEUE_SHARE = 0.45
+"""Of the time a request has, what it may wait in one of the server's queues.
+
+There are two, one for each step, and Triton counts anew in each: so the server gives up before the client.
+"""
 MAX_RECONNECT_BACKOFF_MS = 1000
 KEEPALIVE_TIMEOUT_MS = 5000
 """For the answer to a ping; gRPC's own 20 s are many calls."""

@@ -88,6 +88,11 @@ def test_a_clean_repository_gives_no_findings(tmp_path: Path) -> None:
             id="timeout_delays",
         ),
         pytest.param(
+            "queue_policy",
+            [edit(RESNET, lambda c: c.dynamic_batching.ClearField("default_queue_policy"))],
+            id="no_queue_policy_on_a_later_step",
+        ),
+        pytest.param(
             "later_queue_limit",
             [edit(RESNET, lambda c: setattr(policy(c), "max_queue_size", 64))],
             id="limit_on_a_later_step",
