@@ -10,8 +10,7 @@ import triton_python_backend_utils as pb_utils
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.threads import thread_budget
 from fruitstand.versions import on_trial
-from serving.onnx_session import open_session, run_options
-from serving.onnx_signature import check_signature, complete
+from serving.background import in_the_background
 from serving.sampler import sampler_from_environment
 from serving.shared_cores import Company
 
@@ -24,6 +23,8 @@ class TritonPythonModel:
         config = auto_complete_model_config.as_dict()
         if config["input"] and config["output"]:
             return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
+        from serving.onnx_signature import complete
+
         session = _open(Path(pb_utils.get_model_dir()), config, device_id=None)
         inputs, outputs, max_batch_size = complete(config, session)
         if not config["input"]:
@@ -45,7 +46,8 @@ class TritonPythonModel:
         self._sampler, self._refused = None, None
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            self._load(args)
+            with in_the_background():  # another version answers meanwhile
+                self._load(args)
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
             # version that is tried beside the served one is loaded, and says so to whoever asks it.
@@ -55,6 +57,10 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"version {version} is refused: {exc}")
 
     def _load(self, args: dict[str, str]) -> None:
+        # Here, not above: it takes a second, at the priority of what is loaded.
+        from serving.onnx_session import run_options
+        from serving.onnx_signature import check_signature
+
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
         folder = Path(args["model_repository"], args["model_version"])
@@ -150,6 +156,8 @@ def _open(
     version_directory: Path, config: dict, *, device_id: "int | None", num_threads: "int | None" = None
 ):
     """Only what the server's trusted keys signed, where it has any."""
+    from serving.onnx_session import open_session
+
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
     return open_session(
         version_directory,
