@@ -3,10 +3,12 @@ r"""What could make the loop without a server faster: session and decoder, one o
     python -m benchmarks.engine --repository model_repository --images DIR \
         --out benchmarks/results/engine_HARDWARE_DATE_COMMIT.json
 
-The served file, in turns, `--rounds` times over; each try is a ratio to what is served within its round. What
-is faster here and gives the same answers belongs into the exported configuration.
+The served file with the settings of an untuned repository, and the tries, in turns, `--rounds` times over;
+each try is a ratio to that within its round. What is faster and gives the same answers belongs into the
+exported configuration.
 """
 
+import json
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,8 @@ class Try:
     """Entries of its configuration."""
     provider: dict[str, str] = field(default_factory=dict)
     """Options of the execution provider."""
+    device: dict[str, Any] = field(default_factory=dict)
+    """Properties of OpenVINO's CPU device."""
     num_sessions: int = 1
     """Beside each other, the threads divided among them."""
 
@@ -68,10 +72,10 @@ TRIES: dict[str, dict[str, Try]] = {
         "a_session_a_core": Try(num_sessions=thread_budget()),
     },
     "openvino": {
-        "pinned": Try(provider={"load_config": '{"CPU": {"ENABLE_CPU_PINNING": true}}'}),
-        "hint_throughput": Try(provider={"load_config": '{"CPU": {"PERFORMANCE_HINT": "THROUGHPUT"}}'}),
+        "pinned": Try(device={"ENABLE_CPU_PINNING": True}),
+        "hint_throughput": Try(device={"PERFORMANCE_HINT": "THROUGHPUT"}),
         "two_streams": Try(provider={"num_streams": "2"}),
-        "bf16": Try(provider={"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}'}),
+        "bf16": Try(device={"INFERENCE_PRECISION_HINT": "bf16"}),
         "no_dynamic_shapes": Try(provider={"disable_dynamic_shapes": "true"}),
         "graph_optimised_by_ort": Try(session={"graph_optimization_level": _LEVEL.ORT_ENABLE_EXTENDED}),
         "a_session_a_core": Try(num_sessions=thread_budget()),
@@ -172,8 +176,12 @@ def _session(path: Path, engine: str, one: Try) -> onnxruntime.InferenceSession:
         options.add_session_config_entry(key, value)
     own: dict[str, str] = {}
     if engine == "openvino":
-        own = {"device_type": "CPU", "num_of_threads": str(num_threads),
-               "load_config": '{"CPU": {"ENABLE_CPU_PINNING": false}}'}  # fmt: skip
+        device = {"CPU": {"ENABLE_CPU_PINNING": False, **one.device}}
+        own = {
+            "device_type": "CPU",
+            "num_of_threads": str(num_threads),
+            "load_config": json.dumps(device),
+        }
     return onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[engine], own | one.provider)])
 
 

@@ -1,6 +1,5 @@
 """`fruitstand models`: the versions in a model repository."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,11 +67,6 @@ def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
         )
 
 
-def _give_way() -> None:
-    """A server on this machine answers meanwhile, and nobody waits for this second by second."""
-    os.nice(10)
-
-
 @app.command()
 def promote(
     version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
@@ -87,7 +81,6 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Serve a version: load it, compare its golden answers, switch; no request fails."""
-    _give_way()
     with needs("export"):
         from export.promote import promote as run_promote
 
@@ -106,7 +99,6 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Serve the version that was served before."""
-    _give_way()
     with needs("export"):
         from export.promote import rollback as run_rollback
 

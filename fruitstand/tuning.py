@@ -30,7 +30,7 @@ class Tuning:
     """The batch that ends the wait early; 0 prefers none but the greatest."""
     infer_instances: int = 1
     infer_threads: int = 0
-    """Of each instance; 0 is the machine's budget, and its share of it while other instances compute."""
+    """Of each instance; 0 is its share of the machine's budget."""
     max_queue_size: int = 1024
     """Requests that may wait for the first step; what is over it is refused at once."""
 

@@ -1,58 +1,68 @@
-"""Load a model at the lowest priority, where there is a way back: another one answers meanwhile."""
+"""Load a version with a low priority, where there is a way back: another one answers meanwhile."""
 
+import logging
 import os
-import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-LOWEST = 19
-CAP_SYS_NICE = 23
-"""Source: Linux `include/uapi/linux/capability.h`."""
+log = logging.getLogger("fruitstand.backend")
+
+NICENESS = 10
+"""A tenth of the time that others at the usual priority get, of a core that all want."""
 
 
 @contextmanager
 def in_the_background() -> Iterator[None]:
-    """Every thread of this process, those that the block starts too, gives way to others.
+    """This thread, and those that the block starts, give way to others.
 
     Linux lets everybody lower a priority, but only some raise it again (RLIMIT_NICE, CAP_SYS_NICE): who may
-    not stays as it is, for answers at the lowest priority would be worse than a load beside them.
+    not stays as it is, for answers with a low priority would be worse than a load beside them.
     """
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    if not may_raise_to(usual):
+    if usual >= NICENESS or not can_return():
+        log.info("the load keeps its priority: there is no way back from a lower one")
         yield
         return
-    _set_niceness(LOWEST)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # of this thread: in Linux each has its own
     try:
         yield
     finally:
-        _set_niceness(usual)
+        _raise_threads(usual)
 
 
-def may_raise_to(niceness: int) -> bool:
-    """Whether this process could return to a niceness.
+def can_return() -> bool:
+    """Whether a thread that lowered its priority may raise it again; one that ends then tries it.
 
     Source:
-        Linux `setpriority(2)` and `getrlimit(2)`: RLIMIT_NICE is 20 minus the niceness.
+        Linux `setpriority(2)`: it takes RLIMIT_NICE, or CAP_SYS_NICE in the first user namespace.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    if limit == resource.RLIM_INFINITY or limit >= 20 - niceness:
-        return True
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
-    )
-    return bool(int(line.split()[1], 16) >> CAP_SYS_NICE & 1)
+    returned = []
+
+    def go_and_return() -> None:
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, usual + 1)
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
+        except PermissionError:
+            return
+        returned.append(True)
+
+    thread = threading.Thread(target=go_and_return)
+    thread.start()
+    thread.join()
+    return bool(returned)
 
 
-def _set_niceness(niceness: int) -> None:
-    """Of all threads: in Linux each has its own, which it inherits from the one that started it."""
-    changed = True
-    while changed:  # a thread may start another before its own turn
-        changed = False
+def _raise_threads(niceness: int) -> None:
+    """All that have a lower priority: they inherited it."""
+    lower = True
+    while lower:  # one may start another before its own turn
+        lower = False
         for thread in map(int, os.listdir("/proc/self/task")):
             try:
-                if os.getpriority(os.PRIO_PROCESS, thread) != niceness:
+                if os.getpriority(os.PRIO_PROCESS, thread) > niceness:
                     os.setpriority(os.PRIO_PROCESS, thread, niceness)
-                    changed = True
+                    lower = True
             except ProcessLookupError:
                 continue

@@ -24,7 +24,6 @@ from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import thread_budget, thread_environment
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
 from serving.child_process import start_process
-from serving.shared_cores import SCRATCH_VARIABLE
 from serving.tracing import Tracing
 
 BACKENDS = Path(__file__).parent / "backends"
@@ -154,7 +153,7 @@ class EmbeddedServer:
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
-        environment = _environment(self._trusted_keys, self._threads) | {SCRATCH_VARIABLE: str(self._scratch)}
+        environment = _environment(self._trusted_keys, self._threads)
         self._process = start_process(
             [str(binary), *self._arguments(backends)], env=environment, log_path=self._log_path
         )

@@ -24,4 +24,10 @@ if __name__ == "__main__":
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    os.execv(program, sys.argv[2:])
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program would inherit that
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execv(program, sys.argv[2:])
+    except OSError as exc:
+        print(f"E {os.path.basename(program)} cannot be executed: {exc.strerror}", file=sys.stderr)
+        sys.exit(127)

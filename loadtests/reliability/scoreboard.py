@@ -57,6 +57,7 @@ def score(
         print(json.dumps(row), flush=True)
     result = {
         "tier": tier,
+        "repeats": chosen.repeats,
         "hardware": hardware(),
         "passed": sum(row["passed"] for row in rows),
         "scenarios": rows,
@@ -116,7 +117,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         "# Reliability",
         "",
-        f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, on"
+        f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, each fault"
+        f" {result['repeats']} times, on"
         f" {result['hardware']}: {result['passed']} of {len(rows)} passed, of what blocks a release"
         f" {sum(row['passed'] for row in blockers)} of {len(blockers)}.",
         "",

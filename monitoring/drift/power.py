@@ -12,10 +12,10 @@ from monitoring.drift.calibration import thresholds
 from monitoring.drift.measures import measure
 
 NUM_WINDOWS = 200
-NUM_FAVOURED = 10
-"""One class of so many is favoured in the shift of the class mix."""
+FAVOURED_SHARE = 0.1
+"""Of the images: as many classes are favoured in the shift of the class mix as make up at least this."""
 FAVOURED_FACTOR, MAX_FAVOURED = 3.0, 0.9
-"""So many times their share those classes then have, and at most this part of a window."""
+"""So many times as often those classes then come, and at most in this part of a window."""
 
 
 def drift_power(
@@ -32,7 +32,7 @@ def drift_power(
 
     Returns:
         For clean windows and every kind of drift the share that was found, and by which measures. Beside
-        the files there is the class mix: a tenth of the classes, at least one, comes three times as often.
+        the files there is the class mix: classes of a tenth of the images come three times as often.
 
     Raises:
         UsageError: a file holds fewer samples than a window.
@@ -79,8 +79,11 @@ def drift_power(
 
 
 def _shifted_weights(samples: Samples, draw: np.random.Generator) -> np.ndarray:
-    classes = draw.permutation(np.unique(samples.predicted))
-    chosen = np.isin(samples.predicted, classes[: max(1, len(classes) // NUM_FAVOURED)])
+    classes, counts = np.unique(samples.predicted, return_counts=True)
+    order = draw.permutation(len(classes))
+    reached = np.cumsum(counts[order]) / len(samples)
+    favoured = classes[order[: 1 + int(np.argmax(reached >= FAVOURED_SHARE))]]
+    chosen = np.isin(samples.predicted, favoured)
     share = min(FAVOURED_FACTOR * chosen.mean(), MAX_FAVOURED)
     weights = np.where(chosen, share / chosen.sum(), (1 - share) / max((~chosen).sum(), 1))
     return weights / weights.sum()

@@ -78,7 +78,7 @@ def _power(setting: Setting, known: list[Path], unseen: list[Path]) -> dict[str,
     windows, repository = setting.folder / "windows", setting.material.repository
     windows.mkdir()
     kinds = write_windows(windows, reference=known[::2], clean=known[1::2], unseen=unseen)
-    with setting.stack(name="drift", hurt=UNCOUNTED) as stack:
+    with setting.stack(repository, name="drift", hurt=UNCOUNTED) as stack:
         for kind in kinds:
             must("drift", "record", windows / kind, "--out", windows / f"{kind}.npz", "--url", stack.url,
                  "--repository", repository)  # fmt: skip

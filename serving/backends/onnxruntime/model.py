@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from fruitstand.threads import thread_budget
 from fruitstand.versions import on_trial
 from serving.background import in_the_background
 from serving.sampler import sampler_from_environment
-from serving.shared_cores import Company
 
 
 class TritonPythonModel:
@@ -46,7 +46,8 @@ class TritonPythonModel:
         self._sampler, self._refused = None, None
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            with in_the_background():  # another version answers meanwhile
+            # Beside the served version; one that is alone has nobody to give way to.
+            with in_the_background() if on_trial(model, version) else nullcontext():
                 self._load(args)
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
@@ -57,7 +58,7 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"version {version} is refused: {exc}")
 
     def _load(self, args: dict[str, str]) -> None:
-        # Here, not above: it takes a second, at the priority of what is loaded.
+        # Here, not above: importing them takes a second, and is part of the load.
         from serving.onnx_session import run_options
         from serving.onnx_signature import check_signature
 
@@ -65,15 +66,11 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         folder = Path(args["model_repository"], args["model_version"])
         device_id = int(args["model_instance_device_id"]) if on_gpu else None
-        self._session = _open(folder, config, device_id=device_id)
-        self._narrow, self._company = self._session, None
+        # Instances beside each other share the cores; a number in the configuration is each instance's own.
         count = sum(group["count"] for group in config["instance_group"])
-        if count > 1 and not on_gpu and "intra_op_thread_count" not in config["parameters"]:
-            share = max(1, thread_budget() // count)
-            self._narrow = _open(folder, config, device_id=None, num_threads=share)
-            index = int(args["model_instance_name"].rpartition("_")[2])
-            name = f"{config['name']}-{args['model_version']}"
-            self._company = Company(name, index=index, count=count)
+        own = int(config["parameters"].get("intra_op_thread_count", {}).get("string_value", "0"))
+        share = None if on_gpu or own else max(1, thread_budget() // count)
+        self._session = _open(folder, config, device_id=device_id, num_threads=share)
         check_signature(config, self._session)
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
@@ -95,7 +92,7 @@ class TritonPythonModel:
             feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
         is_sampled = self._sampler is not None and self._sampler.is_due()
         outputs = [*self._outputs, FEATURES] if is_sampled and self._has_features else self._outputs
-        results = dict(zip(outputs, self._run(outputs, feeds), strict=True))
+        results = dict(zip(outputs, self._session.run(outputs, feeds, self._run_options), strict=True))
         if is_sampled:
             self._sampler.offer(feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES))
         responses, start = [], 0
@@ -107,14 +104,6 @@ class TritonPythonModel:
                 )
             )
         return responses
-
-    def _run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """With all cores, or with this instance's share while others compute."""
-        if self._company is None:
-            return self._session.run(outputs, feeds, self._run_options)
-        with self._company.computing():
-            session = self._narrow if self._company.is_present() else self._session
-            return session.run(outputs, feeds, self._run_options)
 
     def finalize(self) -> None:
         if self._sampler is not None:

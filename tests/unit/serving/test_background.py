@@ -8,50 +8,51 @@ import threading
 import pytest
 
 from serving import background
-from serving.background import LOWEST, in_the_background, may_raise_to
+from serving.background import NICENESS, can_return, in_the_background
 
 
-def niceness() -> set[int]:
-    """Of all threads of this process."""
-    threads = map(int, os.listdir("/proc/self/task"))
-    return {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+def niceness(thread: threading.Thread) -> int:
+    """Of one thread."""
+    assert thread.native_id is not None
+    return os.getpriority(os.PRIO_PROCESS, thread.native_id)
 
 
-def test_every_thread_gives_way_and_returns() -> None:
+def test_the_load_and_its_threads_give_way_and_return() -> None:
     """A thread that the load starts inherits its niceness, and has to be taken back too."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    if not may_raise_to(usual):
+    if not can_return():
         pytest.skip("needs RLIMIT_NICE or CAP_SYS_NICE, as root has")
     stop = threading.Event()
-    started = threading.Thread(target=stop.wait)
-    with pytest.raises(RuntimeError), in_the_background():
-        started.start()
-        assert niceness() == {LOWEST}
-        raise RuntimeError
-    assert started.is_alive()
-    assert niceness() == {usual}
-    stop.set()
-    started.join()
+    before, within = (threading.Thread(target=stop.wait) for _ in range(2))
+    before.start()
+    try:
+        with pytest.raises(RuntimeError), in_the_background():
+            within.start()
+            assert niceness(threading.current_thread()) == niceness(within) == NICENESS
+            assert niceness(before) == usual
+            raise RuntimeError
+        assert niceness(threading.current_thread()) == niceness(within) == usual
+    finally:
+        stop.set()
+        before.join()
+        within.join()
 
 
 def test_without_a_way_back_nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that answers at the lowest priority would be worse than one that loads at the usual."""
-    monkeypatch.setattr(background, "may_raise_to", lambda _: False)
-    before = niceness()
+    """A server that answers with a low priority would be worse than one that loads with the usual."""
+    monkeypatch.setattr(background, "can_return", lambda: False)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
     with in_the_background():
-        assert niceness() == before
+        assert os.getpriority(os.PRIO_PROCESS, 0) == usual
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give its capabilities away")
-def test_the_way_back_is_what_the_kernel_says() -> None:
-    """A process without capabilities may not raise its priority, and knows it."""
+def test_the_way_back_is_tried() -> None:
+    """Root has it; a process without capabilities and limit has not."""
     source = (
-        "import os; from serving.background import may_raise_to\n"
-        "os.setuid(65534); may, lowest = may_raise_to(0), os.nice(5)\n"
-        "try: os.setpriority(os.PRIO_PROCESS, 0, 0); did = True\n"
-        "except PermissionError: did = False\n"
-        "print(may, did)"
+        "import os, resource; from serving.background import can_return\n"
+        "root = can_return(); resource.setrlimit(resource.RLIMIT_NICE, (0, 0)); os.setuid(65534)\n"
+        "print(root, can_return())"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    may, did = done.stdout.split()
-    assert may == did
+    assert done.stdout.split() == ["True", "False"]

@@ -1,8 +1,10 @@
 """Servers are started while calls are under way, and end with whoever started them."""
 
+import resource
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -42,15 +44,28 @@ def test_every_program_starts_beside_calls(tmp_path: Path) -> None:
     assert log.read_bytes() == b""
 
 
-def test_it_has_a_limit_of_open_files(tmp_path: Path) -> None:
-    """Of its own, whatever ours is."""
+def test_it_gets_a_limit_of_open_files_and_the_usual_signals(tmp_path: Path) -> None:
+    """Not ours: Python ignores SIGPIPE, and what is ignored is inherited."""
     log = tmp_path / "log"
-    assert start_process(["/bin/sh", "-c", "ulimit -n"], env=None, log_path=log).wait(20) == 0
-    assert int(log.read_text()) <= MAX_OPEN_FILES
+    source = "ulimit -n; grep SigIgn /proc/self/status"
+    assert start_process(["/bin/sh", "-c", source], env=None, log_path=log).wait(20) == 0
+    files, _, ignored = log.read_text().split()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert int(files) == (MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most))
+    assert int(ignored, 16) == 0
 
 
-def test_it_ends_with_its_starter() -> None:
-    """Killed, the starter can tell nobody; the kernel does."""
+def test_what_cannot_be_executed_is_one_line(tmp_path: Path) -> None:
+    """As an error of the log, which names no path."""
+    log, program = tmp_path / "log", tmp_path / "program"
+    program.write_text("")
+    assert start_process([str(program)], env=None, log_path=log).wait(20) == 127
+    assert log.read_text() == "E program cannot be executed: Permission denied\n"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_it_ends_with_its_starter(*, runs: bool) -> None:
+    """Killed, the starter can tell nobody; the kernel does. Also before the program runs."""
     source = (
         "from serving.child_process import start_process\n"
         "print(start_process(['/bin/sleep', '600'], env=None, log_path=None).pid, flush=True)\n"
@@ -61,10 +76,13 @@ def test_it_ends_with_its_starter() -> None:
     )
     assert starter.stdout is not None
     program = psutil.Process(int(starter.stdout.readline()))
+    while runs and program.name() != "sleep":
+        time.sleep(0.01)
     starter.kill()
     starter.communicate()
-    try:
-        program.wait(10)
-    except psutil.TimeoutExpired:
-        program.kill()
-        pytest.fail("it outlived its starter")
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(program.pid) and program.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            program.kill()
+            pytest.fail("it outlived its starter")
+        time.sleep(0.05)
