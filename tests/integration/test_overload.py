@@ -1,4 +1,4 @@
-"""The queue in front of the decoder, with the decoder held so that nothing depends on speed."""
+"""The queues in front of decoder and model, with both held so that nothing depends on speed."""
 
 import contextlib
 import fcntl
@@ -16,12 +16,13 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.sample_images import encode, pattern
+from serving import embedded
 from serving.embedded import EmbeddedServer
 
 QUEUE_SIZE = 16
 SMALL = encode(pattern(100, 100))
-GATE = "gate"
-GATED = """
+DECODER_GATE, MODEL_GATE = "decoder_gate", "model_gate"
+GATED_DECODER = """
 
 import fcntl
 
@@ -36,7 +37,23 @@ def gated(self, encoded, decode=Decoder.decode):
 
 Decoder.decode = gated
 """
-"""Ends the pipeline's file. A stopped process would do as well, but Triton gives it up after a second."""
+"""Ends the pipeline's file, as the next one the backend's.
+
+A stopped process would do as well, but Triton gives it up after a second.
+"""
+GATED_MODEL = """
+
+import fcntl
+
+
+def gated(self, requests, execute=TritonPythonModel.execute):
+    with open({gate!r}) as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+    return execute(self, requests)
+
+
+TritonPythonModel.execute = gated
+"""
 NO_ROOM = "Exceeds maximum queue size"
 EXPIRED = "Request timeout expired"
 
@@ -54,17 +71,23 @@ def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert f"{key}: {old}\n" in text
         text = text.replace(f"{key}: {old}\n", f"{key}: {new}\n")
     config.write_text(text)
-    (copy / GATE).touch()
-    with (copy / IMAGE_DECODE / "1" / "dali.py").open("a") as pipeline:
-        pipeline.write(GATED.format(gate=str(copy / GATE)))
-    with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
-        yield running
+    backends = shutil.copytree(embedded.BACKENDS, copy.parent / "backends")
+    for gate, path, text in (
+        (DECODER_GATE, copy / IMAGE_DECODE / "1" / "dali.py", GATED_DECODER),
+        (MODEL_GATE, backends / "onnxruntime" / "model.py", GATED_MODEL),
+    ):
+        (copy / gate).touch()
+        path.write_text(path.read_text() + text.format(gate=str(copy / gate)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "BACKENDS", backends)
+        with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
+            yield running
 
 
 @contextlib.contextmanager
-def held_decoder(server: EmbeddedServer) -> Iterator[None]:
-    """Nothing is decoded in the block."""
-    with (server.repository / GATE).open() as gate:
+def held(server: EmbeddedServer, name: str) -> Iterator[None]:
+    """Nothing passes this gate in the block."""
+    with (server.repository / name).open() as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         yield
 
@@ -108,6 +131,13 @@ class Calls:
         """Images that a model has run so far."""
         return self.client.get_inference_statistics(model).model_stats[0].inference_count
 
+    def wait_executed(self, model: str, count: int) -> None:
+        """Until a model has run so many."""
+        deadline = time.monotonic() + 20
+        while self.executed(model) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
 
 @pytest.fixture
 def calls(narrow: EmbeddedServer) -> Iterator[Calls]:
@@ -125,7 +155,7 @@ def total(outcomes: Counter, words: str) -> int:
 def test_a_burst_over_the_limit_is_refused_and_nothing_hangs(narrow: EmbeddedServer, calls: Calls) -> None:
     """UNAVAILABLE for what does not fit; every request has its outcome, and the server goes on."""
     before = calls.executed(IMAGE_DECODE)
-    with held_decoder(narrow):
+    with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away()
         for _ in range(20):
             calls.send()
@@ -141,7 +171,7 @@ def test_a_burst_over_the_limit_is_refused_and_nothing_hangs(narrow: EmbeddedSer
 def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
     """A millisecond is over before the decoder goes on."""
     before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
-    with held_decoder(narrow):
+    with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away(timeout=1000)
         time.sleep(0.01)  # longer than the deadline
     outcomes = calls.count()
@@ -151,10 +181,29 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: Embedded
         assert calls.executed(model) - count == outcomes["answered"]
 
 
+def test_a_deadline_that_passes_in_the_second_queue_costs_no_inference(
+    narrow: EmbeddedServer, calls: Calls
+) -> None:
+    """Decoded in time, a request waits behind one that the model does not finish."""
+    before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
+    with held(narrow, MODEL_GATE):
+        calls.send()
+        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + 1)
+        time.sleep(0.1)  # longer than a batch waits for others: the model has it
+        for _ in range(4):
+            calls.send(timeout=300_000)
+        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + 5)
+        time.sleep(0.4)
+    outcomes = calls.count()
+    assert outcomes["answered"] == 1
+    assert total(outcomes, EXPIRED) == 4
+    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == 1
+
+
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
     """What is cancelled while it waits, or while it is decoded, never reaches the classifier."""
     before = calls.executed(FRUIT_RESNET)
-    with held_decoder(narrow):
+    with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away()
         for call in calls.sent:
             call.cancel()
@@ -163,6 +212,9 @@ def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: C
         time.sleep(0.2)  # and its other thread has noted it
     assert total(outcomes, "CANCELLED") >= QUEUE_SIZE
     assert total(outcomes, "CANCELLED") + total(outcomes, NO_ROOM) == len(calls.sent)
-    calls.send()  # behind them: once it is answered, they have had their turn
-    assert calls.count()["answered"] == 1
+    deadline = time.monotonic() + 20
+    while not calls.count()["answered"]:  # behind them: once one is answered, they have had their turn
+        assert time.monotonic() < deadline, calls.outcomes
+        calls.send()
+        time.sleep(0.05)
     assert calls.executed(FRUIT_RESNET) - before == 1
