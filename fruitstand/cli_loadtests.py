@@ -208,5 +208,5 @@ def reliability(
         from loadtests.reliability.scoreboard import score
 
         result = score(repository=repository, scenario=scenario, tier=tier, repeats=repeats, out=out)
-    if result["passed"] < len(result["scenarios"]):
+    if not all(row["passed"] for row in result["scenarios"] if scenario in (None, row["scenario"])):
         raise typer.Exit(1)

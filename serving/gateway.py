@@ -33,6 +33,8 @@ NOTICE_S = 2.5
 """Between saying that health is over and closing the listener: callers need the time to look."""
 DRAIN_S = 10.0
 STOP_TIMEOUT_S = 5.0
+PROPAGATION_S = 0.1
+"""Until all of Envoy's threads know a replica that its statistics show already."""
 
 
 class Gateway:
@@ -116,6 +118,7 @@ class Gateway:
                 missing = "found no replica that is ready" if needs_replica else "does not answer"
                 raise ServerError(f"the gateway {missing}; see its log")
             time.sleep(0.05)
+        time.sleep(PROPAGATION_S)
 
     def restart(self) -> None:
         """Start Envoy again after it ended, with the same files; returns at once."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import read_json, write_json
+from fruitstand.checkout import git_commit
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.hardware import hardware
 from loadtests.reliability.material import Material
@@ -37,7 +38,8 @@ def score(
         repeats: of each fault; None: the tier's.
 
     Returns:
-        The result, as written; scenarios that are not built count as failed.
+        The result, as written; scenarios that are not built count as failed. One scenario replaces its row in
+        the result of all that lies in `out`.
 
     Raises:
         UsageError: no such tier or scenario.
@@ -55,15 +57,26 @@ def score(
         row = _run(number, served, material, chosen, out) if number in SCENARIOS else _missing(number)
         rows.append(row)
         print(json.dumps(row), flush=True)
+    if scenario is not None:
+        rows = _replaced(out / RESULT_NAME, rows[0], tier)
     result = {
         "tier": tier,
-        "repeats": chosen.repeats,
         "hardware": hardware(),
         "passed": sum(row["passed"] for row in rows),
         "scenarios": rows,
     }
     write_json(out / RESULT_NAME, result)
     return result
+
+
+def _replaced(path: Path, row: dict[str, Any], tier: str) -> list[dict[str, Any]]:
+    """The rows of an earlier run of all scenarios of this tier, if there is one, with this in its place."""
+    if not path.is_file():
+        return [row]
+    earlier = read_json(path)
+    if earlier["tier"] != tier or len(earlier["scenarios"]) < NUM_SCENARIOS:
+        return [row]
+    return [row if one["scenario"] == row["scenario"] else one for one in earlier["scenarios"]]
 
 
 def _run(number: int, repository: Path, material: Material, tier: Tier, out: Path) -> dict[str, Any]:
@@ -86,6 +99,8 @@ def _run(number: int, repository: Path, material: Material, tier: Tier, out: Pat
         "blocker": number in BLOCKERS,
         "passed": passed and not setting.left_behind and not setting.complaints,
         "seconds": round(time.monotonic() - started, 1),
+        "repeats": tier.repeats,
+        "commit": git_commit(Path(__file__).parent),
         "numbers": numbers,
         "counters": setting.audits,
         "complaints": setting.complaints,
@@ -103,6 +118,8 @@ def _missing(number: int) -> dict[str, Any]:
         "blocker": number in BLOCKERS,
         "passed": False,
         "seconds": 0.0,
+        "repeats": 0,
+        "commit": git_commit(Path(__file__).parent),
         "numbers": {},
         "counters": [],
         "complaints": [],
@@ -117,17 +134,17 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         "# Reliability",
         "",
-        f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, each fault"
-        f" {result['repeats']} times, on"
+        f"Written by `python -m loadtests.reliability.scoreboard`. Tier {result['tier']}, on"
         f" {result['hardware']}: {result['passed']} of {len(rows)} passed, of what blocks a release"
         f" {sum(row['passed'] for row in blockers)} of {len(blockers)}.",
         "",
-        "| # | scenario | blocks a release | passed | seconds |",
-        "|---|---|---|---|---|",
+        "| # | scenario | blocks a release | passed | faults | seconds | commit |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         blocker, passed = ("yes" if row[key] else "no" for key in ("blocker", "passed"))
-        lines.append(f"| {row['scenario']} | {row['title']} | {blocker} | {passed} | {row['seconds']:.0f} |")
+        cells = (row["scenario"], row["title"], blocker, passed, row["repeats"], f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {(row['commit'] or '')[:7]} |")
     for row in rows:
         told = {key: row[key] for key in ("numbers", "complaints", "left_behind") if row[key]}
         if told:

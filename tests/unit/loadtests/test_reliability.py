@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fruitstand.sample_images import encode, pattern
+from loadtests.reliability import scoreboard
 from loadtests.reliability.control_calls import grpc_paths, http_calls
 from loadtests.reliability.counters import answers_by_code, total
 from loadtests.reliability.delay_proxy import DelayProxy
@@ -18,7 +19,7 @@ from loadtests.reliability.malformed import malformed_request
 from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
 from loadtests.reliability.scenarios.model_change import _mixed_s
 from loadtests.reliability.scoreboard import render
-from loadtests.reliability.setting import _complaints
+from loadtests.reliability.setting import Outcome, Setting, _complaints
 from loadtests.reliability.wholeness import torn
 from tests.repositories import place_version
 
@@ -182,6 +183,8 @@ def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
             "blocker": number == 1,
             "passed": number != 2,
             "seconds": 1.0,
+            "repeats": 20,
+            "commit": "0123456789" if number > 1 else None,
             "numbers": {"calls": number},
             "complaints": ["lost answers"] if number == 2 else [],
             "left_behind": [],
@@ -190,6 +193,29 @@ def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
     ]
     page = render({"tier": "ci", "hardware": {}, "passed": 2, "scenarios": rows})
     assert "2 of 3 passed, of what blocks a release 1 of 1" in page
-    assert "| 2 | title 2 | no | no | 1 |" in page
+    assert "| 2 | title 2 | no | no | 20 | 1 | 0123456 |" in page
     assert "## 3. title 3" in page
     assert page.count("lost answers") == 1
+
+
+def test_one_scenario_again_replaces_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a result of all, of the same tier; what else stands there stays."""
+
+    def passes(setting: Setting) -> Outcome:
+        """3: passes."""
+        return Outcome(True, {"repeats": setting.tier.repeats})
+
+    def fails(setting: Setting) -> Outcome:
+        """3: fails."""
+        return Outcome(False, {})
+
+    choices: dict[str, Any] = {"repository": tmp_path, "tier": "brief", "out": tmp_path}
+    monkeypatch.setattr(scoreboard, "SCENARIOS", {3: fails})
+    assert scoreboard.score(scenario=None, **choices)["passed"] == 0
+    monkeypatch.setattr(scoreboard, "SCENARIOS", {3: passes})
+    again = scoreboard.score(scenario=3, repeats=7, **choices)
+    assert len(again["scenarios"]) == NUM_SCENARIOS
+    assert again["passed"] == 1
+    assert again["scenarios"][2]["numbers"] == {"repeats": 7}
+    other_tier = scoreboard.score(scenario=3, **{**choices, "tier": "ci"})
+    assert len(other_tier["scenarios"]) == 1
