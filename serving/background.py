@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 log = logging.getLogger("fruitstand.backend")
 
@@ -29,6 +30,23 @@ def in_the_background() -> Iterator[None]:
         yield
     finally:
         _raise_threads(usual)
+
+
+def is_beside_another(instance: str) -> bool:
+    """Whether this server has another process for an instance of this name: one that answers meanwhile.
+
+    Triton loads every version again when the list of them changes, the served one as well. Each server has a
+    folder of its own for the program of these processes, and names the instance among its arguments.
+    """
+    own = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if path.parent.name != str(os.getpid()) and words[0] == own[0] and instance.encode() in words:
+            return True
+    return False
 
 
 def can_return() -> bool:

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.threads import thread_budget
 from fruitstand.versions import on_trial
-from serving.background import in_the_background
+from serving.background import in_the_background, is_beside_another
 from serving.sampler import sampler_from_environment
 
 
@@ -46,8 +46,9 @@ class TritonPythonModel:
         self._sampler, self._refused = None, None
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            # Beside the served version; one that is alone has nobody to give way to.
-            with in_the_background() if on_trial(model, version) else nullcontext():
+            # One that is alone has nobody to give way to.
+            beside = is_beside_another(args["model_instance_name"])
+            with in_the_background() if beside else nullcontext():
                 self._load(args)
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a

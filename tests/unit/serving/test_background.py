@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,31 @@ def test_the_way_back_is_tried() -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_another_process_of_the_instance_is_seen(tmp_path: Path) -> None:
+    """Of the same server, which is the program's path; not of another, and not of another model."""
+    programs = [tmp_path / name / "python" for name in ("one", "two")]
+    for program in programs:
+        program.parent.mkdir()
+        program.symlink_to(sys.executable)
+    source = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from serving.background import is_beside_another\n"
+        "print(is_beside_another(sys.argv[2]), flush=True); sys.stdin.read()"
+    )
+
+    def start(program: Path, instance: str) -> "subprocess.Popen[str]":
+        command = [str(program), "-c", source, str(Path.cwd()), instance]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    running, answers = [], []
+    for program, instance in zip(
+        [programs[0], programs[1], programs[0], programs[0]], ["a", "a", "b", "a"], strict=True
+    ):
+        running.append(start(program, instance))
+        assert running[-1].stdout is not None
+        answers.append(running[-1].stdout.readline().strip())
+    for process in running:
+        process.communicate("")
+    assert answers == ["False", "False", "False", "True"]
