@@ -1,4 +1,4 @@
-"""Load a version with a low priority, where there is a way back: another one answers meanwhile."""
+"""Load a version in idle time, where there is a way back: another one answers meanwhile."""
 
 import logging
 import os
@@ -9,27 +9,32 @@ from pathlib import Path
 
 log = logging.getLogger("fruitstand.backend")
 
-NICENESS = 10
-"""A tenth of the time that others at the usual priority get, of a core that all want."""
+IDLE, USUAL = os.SCHED_IDLE, os.SCHED_OTHER
+PATIENCE_S = 10.0
+"""Then the load goes on as usual: on a machine without idle time, as when a slow version is rolled back."""
 
 
 @contextmanager
 def in_the_background() -> Iterator[None]:
-    """This thread, and those that the block starts, give way to others.
+    """This thread, and those that the block starts, compute when nobody else wants the core.
 
-    Linux lets everybody lower a priority, but only some raise it again (RLIMIT_NICE, CAP_SYS_NICE): who may
-    not stays as it is, for answers with a low priority would be worse than a load beside them.
+    A low niceness would not do: Linux lets such a thread finish its slice of 3 ms before one that wakes up,
+    and a request wakes a dozen. Everybody may leave the usual scheduling, but only some return to it
+    (RLIMIT_NICE, CAP_SYS_NICE): who may not stays as it is, for answers in idle time would be worse than a
+    load beside them.
     """
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    if usual >= NICENESS or not can_return():
+    if os.sched_getscheduler(0) != USUAL or not can_return():
         log.info("the load keeps its priority: there is no way back from a lower one")
         yield
         return
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # of this thread: in Linux each has its own
+    patience = threading.Timer(PATIENCE_S, _return_threads)
+    patience.start()
+    _schedule(0, IDLE)  # this thread: in Linux each has its own
     try:
         yield
     finally:
-        _raise_threads(usual)
+        patience.cancel()
+        _return_threads()
 
 
 def is_beside_another(instance: str) -> bool:
@@ -50,18 +55,17 @@ def is_beside_another(instance: str) -> bool:
 
 
 def can_return() -> bool:
-    """Whether a thread that lowered its priority may raise it again; one that ends then tries it.
+    """Whether a thread may return to the usual scheduling; one that ends then tries it.
 
     Source:
-        Linux `setpriority(2)`: it takes RLIMIT_NICE, or CAP_SYS_NICE in the first user namespace.
+        Linux `sched(7)`: it takes RLIMIT_NICE, or CAP_SYS_NICE in the first user namespace.
     """
     returned = []
 
     def go_and_return() -> None:
-        usual = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, usual + 1)
+        _schedule(0, IDLE)
         try:
-            os.setpriority(os.PRIO_PROCESS, 0, usual)
+            _schedule(0, USUAL)
         except PermissionError:
             return
         returned.append(True)
@@ -72,15 +76,19 @@ def can_return() -> bool:
     return bool(returned)
 
 
-def _raise_threads(niceness: int) -> None:
-    """All that have a lower priority: they inherited it."""
-    lower = True
-    while lower:  # one may start another before its own turn
-        lower = False
+def _schedule(thread: int, policy: int) -> None:
+    os.sched_setscheduler(thread, policy, os.sched_param(0))
+
+
+def _return_threads() -> None:
+    """All that are scheduled as idle: they inherited it."""
+    idle = True
+    while idle:  # one may start another before its own turn
+        idle = False
         for thread in map(int, os.listdir("/proc/self/task")):
             try:
-                if os.getpriority(os.PRIO_PROCESS, thread) > niceness:
-                    os.setpriority(os.PRIO_PROCESS, thread, niceness)
-                    lower = True
+                if os.sched_getscheduler(thread) == IDLE:
+                    _schedule(thread, USUAL)
+                    idle = True
             except ProcessLookupError:
                 continue

@@ -4,47 +4,72 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving import background
-from serving.background import NICENESS, can_return, in_the_background
+from serving.background import IDLE, USUAL, can_return, in_the_background
 
 
-def niceness(thread: threading.Thread) -> int:
-    """Of one thread."""
+@pytest.fixture
+def threads() -> Iterator[list[threading.Thread]]:
+    """Two that wait until the test ends; not started yet."""
+    stop = threading.Event()
+    made = [threading.Thread(target=stop.wait) for _ in range(2)]
+    yield made
+    stop.set()
+    for thread in made:
+        if thread.ident is not None:
+            thread.join()
+
+
+def policy(thread: threading.Thread) -> int:
+    """How one thread is scheduled."""
     assert thread.native_id is not None
-    return os.getpriority(os.PRIO_PROCESS, thread.native_id)
+    return os.sched_getscheduler(thread.native_id)
 
 
-def test_the_load_and_its_threads_give_way_and_return() -> None:
-    """A thread that the load starts inherits its niceness, and has to be taken back too."""
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
+def needs_a_way_back() -> None:
+    """Skip where there is none."""
     if not can_return():
         pytest.skip("needs RLIMIT_NICE or CAP_SYS_NICE, as root has")
-    stop = threading.Event()
-    before, within = (threading.Thread(target=stop.wait) for _ in range(2))
+
+
+def test_the_load_and_its_threads_give_way_and_return(threads: list[threading.Thread]) -> None:
+    """A thread that the load starts inherits how it is scheduled, and has to be taken back too."""
+    needs_a_way_back()
+    before, within = threads
     before.start()
-    try:
-        with pytest.raises(RuntimeError), in_the_background():
-            within.start()
-            assert niceness(threading.current_thread()) == niceness(within) == NICENESS
-            assert niceness(before) == usual
-            raise RuntimeError
-        assert niceness(threading.current_thread()) == niceness(within) == usual
-    finally:
-        stop.set()
-        before.join()
-        within.join()
+    with pytest.raises(RuntimeError), in_the_background():
+        within.start()
+        assert policy(threading.current_thread()) == policy(within) == IDLE
+        assert policy(before) == USUAL
+        raise RuntimeError
+    assert policy(threading.current_thread()) == policy(within) == USUAL
+
+
+def test_a_load_without_idle_time_goes_on_as_usual(
+    threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while, with all its threads."""
+    needs_a_way_back()
+    monkeypatch.setattr(background, "PATIENCE_S", 0.1)
+    with in_the_background():
+        threads[0].start()
+        deadline = time.monotonic() + 20
+        while IDLE in (policy(threading.current_thread()), policy(threads[0])):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_without_a_way_back_nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that answers with a low priority would be worse than one that loads with the usual."""
+    """A server that answers in idle time would be worse than one that loads as usual."""
     monkeypatch.setattr(background, "can_return", lambda: False)
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
     with in_the_background():
-        assert os.getpriority(os.PRIO_PROCESS, 0) == usual
+        assert policy(threading.current_thread()) == USUAL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give its capabilities away")
