@@ -15,6 +15,10 @@ from serving.background import in_the_background, is_beside_another
 from serving.sampler import sampler_from_environment
 
 
+TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
+"""Of a warm-up's inputs, those that a classifier of images may have."""
+
+
 class TritonPythonModel:
     """One instance of a model with `backend: "onnxruntime"`."""
 
@@ -50,6 +54,8 @@ class TritonPythonModel:
             beside = is_beside_another(args["model_instance_name"])
             with in_the_background() if beside else nullcontext():
                 self._load(args)
+                if beside:
+                    self._run_once(json.loads(args["model_config"]))
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
             # version that is tried beside the served one is loaded, and says so to whoever asks it.
@@ -81,6 +87,17 @@ class TritonPythonModel:
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
         self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
         self._has_features = FEATURES in {one.name for one in self._session.get_outputs()}
+
+    def _run_once(self, config: dict) -> None:
+        """What an engine compiles for its first batches, before Triton's own warm-up asks for it in a hurry."""
+        for one in config.get("model_warmup", []):
+            feeds = {
+                name: np.zeros((one["batch_size"], *map(int, tensor["dims"])), TYPES[tensor["data_type"]])
+                for name, tensor in one["inputs"].items()
+                if tensor["data_type"] in TYPES
+            }
+            if feeds.keys() == set(self._inputs):
+                self._session.run(self._outputs, feeds, self._run_options)
 
     def execute(self, requests: list) -> list:
         if self._refused is not None:
