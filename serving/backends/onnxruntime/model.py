@@ -14,7 +14,6 @@ from fruitstand.versions import on_trial
 from serving.background import in_the_background, is_beside_another
 from serving.sampler import sampler_from_environment
 
-
 TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 """Of a warm-up's inputs, those that a classifier of images may have."""
 
@@ -89,7 +88,7 @@ class TritonPythonModel:
         self._has_features = FEATURES in {one.name for one in self._session.get_outputs()}
 
     def _run_once(self, config: dict) -> None:
-        """What an engine compiles for its first batches, before Triton's own warm-up asks for it in a hurry."""
+        """What an engine compiles for its first batches, before Triton's warm-up asks for it in a hurry."""
         for one in config.get("model_warmup", []):
             feeds = {
                 name: np.zeros((one["batch_size"], *map(int, tensor["dims"])), TYPES[tensor["data_type"]])
