@@ -207,8 +207,8 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
-            # With true it is not ready while a version loads beside the one that answers, and a gateway gives up
-            # every replica during a promotion. It listens only when all models are loaded anyway.
+            # With true it is not ready while a version loads beside the one that answers, and a gateway gives
+            # up every replica during a promotion. It listens only when all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
             *([] if self._auto_complete else ["--disable-auto-complete-config"]),
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",

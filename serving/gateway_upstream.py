@@ -72,7 +72,7 @@ def triton_cluster(servers: Json, replicas: int) -> Json:
             "max_ejection_time": "10s",
             "max_ejection_percent": 67,
         },
-        # Triton says SERVING when all its models are ready (--strict-readiness).
+        # Triton listens when its models are loaded; whether they answer the supervisor's canary finds out.
         "health_checks": [
             {
                 "timeout": "1s",
