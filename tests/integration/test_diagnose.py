@@ -75,7 +75,8 @@ def _callers(url: str, images: list[bytes], number: int) -> Iterator[None]:
     ("plant", "num_callers", "cause", "model"),
     [
         pytest.param(_no_ragged_flag, 8, "ragged_flag_missing", IMAGE_DECODE, id="ragged_flag"),
-        pytest.param(_no_queue_delay, 2, "no_queue_delay", FRUIT_RESNET, id="queue_delay"),
+        # Planted in both steps: where the first lets two through together, the second has its batch.
+        pytest.param(_no_queue_delay, 2, "no_queue_delay", None, id="queue_delay"),
         pytest.param(_batches_of_one, 4, "batch_size_cap", FRUIT_RESNET, id="batches_of_one"),
         pytest.param(_too_many_threads, 4, "threads_oversubscribed", FRUIT_RESNET, id="threads"),
         pytest.param(_nothing, 1, "client_limited", FRUIT_CLASSIFIER, id="client"),
@@ -85,7 +86,7 @@ def test_the_planted_cause_is_named(
     plant: Callable[[Texts], None],
     num_callers: int,
     cause: str,
-    model: str,
+    model: str | None,
     repository: Path,
     test_images: list[Path],
     tmp_path: Path,
@@ -104,7 +105,7 @@ def test_the_planted_cause_is_named(
         _callers(server.url, images, num_callers),
     ):
         found = diagnose(server.url, seconds=WATCH_S)["findings"]
-    assert (cause, model) in {(one["cause"], one["model"]) for one in found}, found
+    assert any(one["cause"] == cause and model in (None, one["model"]) for one in found), found
     causes = {one["cause"] for one in found} - {"client_limited", "limiting_step", "queueing"}
     assert causes == {cause} - {"client_limited"}, found
 

@@ -27,6 +27,9 @@ ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
 TOO_LARGE = {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"}
 LARGE_BYTES = 100_000_000
 
+MIN_WARM_UP = 1_000
+"""Malformed requests, until every thread and arena of the servers has met some."""
+
 
 def bad_images(setting: Setting) -> Outcome:
     """13: every kind of image gets its documented verdict, alone and among neighbours, which keep theirs."""
@@ -132,7 +135,7 @@ def malformed_requests(setting: Setting) -> Outcome:
     number = setting.tier.malformed
     with setting.stack() as stack:
         pids = set(stack.pids())
-        warm_up = MalformedLoad(stack, number // 4, seed=1)
+        warm_up = MalformedLoad(stack, max(MIN_WARM_UP, number // 4), seed=1)
         warm_up.send()
         memory_mib = stack.rss_mib()
         load = MalformedLoad(stack, number, seed=14)

@@ -41,7 +41,8 @@ def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData,
         "overlapped",
         "parallel",
     }
-    # Half a second is too short for 4,096 images under way at once; there 0 is an honest answer.
-    assert all(value > 0 for name in samples if name != "served_c128_b32" for value in samples[name])
+    # Half a second is too short for a thousand images under way at once; there 0 is an honest answer.
+    many = {f"served_c{c}_b{b}" for c in CONCURRENCIES for b in REQUEST_BATCHES if c * b >= 1000}
+    assert all(value > 0 for name in set(samples) - many for value in samples[name])
     assert "served_over_in_process_c64_b1" in result["summary"]["tiny"]
     assert "/" not in result["command"].replace("--", "")

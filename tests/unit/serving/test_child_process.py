@@ -1,6 +1,7 @@
 """Servers are started while calls are under way, and end with whoever started them."""
 
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -52,7 +53,8 @@ def test_it_gets_a_limit_of_open_files_and_the_usual_signals(tmp_path: Path) -> 
     files, _, ignored = log.read_text().split()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert int(files) == (MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most))
-    assert int(ignored, 16) == 0
+    # Others may be ignored by whoever started us, and stay so.
+    assert int(ignored, 16) & sum(1 << (one - 1) for one in (signal.SIGPIPE, signal.SIGXFSZ)) == 0
 
 
 def test_what_cannot_be_executed_is_one_line(tmp_path: Path) -> None:
