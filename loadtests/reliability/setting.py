@@ -37,7 +37,7 @@ class Tier:
 TIERS = {
     # To see that a scenario works; its numbers say nothing.
     "brief": Tier(
-        rate=10, repeats=1, steady_s=3, malformed=400, overload_s=5, images=1_000, swaps=1, crashes=3,
+        rate=10, repeats=1, steady_s=3, malformed=2_000, overload_s=5, images=1_000, swaps=1, crashes=3,
         soak_s=15, score_images=150,
     ),
     "ci": Tier(
