@@ -91,8 +91,10 @@ def session_options(config: dict[str, Any], *, device_id: int | None = None) -> 
         raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level])
     parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
-    # 0 is natively ONNX Runtime's own choice, which knows no cgroup.
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or thread_budget()
+    # 0 is natively ONNX Runtime's own choice, which knows no cgroup. Instances on processors share the cores.
+    instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
+    share = max(1, thread_budget() // max(1, instances))
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or share
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL

@@ -9,7 +9,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
-from fruitstand.threads import thread_budget
 from fruitstand.versions import on_trial
 from serving.background import in_the_background, is_beside_another
 from serving.sampler import sampler_from_environment
@@ -70,13 +69,11 @@ class TritonPythonModel:
 
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
-        folder = Path(args["model_repository"], args["model_version"])
-        device_id = int(args["model_instance_device_id"]) if on_gpu else None
-        # Instances beside each other share the cores; a number in the configuration is each instance's own.
-        count = sum(group["count"] for group in config["instance_group"])
-        own = int(config["parameters"].get("intra_op_thread_count", {}).get("string_value", "0"))
-        share = None if on_gpu or own else max(1, thread_budget() // count)
-        self._session = _open(folder, config, device_id=device_id, num_threads=share)
+        self._session = _open(
+            Path(args["model_repository"], args["model_version"]),
+            config,
+            device_id=int(args["model_instance_device_id"]) if on_gpu else None,
+        )
         check_signature(config, self._session)
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
@@ -158,17 +155,11 @@ class _Refused:
         return pb_utils.InferenceResponse(empty)
 
 
-def _open(
-    version_directory: Path, config: dict, *, device_id: "int | None", num_threads: "int | None" = None
-):
+def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
     """Only what the server's trusted keys signed, where it has any."""
     from serving.onnx_session import open_session
 
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
     return open_session(
-        version_directory,
-        config,
-        device_id=device_id,
-        trusted_keys=Path(keys) if keys else None,
-        num_threads=num_threads,
+        version_directory, config, device_id=device_id, trusted_keys=Path(keys) if keys else None
     )
