@@ -9,7 +9,6 @@ exported configuration.
 """
 
 import json
-import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from benchmarks.in_process import (
     timed,
 )
 from benchmarks.provenance import provenance
+from benchmarks.ratios import ratio
 from benchmarks.stages import command_line, console
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import PIXELS, PROBABILITIES
@@ -114,14 +114,7 @@ def main(
 
 def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Of each try the ratio to what is served, `infer` or `decode`, within rounds."""
-    summary = {}
-    for name, rates in samples.items():
-        ratios = [rate / served for rate, served in zip(rates, samples[name.partition(":")[0]], strict=True)]
-        summary[name] = {
-            key: round(of(ratios), 3)
-            for key, of in (("median", statistics.median), ("min", min), ("max", max))
-        }
-    return summary
+    return {name: ratio(rates, samples[name.partition(":")[0]]) for name, rates in samples.items()}
 
 
 def _sessions(

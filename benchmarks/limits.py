@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks.in_process import BATCH, LOOPS, WARM_UP_S, Measure, in_process, read_images, served_version
 from benchmarks.provenance import provenance
+from benchmarks.ratios import ratio
 from benchmarks.stages import command_line, console, served
 from fruitstand.artefacts import write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
@@ -72,18 +73,9 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     best = [max(rates) for rates in zip(*(samples[loop] for loop in LOOPS), strict=True)]
     return {
         "images_per_s": {name: statistics.median(values) for name, values in samples.items()},
-        "served_over_in_process_c64_b1": _ratio(samples["served_c64_b1"], best),
-        "served_over_in_process_c8_b1": _ratio(samples["served_c8_b1"], best),
-        "served_over_in_process_b32": _ratio(samples["served_c8_b32"], best),
-    }
-
-
-def _ratio(values: list[float], references: list[float]) -> dict[str, float]:
-    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
-    return {
-        "median": round(statistics.median(ratios), 3),
-        "min": round(min(ratios), 3),
-        "max": round(max(ratios), 3),
+        "served_over_in_process_c64_b1": ratio(samples["served_c64_b1"], best),
+        "served_over_in_process_c8_b1": ratio(samples["served_c8_b1"], best),
+        "served_over_in_process_b32": ratio(samples["served_c8_b32"], best),
     }
 
 

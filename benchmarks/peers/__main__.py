@@ -22,6 +22,7 @@ from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
 from benchmarks.peers.measure import IN_FLIGHT, OURS, Case, Round, measure
 from benchmarks.provenance import provenance
+from benchmarks.ratios import ratio
 from benchmarks.stages import command_line, console
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
@@ -103,19 +104,13 @@ def summarise(samples: dict[str, list[dict[str, Any]]], in_process: list[float])
             entry = {
                 "images_per_s": statistics.median(own),
                 "p99_ms": statistics.median(row[load]["p99_ms"] for row in rows),
-                "over_in_process": _ratio(own, in_process),
+                "over_in_process": ratio(own, in_process),
             }
             ours = samples[OURS]
             if name != OURS and not any("failed" in row for row in ours):
-                entry["ours_over_it"] = _ratio([row[load]["images_per_s"] for row in ours], own)
+                entry["ours_over_it"] = ratio([row[load]["images_per_s"] for row in ours], own)
             summary[name][load] = entry
     return summary
-
-
-def _ratio(values: list[float], references: list[float]) -> dict[str, float]:
-    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
-    found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return {key: round(value, 3) for key, value in found.items()}
 
 
 def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case]:
