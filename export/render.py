@@ -3,6 +3,7 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -147,9 +148,26 @@ def write_repository(
     for relative, content in render_repository(preprocessing, labels, **choices).items():
         path = repository / relative
         if not path.is_file() or path.read_bytes() != content:
-            write_bytes(path, content)
+            _write(path, content)
             changed.append(relative)
     return changed
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A configuration that replaces another keeps its age, so that Triton does not load every version again.
+
+    It asks the model's folder, which is newer now, whether to look; then it loads again what differs in more
+    than `version_policy`, and all versions where anything beside the configuration in use is newer, such as
+    the one for GPUs.
+
+    Source:
+        triton-inference-server/core, `ModelTimestamp` and `ConfigChangeRequiresReload`, since 24.09.
+    """
+    keeping = [path, path.parent] if path.parent.name == "configs" else [path]
+    ages = {one: one.stat().st_mtime_ns for one in keeping if path.suffix == ".pbtxt" and path.is_file()}
+    write_bytes(path, content)
+    for one, modified_ns in ages.items():
+        os.utime(one, ns=(modified_ns, modified_ns))
 
 
 def main() -> None:

@@ -112,36 +112,37 @@ def traced(
             gateway.stop()
 
 
-def arrived(got: Spans, trace_id: str, services: set[str]) -> Spans:
-    """A trace's spans, once all services have sent one."""
-    deadline = time.monotonic() + 30
-    while True:
-        mine = [one for one in got if one.trace_id == trace_id]
-        if {one.service for one in mine} >= services:
-            return mine
-        assert time.monotonic() < deadline, got
-        time.sleep(0.1)
-
-
 def test_a_callers_trace_goes_through_the_gateway_into_the_server(
     traced: str, collector: tuple[str, Spans], test_images: list[Path]
 ) -> None:
-    """Both have the caller's span as their parent, in the threads of a stream too; without it: nothing."""
+    """Both have the caller's span as their parent, in the threads of a stream too; without it: nothing.
+
+    Triton 24.10 forgets one trace in eight, and now and then several in a row: the caller goes on until it
+    hears of one.
+    """
     _, got = collector
     tracer = TracerProvider().get_tracer("test")
+    calls, deadline = 0, time.monotonic() + 60
     with Client(traced, batch_size=1) as client:
         client.classify(test_images[:1])
         with TracerProvider(sampler=ALWAYS_OFF).get_tracer("test").start_as_current_span("not traced"):
             client.classify(test_images[:1])
         with tracer.start_as_current_span("caller") as span:
-            answers = client.classify(test_images[:3])
-    assert [one.error for one in answers] == [None] * 3
+            while not any(one.service == "fruitstand-triton" for one in got):
+                assert time.monotonic() < deadline, got
+                answers = client.classify(test_images[:3])
+                assert [one.error for one in answers] == [None] * 3
+                calls += len(answers)
+                time.sleep(0.5)
+    gateway: Spans = []
+    while len(gateway) < calls:
+        assert time.monotonic() < deadline, got
+        time.sleep(0.1)
+        gateway = [one for one in got if one.service == "fruitstand-gateway"]
     context = span.get_span_context()
-    mine = arrived(got, f"{context.trace_id:032x}", {"fruitstand-gateway", "fruitstand-triton"})
-    gateway = [one for one in mine if one.service == "fruitstand-gateway"]
+    assert len(gateway) == calls
     assert {one.parent_span_id for one in gateway} == {f"{context.span_id:016x}"}
-    assert len(gateway) == 3
-    triton = [one for one in mine if one.service == "fruitstand-triton"]
+    triton = [one for one in got if one.service == "fruitstand-triton"]
     assert f"{context.span_id:016x}" in {one.parent_span_id for one in triton}
     assert {one.trace_id for one in got} == {f"{context.trace_id:032x}"}
 
