@@ -3,7 +3,6 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -14,12 +13,17 @@ from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
 from fruitstand.tuning import DEFAULTS, Tuning
-from fruitstand.versions import ServingState
+from fruitstand.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parent / "templates"
 LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
 WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
 """A painted fruit; decoded once before the decode step is called ready."""
+
+UNNAMED = Path(contract.FRUIT_RESNET, "config.pbtxt")
+"""For a server that is told no `--model-config-name`. No promotion may change it: where anything in a model's
+folder is newer than it was, besides `configs` and the folders of versions, Triton loads every version again
+(core, `ModelTimestamp`), and only the new one where it is not."""
 
 SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
 """Pins the served version; rendered last."""
@@ -73,6 +77,7 @@ def render_repository(
     """
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
+    loaded = ", ".join(map(str, sorted({number, *also_loaded})))
     values = (
         _model_values(preprocessing, labels, files)
         | _tuning_values(tuning)
@@ -80,7 +85,7 @@ def render_repository(
             "pinned_version": number,
             "served_version": "" if state is None else number,
             "previous_version": "" if state is None or state.previous is None else state.previous,
-            "loaded_versions": ", ".join(map(str, sorted({number, *also_loaded}))),
+            "version_policy": f"specific {{ versions: [ {loaded} ] }}",
         }
     )
     rendered = {}
@@ -89,6 +94,8 @@ def render_repository(
         if relative != WARMUP_IMAGE:
             content = Template(content.decode()).substitute(values).encode()
         rendered[relative] = content
+    template = Template((TEMPLATES / LOADED_CONFIG).read_text())
+    rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()
     # Triton wants a version folder of the ensemble; its number is what every answer names.
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
@@ -148,26 +155,9 @@ def write_repository(
     for relative, content in render_repository(preprocessing, labels, **choices).items():
         path = repository / relative
         if not path.is_file() or path.read_bytes() != content:
-            _write(path, content)
+            write_bytes(path, content)
             changed.append(relative)
     return changed
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A configuration that replaces another keeps its age, so that Triton does not load every version again.
-
-    It asks the model's folder, which is newer now, whether to look; then it loads again what differs in more
-    than `version_policy`, and all versions where anything beside the configuration in use is newer, such as
-    the one for GPUs.
-
-    Source:
-        triton-inference-server/core, `ModelTimestamp` and `ConfigChangeRequiresReload`, since 24.09.
-    """
-    keeping = [path, path.parent] if path.parent.name == "configs" else [path]
-    ages = {one: one.stat().st_mtime_ns for one in keeping if path.suffix == ".pbtxt" and path.is_file()}
-    write_bytes(path, content)
-    for one, modified_ns in ages.items():
-        os.utime(one, ns=(modified_ns, modified_ns))
 
 
 def main() -> None:

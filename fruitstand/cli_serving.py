@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand.cli_shared import Json, Port, Repository, TrustedKeys, needs, print_json
+from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import UsageError
 
 Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
@@ -22,7 +23,7 @@ def serve(
     grpc_port: Port = 8001,
     http_port: Port = 8000,
     metrics_port: Port = 8002,
-    config_name: Annotated[str | None, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = None,
+    config_name: Annotated[str, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
     trusted_keys: TrustedKeys = None,
     web_port: Annotated[

@@ -29,6 +29,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 CPU_ENGINES = ("openvino", "cpu")
 """What computes a model without a GPU, the preferred first: OpenVINO, or ONNX Runtime's own kernels."""
 
+CPU_CONFIG = "cpu"
+"""The `--model-config-name` of a server without a GPU."""
+
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import read_json, sha256_file
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
+from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.signing import SIGNATURE_NAME, check_signature
 from fruitstand.version_record import read_record
@@ -27,6 +27,9 @@ MANIFEST_NAME = "manifest.json"
 GOLDEN_LIST = Path("golden", "golden.json")
 MAX_GOLDEN_DISTANCE = 0.1
 """Total variation, 0 to 1, between an expected and a served answer; processors round int8 differently."""
+
+LOADED_CONFIG = Path(FRUIT_RESNET, "configs", f"{CPU_CONFIG}.pbtxt")
+"""Names the classifier's versions that a server loads, as those for GPUs do."""
 
 _STATE = re.compile(r'key: "(served|previous)_version" value: { string_value: "(\d*)" }')
 _NUMBER = re.compile(r"[1-9][0-9]*")
@@ -118,7 +121,7 @@ def serving_state(repository: Path) -> ServingState | None:
 
 def loaded_versions(repository: Path) -> list[int]:
     """The classifier's versions that a server loads: the served one, and others during a promotion."""
-    config = repository / FRUIT_RESNET / "config.pbtxt"
+    config = repository / LOADED_CONFIG
     match = _LOADED.search(config.read_text("utf-8")) if config.is_file() else None
     return [int(number) for number in match[1].split(",")] if match else []
 

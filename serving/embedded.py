@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import thread_budget, thread_environment
 from fruitstand.versions import Version, loaded_versions, serving_state, verify_version
@@ -52,7 +52,7 @@ class EmbeddedServer:
         grpc_port: int = 0,
         http_port: int = 0,
         metrics_port: int = 0,
-        config_name: str | None = None,
+        config_name: str = CPU_CONFIG,
         log_path: Path | None = None,
         trusted_keys: Path | None = None,
         auto_complete: bool = False,
@@ -67,7 +67,7 @@ class EmbeddedServer:
             grpc_port: 0 takes a free one; so do the other ports.
             http_port: of the KServe V2 REST endpoint.
             metrics_port: of the Prometheus endpoint.
-            config_name: of `configs/<name>.pbtxt` in each model; None takes `config.pbtxt`.
+            config_name: of `configs/<name>.pbtxt` in each model; one without it takes `config.pbtxt`.
             log_path: where the server's log goes; None sends it to this process's stderr.
             trusted_keys: a folder with public keys, one of which must have signed the served version; None
                 asks for no signature.
@@ -205,6 +205,7 @@ class EmbeddedServer:
             f"--http-port={self.http_port}",
             f"--metrics-address={LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
+            f"--model-config-name={self._config_name}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
             # With true it is not ready while a version loads beside the one that answers, and a gateway gives
@@ -234,8 +235,6 @@ class EmbeddedServer:
                 "--trace-config=level=TIMESTAMPS",
                 f"--trace-config=rate={every}",
             ]
-        if self._config_name is not None:
-            arguments.append(f"--model-config-name={self._config_name}")
         return arguments
 
     def _last_error(self) -> str:

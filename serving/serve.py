@@ -17,7 +17,7 @@ def serve(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
-    config_name: str | None,
+    config_name: str,
     log_path: Path | None,
     trusted_keys: Path | None = None,
     web_port: int | None = None,
@@ -32,7 +32,7 @@ def serve(
         grpc_port: 0 takes a free one; so do the other ports.
         http_port: of the REST endpoint.
         metrics_port: of the Prometheus endpoint.
-        config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
+        config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
         log_path: of tritonserver's log; None sends it to stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         web_port: of the page to try the model with; None serves none, 0 takes a free one.

@@ -31,7 +31,7 @@ def serve_replicas(
     listen: str,
     port: int,
     metrics_port: int,
-    config_name: str | None,
+    config_name: str,
     log_path: Path | None,
     trusted_keys: Path | None,
     access_directory: Path | None,
@@ -49,7 +49,7 @@ def serve_replicas(
         port: of the gateway; 0 takes a free one.
         metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the
             gateway's metrics too.
-        config_name: of `configs/<name>.pbtxt`; None takes `config.pbtxt`.
+        config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
         log_path: of the servers; None is stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         access_directory: certificates and API keys, see `serving.access`.

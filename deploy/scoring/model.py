@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import ENCODED, FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
 from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
-from fruitstand.versions import MANIFEST_NAME, read_version
+from fruitstand.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
 
 ALL_CLASSES = 2**16
 """More than a model has; Triton answers with as many as there are."""
@@ -99,7 +99,7 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
         pipeline=pipeline.relative_to(repository),
         pipeline_sha256=sha256_file(pipeline),
-        config=_read_config(repository / FRUIT_RESNET / "config.pbtxt"),
+        config=_read_config(repository / LOADED_CONFIG),
     )
 
 

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError
-from fruitstand.versions import published_versions, serving_state, verify_version
+from fruitstand.versions import LOADED_CONFIG, published_versions, serving_state, verify_version
 
 
 def torn(repository: Path) -> list[str]:
@@ -26,9 +26,11 @@ def torn(repository: Path) -> list[str]:
     state = serving_state(repository)
     if state is None:
         return found
-    for model in (FRUIT_RESNET, FRUIT_CLASSIFIER):
-        text = (repository / model / "config.pbtxt").read_text()
-        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    for model, path in (
+        (FRUIT_RESNET, LOADED_CONFIG),
+        (FRUIT_CLASSIFIER, f"{FRUIT_CLASSIFIER}/config.pbtxt"),
+    ):
+        config = text_format.Parse((repository / path).read_text(), model_config_pb2.ModelConfig())
         if state.version not in config.version_policy.specific.versions:
             found.append(f"{model} would not load version {state.version}")
         if not (repository / model / str(state.version)).is_dir():

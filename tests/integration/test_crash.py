@@ -16,7 +16,7 @@ from export.repository import locked, prune, write_served
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.labels import read_labels
 from fruitstand.runs import Run, read_run
-from fruitstand.versions import ServingState, published_versions, serving_state
+from fruitstand.versions import LOADED_CONFIG, ServingState, published_versions, serving_state
 from loadtests.reliability.wholeness import small_disk
 from tests.crash import Crasher, assert_whole, litter
 from tests.repositories import place_version
@@ -129,7 +129,7 @@ def test_a_first_publication_that_is_killed_serves_its_own_classes_or_nothing(
 
 
 def _num_outputs(repository: Path) -> int:
-    text = (repository / FRUIT_RESNET / "config.pbtxt").read_text()
+    text = (repository / LOADED_CONFIG).read_text()
     (output,) = text_format.Parse(text, model_config_pb2.ModelConfig()).output
     return output.dims[0]
 

@@ -10,6 +10,7 @@ import pytest
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
+from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client
 from loadtests.diagnose import diagnose
 from serving.embedded import EmbeddedServer
@@ -93,7 +94,8 @@ def test_the_planted_cause_is_named(
 ) -> None:
     """And the other four planted causes are not, except that few callers are few callers."""
     copy = shutil.copytree(repository, tmp_path / "model_repository")
-    paths = {name: copy / name / "config.pbtxt" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)}
+    paths = {name: copy / name / "config.pbtxt" for name in (IMAGE_DECODE, FRUIT_CLASSIFIER)}
+    paths[FRUIT_RESNET] = copy / LOADED_CONFIG
     texts = {name: path.read_text() for name, path in paths.items()}
     plant(texts)
     for name, path in paths.items():

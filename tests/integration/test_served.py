@@ -21,6 +21,7 @@ from fruitstand.image_kinds import image_kinds
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
 from fruitstand.sample_images import encode, pattern
+from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer
 
@@ -352,7 +353,7 @@ def test_what_a_configuration_leaves_out_is_completed(repository: Path, tmp_path
     import shutil
 
     copy = shutil.copytree(repository, tmp_path / "copy")
-    config = copy / FRUIT_RESNET / "config.pbtxt"
+    config = copy / LOADED_CONFIG
     kept = [line for line in config.read_text().splitlines() if not line.startswith(("input [", "output ["))]
     config.write_text("\n".join(kept))
     with EmbeddedServer(copy, log_path=tmp_path / "log", auto_complete=True) as running:

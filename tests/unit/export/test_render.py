@@ -5,9 +5,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.render import LABELS_FILE, SWITCH, render_repository, write_repository
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import read_labels
-from fruitstand.versions import ServingState
+from fruitstand.versions import LOADED_CONFIG, ServingState
 
 COMMITTED = Path(__file__).parents[3] / "model_repository"
 LABELS = read_labels(COMMITTED / LABELS_FILE)
@@ -37,8 +37,8 @@ def test_the_ensemble_and_the_classifier_pin_one_version() -> None:
     """The version in every answer is that of the model that gave it."""
     rendered = render_repository(Preprocessing(), LABELS, state=ServingState(7, 3), also_loaded=(3,))
     ensemble, resnet = (
-        text_format.Parse(rendered[Path(model, "config.pbtxt")].decode(), model_config_pb2.ModelConfig())
-        for model in (FRUIT_CLASSIFIER, FRUIT_RESNET)
+        text_format.Parse(rendered[path].decode(), model_config_pb2.ModelConfig())
+        for path in (SWITCH, LOADED_CONFIG)
     )
     assert list(ensemble.version_policy.specific.versions) == [7]
     assert ensemble.ensemble_scheduling.step[1].model_version == 7

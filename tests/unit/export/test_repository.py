@@ -27,7 +27,14 @@ from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Pr
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels
 from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
-from fruitstand.versions import MANIFEST_NAME, ServingState, published_versions, read_version, serving_state
+from fruitstand.versions import (
+    LOADED_CONFIG,
+    MANIFEST_NAME,
+    ServingState,
+    published_versions,
+    read_version,
+    serving_state,
+)
 from tests.repositories import place_version
 
 
@@ -64,7 +71,7 @@ def test_what_a_killed_command_left_is_put_right(repository: Path) -> None:
     litter = repository / FRUIT_RESNET / f".tmp-{os.getpid()}-00-4"
     litter.mkdir()
     write_served(repository, ServingState(2, 1), also_loaded=(3,))
-    config = repository / FRUIT_RESNET / "config.pbtxt"
+    config = repository / LOADED_CONFIG
     assert "versions: [ 2, 3 ]" in config.read_text()
     with locked(repository):
         pass
