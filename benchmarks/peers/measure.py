@@ -9,12 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+import grpc
 
 from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
@@ -24,9 +25,12 @@ from benchmarks.stages import served
 from fruitstand.errors import FruitstandError
 from fruitstand.threads import thread_budget, thread_environment
 
+Result = TypeVar("Result")
 OURS = "fruitstand"
 IN_FLIGHT = (8, 64)
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 120.0
+CHECK_TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 30.0
 MIN_SAME_TOP1 = 0.98
 """fp32 and int8, and Pillow and DALI, differ on a few images between two classes."""
 ROOT = Path(__file__).parents[2]
@@ -68,16 +72,27 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
     with _running(case, one_round, mark) as (target, log):
         _wait_for_answer(target, started, mark, log)
         result: dict[str, Any] = {"start_s": round(time.monotonic() - started, 2)}
-        found = asyncio.run(labels(target))
+        found = _within(CHECK_TIMEOUT_S, labels(target))
         one_round.expected = one_round.expected or found
         same = sum(map(str.__eq__, found, one_round.expected)) / len(found)
         if same < MIN_SAME_TOP1:
             raise FruitstandError(f"{same:.1%} of its labels are those of our stack")
         result["same_top1"] = round(same, 4)
         for in_flight in IN_FLIGHT:
-            result[f"c{in_flight}"] = asdict(asyncio.run(closed_loop(target, in_flight, one_round.seconds)))
+            loop = closed_loop(target, in_flight, one_round.seconds)
+            result[f"c{in_flight}"] = asdict(_within(LOAD_TIMEOUT_S + one_round.seconds, loop))
         result["memory_mib"] = processes.memory_mib(mark)
     return {**result, "busy_before": busy, "left_over": len(processes.marked(mark))}
+
+
+def _within(limit_s: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do it; what a peer leaves unanswered fails its case, and not the run."""
+    try:
+        return asyncio.run(asyncio.wait_for(work, limit_s))
+    except TimeoutError as exc:
+        raise FruitstandError(f"was not done within {limit_s:g} s") from exc
+    except (OSError, aiohttp.ClientError, grpc.RpcError, ValueError, KeyError) as exc:
+        raise FruitstandError(f"does not answer as it should: {exc}") from exc
 
 
 @contextlib.contextmanager
@@ -106,6 +121,7 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
                 yield Target(f"http://127.0.0.1:{port}", one_round.images, case.peer), log
             finally:
                 processes.stop(mark)
+                process.kill()  # should it have lost the mark
                 process.wait()
 
 
