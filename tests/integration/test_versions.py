@@ -38,6 +38,7 @@ from serving.embedded import EmbeddedServer
 from tests.callers import Caller, ask_once
 from tests.crash import Crasher, assert_whole, litter
 
+LOADS = f"TRITONBACKEND_ModelInstanceInitialize: {FRUIT_RESNET}_0"
 NUM_SWAPS = 20
 NUM_CLIENTS = 8
 NUM_IMAGES = 8
@@ -64,9 +65,15 @@ def versions(repository: Path, second_run: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def live(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def live_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where that server's log goes."""
+    return tmp_path_factory.mktemp("live") / "triton.log"
+
+
+@pytest.fixture(scope="module")
+def live(versions: Path, live_log: Path) -> Iterator[EmbeddedServer]:
     """A server on that repository."""
-    with EmbeddedServer(versions, log_path=tmp_path_factory.mktemp("live") / "triton.log") as server:
+    with EmbeddedServer(versions, log_path=live_log) as server:
         yield server
 
 
@@ -89,6 +96,17 @@ def test_a_later_version_is_served_when_it_is_promoted_not_before(
     state = serving_state(versions)
     assert state is not None
     assert (state.version, state.previous) == (1, None)
+
+
+def test_a_promotion_loads_the_new_version_only(
+    versions: Path, live: EmbeddedServer, live_log: Path, batch: np.ndarray
+) -> None:
+    """The one that answers is not loaded again, neither when another one comes nor when it goes."""
+    for number in (2, 1, 2, 1):
+        before = live_log.read_text().count(LOADS)
+        promote(versions, number, url=live.url)
+        assert ask_once(live, batch)[0] == number
+        assert live_log.read_text().count(LOADS) - before == 1
 
 
 def test_swaps_under_load_lose_no_request_and_mix_no_versions(
