@@ -10,22 +10,18 @@ summary holds medians of ratios within a round, with the smallest and the larges
 
 import asyncio
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
-import tritonclient.grpc.aio as triton
 import typer
-from tritonclient.utils import InferenceServerException
 
-from benchmarks.in_process import BATCH, LOOPS, WARM_UP_S, Measure, in_process, read_images, served_version
+from benchmarks.in_process import BATCH, LOOPS, Measure, in_process, read_images, served_version
+from benchmarks.peers.load import Target, closed_loop
 from benchmarks.provenance import provenance
 from benchmarks.ratios import ratio
 from benchmarks.stages import command_line, console, served
 from fruitstand.artefacts import write_json
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)
@@ -50,7 +46,7 @@ def main(
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
         served(repository, log=Path(scratch, "triton.log")) as url,
     ):
-        measures |= _through_the_server(url, files)
+        measures |= _through_the_server(url, [file.tobytes() for file in files])
         for number in range(rounds):
             for name, measure in measures.items():
                 samples.setdefault(name, []).append(round(measure(seconds), 1))
@@ -79,54 +75,16 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _through_the_server(url: str, files: list[np.ndarray]) -> dict[str, Measure]:
+def _through_the_server(url: str, files: list[bytes]) -> dict[str, Measure]:
     """Closed loops: so many requests under way at once, of so many images each."""
-    requests = {size: [_request(files, start, size) for start in range(0, len(files), size)]
-                for size in REQUEST_BATCHES}  # fmt: skip
+    targets = {size: Target(url, files, request_batch=size) for size in REQUEST_BATCHES}
     return {
-        f"served_c{concurrency}_b{size}": lambda seconds, concurrency=concurrency, size=size: asyncio.run(
-            _closed_loop(url, requests[size], concurrency, seconds)
+        f"served_c{in_flight}_b{size}": lambda seconds, in_flight=in_flight, size=size: (
+            asyncio.run(closed_loop(targets[size], in_flight, seconds)).images_per_s
         )
         for size in REQUEST_BATCHES
-        for concurrency in CONCURRENCIES
+        for in_flight in CONCURRENCIES
     }
-
-
-def _request(files: list[np.ndarray], start: int, size: int) -> list[triton.InferInput]:
-    chosen = [files[(start + offset) % len(files)] for offset in range(size)]
-    rows = np.zeros((size, max(map(len, chosen))), np.uint8)
-    for row, file in zip(rows, chosen, strict=True):
-        row[: len(file)] = file
-    tensor = triton.InferInput(IMAGE, list(rows.shape), "UINT8")
-    tensor.set_data_from_numpy(rows)
-    return [tensor]
-
-
-async def _closed_loop(
-    url: str, requests: list[list[triton.InferInput]], concurrency: int, seconds: float
-) -> float:
-    """Images/s of the answered requests; the queue's refusals count for nothing, other failures end it."""
-    done, position = 0, 0
-    counts_from = time.perf_counter() + min(WARM_UP_S, seconds)
-    end = counts_from + seconds
-    async with triton.InferenceServerClient(url) as client:
-
-        async def user() -> None:
-            nonlocal done, position
-            while time.perf_counter() < end:
-                request = requests[position % len(requests)]
-                position += 1
-                try:
-                    await client.infer(FRUIT_CLASSIFIER, request)
-                except InferenceServerException as exc:
-                    if exc.status() != "StatusCode.UNAVAILABLE":
-                        raise
-                    continue
-                if counts_from <= time.perf_counter() <= end:
-                    done += request[0].shape()[0]
-
-        await asyncio.gather(*(user() for _ in range(concurrency)))
-    return done / seconds
 
 
 if __name__ == "__main__":

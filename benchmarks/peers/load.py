@@ -17,8 +17,8 @@ from benchmarks.peers.catalogue import Peer
 from fruitstand.errors import FruitstandError
 from fruitstand_client.wire import MODEL_INFER, Wire
 
-Send = Callable[[int], Awaitable[bytes]]
-"""Send the payload of that number, return the raw answer."""
+Send = Callable[[int], Awaitable[bytes | None]]
+"""Send the payload of that number, return the raw answer; None where our server's queue refused it."""
 TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 
@@ -37,20 +37,28 @@ class Measured:
 class Target:
     """Something to send images to."""
 
-    def __init__(self, url: str, images: Sequence[bytes], peer: Peer | None = None) -> None:
+    def __init__(
+        self, url: str, images: Sequence[bytes], peer: Peer | None = None, *, request_batch: int = 1
+    ) -> None:
         """Make the payloads.
 
         Args:
             url: of the peer, or HOST:PORT of our server's gRPC endpoint.
             images: encoded.
             peer: None for our stack.
+            request_batch: images a request, of our stack.
         """
-        self._url, self._peer, self.num_images = url, peer, len(images)
+        self._url, self._peer, self.num_requests = url, peer, len(images)
+        self.request_batch = request_batch
         if peer is not None:
             self._payloads = [peer.payload(image) for image in images]
         else:
             wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=False)
-            self._messages = [wire.request([image], 1, TIMEOUT_S).SerializeToString() for image in images]
+            endless = [*images, *images[: request_batch - 1]]
+            self._messages = [
+                wire.request(endless[start : start + request_batch], 1, TIMEOUT_S).SerializeToString()
+                for start in range(len(images))
+            ]
             wire.channel.close()
 
     def label(self, answer: bytes) -> str:
@@ -67,8 +75,13 @@ class Target:
             async with grpc.aio.insecure_channel(self._url) as channel:
                 infer = channel.unary_unary(MODEL_INFER)  # bytes in, bytes out
 
-                async def call(number: int) -> bytes:
-                    return await infer(self._messages[number], timeout=TIMEOUT_S)
+                async def call(number: int) -> bytes | None:
+                    try:
+                        return await infer(self._messages[number], timeout=TIMEOUT_S)
+                    except grpc.aio.AioRpcError as exc:
+                        if exc.code() != grpc.StatusCode.UNAVAILABLE:
+                            raise
+                        return None
 
                 yield call
             return
@@ -94,25 +107,29 @@ async def labels(target: Target) -> list[str]:
 
         async def one(number: int) -> str:
             async with limit:
-                return target.label(await send(number))
+                answer = await send(number)
+            if answer is None:
+                raise FruitstandError("refused with 8 in flight; the queue holds more")
+            return target.label(answer)
 
-        return await asyncio.gather(*(one(number) for number in range(target.num_images)))
+        return await asyncio.gather(*(one(number) for number in range(target.num_requests)))
 
 
 async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measured:
-    """Images/s and latency of the calls that ended after the warm-up and in time."""
+    """Images/s and latency of the calls that were answered after the warm-up and in time."""
     latencies_ms: list[float] = []
     position = 0
     started = time.perf_counter()
-    counts_from, end = started + WARM_UP_S, started + WARM_UP_S + seconds
+    counts_from = started + min(WARM_UP_S, seconds)
+    end = counts_from + seconds
     async with target.connected() as send:
 
         async def user() -> None:
             nonlocal position
             while (begun := time.perf_counter()) < end:
-                number, position = position % target.num_images, position + 1
-                await send(number)
-                if counts_from <= (now := time.perf_counter()) <= end:
+                number, position = position % target.num_requests, position + target.request_batch
+                answered = await send(number) is not None
+                if answered and counts_from <= (now := time.perf_counter()) <= end:
                     latencies_ms.append((now - begun) * 1e3)
 
         used = time.process_time()
@@ -121,6 +138,5 @@ async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measure
     if not latencies_ms:
         raise FruitstandError(f"no call with {in_flight} in flight ended within {seconds:g} s")
     p50, p99 = np.percentile(latencies_ms, (50, 99))
-    return Measured(
-        round(len(latencies_ms) / seconds, 1), round(float(p50), 2), round(float(p99), 2), round(share, 2)
-    )
+    images = len(latencies_ms) * target.request_batch
+    return Measured(round(images / seconds, 1), round(float(p50), 2), round(float(p99), 2), round(share, 2))

@@ -168,7 +168,7 @@ def _wait_for_answer(target: Target, started: float, mark: str, log: Path) -> No
 
 async def _first(target: Target) -> None:
     async with target.connected() as send:
-        target.label(await send(0))
+        target.label(await send(0) or b"")
 
 
 def _free_ports(number: int) -> list[int]:
