@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fruitstand.errors import UsageError
 
 CLOSED, OPEN = "closed", "open"
-RAMP_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RAMP_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BREAK_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3)
 PROFILES = ("ramp", "break", "steady", "spike", "soak")
 STREAM_REQUESTS_PER_S = 2.0
