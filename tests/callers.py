@@ -3,12 +3,22 @@
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from serving.embedded import EmbeddedServer
+
+
+def padded_batch(paths: list[Path]) -> np.ndarray:
+    """Files as one request: zero-padded to the longest."""
+    files = [path.read_bytes() for path in paths]
+    rows = np.zeros((len(files), max(map(len, files))), np.uint8)
+    for row, content in zip(rows, files, strict=True):
+        row[: len(content)] = np.frombuffer(content, np.uint8)
+    return rows
 
 
 def ask(client: triton.InferenceServerClient, batch: np.ndarray) -> tuple[int, np.ndarray]:

@@ -1,6 +1,7 @@
 """Session fixtures: one small data set, one trained run, one repository, one server for all tests."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("repository") / "model_repository"
     export(run.directory, repository=path, data_directory=None)
     return path
+
+
+@pytest.fixture(scope="session")
+def second_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with a less sure head."""
+    from loadtests.reliability.bad_candidates import less_sure
+
+    return less_sure(run.directory, tmp_path_factory.mktemp("second") / "second")
+
+
+@pytest.fixture(scope="session")
+def two_versions(repository: Path, second_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with versions 1, served, and 2; a test that changes it takes a copy."""
+    from export.export import export
+
+    copy = shutil.copytree(repository, tmp_path_factory.mktemp("two_versions") / "model_repository")
+    assert export(second_run, repository=copy, data_directory=None)["version"] == 2
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Versions change under load, and only what was proved is ever served."""
 
 import contextlib
-import functools
 import random
 import shutil
 import time
@@ -16,15 +15,12 @@ from export.live import LiveServer
 from export.promote import promote, rollback
 from export.publish import publish
 from export.quantize import CHOICES
-from export.render import WARMUP_IMAGE
-from export.repository import prune
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
-from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError, UsageError
+from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError
 from fruitstand.manifest import ManifestRow, PreparedData
-from fruitstand.runs import Run, read_run
-from fruitstand.signing import make_key
+from fruitstand.runs import read_run
 from fruitstand.versions import (
     MANIFEST_NAME,
     ServingState,
@@ -35,7 +31,7 @@ from fruitstand.versions import (
 )
 from loadtests.reliability import bad_candidates as candidates
 from serving.embedded import EmbeddedServer
-from tests.callers import Caller, ask_once
+from tests.callers import Caller, ask_once, padded_batch
 from tests.crash import Crasher, assert_whole, litter
 
 LOADS = f"TRITONBACKEND_ModelInstanceInitialize: {FRUIT_RESNET}_0"
@@ -43,7 +39,6 @@ NUM_SWAPS = 20
 NUM_CLIENTS = 8
 NUM_IMAGES = 8
 NUM_KILLS = 3
-NUM_REFUSALS = 5
 ANY_SLOWDOWN = 100.0
 """On a busy machine a gate on time would decide these tests."""
 MAX_DIFFERENCE = 1e-3
@@ -51,17 +46,9 @@ MAX_DIFFERENCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def second_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with a less sure head."""
-    return candidates.less_sure(run.directory, tmp_path_factory.mktemp("second") / "second")
-
-
-@pytest.fixture(scope="module")
-def versions(repository: Path, second_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with versions 1, served, and 2."""
-    copy = shutil.copytree(repository, tmp_path_factory.mktemp("versions") / "model_repository")
-    assert export(second_run, repository=copy, data_directory=None)["version"] == 2
-    return copy
+def versions(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with versions 1, served, and 2, which these tests change."""
+    return shutil.copytree(two_versions, tmp_path_factory.mktemp("versions") / "model_repository")
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +66,8 @@ def live(versions: Path, live_log: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def batch(test_images: list[Path]) -> np.ndarray:
-    """Some images as one request: zero-padded to the longest."""
-    files = [path.read_bytes() for path in test_images[:NUM_IMAGES]]
-    rows = np.zeros((len(files), max(map(len, files))), np.uint8)
-    for row, content in zip(rows, files, strict=True):
-        row[: len(content)] = np.frombuffer(content, np.uint8)
-    return rows
+    """Some images as one request."""
+    return padded_batch(test_images[:NUM_IMAGES])
 
 
 def test_a_later_version_is_served_when_it_is_promoted_not_before(
@@ -330,88 +313,20 @@ def test_a_live_promotion_that_is_killed_leaves_a_server_that_answers(
     """With one of the two versions; the next promotion asks which, and puts the rest right."""
     promote(versions, 1, url=live.url)
     expected = ask_once(live, batch)[1]
-    crasher, dice = Crasher(tmp_path), random.Random(3)
-    changes = crasher.do("promote", versions, url=live.url)["changes"]
-    promote(versions, 1, url=live.url)
-    for kill_at in dice.sample(range(1, changes + 1), NUM_KILLS):
-        with Caller(live, batch) as caller:
-            caller.wait_for_an_answer()
-            assert crasher.do("promote", versions, kill_at=kill_at, url=live.url)["status"] == -9
-            assert_whole(versions)
-            caller.wait_for_an_answer()
-            assert promote(versions, 1, url=live.url).version == 1
-            caller.wait_for_an_answer()
-        assert caller.failures == []
-        assert {one.version for one in caller.answers} <= {1, 2}
-        version, answer = ask_once(live, batch)
-        assert (version, loaded_versions(versions), litter(versions)) == (1, [1], [])
-        assert np.abs(answer - expected).max() <= MAX_DIFFERENCE
-    crasher.close()
-
-
-def test_a_signature_is_asked_for_when_keys_are_trusted(
-    versions: Path, second_run: Path, batch: np.ndarray, tmp_path: Path
-) -> None:
-    """Unsigned, signed by a stranger, altered: refused by promote and serve; signed and trusted: served."""
-    copy = shutil.copytree(versions, tmp_path / "repository")
-    for name in ("ours", "strange"):
-        make_key(tmp_path / name)
-    trusted = tmp_path / "trusted"
-    trusted.mkdir()
-    (tmp_path / "ours.pub").rename(trusted / "ours.pub")
-    with pytest.raises(ArtefactError, match="not signed"):
-        promote(copy, 2, url=None, trusted_keys=trusted)
-    published = functools.partial(publish, copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)
-    by_stranger = published(sign_key=tmp_path / "strange")["version"]
-    with pytest.raises(ArtefactError, match="unknown key"):
-        promote(copy, by_stranger, url=None, trusted_keys=trusted)
-    ours = published(sign_key=tmp_path / "ours")["version"]
-    assert promote(copy, ours, url=None, trusted_keys=trusted).version == ours
-    with EmbeddedServer(copy, trusted_keys=trusted, log_path=tmp_path / "triton.log") as server:
-        for _ in range(NUM_REFUSALS):  # a Triton that fails such a load itself dies of one in ten
-            with pytest.raises(ServerError, match=r"answer: 2/manifest\.json: not signed"):
-                promote(copy, 2, url=server.url)  # whoever promotes may not ask; the server does
-            assert ask_once(server, batch)[0] == ours
-    manifest = copy / FRUIT_RESNET / str(ours) / MANIFEST_NAME
-    manifest.write_text(manifest.read_text().replace('"passed": true', '"passed":  true', 1))
-    with pytest.raises(ArtefactError, match="altered"):
-        EmbeddedServer(copy, trusted_keys=trusted)
-
-
-def test_an_altered_version_is_not_started(versions: Path, tmp_path: Path) -> None:
-    """Nor one with a file more, or a file less."""
-    copy = shutil.copytree(versions, tmp_path / "repository")
-    extra = copy / FRUIT_RESNET / "1" / "extra.bin"
-    extra.write_bytes(b"")
-    with pytest.raises(ArtefactError, match="not in the manifest"):
-        EmbeddedServer(copy)
-    extra.unlink()
-    (copy / FRUIT_RESNET / "1" / "model.onnx").unlink()
-    with pytest.raises(ArtefactError, match="missing"):
-        EmbeddedServer(copy)
-
-
-def test_prune_keeps_what_is_served_and_what_was(versions: Path, second_run: Path, tmp_path: Path) -> None:
-    """The oldest go first; a rollback stays possible."""
-    copy = shutil.copytree(versions, tmp_path / "repository")
-    published = functools.partial(publish, copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)
-    older, old, new = (published()["version"] for _ in range(3))
-    promote(copy, older, url=None)
-    promote(copy, 1, url=None)
-    assert prune(copy, keep=1) == [2, old]
-    assert published_versions(copy) == [1, older, new]
-    assert rollback(copy, url=None).version == older
-    with pytest.raises(UsageError, match="no version 2"):
-        promote(copy, 2, url=None)
-    actions = [(entry["action"], entry["done"]) for entry in read_audit(copy)[-4:]]
-    assert actions == [("promote", True), ("prune", True), ("rollback", True), ("promote", False)]
-    assert read_audit(copy)[-3]["removed"] == [2, old]
-
-
-def test_ready_waits_for_a_real_inference_of_each_step(versions: Path, tmp_path: Path) -> None:
-    """A warm-up image that does not decode keeps the server from becoming ready (2.51 even ends)."""
-    copy = shutil.copytree(versions, tmp_path / "repository")
-    sample = copy / WARMUP_IMAGE
-    sample.write_bytes(bytes(sample.stat().st_size))
-    with pytest.raises(ServerError, match=r"ended while starting|not ready in time|failed to load"):
-        EmbeddedServer(copy, log_path=tmp_path / "triton.log").start()
+    dice = random.Random(3)
+    with Crasher(tmp_path) as crasher:
+        changes = crasher.do("promote", versions, url=live.url)["changes"]
+        promote(versions, 1, url=live.url)
+        for kill_at in dice.sample(range(1, changes + 1), NUM_KILLS):
+            with Caller(live, batch) as caller:
+                caller.wait_for_an_answer()
+                assert crasher.do("promote", versions, kill_at=kill_at, url=live.url)["status"] == -9
+                assert_whole(versions)
+                caller.wait_for_an_answer()
+                assert promote(versions, 1, url=live.url).version == 1
+                caller.wait_for_an_answer()
+            assert caller.failures == []
+            assert {one.version for one in caller.answers} <= {1, 2}
+            version, answer = ask_once(live, batch)
+            assert (version, loaded_versions(versions), litter(versions)) == (1, [1], [])
+            assert np.abs(answer - expected).max() <= MAX_DIFFERENCE
