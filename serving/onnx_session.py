@@ -40,6 +40,7 @@ def open_session(
     device_id: int | None,
     trusted_keys: Path | None = None,
     num_threads: int | None = None,
+    callers: int = 1,
 ) -> onnxruntime.InferenceSession:
     """Open the session of one model instance.
 
@@ -49,6 +50,7 @@ def open_session(
         device_id: of the GPU; None for a KIND_CPU instance.
         trusted_keys: a folder with public keys, one of which must have signed the version.
         num_threads: of the computation; None takes the configuration's, without one the machine's budget.
+        callers: how many threads call it at the same time; each of them gets its share of those threads.
 
     Raises:
         ArtefactError: the file is not the one that was published, or is not signed as asked.
@@ -64,9 +66,12 @@ def open_session(
     providers = execution_providers(config, device_id=device_id)
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
+    all_threads = options.intra_op_num_threads
+    options.intra_op_num_threads = max(1, all_threads // callers)
     for name, provider_options in providers:
         if name == "OpenVINOExecutionProvider":  # it does not look at the session's number, and takes all
-            provider_options["num_of_threads"] = str(options.intra_op_num_threads)
+            provider_options["num_of_threads"] = str(all_threads)
+            provider_options["num_streams"] = str(callers)
             # It would bind them to the first cores, the same ones in every process on the machine.
             provider_options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
     try:
@@ -91,10 +96,7 @@ def session_options(config: dict[str, Any], *, device_id: int | None = None) -> 
         raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level])
     parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
-    # 0 is natively ONNX Runtime's own choice, which knows no cgroup. Instances on processors share the cores.
-    instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
-    share = max(1, thread_budget() // max(1, instances))
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or share
+    options.intra_op_num_threads = intra_op_threads(config, device_id=device_id)
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
@@ -111,6 +113,15 @@ def session_options(config: dict[str, Any], *, device_id: int | None = None) -> 
                 f"{config['name']}: op_library_filename {Path(library).name} cannot be loaded"
             ) from exc
     return options
+
+
+def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) -> int:
+    """Of one instance's computation."""
+    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
+    # 0 is natively ONNX Runtime's own choice, which knows no cgroup. Instances on processors share the cores.
+    instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
+    share = max(1, thread_budget() // max(1, instances))
+    return int(parameters.get("intra_op_thread_count", "0")) or share
 
 
 def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:

@@ -1,5 +1,6 @@
 """Stands in for NVIDIA's onnxruntime backend: one ONNX Runtime call for each batch Triton forms."""
 
+import functools
 import json
 import os
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ class TritonPythonModel:
             return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
         from serving.onnx_signature import complete
 
-        session = _open(Path(pb_utils.get_model_dir()), config, device_id=None)
+        session = _open(Path(pb_utils.get_model_dir()), config, None)
         inputs, outputs, max_batch_size = complete(config, session)
         if not config["input"]:
             for tensor in inputs:
@@ -64,17 +65,20 @@ class TritonPythonModel:
 
     def _load(self, args: dict[str, str]) -> None:
         # Here, not above: importing them takes a second, and is part of the load.
-        from serving.onnx_session import run_options
+        from serving.division import DividedSession
+        from serving.onnx_session import intra_op_threads, run_options
         from serving.onnx_signature import check_signature
 
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
-        self._session = _open(
-            Path(args["model_repository"], args["model_version"]),
-            config,
-            device_id=int(args["model_instance_device_id"]) if on_gpu else None,
+        directory = Path(args["model_repository"], args["model_version"])
+        device_id = int(args["model_instance_device_id"]) if on_gpu else None
+        opened = DividedSession(
+            functools.partial(_open, directory, config, device_id),
+            1 if on_gpu or config["max_batch_size"] == 0 else intra_op_threads(config),
         )
-        check_signature(config, self._session)
+        check_signature(config, opened.whole)
+        self._session = opened
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -82,7 +86,7 @@ class TritonPythonModel:
         self._max_batch_size = config["max_batch_size"]
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
         self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
-        self._has_features = FEATURES in {one.name for one in self._session.get_outputs()}
+        self._has_features = FEATURES in {one.name for one in opened.whole.get_outputs()}
 
     def _run_once(self, config: dict) -> None:
         """What an engine compiles for its first batches, before Triton's warm-up asks for it in a hurry."""
@@ -155,11 +159,10 @@ class _Refused:
         return pb_utils.InferenceResponse(empty)
 
 
-def _open(version_directory: Path, config: dict, *, device_id: "int | None"):
+def _open(version_directory: Path, config: dict, device_id: "int | None", callers: int = 1):
     """Only what the server's trusted keys signed, where it has any."""
     from serving.onnx_session import open_session
 
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
-    return open_session(
-        version_directory, config, device_id=device_id, trusted_keys=Path(keys) if keys else None
-    )
+    trusted = Path(keys) if keys else None
+    return open_session(version_directory, config, device_id=device_id, trusted_keys=trusted, callers=callers)
