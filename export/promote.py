@@ -1,10 +1,11 @@
 """`fruitstand models promote` and `rollback`: another version is served, without a failed request.
 
 On a running server: load the new version beside the old one, replay its golden images on it, switch the
-ensemble, unload the old one. The old version answers until the switch and the new one after it; Triton keeps
-a queue for each version, so no batch mixes them. Whatever goes wrong before the switch is undone, and the old
-version answers throughout. Servers behind a gateway take each step together; while the
-ensembles are switched, one after the other in milliseconds, both versions answer.
+ensemble. The old version answers until the switch and the new one after it; Triton keeps a queue for each
+version, so no batch mixes them. The old one stays loaded until the next promotion, so that going back loads
+nothing; a server that starts loads what is served. Whatever goes wrong before the switch is undone, and the
+old version answers throughout. Servers behind a gateway take each step together; while the ensembles are
+switched, one after the other in milliseconds, both versions answer.
 """
 
 import contextlib
@@ -149,9 +150,8 @@ def _switch_live(
             # In this order: the ensemble must not pin what is unloaded next.
             _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
         raise
-    with _warning(f"version {new.version} answers, version {old.version} could not be unloaded"):
+    with _warning(f"version {new.version} answers, but a server that starts would load {old.version} too"):
         write(new)
-        _load_all(servers, FRUIT_RESNET)
     return new
 
 

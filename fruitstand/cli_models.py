@@ -1,19 +1,17 @@
 """`fruitstand models`: the versions in a model repository."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fruitstand.background import in_the_background
 from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, TrustedKeys, needs, print_json
 from fruitstand.tuning import read_tuning
 
 app = typer.Typer(help="Publish, list, promote and remove versions.", no_args_is_help=True)
 
 REPOSITORY = Path("model_repository")
-GIVING_WAY = 10
-"""Niceness of a promotion: a server on the same machine answers meanwhile."""
 LiveUrl = Annotated[
     str | None,
     typer.Option(
@@ -84,8 +82,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Serve a version: load it, compare its golden answers, switch; no request fails."""
-    os.nice(GIVING_WAY)
-    with needs("export"):
+    with needs("export"), in_the_background():
         from export.promote import promote as run_promote
 
         state = run_promote(

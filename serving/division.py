@@ -6,14 +6,12 @@ the next part when it is done.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 
-Open = Callable[[int], onnxruntime.InferenceSession]
-"""Opens the session for so many callers at the same time."""
 MIN_PART, MAX_PART = 8, 16
 """Images: smaller parts cost more an image than the waiting does; larger ones leave a thread without work at
 the end. See `docs/DECISIONS.md`, "Threads that do not wait for each other"."""
@@ -22,11 +20,30 @@ the end. See `docs/DECISIONS.md`, "Threads that do not wait for each other"."""
 class DividedSession:
     """Computes as an `InferenceSession` does."""
 
-    def __init__(self, open_session: Open, num_threads: int) -> None:
-        """Open one session for batches too small to be divided, and one for the parts of the others."""
-        self.whole, self._num_threads = open_session(1), num_threads
-        self._parts = open_session(num_threads) if num_threads > 1 else self.whole
+    def __init__(
+        self, whole: onnxruntime.InferenceSession, parts: onnxruntime.InferenceSession, num_threads: int
+    ) -> None:
+        """Divide among so many threads.
+
+        Args:
+            whole: computes with all of them, for batches too small to be divided.
+            parts: the same model for as many callers, one thread each; with one thread the same session.
+            num_threads: of both.
+        """
+        self._whole, self._parts, self._num_threads = whole, parts, num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="part")
+
+    def warm_up(self, outputs: Sequence[str], one_image: Mapping[str, np.ndarray]) -> None:
+        """Compute small batches and parts once: an engine compiles for each size when it first meets it.
+
+        Args:
+            outputs: names.
+            one_image: the inputs of a batch of one.
+        """
+        for session, sizes in {self._parts: (MIN_PART, MAX_PART), self._whole: range(1, MIN_PART)}.items():
+            for size in sizes:
+                feeds = {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()}
+                session.run(outputs, feeds)
 
     def run(
         self,
@@ -37,7 +54,7 @@ class DividedSession:
         """The outputs by order; axis 0 of each array counts images."""
         parts = divide(len(next(iter(feeds.values()))), self._num_threads)
         if len(parts) == 1:
-            return list(self.whole.run(outputs, feeds, options))
+            return list(self._whole.run(outputs, feeds, options))
         run = self._parts.run
         results = self._pool.map(
             lambda part: run(outputs, {name: feed[part] for name, feed in feeds.items()}, options), parts
@@ -46,8 +63,11 @@ class DividedSession:
 
 
 def divide(num_images: int, num_threads: int) -> list[slice]:
-    """Parts of a batch, nearly equal ones, as many for each thread; one where a division does not pay."""
-    if num_threads == 1 or num_images < MIN_PART * num_threads:
+    """Parts of a batch, nearly equal ones, as many for each thread; one where a division does not pay.
+
+    A single thread computes its parts one after the other: few different sizes, which are all warm.
+    """
+    if num_images < MIN_PART * num_threads:
         return [slice(0, num_images)]
     rounds = -(-num_images // (MAX_PART * num_threads))
     bounds = np.linspace(0, num_images, rounds * num_threads + 1).round().astype(int).tolist()

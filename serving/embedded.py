@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from fruitstand.background import can_return
 from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import thread_budget, thread_environment
@@ -27,6 +28,9 @@ from serving.child_process import start_process
 from serving.tracing import Tracing
 
 BACKENDS = Path(__file__).parent / "backends"
+STUB_STARTER = Path(__file__).parent / "stub.sh"
+ANSWERING = "answering"
+"""A file beside it: the server answers, and what starts now gives way."""
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
@@ -134,13 +138,16 @@ class EmbeddedServer:
         _sweep_leftovers()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-            self._launch(_installed_triton() / "bin" / "tritonserver", _backend_directory(self._scratch))
+            backends = _backend_directory(self._scratch)
+            self._launch(_installed_triton() / "bin" / "tritonserver", backends)
             wait_until_ready(
                 self.url,
                 deadline=time.monotonic() + timeout_s,
                 is_alive=self.is_alive,
                 golden=version.golden(),
             )
+            if can_return():
+                (backends / "python" / ANSWERING).touch()
         except ServerError as exc:
             reason = self._last_error()
             self.stop()
@@ -324,8 +331,9 @@ def _backend_directory(scratch: Path) -> Path:
         shutil.copyfile(triton / "backends" / "python" / name, python / name)  # Triton refuses symlinks
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copyfile(stub, python / stub.name)
-    (python / stub.name).chmod(0o755)
+    for source, name in ((STUB_STARTER, stub.name), (stub, f"{stub.name}.program")):
+        shutil.copyfile(source, python / name)
+        (python / name).chmod(0o755)
     return backends
 
 

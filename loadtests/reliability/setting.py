@@ -41,7 +41,7 @@ TIERS = {
         soak_s=15, score_images=150,
     ),
     "ci": Tier(
-        rate=20, repeats=2, steady_s=4, malformed=4_000, overload_s=15, images=6_000, swaps=2, crashes=9,
+        rate=20, repeats=2, steady_s=4, malformed=4_000, overload_s=15, images=6_000, swaps=20, crashes=9,
         soak_s=60, score_images=400,
     ),
     "full": Tier(

@@ -122,26 +122,19 @@ class _Promotions:
         must("models", "promote", number, "--repository", self.repository, "--control", self.stack.control)
         self.done.append((began, time.monotonic(), str(number)))
 
-    def answers(self, numbers: Sequence[int], pictures: Sequence[bytes]) -> dict[str, list[Prediction]]:
-        """Of each version in turn; the last one stays."""
-        found = {}
-        for number in numbers:
-            self.promote(number)
-            found[str(number)] = _answers(self.stack, pictures)
-        self.done.clear()
-        return found
-
 
 def hot_swap(setting: Setting) -> Outcome:
     """17: another version is promoted and back again, behind the gateway and under load."""
     repository, tier = _two_versions(setting), setting.tier
     first, second = published_versions(repository)[:2]
-    pictures = many_pictures(16)
+    pictures, expected = many_pictures(16), {}
     requests = [[one] for one in pictures]
+    with setting.stack(repository, name="answers", replicas=1, hurt=("models",)) as stack:
+        for number in (second, first):
+            _Promotions(stack, repository).promote(number)
+            expected[str(number)] = _answers(stack, pictures)
     with setting.stack(repository, hurt=("models",)) as stack:
         promotions = _Promotions(stack, repository)
-        expected = promotions.answers((second, first), pictures)
-        rss_mib = stack.rss_mib()
 
         def check(position: int, answers: Sequence[Prediction]) -> str | None:
             (answer,) = answers
@@ -150,24 +143,29 @@ def hot_swap(setting: Setting) -> Outcome:
                 return f"not what version {answer.model_version} answers"
             return None
 
-        peak = capacity(stack, requests, seconds=5, in_flight=32)
+        peak, rss_mib = capacity(stack, requests, seconds=5, in_flight=32), 0.0
         with Load(stack, requests, rate=peak / 2, check=check) as load:
             time.sleep(tier.steady_s)
             began = time.monotonic()
             for number in (second, first) * tier.swaps:
                 promotions.promote(number)
                 time.sleep(1)
+                if len(promotions.done) == 2:  # both are loaded, and have answered
+                    rss_mib = stack.rss_mib()
             time.sleep(1)
         growth = stack.rss_mib() / rss_mib - 1
     ledger = load.ledger
     mixed = [_mixed_s(ledger.records, *one) for one in promotions.done]
     steady_ms, swap_ms = ledger.quantile_ms(0.99, before=began), ledger.quantile_ms(0.99, after=began)
+    loaded = promotions.done[0][1]  # the first one loads a version, the others find it loaded
     numbers = {
         **ledger.numbers(), "peak_per_s": round(peak, 1), "swaps": 2 * tier.swaps,
         "wrong": len(ledger.wrong), "wrong_examples": ledger.wrong[:3],
         "promote_s": [round(ended - begun, 1) for begun, ended, _ in promotions.done],
         "both_versions_answer_s": [round(one, 3) for one in mixed], "steady_p99_ms": steady_ms,
-        "swapping_p99_ms": swap_ms, "rss_growth": round(growth, 4),
+        "swapping_p99_ms": swap_ms,
+        "loading_p99_ms": ledger.quantile_ms(0.99, after=began, before=loaded),
+        "rss_growth": round(growth, 4),
         "versions_seen": sorted({one.version for one in ledger.records if one.version}),
     }  # fmt: skip
     right = ledger.failed == 0 and not ledger.wrong and len(numbers["versions_seen"]) == 2

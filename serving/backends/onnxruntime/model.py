@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from fruitstand.background import NICENESS, as_usual, for_good, in_the_background, is_beside_another
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.versions import on_trial
-from serving.background import in_the_background, is_beside_another
 from serving.sampler import sampler_from_environment
 
 TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
-"""Of a warm-up's inputs, those that a classifier of images may have."""
+"""Of inputs that are warmed up: those that a classifier of images may have."""
 
 
 class TritonPythonModel:
@@ -46,15 +46,14 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._sampler, self._refused = None, None
+        self._sampler, self._refused, self._instance = None, None, args["model_instance_name"]
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            # One that is alone has nobody to give way to.
-            beside = is_beside_another(args["model_instance_name"])
+            beside = is_beside_another(self._instance)
+            if NICENESS is not None and not beside:  # one that is alone has nobody to give way to
+                as_usual()
             with in_the_background() if beside else nullcontext():
                 self._load(args)
-                if beside:
-                    self._run_once(json.loads(args["model_config"]))
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
             # version that is tried beside the served one is loaded, and says so to whoever asks it.
@@ -73,12 +72,15 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         directory = Path(args["model_repository"], args["model_version"])
         device_id = int(args["model_instance_device_id"]) if on_gpu else None
-        opened = DividedSession(
-            functools.partial(_open, directory, config, device_id),
-            1 if on_gpu or config["max_batch_size"] == 0 else intra_op_threads(config),
-        )
-        check_signature(config, opened.whole)
-        self._session = opened
+        open_for = functools.partial(_open, directory, config, device_id)
+        session = self._session = open_for(1)
+        check_signature(config, session)
+        if not on_gpu and config["max_batch_size"] > 0:
+            threads = intra_op_threads(config)
+            self._session = DividedSession(session, open_for(threads) if threads > 1 else session, threads)
+            one_image = _one_image(config)
+            if one_image:
+                self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -86,18 +88,7 @@ class TritonPythonModel:
         self._max_batch_size = config["max_batch_size"]
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
         self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
-        self._has_features = FEATURES in {one.name for one in opened.whole.get_outputs()}
-
-    def _run_once(self, config: dict) -> None:
-        """What an engine compiles for its first batches, before Triton's warm-up asks for it in a hurry."""
-        for one in config.get("model_warmup", []):
-            feeds = {
-                name: np.zeros((one["batch_size"], *map(int, tensor["dims"])), TYPES[tensor["data_type"]])
-                for name, tensor in one["inputs"].items()
-                if tensor["data_type"] in TYPES
-            }
-            if feeds.keys() == set(self._inputs):
-                self._session.run(self._outputs, feeds, self._run_options)
+        self._has_features = FEATURES in {one.name for one in session.get_outputs()}
 
     def execute(self, requests: list) -> list:
         if self._refused is not None:
@@ -126,6 +117,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self._sampler is not None:
             self._sampler.close()
+        if is_beside_another(self._instance):
+            for_good()
 
     def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
         """The parts in one array whose memory the next batch uses again: fresh pages cost time."""
@@ -136,6 +129,15 @@ class TritonPythonModel:
         if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: another size than the first batch had
             return np.concatenate(parts)
         return np.concatenate(parts, out=batch)
+
+
+def _one_image(config: dict) -> "dict[str, np.ndarray]":
+    """The inputs of a batch of one, all zeros; none where the configuration does not say what they are."""
+    if any(one["data_type"] not in TYPES or min(map(int, one["dims"])) < 1 for one in config["input"]):
+        return {}
+    return {
+        one["name"]: np.zeros((1, *map(int, one["dims"])), TYPES[one["data_type"]]) for one in config["input"]
+    }
 
 
 class _Refused:

@@ -36,13 +36,11 @@ def test_a_divided_batch_has_the_answers_of_a_whole_one(engine: str, tmp_path: P
         pytest.skip("the installed onnxruntime has no OpenVINO")
     version = place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
     settings = config(optimization=accelerators("cpu", engine)) if engine else config()
-    opened = []
-
-    def open_for(callers: int) -> onnxruntime.InferenceSession:
-        opened.append(callers)
-        return open_session(version, settings, device_id=None, num_threads=2, callers=callers)
-
-    session, wrong = DividedSession(open_for, 2), []
+    whole, parts = (
+        open_session(version, settings, device_id=None, num_threads=2, callers=callers) for callers in (1, 2)
+    )
+    session, wrong = DividedSession(whole, parts, 2), []
+    session.warm_up(["Y"], {"X": np.zeros((1, 3), np.float32)})
 
     def compute() -> None:
         for num_images in (1, 15, 16, 17, 64, 100):
@@ -55,11 +53,26 @@ def test_a_divided_batch_has_the_answers_of_a_whole_one(engine: str, tmp_path: P
         one.start()
     for one in callers:
         one.join()
-    assert (opened, wrong) == ([1, 2], [])
+    assert wrong == []
 
 
-def test_one_thread_opens_one_session() -> None:
-    """A replica with a single thread does not pay for a second engine."""
-    opened = []
-    DividedSession(lambda callers: opened.append(callers), 1)  # type: ignore[arg-type, return-value]
-    assert opened == [1]
+def test_small_batches_are_warm() -> None:
+    """Few callers do not wait while an engine compiles for a size that it has not met."""
+
+    class Seen:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        def run(self, outputs: list[str], feeds: dict[str, np.ndarray], options: object = None) -> list:
+            self.sizes.append(len(feeds["X"]))
+            return [feeds["X"]]
+
+    for num_threads in (1, 2):
+        whole = Seen()
+        parts = Seen() if num_threads > 1 else whole
+        session = DividedSession(whole, parts, num_threads)  # type: ignore[arg-type]
+        session.warm_up(["Y"], {"X": np.zeros((1, 3), np.float32)})
+        warm = set(whole.sizes)
+        for num_images in range(1, MIN_PART):
+            session.run(["Y"], {"X": np.zeros((num_images, 3), np.float32)})
+        assert set(whole.sizes) == warm

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import background
-from serving.background import IDLE, USUAL, can_return, in_the_background
+from fruitstand import background
+from fruitstand.background import IDLE, USUAL, can_return, in_the_background
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_without_a_way_back_nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) 
 def test_the_way_back_is_tried() -> None:
     """Root has it; a process without capabilities and limit has not."""
     source = (
-        "import os, resource; from serving.background import can_return\n"
+        "import os, resource; from fruitstand.background import can_return\n"
         "root = can_return(); resource.setrlimit(resource.RLIMIT_NICE, (0, 0)); os.setuid(65534)\n"
         "print(root, can_return())"
     )
@@ -92,7 +92,7 @@ def test_another_process_of_the_instance_is_seen(tmp_path: Path) -> None:
         program.symlink_to(sys.executable)
     source = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from serving.background import is_beside_another\n"
+        "from fruitstand.background import is_beside_another\n"
         "print(is_beside_another(sys.argv[2]), flush=True); sys.stdin.read()"
     )
 
@@ -110,3 +110,33 @@ def test_another_process_of_the_instance_is_seen(tmp_path: Path) -> None:
     for process in running:
         process.communicate("")
     assert answers == ["False", "False", "False", "True"]
+
+
+def test_what_was_started_with_a_niceness_returns() -> None:
+    """As serving/stub.sh starts it: in all its threads."""
+    needs_a_way_back()
+    source = (
+        "import os, threading; from fruitstand.background import in_the_background\n"
+        "stop = threading.Event(); other = threading.Thread(target=stop.wait); other.start()\n"
+        "def seen(): return [os.getpriority(os.PRIO_PROCESS, t) for t in (0, other.native_id)]\n"
+        "before = seen()\n"
+        "with in_the_background(): pass\n"
+        "print(before, seen()); stop.set()"
+    )
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    done = subprocess.run(
+        ["nice", "-n", "3", sys.executable, "-c", source],
+        env={**os.environ, "FRUITSTAND_NICENESS": str(usual)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"{[usual + 3] * 2} {[usual] * 2}"
+
+
+def test_what_ends_gives_way_for_good() -> None:
+    """Everybody may, also without a way back."""
+    source = (
+        "import os, threading; from fruitstand.background import for_good\n"
+        "stop = threading.Event(); other = threading.Thread(target=stop.wait); other.start(); for_good()\n"
+        "print([os.sched_getscheduler(t) for t in (0, other.native_id)]); stop.set()"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([IDLE, IDLE])

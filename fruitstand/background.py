@@ -4,12 +4,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger("fruitstand.backend")
 
 IDLE, USUAL = os.SCHED_IDLE, os.SCHED_OTHER
+NICENESS = os.environ.get("FRUITSTAND_NICENESS")
+"""The usual one, where serving/stub.sh started this process with a higher one."""
 PATIENCE_S = 10.0
 """Then the load goes on as usual: on a machine without idle time, as when a slow version is rolled back."""
 
@@ -24,17 +26,40 @@ def in_the_background() -> Iterator[None]:
     load beside them.
     """
     if os.sched_getscheduler(0) != USUAL or not can_return():
-        log.info("the load keeps its priority: there is no way back from a lower one")
+        log.debug("the load keeps its priority: there is no way back from a lower one")
         yield
         return
-    patience = threading.Timer(PATIENCE_S, _return_threads)
+    patience = threading.Timer(PATIENCE_S, as_usual)
     patience.start()
     _schedule(0, IDLE)  # this thread: in Linux each has its own
     try:
         yield
     finally:
         patience.cancel()
-        _return_threads()
+        as_usual()
+
+
+def for_good() -> None:
+    """All threads of this process compute in idle time from now on, for it ends: that is work as well."""
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):
+            _schedule(thread, IDLE)
+
+
+def as_usual() -> None:
+    """All threads that give way return: they inherited it."""
+    idle = True
+    while idle:  # one may start another before its own turn
+        idle = False
+        for thread in map(int, os.listdir("/proc/self/task")):
+            try:
+                if os.sched_getscheduler(thread) == IDLE:
+                    _schedule(thread, USUAL)
+                    idle = True
+                if NICENESS is not None:
+                    os.setpriority(os.PRIO_PROCESS, thread, int(NICENESS))
+            except ProcessLookupError:
+                continue
 
 
 def is_beside_another(instance: str) -> bool:
@@ -78,17 +103,3 @@ def can_return() -> bool:
 
 def _schedule(thread: int, policy: int) -> None:
     os.sched_setscheduler(thread, policy, os.sched_param(0))
-
-
-def _return_threads() -> None:
-    """All that are scheduled as idle: they inherited it."""
-    idle = True
-    while idle:  # one may start another before its own turn
-        idle = False
-        for thread in map(int, os.listdir("/proc/self/task")):
-            try:
-                if os.sched_getscheduler(thread) == IDLE:
-                    _schedule(thread, USUAL)
-                    idle = True
-            except ProcessLookupError:
-                continue
