@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.background import in_the_background
 from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, TrustedKeys, needs, print_json
 from fruitstand.tuning import read_tuning
 
@@ -82,7 +81,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Serve a version: load it, compare its golden answers, switch; no request fails."""
-    with needs("export"), in_the_background():
+    with needs("export"):
         from export.promote import promote as run_promote
 
         state = run_promote(
