@@ -98,9 +98,11 @@ class Sampler:
 
     def close(self) -> None:
         """Write what is there and end the thread."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join(timeout=10)
+        while self._thread.is_alive():  # one that fails now takes nothing from a full queue
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=0.1)
+                break
+        self._thread.join(timeout=10)
 
     def _work(self) -> None:
         try:

@@ -15,7 +15,7 @@ from fruitstand.versions import published_versions, serving_state
 from fruitstand_client import Client
 from fruitstand_client.prediction import Prediction
 from loadtests.reliability import bad_candidates
-from loadtests.reliability.commands import document, must, run
+from loadtests.reliability.commands import Starter, document, must, run
 from loadtests.reliability.load import Load, Record, capacity
 from loadtests.reliability.material import ANY_SPEED
 from loadtests.reliability.pictures import many_pictures, picture
@@ -113,13 +113,15 @@ class _Promotions:
 
     stack: Stack
     repository: Path
+    starter: Starter
     done: list[tuple[float, float, str]] = field(default_factory=list)
     """When each began and ended, and the version."""
 
     def promote(self, number: int) -> None:
         """With the command, as an operator does."""
         began = time.monotonic()
-        must("models", "promote", number, "--repository", self.repository, "--control", self.stack.control)
+        words = ("--repository", self.repository, "--control", self.stack.control)
+        self.starter.must("models", "promote", number, *words)
         self.done.append((began, time.monotonic(), str(number)))
 
 
@@ -129,12 +131,15 @@ def hot_swap(setting: Setting) -> Outcome:
     first, second = published_versions(repository)[:2]
     pictures, expected = many_pictures(16), {}
     requests = [[one] for one in pictures]
-    with setting.stack(repository, name="answers", replicas=1, hurt=("models",)) as stack:
+    with (
+        setting.stack(repository, name="answers", replicas=1, hurt=("models",)) as stack,
+        Starter() as starter,
+    ):
         for number in (second, first):
-            _Promotions(stack, repository).promote(number)
+            _Promotions(stack, repository, starter).promote(number)
             expected[str(number)] = _answers(stack, pictures)
-    with setting.stack(repository, hurt=("models",)) as stack:
-        promotions = _Promotions(stack, repository)
+    with setting.stack(repository, hurt=("models",)) as stack, Starter() as starter:
+        promotions = _Promotions(stack, repository, starter)
 
         def check(position: int, answers: Sequence[Prediction]) -> str | None:
             (answer,) = answers
@@ -145,7 +150,7 @@ def hot_swap(setting: Setting) -> Outcome:
 
         peak, rss_mib = capacity(stack, requests, seconds=5, in_flight=32), 0.0
         with Load(stack, requests, rate=peak / 2, check=check) as load:
-            time.sleep(tier.steady_s)
+            time.sleep(5 * tier.steady_s)  # long enough that a moment's stall does not decide
             began = time.monotonic()
             for number in (second, first) * tier.swaps:
                 promotions.promote(number)

@@ -1,4 +1,5 @@
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_a_folder_that_cannot_be_written_ends_the_sampling_and_nothing_else(
         one.offer(PIXELS, ANSWERS)
         one.close()
     assert "sampling for drift ends" in caplog.text
+
+
+def test_closing_waits_for_no_writer_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was alive when the server ended, the queue was full, and nobody takes from it any more."""
+    fails = threading.Event()
+    monkeypatch.setattr(module.Sampler, "_work", lambda _: fails.wait(60))
+    one = sampler(tmp_path)
+    while not one._queue.full():
+        one._queue.put_nowait(None)
+    closing = threading.Thread(target=one.close, daemon=True)
+    closing.start()
+    time.sleep(0.2)
+    fails.set()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_it_is_off_unless_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
