@@ -40,7 +40,7 @@ class DividedSession:
             outputs: names.
             one_image: the inputs of a batch of one.
         """
-        for session, sizes in {self._parts: (MIN_PART, MAX_PART), self._whole: range(1, MIN_PART)}.items():
+        for session, sizes in ((self._whole, range(1, MIN_PART)), (self._parts, (MIN_PART, MAX_PART))):
             for size in sizes:
                 feeds = {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()}
                 session.run(outputs, feeds)
@@ -65,7 +65,7 @@ class DividedSession:
 def divide(num_images: int, num_threads: int) -> list[slice]:
     """Parts of a batch, nearly equal ones, as many for each thread; one where a division does not pay.
 
-    A single thread computes its parts one after the other: few different sizes, which are all warm.
+    A single thread computes its parts one after the other: an engine meets fewer different sizes.
     """
     if num_images < MIN_PART * num_threads:
         return [slice(0, num_images)]

@@ -7,7 +7,7 @@ case "$*" in
   if [ -e "${0%/*}/answering" ]; then
     FRUITSTAND_NICENESS="$(nice)"
     export FRUITSTAND_NICENESS
-    exec nice -n 19 "$0.program" "$@"
+    exec nice -n 10 "$0.program" "$@"
   fi
   ;;
 esac

@@ -69,7 +69,7 @@ class Starter:
         """
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
-        self._shell.stdin.write(f"{shlex.join(fruitstand(*words))} >&2; echo $?\n")
+        self._shell.stdin.write(f"timeout {TIMEOUT_S} {shlex.join(fruitstand(*words))} >&2; echo $?\n")
         self._shell.stdin.flush()
         if (status := self._shell.stdout.readline().strip()) != "0":
             raise ServerError(f"'fruitstand {' '.join(map(str, words[:2]))}' failed, exit status {status}")

@@ -49,7 +49,8 @@ class TritonPythonModel:
         self._sampler, self._refused, self._instance = None, None, args["model_instance_name"]
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            beside = is_beside_another(self._instance)
+            # The served version is not on trial: where it starts again, callers wait for it.
+            beside = is_beside_another(self._instance) and on_trial(model, version)
             if NICENESS is not None and not beside:  # one that is alone has nobody to give way to
                 as_usual()
             with in_the_background() if beside else nullcontext():
