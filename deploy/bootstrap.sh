@@ -5,6 +5,7 @@ if ls /models/fruit_resnet/[1-9]*/manifest.json >/dev/null 2>&1; then
   echo "bootstrap: /models holds a published version already"
   exit 0
 fi
+rm -rf /work/data /work/run # of a bootstrap that was interrupted
 fruitstand data prepare --source generated --out /work/data --num-classes 6 --images-per-class 60
 fruitstand train --data /work/data --out /work/run --model resnet10t --epochs 3 --set batch_size=8 --set lr=0.02
 fruitstand export --run /work/run --repository /models
