@@ -65,8 +65,8 @@ def as_usual() -> None:
 def is_beside_another(instance: str) -> bool:
     """Whether this server has another process for an instance of this name: one that answers meanwhile.
 
-    Triton loads every version again when the list of them changes, the served one as well. Each server has a
-    folder of its own for the program of these processes, and names the instance among its arguments.
+    Each server has a folder of its own for the program of these processes, and names the instance among its
+    arguments.
     """
     own = Path("/proc/self/cmdline").read_bytes().split(b"\0")
     for path in Path("/proc").glob("[0-9]*/cmdline"):

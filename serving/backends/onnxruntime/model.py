@@ -65,7 +65,7 @@ class TritonPythonModel:
 
     def _load(self, args: dict[str, str]) -> None:
         # Here, not above: importing them takes a second, and is part of the load.
-        from serving.division import DividedSession
+        from serving.division import DividedSession, divide
         from serving.onnx_session import intra_op_threads, run_options
         from serving.onnx_signature import check_signature
 
@@ -78,7 +78,8 @@ class TritonPythonModel:
         check_signature(config, session)
         if not on_gpu and config["max_batch_size"] > 0:
             threads = intra_op_threads(config)
-            self._session = DividedSession(session, open_for(threads) if threads > 1 else session, threads)
+            is_divided = threads > 1 and len(divide(config["max_batch_size"], threads)) > 1
+            self._session = DividedSession(session, open_for(threads) if is_divided else session, threads)
             one_image = _one_image(config)
             if one_image:
                 self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
