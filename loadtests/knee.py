@@ -1,5 +1,6 @@
 """The knee: up to which load throughput still grows, and from where on only latency does."""
 
+import math
 from typing import Any
 
 SHARE = 0.95
@@ -31,3 +32,9 @@ def find_knee(points: list[dict[str, Any]]) -> dict[str, Any] | None:
         "peak_images_per_s": peak,
         "reached": number < len(ordered) - 1,
     }
+
+
+def held_points(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points up to the knee, all without one: behind it a server may refuse what is too much."""
+    last = max((knee["load"] for knee in result["knees"]), default=math.inf)
+    return [point for point in result["points"] if point["load"] <= last]

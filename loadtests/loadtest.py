@@ -14,10 +14,10 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee
+from loadtests.knee import find_knee, held_points
 from loadtests.plots import draw
 from loadtests.profiles import Profile, named_profile
-from loadtests.recording import MISSED, REJECTED, Cell, Recording
+from loadtests.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
 from loadtests.result import RESULT, read_result, write_result
 from loadtests.sample_files import read_sample
 from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
@@ -110,7 +110,7 @@ def loadtest(
         with StatisticsLog(model) as statistics:
             _run_locust(test)
         result = _result(test, model, statistics)
-    result["slo"] = judge(objectives, result["points"])
+    result["slo"] = judge(objectives, held_points(result) if profile == "ramp" else result["points"])
     write_result(out / RESULT, result)
     draw(result, out)
     return result
@@ -201,7 +201,8 @@ def _result(test: LoadTest, model: ServedModel, statistics: StatisticsLog) -> di
         "generator": {"limited": bool(reasons), "reasons": reasons},
         "slo": None,
         "accounted": {
-            "num_calls": recording.total().outcomes.total(),
+            "num_calls": (calls := recording.total().outcomes).total(),
+            "num_unanswered": calls.total() - calls[ANSWERED],
             "num_served": served.num_requests + served.num_failed if served else None,
         },
     }

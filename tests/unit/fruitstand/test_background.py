@@ -1,6 +1,7 @@
 """A load gives way, and what it started does not stay behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand import background
-from fruitstand.background import IDLE, USUAL, can_return, in_the_background
+from fruitstand.background import IDLE, USUAL, can_return, in_the_background, with_rests
 
 
 @pytest.fixture
@@ -36,6 +37,18 @@ def needs_a_way_back() -> None:
     """Skip where there is none."""
     if not can_return():
         pytest.skip("needs RLIMIT_NICE or CAP_SYS_NICE, as root has")
+
+
+def test_work_with_rests_takes_a_part_of_one_core() -> None:
+    """And afterwards all of it; what raises ends the rests too."""
+    began, worked = time.perf_counter(), time.thread_time() + 0.1
+    with pytest.raises(RuntimeError), with_rests():
+        while time.thread_time() < worked:
+            pass
+        raise RuntimeError
+    assert time.perf_counter() - began > 0.25
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+    assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
 
 
 def test_the_load_and_its_threads_give_way_and_return(threads: list[threading.Thread]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fruitstand.errors import UsageError
 from loadtests.compare import compare, gate
 from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee
+from loadtests.knee import find_knee, held_points
 from loadtests.loadtest import DEFAULT_SLO
 from loadtests.profiles import PROFILES, named_profile
 from loadtests.slo import judge, read_slo
@@ -81,6 +81,18 @@ def test_a_stricter_objective_is_missed() -> None:
     assert all(one["met"] for one in judge(met, points))
     strict = {"p99_ms": 9.9, "error_rate": 0.009, "images_per_s": 99.1, "offered_share": 0.991}
     assert not any(one["met"] for one in judge(strict, points))
+
+
+def test_what_is_refused_behind_the_knee_misses_nothing() -> None:
+    """A ramp goes on until there is too much; before the knee every refusal counts."""
+    points = [point(8, 50), point(64, 100), point(512, 90)]
+    refused = {"num_answered": points[2]["num_requests"] // 2}
+    for number, met in ((2, True), (1, False)):
+        ramp = [one | refused if one is points[number] else one for one in points]
+        held = held_points({"points": ramp, "knees": [find_knee(ramp)]})
+        assert [one["load"] for one in held] == [8, 64]
+        assert judge({"error_rate": 0.02}, held)[0]["met"] is met
+    assert held_points({"points": points, "knees": []}) == points
 
 
 def test_no_answer_at_all_meets_no_objective() -> None:
