@@ -64,10 +64,14 @@ def locust(
     before = counters()
     subprocess.run(command, check=True, timeout=600)
     accounted = read_json(result)["accounted"]
-    num_calls, refused = accounted["num_calls"], accounted["num_unanswered"]
+    num_calls, refused = accounted["num_calls"], accounted["num_rejected"]
+    if failed := accounted["num_unanswered"] - refused:
+        raise ServerError(f"{failed} of {num_calls} calls of Locust failed otherwise than by a refusal")
     # One more: the question whether the server answers at all. One image each.
     agree(before, {"calls": num_calls - refused + 1, "extra_images": 0, "not_ok": refused})
-    print(f"{num_calls} calls of Locust, {refused} refused behind the knee; Prometheus counted exactly these")
+    print(
+        f"{num_calls} calls of Locust, {refused} refused, no other failure; Prometheus counted exactly these"
+    )
 
 
 @app.command()

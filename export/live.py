@@ -1,6 +1,5 @@
 """A running server while its versions are changed, over the gRPC model control API."""
 
-import time
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -23,8 +22,6 @@ from fruitstand.versions import MAX_GOLDEN_DISTANCE, Version
 LOAD_TIMEOUT_S = 300.0
 """For one model; building a TensorRT engine takes minutes."""
 CALL_TIMEOUT_S = 30.0
-REST = 2
-"""Times the time that a golden image took."""
 
 
 class LiveServer:
@@ -60,38 +57,30 @@ class LiveServer:
             hint = "; behind a gateway it takes --control" if _is_refused(exc) else ""
             raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}{hint}") from exc
 
-    def is_loaded(self, version: Version) -> bool:
-        """Whether this version of the classifier answers beside the one that is served.
-
-        Raises:
-            ServerError: the server does not say.
-        """
-        try:
-            return bool(self._triton.is_model_ready(FRUIT_RESNET, str(version.number), headers=self._headers))
-        except InferenceServerException as exc:
-            raise ServerError(f"{self._url}: {exc.message()}") from exc
-
     def check_golden(self, version: Version) -> None:
         """Send the golden images through the decode step and one pinned version of the classifier.
 
-        Between two of them callers get their turn: the check rests for some times as long as an answer took.
+        As one batch: callers wait for it once, and it takes the server a fraction of what each alone would.
 
         Raises:
             GateFailed: an answer is not the expected one.
             ServerError: the server does not answer.
         """
-        for golden in version.golden():
-            began = time.monotonic()
-            encoded = np.frombuffer(golden.path.read_bytes(), np.uint8)[None]
-            pixels = self._infer(IMAGE_DECODE, ENCODED, encoded, PIXELS).as_numpy(PIXELS)
-            answer = self._infer(FRUIT_RESNET, PIXELS, pixels, PROBABILITIES, version=version.number)
-            distance = golden.distance(answer.as_numpy(PROBABILITIES)[0].tolist())
+        known = version.golden()
+        files = [golden.path.read_bytes() for golden in known]
+        longest = max(map(len, files))
+        encoded = np.frombuffer(b"".join(file.ljust(longest, b"\0") for file in files), np.uint8)
+        pixels = self._infer(IMAGE_DECODE, ENCODED, encoded.reshape(len(files), longest), PIXELS)
+        answers = self._infer(
+            FRUIT_RESNET, PIXELS, pixels.as_numpy(PIXELS), PROBABILITIES, version=version.number
+        )
+        for golden, answer in zip(known, answers.as_numpy(PROBABILITIES).tolist(), strict=True):
+            distance = golden.distance(answer)
             if distance > MAX_GOLDEN_DISTANCE:
                 raise GateFailed(
                     f"version {version.number} answers {golden.path.name} otherwise than when it was checked:"
                     f" distance {distance:.3g}, allowed at most {MAX_GOLDEN_DISTANCE}; it was not promoted"
                 )
-            time.sleep(REST * (time.monotonic() - began))
 
     def answering_version(self, encoded: bytes) -> int:
         """Ask the ensemble about an image without naming a version: which one answers?

@@ -131,8 +131,7 @@ def _switch_live(
     try:
         write(old, also_loaded=(version.number, *answering))
         for server in servers:
-            if not server.is_loaded(version):  # the ensemble would be loaded again with it, for nothing
-                server.load(FRUIT_RESNET)
+            server.load(FRUIT_RESNET)
             server.check_golden(version)
         write(new, also_loaded=(old.version, *answering))
         first, *rest = servers

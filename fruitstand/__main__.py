@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from fruitstand.background import with_rests
 
 NICENESS_OF_A_PROMOTION = 10
+"""Between its rests."""
 
 
 def main() -> None:

@@ -5,10 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Url, needs
+from fruitstand.cli_shared import Ca, Cert, Url, connection, needs
 from fruitstand.errors import UsageError
-
-API_KEY_VARIABLE = "FRUITSTAND_API_KEY"
 
 
 def classify(
@@ -29,12 +27,8 @@ def classify(
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
     in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
     deadline_s: Annotated[float, typer.Option(help="For each request and its repetitions, seconds.")] = 30.0,
-    ca: Annotated[
-        Path | None, typer.Option(help="TLS: PEM file of the CA to trust, 'system' for the usual ones.")
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option(help="TLS: PEM file with this client's certificate and key.")
-    ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images named by http or https addresses.")
     ] = False,
@@ -44,17 +38,11 @@ def classify(
     An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
     or --cert.
     """
-    import os
-
     with needs("client"):
-        from fruitstand_client import Tls
         from fruitstand_client.classify import Output, classify_paths
 
         if not allow_urls and (named := next((one for one in images if "://" in one), None)):
             raise UsageError(f"{named}: a URL is fetched only with --allow-urls")
-        tls = None
-        if ca is not None or cert is not None:
-            tls = Tls(ca=None if ca == Path("system") else ca, certificate=cert)
         num_failed = classify_paths(
             images,
             url=url,
@@ -63,9 +51,8 @@ def classify(
             batch_size=batch_size,
             in_flight=in_flight,
             deadline_s=deadline_s,
-            tls=tls,
-            api_key=os.environ.get(API_KEY_VARIABLE),
             allow_urls=allow_urls,
+            **connection(url, ca, cert),
         )
     if num_failed:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Json, Port, Repository, Url, needs, print_json
+from fruitstand.cli_shared import Ca, Cert, Json, Port, Repository, Url, connection, needs, print_json
 
 app = typer.Typer(help="Compare what was served with what the model knows.", no_args_is_help=True)
 
@@ -78,9 +78,15 @@ def record(
     url: Url = "127.0.0.1:8001",
     repository: Repository = Path("model_repository"),
     keep_images: Annotated[int, typer.Option(min=0, help="Keep the pixels of the first so many.")] = 0,
+    ca: Ca = None,
+    cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Let a server classify images and write their samples: a reference, or a window of any server."""
+    """Let a server classify images and write their samples: a reference, or a window of any server.
+
+    An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
+    or --cert.
+    """
     with needs("client"):
         from fruitstand_client.sources import find_images
 
@@ -88,19 +94,22 @@ def record(
     with needs("drift"):
         from monitoring.drift.record import record_samples
 
-        result = record_samples(paths, _ask(url, paths), repository=repository, out=out, num_kept=keep_images)
+        answers = _ask(url, paths, ca, cert)
+        result = record_samples(paths, answers, repository=repository, out=out, num_kept=keep_images)
     if as_json:
         print_json(result)
     else:
         print(f"{out}: {result['num_samples']} samples of version {result['version']}")
 
 
-def _ask(url: str, paths: list[Path]) -> Iterator[tuple[int, dict[str, float]]]:
+def _ask(
+    url: str, paths: list[Path], ca: Path | None, cert: Path | None
+) -> Iterator[tuple[int, dict[str, float]]]:
     """For each image the version that answered, and its probabilities by label."""
     from fruitstand.progress import track
     from fruitstand_client import Client
 
-    with Client(url) as client:
+    with Client(url, **connection(url, ca, cert)) as client:
         answers = client.classify_stream(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="record"):
             if one.failure is not None:

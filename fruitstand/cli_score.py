@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Json, TrustedKeys, needs, print_json
+from fruitstand.cli_shared import Ca, Cert, Json, TrustedKeys, connection, needs, print_json
 
 
 def score(
@@ -18,7 +18,6 @@ def score(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes; default: one a processor; 0: this one, without Ray.")
     ] = None,
-    threads_per_worker: Annotated[int, typer.Option(min=1, help="Processors each of them uses.")] = 1,
     partition_size: Annotated[int, typer.Option(min=1, help="Images written together.")] = 512,
     top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
     columns: Annotated[str, typer.Option(help="IMAGE,ID of parquet.")] = "image,path",
@@ -26,9 +25,15 @@ def score(
         str | None, typer.Option(envvar="RAY_ADDRESS", help="Of a Ray cluster; default: start Ray here.")
     ] = None,
     trusted_keys: TrustedKeys = None,
+    ca: Ca = None,
+    cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Score any number of images offline, each exactly once, whatever is killed on the way."""
+    """Score any number of images offline, each exactly once, whatever is killed on the way.
+
+    A server's API key is read from the environment variable FRUITSTAND_API_KEY; it leaves a machine only with
+    --ca or --cert. On a cluster each machine has its own variable, and the files of --ca and --cert.
+    """
     with needs("score"):
         from deploy.scoring.score import score as run_score
 
@@ -38,12 +43,12 @@ def score(
             repository=repository,
             url=url,
             num_workers=workers,
-            threads_per_worker=threads_per_worker,
             partition_size=partition_size,
             top_k=top_k,
             columns=columns,
             address=address,
             trusted_keys=trusted_keys,
+            tls=connection(url, ca, cert)["tls"],
         )
     if as_json:
         print_json(result)

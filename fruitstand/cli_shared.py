@@ -2,16 +2,22 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fruitstand.contract import API_KEY_VARIABLE
 from fruitstand.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
+Ca = Annotated[
+    Path | None, typer.Option(help="TLS: PEM file of the CA to trust, 'system' for the usual ones.")
+]
+Cert = Annotated[Path | None, typer.Option(help="TLS: PEM file with this client's certificate and key.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 Repository = Annotated[Path, typer.Option(help="Model repository.")]
 SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
@@ -38,6 +44,24 @@ def needs(extra: str) -> Iterator[None]:
                 f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
             ) from exc
         raise UsageError(f"{missing} is not installed: pip install 'fruitstand[{extra}]'") from exc
+
+
+def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str, Any]:
+    """Settings of a client: TLS as the flags say, and the API key of the environment.
+
+    Raises:
+        UsageError: flags for TLS, but no server to use them with.
+    """
+    if ca is None and cert is None:
+        return {"tls": None, "api_key": os.environ.get(API_KEY_VARIABLE)}
+    if url is None:
+        raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
+    from fruitstand_client import Tls
+
+    # Absolute: processes that are started elsewhere open them too.
+    trusted = None if ca is None or ca == Path("system") else ca.absolute()
+    tls = Tls(ca=trusted, certificate=None if cert is None else cert.absolute())
+    return {"tls": tls, "api_key": os.environ.get(API_KEY_VARIABLE)}
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_shared import Json, needs, print_json
+from fruitstand.cli_shared import Ca, Cert, Json, connection, needs, print_json
 from fruitstand.errors import UsageError
 
 MAX_CLASSES = 1 << 16
@@ -96,11 +96,18 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for the report; default: RUN/evaluation/DATA-SPLIT, and the model card."),
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a run, or a server; the same numbers and the same report for both."""
+    """Measure a run, or a server; the same numbers and the same report for both.
+
+    A server's API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only
+    with --ca or --cert.
+    """
     if (run is None) == (url is None):
         raise UsageError("give either --run or --url")
+    settings = connection(url, ca, cert)
     with needs("train"):
         from training.evaluate import evaluate_answers, evaluate_run
 
@@ -110,7 +117,7 @@ def evaluate(
             raise UsageError("--url needs --data: the prepared folder whose images to send")
         else:
             result = evaluate_answers(
-                data, split.value, lambda paths: _ask_server(url, paths), out=out, url=url
+                data, split.value, lambda paths: _ask_server(url, paths, settings), out=out, url=url
             )
     if as_json:
         print_json(result)
@@ -118,13 +125,13 @@ def evaluate(
         _print_evaluation(result)
 
 
-def _ask_server(url: str, paths: list[Path]) -> Iterator[dict[str, float] | str]:
+def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterator[dict[str, float] | str]:
     """For each image the served probabilities by label, or why there are none."""
     with needs("client"):
         from fruitstand_client import Client
     from fruitstand.progress import track
 
-    with Client(url) as client:
+    with Client(url, **settings) as client:
         answers = client.classify_stream(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="classify"):
             yield one.error or {rank.label: rank.probability for rank in one.top_k}

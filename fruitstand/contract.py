@@ -21,6 +21,8 @@ FEATURES = "FEATURES"
 to carry it along; the embedded server's sampler asks for it."""
 
 API_KEY_HEADER = "x-api-key"
+API_KEY_VARIABLE = "FRUITSTAND_API_KEY"
+"""Where commands read a caller's API key from: no flag, for others see those."""
 """In which a request carries its key."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

@@ -34,7 +34,15 @@ def find_knee(points: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def held_points(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The points up to the knee, all without one: behind it a server may refuse what is too much."""
-    last = max((knee["load"] for knee in result["knees"]), default=math.inf)
-    return [point for point in result["points"] if point["load"] <= last]
+def without_refusals_behind_it(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of a result as if what was refused behind the knee had not been asked for.
+
+    A ramp goes on until there is too much; whatever else fails there than by a refusal still counts.
+    """
+    knee = max((knee["load"] for knee in result["knees"]), default=math.inf)
+    return [
+        {**point, "num_requests": point["num_requests"] - point["num_rejected"]}
+        if point["load"] > knee
+        else point
+        for point in result["points"]
+    ]

@@ -14,7 +14,7 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee, held_points
+from loadtests.knee import find_knee, without_refusals_behind_it
 from loadtests.plots import draw
 from loadtests.profiles import Profile, named_profile
 from loadtests.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
@@ -110,7 +110,8 @@ def loadtest(
         with StatisticsLog(model) as statistics:
             _run_locust(test)
         result = _result(test, model, statistics)
-    result["slo"] = judge(objectives, held_points(result) if profile == "ramp" else result["points"])
+    points = without_refusals_behind_it(result) if profile == "ramp" else result["points"]
+    result["slo"] = judge(objectives, points)
     write_result(out / RESULT, result)
     draw(result, out)
     return result
@@ -179,7 +180,7 @@ def _result(test: LoadTest, model: ServedModel, statistics: StatisticsLog) -> di
     recording, stages = Recording.from_dict(raw), raw["stages"]
     points = [_point(test, stage, recording, model, statistics) for stage in stages]
     reasons = sorted({reason for point in points for reason in point["generator_limits"]})
-    served = statistics.total().get(FRUIT_CLASSIFIER)
+    served, calls = statistics.total().get(FRUIT_CLASSIFIER), recording.total().outcomes
     knee = find_knee(points) if test.profile.name in ("ramp", "break") else None
     return {
         "schema_version": 1,
@@ -201,7 +202,8 @@ def _result(test: LoadTest, model: ServedModel, statistics: StatisticsLog) -> di
         "generator": {"limited": bool(reasons), "reasons": reasons},
         "slo": None,
         "accounted": {
-            "num_calls": (calls := recording.total().outcomes).total(),
+            "num_calls": calls.total(),
+            "num_rejected": calls[REJECTED],
             "num_unanswered": calls.total() - calls[ANSWERED],
             "num_served": served.num_requests + served.num_failed if served else None,
         },

@@ -5,6 +5,7 @@ a promotion in the middle of a job cannot mix two versions.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import API_KEY_VARIABLE, ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
 from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
 from fruitstand.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
+from fruitstand_client.tls import Tls
 
 ALL_CLASSES = 2**16
 """More than a model has; Triton answers with as many as there are."""
@@ -67,6 +69,8 @@ class PinnedServer:
     version: str
     labels_sha256: str
     """Of its classes: another repository counts its versions from 1 as well."""
+    tls: Tls | None = None
+    """Of the connection; the API key is no part of it, for each machine has it in its environment."""
 
     def identity(self) -> dict[str, str | None]:
         """What a job may not change half way; a server does not tell its manifest's hash."""
@@ -103,8 +107,12 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
     )
 
 
-def pin_server(url: str) -> PinnedServer:
+def pin_server(url: str, tls: Tls | None) -> PinnedServer:
     """Ask a server which version answers, and with which classes, by an image.
+
+    Args:
+        url: HOST:PORT.
+        tls: of the connection.
 
     Raises:
         ClientError: it does not answer.
@@ -113,13 +121,14 @@ def pin_server(url: str) -> PinnedServer:
     from fruitstand.sample_images import canary_image
     from fruitstand_client import Client
 
-    with Client(url) as client:
+    with Client(url, tls=tls, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
         (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)
     if prediction.error or prediction.model_version is None:
         raise ServerError(f"{url}: a canary image was not answered: {prediction.error}")
     # Sorted: which class comes before which may hang on the last digit.
     labels = "\n".join(sorted(rank.label for rank in prediction.top_k))
-    return PinnedServer(url, prediction.model_version, hashlib.sha256(labels.encode()).hexdigest())
+    labels_sha256 = hashlib.sha256(labels.encode()).hexdigest()
+    return PinnedServer(url, prediction.model_version, labels_sha256, tls)
 
 
 class LocalModel:
@@ -184,7 +193,12 @@ class ServedModel:
         from fruitstand_client import Client
 
         self._pinned, self._top_k = pinned, top_k
-        self._client = Client(pinned.url, batch_size=MAX_BATCH_SIZE)
+        self._client = Client(
+            pinned.url,
+            batch_size=MAX_BATCH_SIZE,
+            tls=pinned.tls,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+        )
 
     def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
         """Classify encoded images; for each its answer, or why it was refused.

@@ -19,6 +19,8 @@ from deploy.scoring.partitions import Partition, find_inputs
 from deploy.scoring.worker import Worker
 from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.progress import track
+from fruitstand.threads import thread_budget
+from fruitstand_client.tls import Tls
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a Ray that is started for the job: it holds descriptions, not images."""
@@ -33,12 +35,12 @@ def score(
     repository: Path | None,
     url: str | None,
     num_workers: int | None,
-    threads_per_worker: int,
     partition_size: int,
     top_k: int,
     columns: str,
     address: str | None,
     trusted_keys: Path | None,
+    tls: Tls | None,
 ) -> dict[str, Any]:
     """Score every image of a source once, and go on where an earlier run was stopped.
 
@@ -48,12 +50,12 @@ def score(
         repository: scores with the version it serves.
         url: HOST:PORT of a server that scores instead.
         num_workers: processes; None takes what the processors allow; 0 works in this one, without Ray.
-        threads_per_worker: processors each of them uses.
         partition_size: images that are written together.
         top_k: classes in each answer.
         columns: IMAGE,ID of a parquet source.
         address: of a Ray cluster, on which source, repository and out are shared; None starts Ray here.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
+        tls: of the connection to that server.
 
     Returns:
         Counts, the model, and how long it took, s.
@@ -71,7 +73,7 @@ def score(
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out}: is inside {source}, whose files are the job's inputs; choose another --out")
     started = time.time()
-    pinned = pin_server(url) if url is not None else pin_repository(repository, trusted_keys)
+    pinned = pin_server(url, tls) if url is not None else pin_repository(repository, trusted_keys)
     inputs = find_inputs(source, partition_size=partition_size, columns=names)
     record = {
         "inputs": {"num_images": inputs.num_images, "sha256": inputs.sha256},
@@ -80,7 +82,8 @@ def score(
     }
     with open_job(out, record) as job:
         left = [one for one in inputs.partitions if not job.is_finished(one.number)]
-        options = {"num_threads": threads_per_worker, "top_k": top_k}
+        # Measured: a process a processor does more than one with all of them.
+        options = {"num_threads": thread_budget() if num_workers == 0 else 1, "top_k": top_k}
         with _results(left, job, pinned, options, num_workers=num_workers, address=address) as results:
             rows = list(
                 track(
@@ -124,13 +127,11 @@ def _results(
         worker = Worker(job, pinned, **options)
         yield map(worker.score, partitions)
     else:
-        threads = options["num_threads"]
-        with _ray(address, None if num_workers is None else num_workers * threads) as num_cpus:
-            fitting = int(num_cpus // threads)
+        with _ray(address, num_workers) as num_cpus:
+            fitting = int(num_cpus)
             if (num_workers or 1) > fitting:
                 raise UsageError(
-                    f"{num_workers or 1} workers of {threads} threads need {(num_workers or 1) * threads}"
-                    f" processors, Ray has {num_cpus:g}; lower --workers or --threads-per-worker"
+                    f"{num_workers or 1} workers need a processor each, Ray has {num_cpus:g}; lower --workers"
                 )
             pool = min(num_workers or fitting, len(partitions))
             yield _map_on_ray(partitions, (job, pinned), options, pool)
@@ -177,7 +178,7 @@ def _map_on_ray(
             Worker,
             batch_size=1,
             compute=ActorPoolStrategy(size=num_workers),
-            num_cpus=options["num_threads"],
+            num_cpus=1,
             ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
             fn_constructor_args=arguments,
             fn_constructor_kwargs=options,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand import background
-from fruitstand.background import IDLE, USUAL, can_return, in_the_background, with_rests
+from fruitstand import __main__, background
+from fruitstand.background import IDLE, REST_S, USUAL, can_return, in_the_background, with_rests
 
 
 @pytest.fixture
@@ -39,16 +39,31 @@ def needs_a_way_back() -> None:
         pytest.skip("needs RLIMIT_NICE or CAP_SYS_NICE, as root has")
 
 
-def test_work_with_rests_takes_a_part_of_one_core() -> None:
-    """And afterwards all of it; what raises ends the rests too."""
-    began, worked = time.perf_counter(), time.thread_time() + 0.1
+def test_work_rests_again_and_again_and_not_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises ends the rests too."""
+    rests = []
+    monkeypatch.setattr(background.time, "sleep", rests.append)
+    worked = time.process_time() + 0.2
     with pytest.raises(RuntimeError), with_rests():
-        while time.thread_time() < worked:
+        while time.process_time() < worked:
             pass
         raise RuntimeError
-    assert time.perf_counter() - began > 0.25
+    assert rests.count(REST_S) >= 5
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
     assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("verb", "rests"), [("promote", True), ("rollback", False)])
+def test_a_promotion_rests_and_a_rollback_does_not(
+    verb: str, rests: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command's first import on: nobody waits for a promotion."""
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["fruitstand", "models", verb, "1"])
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+    monkeypatch.setattr("fruitstand.cli.main", lambda: seen.append(signal.getitimer(signal.ITIMER_PROF)[1]))
+    __main__.main()
+    assert [one > 0 for one in seen] == [rests]
 
 
 def test_the_load_and_its_threads_give_way_and_return(threads: list[threading.Thread]) -> None:

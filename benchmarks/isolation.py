@@ -1,0 +1,196 @@
+"""Whether each caller gets its own answer: among bad images, and among many others.
+
+    python -m benchmarks.isolation --repository REPOSITORY --images FOLDER [--out FILE]
+
+- **Bad images.** One image of eight is bad, of every kind in turn; the server batches single-image requests.
+  Each bad one has to be refused with its reason, and the others answered as alone; how fast they are is held
+  against the same load without bad images, in turns.
+- **Many callers.** Requests of distinct images at once; each answer is compared with its image's own, alone.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from benchmarks.provenance import provenance
+from benchmarks.ratios import ratio
+from benchmarks.stages import command_line, served
+from fruitstand.artefacts import write_json
+from fruitstand.errors import DataError, ImageRejected
+from fruitstand.image_kinds import image_kinds
+from fruitstand.memory import process_tree
+from fruitstand_client import RequestFailed
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.sources import find_images
+from fruitstand_client.wire import Wire
+
+ONE_BAD_OF = 8
+IN_FLIGHT, MANY_IN_FLIGHT = 64, 256
+NUM_DISTINCT = 1024
+TIMEOUT_S = 60.0
+MAX_DIFFERENCE = 1e-4
+"""Between an image's probability alone and in a batch."""
+
+Outcome = Prediction | RequestFailed
+
+
+def main(
+    repository: Annotated[Path, typer.Option(help="Model repository to serve.")],
+    images: Annotated[Path, typer.Option(help="Folder with images.")],
+    rounds: Annotated[int, typer.Option(min=1, help="With and without bad images, in turns.")] = 5,
+    batches: Annotated[int, typer.Option(min=1, help="Of eight images, one bad, in each round.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="Of many callers.")] = 50_000,
+    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+) -> None:
+    """Measure both on one server."""
+    files = _distinct(images)
+    with (
+        TemporaryDirectory(prefix="fruitstand-isolation-") as folder,
+        served(repository, log=Path(folder) / "triton.log") as url,
+    ):
+        _, alone = asyncio.run(ask(url, files, 1))
+        processes = process_tree(os.getpid())
+        result = {
+            "settings": {"num_distinct": len(files), "rounds": rounds, "batches": batches},
+            "among_bad_images": among_bad(url, files, alone, rounds=rounds, batches=batches),
+            "among_many_callers": among_many(url, files, alone, requests=requests),
+            "same_processes": process_tree(os.getpid()) == processes,
+        }
+    print(json.dumps(result, indent=2))
+    if out is not None:
+        write_json(out, {**provenance(), **result})
+
+
+def _distinct(folder: Path) -> list[bytes]:
+    """Files from all over a folder, no two alike."""
+    paths = sorted(path for path in find_images([str(folder)]) if isinstance(path, Path))
+    random.Random(0).shuffle(paths)
+    files = list(dict.fromkeys(path.read_bytes() for path in paths[: 2 * NUM_DISTINCT]))[:NUM_DISTINCT]
+    if len(files) < ONE_BAD_OF:
+        raise DataError(f"{folder}: {len(files)} images, at least {ONE_BAD_OF} are needed")
+    return files
+
+
+def among_bad(
+    url: str, files: Sequence[bytes], alone: Sequence[Outcome], *, rounds: int, batches: int
+) -> dict[str, Any]:
+    """Send good images with and without bad ones among them.
+
+    Args:
+        url: HOST:PORT.
+        files: good images.
+        alone: what each of them is answered with, alone.
+        rounds: with and without bad images, in turns.
+        batches: of eight images, one of them bad, in each round.
+    """
+    kinds = [kind for kind in image_kinds() if not kind.is_accepted and kind.content]
+    images_per_s: dict[str, list[float]] = {"clean": [], "with_bad": []}
+    not_refused, not_as_alone, endless = 0, 0, cycle(kinds)
+    for number in range(rounds):
+        # In each eight the bad one has another place.
+        bad = {ONE_BAD_OF * one + one % ONE_BAD_OF: next(endless) for one in range(batches)}
+        clean = [files[one % len(files)] for one in range(ONE_BAD_OF * batches)]
+        mixed = [bad[one].content if one in bad else file for one, file in enumerate(clean)]
+        loads = {"clean": clean, "with_bad": mixed}
+        for load in sorted(loads, reverse=number % 2 == 1):
+            seconds, outcomes = asyncio.run(ask(url, loads[load], IN_FLIGHT))
+            refused = bad if load == "with_bad" else {}
+            images_per_s[load].append((len(clean) - len(refused)) / seconds)
+            for one, outcome in enumerate(outcomes):
+                if one in refused:
+                    not_refused += not _is_refused(outcome, refused[one].verdict)
+                else:
+                    not_as_alone += not _is_as_alone(outcome, alone[one % len(files)])
+    return {
+        "kinds": len(kinds),
+        "bad": rounds * batches,
+        "bad_not_refused_with_their_reason": not_refused,
+        "good_not_answered_as_alone": not_as_alone,
+        "good_images_per_s": images_per_s,
+        "good_over_clean": ratio(images_per_s["with_bad"], images_per_s["clean"]),
+    }
+
+
+def among_many(
+    url: str, files: Sequence[bytes], alone: Sequence[Outcome], *, requests: int
+) -> dict[str, Any]:
+    """Send images from many callers at once.
+
+    Args:
+        url: HOST:PORT.
+        files: good images, in random order as often as it takes.
+        alone: what each of them is answered with, alone.
+        requests: in all.
+    """
+    order = [one % len(files) for one in range(requests)]
+    random.Random(1).shuffle(order)
+    seconds, outcomes = asyncio.run(ask(url, [files[one] for one in order], MANY_IN_FLIGHT))
+    wrong = sum(not _is_as_alone(answer, alone[one]) for one, answer in zip(order, outcomes, strict=True))
+    return {
+        "in_flight": MANY_IN_FLIGHT,
+        "requests": requests,
+        "not_answered_as_alone": wrong,
+        "distinct_answers": len({one.top_k for one in alone if isinstance(one, Prediction)}),
+        "images_per_s": round(requests / seconds, 1),
+    }
+
+
+def _is_refused(outcome: Outcome, verdict: str) -> bool:
+    return isinstance(outcome, ImageRejected) and verdict in str(outcome)
+
+
+def _is_as_alone(outcome: Outcome, alone: Outcome) -> bool:
+    if not isinstance(outcome, Prediction) or not isinstance(alone, Prediction):
+        return False
+    known = dict(alone.top_k)
+    return outcome.label == alone.label and all(
+        abs(probability - known.get(label, probability)) <= MAX_DIFFERENCE
+        for label, probability in outcome.top_k
+    )
+
+
+async def ask(url: str, images: Sequence[bytes], in_flight: int) -> tuple[float, list[Outcome]]:
+    """Send each image as a request of its own.
+
+    Args:
+        url: HOST:PORT.
+        images: encoded.
+        in_flight: requests under way at once.
+
+    Returns:
+        Seconds for all, and for each image its answer or its failure.
+    """
+    wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=True)
+    messages = {image: wire.request([image], 5, TIMEOUT_S) for image in set(images)}
+    outcomes: list[Any] = [None] * len(images)
+    left = iter(range(len(images)))
+
+    async def caller() -> None:
+        for number in left:
+            message = messages[images[number]]
+            try:
+                answer = await wire.infer(message, timeout=TIMEOUT_S)
+            except grpc.RpcError as exc:
+                outcomes[number] = wire.failure(exc, message)
+            else:
+                (outcomes[number],) = wire.predictions(answer, 1)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
+    seconds = time.perf_counter() - started
+    await wire.channel.close()
+    return seconds, outcomes
+
+
+if __name__ == "__main__":
+    command_line(main)
