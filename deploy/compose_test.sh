@@ -105,7 +105,7 @@ done
 
 echo "== Locust"
 .venv/bin/python -m deploy.compose_check locust --result "$out/result.json" -- \
-  env IMAGES="$IMAGES" LOADTEST_OUT="$out" STAGE_S=3 WORKERS=1 MODELS_UID=1000 \
+  env IMAGES="$IMAGES" LOADTEST_OUT="$out" STAGE_S=8 WORKERS=1 MODELS_UID=1000 \
   "$COMPOSE" "${files[@]}" --profile loadtest run --rm --no-deps loadtest
 
 echo "== a replica stops and comes back"

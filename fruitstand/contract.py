@@ -21,9 +21,9 @@ FEATURES = "FEATURES"
 to carry it along; the embedded server's sampler asks for it."""
 
 API_KEY_HEADER = "x-api-key"
+"""In which a request carries its key."""
 API_KEY_VARIABLE = "FRUITSTAND_API_KEY"
 """Where commands read a caller's API key from: no flag, for others see those."""
-"""In which a request carries its key."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Of the files that are taken for images when a folder is searched, lower case."""

@@ -34,11 +34,13 @@ def find_knee(points: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def without_refusals_behind_it(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The points of a result as if what was refused behind the knee had not been asked for.
+def judged_points(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of a result; those of a ramp as if what was refused behind its knee had not been asked for.
 
     A ramp goes on until there is too much; whatever else fails there than by a refusal still counts.
     """
+    if result["settings"]["profile"] != "ramp":
+        return list(result["points"])
     knee = max((knee["load"] for knee in result["knees"]), default=math.inf)
     return [
         {**point, "num_requests": point["num_requests"] - point["num_rejected"]}

@@ -14,7 +14,7 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee, without_refusals_behind_it
+from loadtests.knee import find_knee, judged_points
 from loadtests.plots import draw
 from loadtests.profiles import Profile, named_profile
 from loadtests.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
@@ -110,8 +110,7 @@ def loadtest(
         with StatisticsLog(model) as statistics:
             _run_locust(test)
         result = _result(test, model, statistics)
-    points = without_refusals_behind_it(result) if profile == "ramp" else result["points"]
-    result["slo"] = judge(objectives, points)
+    result["slo"] = judge(objectives, judged_points(result))
     write_result(out / RESULT, result)
     draw(result, out)
     return result

@@ -32,12 +32,11 @@ from locust.runners import WORKER_REPORT_INTERVAL, WorkerRunner  # noqa: E402
 from fruitstand.artefacts import write_json  # noqa: E402
 from fruitstand.errors import FruitstandError, UsageError  # noqa: E402
 from fruitstand_client import Client  # noqa: E402
-from fruitstand_client.errors import DeadlineExceeded, Overloaded  # noqa: E402
 from loadtests.columns import add_columns, rows  # noqa: E402
 from loadtests.generator_health import watch  # noqa: E402
 from loadtests.load_shape import ProfileShape  # noqa: E402
 from loadtests.profiles import OPEN, PROFILES, STREAM_REQUESTS_PER_S, named_profile  # noqa: E402
-from loadtests.recording import ANSWERED, FAILED, MISSED, REJECTED, Recording  # noqa: E402
+from loadtests.recording import Recording, outcome_of  # noqa: E402
 from loadtests.sample_files import read_sample  # noqa: E402
 
 REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -176,14 +175,13 @@ class ImageUser(User):
     def _call(self, size: int, started: float) -> None:
         assert _Process.client is not None
         batch = random.choices(_Process.images, k=size)
-        outcome, error = ANSWERED, None
+        error: FruitstandError | None = None
         try:
             _Process.client.classify_batch(batch)
         except FruitstandError as exc:
             error = exc
-            outcome = {Overloaded: REJECTED, DeadlineExceeded: MISSED}.get(type(exc), FAILED)
         latency_ms = (time.perf_counter() - started) * 1e3
-        _Process.unsent.record(outcome, request_batch=size, latency_ms=latency_ms)
+        _Process.unsent.record(outcome_of(error), request_batch=size, latency_ms=latency_ms)
         self.environment.events.request.fire(
             request_type="gRPC",
             name=f"classify, batch {size}",

@@ -7,10 +7,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fruitstand.errors import FruitstandError
+from fruitstand_client.errors import DeadlineExceeded, Overloaded
+
 GROWTH = 1.02
 """Ratio of neighbouring latency buckets: a percentile is within 1 % of the true one."""
 ANSWERED, REJECTED, MISSED, FAILED = "answered", "rejected", "missed", "failed"
-"""How a call ended: an answer, the queue's refusal, no answer before the deadline, any other error."""
+"""How a call ended: an answer, a refusal at once, no answer before the deadline, any other error."""
+
+
+def outcome_of(error: FruitstandError | None) -> str:
+    """How a call ended.
+
+    The client calls it overload as well when no replica is there, and when a wait in a queue took too long.
+    """
+    if error is None:
+        return ANSWERED
+    if isinstance(error, DeadlineExceeded) or "Request timeout expired" in str(error):
+        return MISSED
+    is_refusal = isinstance(error, Overloaded) and "no healthy upstream" not in str(error)
+    return REJECTED if is_refusal else FAILED
 
 
 @dataclass(slots=True)

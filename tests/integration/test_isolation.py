@@ -18,7 +18,7 @@ def test_each_gets_its_own_answer_and_another_one_is_noticed(
     assert kinds["bad_not_refused_with_their_reason"] == kinds["good_not_answered_as_alone"] == 0
     assert kinds["good_over_clean"]["median"] > 0
     many = among_many(server.url, files, alone, requests=500)
-    assert many["distinct_answers"] == len(files)
+    assert many["swaps_that_would_be_noticed"] > 0.9
     assert many["not_answered_as_alone"] == 0
     swapped = [*alone[1:], alone[0]]
     assert among_many(server.url, files, swapped, requests=100)["not_answered_as_alone"] > 90

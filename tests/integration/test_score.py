@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.scoring.model import pin_repository
+from deploy.scoring.score import score
 from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError
 from fruitstand.sample_images import encode, pattern
@@ -54,6 +55,28 @@ def many_images(test_images: list[Path], tmp_path_factory: pytest.TempPathFactor
     for number in range(NUM_IMAGES):
         (folder / f"{number:05}.jpg").hardlink_to(test_images[number % len(test_images)])
     return folder
+
+
+class _Seen(Exception):
+    """Ends a job where it would begin to work."""
+
+
+def test_this_process_alone_takes_all_processors(
+    many_images: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of several takes one each."""
+
+    def worker(*_: object, num_threads: int, top_k: int) -> None:
+        assert (num_threads, top_k) == (7, 2)
+        raise _Seen
+
+    monkeypatch.setattr("deploy.scoring.score.Worker", worker)
+    monkeypatch.setattr("deploy.scoring.score.thread_budget", lambda: 7)
+    with pytest.raises(_Seen):
+        score(
+            many_images, out=tmp_path, repository=repository, url=None, num_workers=0, partition_size=64,
+            top_k=2, columns="image,path", address=None, trusted_keys=None, tls=None,
+        )  # fmt: skip
 
 
 def command(source: Path, out: Path, *arguments: object) -> list[str]:

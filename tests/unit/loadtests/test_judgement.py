@@ -8,7 +8,7 @@ import pytest
 from fruitstand.errors import UsageError
 from loadtests.compare import compare, gate
 from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee, without_refusals_behind_it
+from loadtests.knee import find_knee, judged_points
 from loadtests.loadtest import DEFAULT_SLO
 from loadtests.profiles import PROFILES, named_profile
 from loadtests.slo import judge, read_slo
@@ -84,21 +84,25 @@ def test_a_stricter_objective_is_missed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "outcome", "met"),
-    [(2, {"num_rejected": 50}, True), (1, {"num_rejected": 50}, False), (2, {"num_rejected": 0}, False)],
-    ids=["refused_behind_the_knee", "refused_at_the_knee", "failed_behind_the_knee"],
+    ("profile", "number", "num_rejected", "met"),
+    [("ramp", 2, 50, True), ("ramp", 1, 50, False), ("ramp", 2, 0, False), ("break", 2, 50, False)],
+    ids=["refused_behind_the_knee", "refused_at_the_knee", "failed_behind_the_knee", "no_ramp"],
 )
-def test_a_ramp_may_be_refused_behind_its_knee(number: int, outcome: dict[str, int], met: bool) -> None:
+def test_a_ramp_may_be_refused_behind_its_knee(
+    profile: str, number: int, num_rejected: int, met: bool
+) -> None:
     """It goes on until there is too much; other failures, and earlier refusals, count."""
     points = [
         {**point(load, images), "num_answered": 100, "num_rejected": 0}
         for load, images in ((8, 50), (64, 100), (512, 102))
     ]
-    points[number] |= {"num_answered": 50, **outcome}
-    ramp = {"points": points, "knees": [find_knee(points)]}
-    assert ramp["knees"][0]["load"] == 64
+    points[number] |= {"num_answered": 50, "num_rejected": num_rejected}
+    knee = find_knee(points)
+    assert knee is not None
+    assert knee["load"] == 64
+    result = {"settings": {"profile": profile}, "points": points, "knees": [knee]}
     objectives = {"error_rate": 0.001, "images_per_s": 101}
-    error_rate, images_per_s = judge(objectives, without_refusals_behind_it(ramp))
+    error_rate, images_per_s = judge(objectives, judged_points(result))
     assert error_rate["met"] is met
     assert images_per_s["met"], "the best stage counts, wherever it is"
 

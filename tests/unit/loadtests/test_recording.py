@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from loadtests.recording import ANSWERED, MISSED, REJECTED, Recording
+from fruitstand_client.errors import translate
+from loadtests.recording import ANSWERED, FAILED, MISSED, REJECTED, Recording, outcome_of
 
 
 def test_percentiles_are_within_one_percent_of_the_true_ones() -> None:
@@ -31,3 +32,22 @@ def test_what_workers_send_adds_up() -> None:
     assert master.total().outcomes == {ANSWERED: 2, REJECTED: 1, MISSED: 1}
     assert master.total().num_images == 16
     assert master.health == [(1.0, 0.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        ("UNAVAILABLE", "Exceeds maximum queue size", REJECTED),
+        ("UNAVAILABLE", "upstream connect error or disconnect/reset before headers: overflow", REJECTED),
+        ("RESOURCE_EXHAUSTED", "", REJECTED),
+        ("UNAVAILABLE", "no healthy upstream", FAILED),
+        ("UNAVAILABLE", "Request timeout expired", MISSED),
+        ("DEADLINE_EXCEEDED", "", MISSED),
+        ("UNAVAILABLE", "connection refused", FAILED),
+        ("INTERNAL", "", FAILED),
+    ],
+)
+def test_only_a_refusal_is_one(status: str, text: str, expected: str) -> None:
+    """A server that is gone, and a queue that takes too long, are not the server's choice."""
+    assert outcome_of(translate(status, text, "a:1")) == expected
+    assert outcome_of(None) == ANSWERED
