@@ -5,12 +5,13 @@ ensemble. The old version answers until the switch and the new one after it; Tri
 version, so no batch mixes them. The old one stays loaded until the next promotion, so that going back loads
 nothing; a server that starts loads what is served. Whatever goes wrong before the switch is undone, and the
 old version answers throughout. Servers behind a gateway take each step together; while the ensembles are
-switched, one after the other in milliseconds, both versions answer.
+switched, one after the other in half a second, both versions answer.
 """
 
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from fruitstand.model_control import read_control
 from fruitstand.versions import ServingState, Version, published_versions, serving_state, verify_version
 
 log = logging.getLogger("fruitstand.export")
+
+DRAIN_S = 0.6
+"""For all servers together: so long both versions may answer."""
 
 
 def promote(
@@ -133,12 +137,14 @@ def _switch_live(
         for server in servers:
             server.load(FRUIT_RESNET)
             server.check_golden(version)
+            _let_queues_drain(servers)
         write(new, also_loaded=(old.version, *answering))
         first, *rest = servers
         first.load(FRUIT_CLASSIFIER)
         if watch_s:
             watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
         for server in rest:
+            _let_queues_drain(servers)
             server.load(FRUIT_CLASSIFIER)
         for server in servers:
             number = server.answering_version(sample)
@@ -153,6 +159,12 @@ def _switch_live(
     with _warning(f"version {new.version} answers, but a server that starts would load {old.version} too"):
         write(new)
     return new
+
+
+def _let_queues_drain(servers: list[LiveServer]) -> None:
+    """While a server loads, its callers go to the others, which are not to load at the same time."""
+    if len(servers) > 1:
+        time.sleep(DRAIN_S / len(servers))
 
 
 def _load_all(servers: list[LiveServer], *models: str) -> None:
