@@ -52,15 +52,15 @@ def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str,
     Raises:
         UsageError: flags for TLS, but no server to use them with.
     """
-    if ca is None and cert is None:
-        return {"tls": None, "api_key": os.environ.get(API_KEY_VARIABLE)}
-    if url is None:
-        raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
-    from fruitstand_client import Tls
+    tls = None
+    if ca is not None or cert is not None:
+        if url is None:
+            raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
+        from fruitstand_client import Tls
 
-    # Absolute: processes that are started elsewhere open them too.
-    trusted = None if ca is None or ca == Path("system") else ca.absolute()
-    tls = Tls(ca=trusted, certificate=None if cert is None else cert.absolute())
+        # Absolute: processes that are started elsewhere open them too.
+        trusted = None if ca is None or ca == Path("system") else ca.absolute()
+        tls = Tls(ca=trusted, certificate=None if cert is None else cert.absolute())
     return {"tls": tls, "api_key": os.environ.get(API_KEY_VARIABLE)}
 
 
