@@ -1,15 +1,30 @@
-"""What decode and model do without a server: each alone, and three ways to run one after the other."""
+"""What decode and model do without a server: each alone, and three ways to run one after the other.
 
+On a GPU the pixels stay there from the decoder to the model.
+"""
+
+import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from fruitstand.artefacts import read_json
-from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_SUFFIXES, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import (
+    CPU_CONFIG,
+    ENCODED,
+    FRUIT_RESNET,
+    IMAGE_SUFFIXES,
+    MAX_BATCH_SIZE,
+    PIXELS,
+    PROBABILITIES,
+)
 from fruitstand.dali_pipeline import load_pipeline_definition, served_pipeline
 from fruitstand.errors import DataError
 from fruitstand.threads import thread_budget
@@ -21,14 +36,32 @@ PROVIDERS = {
     "ort": "CPUExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
 }
+OPTIONS: dict[str, dict[str, str]] = {
+    # Without pinning, as served: sessions beside each other would share cores.
+    "openvino": {"device_type": "CPU", "load_config": '{"CPU": {"ENABLE_CPU_PINNING": false}}'},
+    "cuda": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "tensorrt": {
+        "trt_fp16_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"{gettempdir()}/fruitstand-trt",
+    },
+}
+GPU_ENGINES = {"gpu": "cuda", "gpu-trt": "tensorrt"}
+"""Of a server's configurations."""
+GPU_LOOPS = 4
+"""Beside each other on a GPU; on a processor it is one a thread."""
 ENGINES = {"cpu": "ort", "openvino": "openvino"}
 """Names of the manifest's engines among those."""
 VARIANTS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+GPU_VARIANTS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 LOOPS = ("sequential", "overlapped", "parallel")
 """Decode and model with all threads each in turn; the next batch decoded meanwhile; a loop a thread."""
 
 Batch = Sequence[np.ndarray]
+Pixels = Any
+"""(N, H, W, 3) uint8: a numpy array, or DALI's tensor on a GPU."""
 Measure = Callable[[float], float]
 """Runs for so many seconds and returns images/s."""
 
@@ -69,42 +102,67 @@ def read_images(folder: Path) -> list[np.ndarray]:
     return [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
 
 
-def in_process(repository: Path, version: Path, files: Batch) -> dict[str, Measure]:
-    """The same pipeline file, ONNX files and engines as served, without a server."""
-    decode = decoder(repository, files)
-    pixels = decode().copy()
-    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: len(decode()))}
-    for variant, file in VARIANTS.items():
-        for engine, provider in PROVIDERS.items():
-            if provider in onnxruntime.get_available_providers() and (version / file).is_file():
-                infer = _infer(version / file, engine)
+def in_process(
+    repository: Path, version: Path, files: Batch, config_name: str = CPU_CONFIG
+) -> dict[str, Measure]:
+    """The same pipeline file, ONNX files and engines as served, without a server.
+
+    Args:
+        repository: with a served version.
+        version: its folder.
+        files: encoded images, at least `BATCH`.
+        config_name: of the server's configuration that it is compared with.
+
+    Raises:
+        DataError: the installed ONNX Runtime has not the configuration's engine.
+    """
+    on_gpu = config_name in GPU_ENGINES
+    decode = decoder(repository, files, on_gpu=on_gpu)
+    pixels = _to_host(decode())
+    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: num_images(decode()))}
+    for variant, file in (GPU_VARIANTS if on_gpu else VARIANTS).items():
+        for engine in PROVIDERS:
+            if (version / file).is_file() and (infer := _infer(version / file, engine)):
                 measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer: timed(
                     seconds, lambda: infer(pixels)
                 )
     serve = read_json(version / MANIFEST_NAME)["serve"]
     path, engine = version / serve["cpu_model"], ENGINES[serve["cpu_engine"]]
-    infer = _infer(path, engine)
+    if on_gpu:
+        path, engine = version / GPU_VARIANTS["fp16"], GPU_ENGINES[config_name]
+
+    def infer_with(num_threads: int | None = None) -> Infer:
+        if (infer := _infer(path, engine, num_threads=num_threads)) is None:
+            raise DataError(f"{PROVIDERS[engine]} cannot be used here: install what {config_name} needs")
+        return infer
+
+    infer = infer_with()
     measures["sequential"] = lambda seconds: timed(seconds, lambda: infer(decode()))
-    measures["overlapped"] = lambda seconds: _overlapped(seconds, decode, infer)
+    # Two, in turns: what one of them decoded is read while the other one decodes.
+    decoders = itertools.cycle([decode, decoder(repository, files, on_gpu=on_gpu)])
+    measures["overlapped"] = lambda seconds: _overlapped(seconds, lambda: next(decoders)(), infer)
+    num_loops = GPU_LOOPS if on_gpu else thread_budget()
+    threads = max(1, thread_budget() // num_loops)
     pairs = [
-        (decoder(repository, files, num_threads=1), _infer(path, engine, num_threads=1))
-        for _ in range(thread_budget())
+        (decoder(repository, files, num_threads=threads, on_gpu=on_gpu), infer_with(threads))
+        for _ in range(num_loops)
     ]
     measures["parallel"] = lambda seconds: _parallel(seconds, pairs)
     return measures
 
 
-Decode = Callable[[], np.ndarray]
-Infer = Callable[[np.ndarray], int]
+Decode = Callable[[], Pixels]
+Infer = Callable[[Pixels], int]
+"""Returns the number of images."""
 
 
 def _overlapped(seconds: float, decode: Decode, infer: Infer) -> float:
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(lambda: decode().copy())
+        pending = pool.submit(decode)
 
         def step() -> int:
             nonlocal pending
-            batch, pending = pending.result(), pool.submit(lambda: decode().copy())
+            batch, pending = pending.result(), pool.submit(decode)
             return infer(batch)
 
         return timed(seconds, step)
@@ -120,34 +178,75 @@ def _parallel(seconds: float, pairs: list[tuple[Decode, Infer]]) -> float:
         return sum(rate.result() for rate in rates)
 
 
-def decoder(repository: Path, files: Batch, *, num_threads: int | None = None, batch: int = BATCH) -> Decode:
-    """Decodes the next `batch` images at each call; the array is overwritten by the next."""
+def decoder(
+    repository: Path,
+    files: Batch,
+    *,
+    num_threads: int | None = None,
+    batch: int = BATCH,
+    on_gpu: bool = False,
+) -> Decode:
+    """Decodes the next `batch` images at each call; the pixels are overwritten by the next."""
     options = {} if num_threads is None else {"num_threads": num_threads}
+    if on_gpu:
+        os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"  # read by the pipeline's file
     define = load_pipeline_definition(served_pipeline(repository))
-    pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=None, **options)
+    pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=0 if on_gpu else None, **options)
     pipeline.build()
     batches = _batches(files, batch)
 
-    def decode() -> np.ndarray:
+    def decode() -> Pixels:
         pipeline.feed_input(ENCODED, next(batches))
         (output,) = pipeline.run()
-        return np.asarray(output.as_cpu().as_tensor())
+        return output.as_tensor() if on_gpu else np.asarray(output.as_tensor())
 
     return decode
 
 
-def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer:
+def num_images(pixels: Pixels) -> int:
+    """In a batch, wherever it lies."""
+    return int(pixels.shape[0] if isinstance(pixels, np.ndarray) else pixels.shape()[0])
+
+
+def _to_host(pixels: Pixels) -> np.ndarray:
+    return np.array(pixels if isinstance(pixels, np.ndarray) else pixels.as_cpu())
+
+
+def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer | None:
+    """None where the installed ONNX Runtime cannot use the engine."""
+    provider = PROVIDERS[engine]
+    if provider not in onnxruntime.get_available_providers():
+        return None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    own: dict[str, str] = {}
-    if engine == "openvino":  # without pinning, as served: sessions beside each other would share cores
-        own = {"device_type": "CPU", "load_config": '{"CPU": {"ENABLE_CPU_PINNING": false}}'}
+    options.log_severity_level = 4
+    own = dict(OPTIONS.get(engine, {}))
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
         if engine == "openvino":
             own["num_of_threads"] = str(num_threads)
-    session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[engine], own)])
-    return lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
+    on_gpu = engine in GPU_ENGINES.values()
+    if on_gpu:  # where pip puts NVIDIA's libraries no loader looks
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(path, options, providers=[(provider, own)])
+    if session.get_providers()[0] != provider:
+        return None
+    return _bound(session) if on_gpu else lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
+
+
+def _bound(session: onnxruntime.InferenceSession) -> Infer:
+    """Reads pixels where they lie."""
+
+    def infer(pixels: Pixels) -> int:
+        binding = session.io_binding()
+        if isinstance(pixels, np.ndarray):
+            binding.bind_cpu_input(PIXELS, pixels)
+        else:
+            binding.bind_input(PIXELS, "cuda", 0, np.uint8, pixels.shape(), pixels.data_ptr())
+        binding.bind_output(PROBABILITIES)
+        session.run_with_iobinding(binding)
+        return len(binding.copy_outputs_to_cpu()[0])
+
+    return infer
 
 
 def _batches(files: Batch, size: int) -> Iterator[list[np.ndarray]]:

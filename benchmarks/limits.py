@@ -3,13 +3,18 @@ r"""The limits of this machine, and how near the server comes: decode, inference
     python -m benchmarks.limits --repository runs/demo/model_repository --images runs/demo/data/images/Test \
         --out benchmarks/results/limits_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.limits ... --quick      # a minute: does it run?
+    python -m benchmarks.limits ... --config-name gpu
 
 Everything is measured in turn, `--rounds` times over, so that what else the machine does hits all alike; the
 summary holds medians of ratios within a round, with the smallest and the largest.
 """
 
 import asyncio
+import functools
+import itertools
+import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -22,9 +27,13 @@ from benchmarks.provenance import provenance
 from benchmarks.ratios import ratio
 from benchmarks.stages import command_line, console, served
 from fruitstand.artefacts import write_json
+from fruitstand.contract import CPU_CONFIG
+from fruitstand.threads import thread_budget
 
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)
+MAX_PROCESSES = 4
+"""That send; one on a small machine. One alone sends a few thousand requests a second."""
 
 
 def main(
@@ -32,6 +41,7 @@ def main(
     images: Annotated[Path, typer.Option(help="Folder with images.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     model_name: Annotated[str, typer.Option(help="Name of the model in the result.")] = "model",
+    config_name: Annotated[str, typer.Option(help="Of the server: cpu, gpu, gpu-trt.")] = CPU_CONFIG,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
     seconds: Annotated[float, typer.Option(help="For each measurement.")] = 5.0,
     quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
@@ -40,21 +50,25 @@ def main(
     if quick:
         rounds, seconds = 1, 0.5
     files = read_images(images)
-    measures = in_process(repository, served_version(repository), files)
+    num_processes = min(MAX_PROCESSES, max(1, thread_budget() // 4))
+    measures = in_process(repository, served_version(repository), files, config_name)
     samples: dict[str, list[float]] = {}
     with (
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
-        served(repository, log=Path(scratch, "triton.log")) as url,
+        served(repository, log=Path(scratch, "triton.log"), config_name=config_name) as url,
+        _Load(url, [file.tobytes() for file in files], num_processes) as load,
     ):
-        measures |= _through_the_server(url, [file.tobytes() for file in files])
+        measures |= load.measures()
         for number in range(rounds):
             for name, measure in measures.items():
                 samples.setdefault(name, []).append(round(measure(seconds), 1))
                 console.print(f"{number + 1}/{rounds} {name}: {samples[name][-1]} images/s")
     settings = {
+        "config_name": config_name,
         "rounds": rounds,
         "seconds": seconds,
         "batch": BATCH,
+        "load_processes": num_processes,
         "num_images": len(files),
         "quick": quick,
     }
@@ -75,16 +89,53 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _through_the_server(url: str, files: list[bytes]) -> dict[str, Measure]:
-    """Closed loops: so many requests under way at once, of so many images each."""
-    targets = {size: Target(url, files, request_batch=size) for size in REQUEST_BATCHES}
-    return {
-        f"served_c{in_flight}_b{size}": lambda seconds, in_flight=in_flight, size=size: (
-            asyncio.run(closed_loop(targets[size], in_flight, seconds)).images_per_s
+class _Load:
+    """Closed loops: so many requests under way at once, of so many images each, divided among processes."""
+
+    def __init__(self, url: str, files: list[bytes], num_processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        together = context.Barrier(num_processes)
+        self._num_processes = num_processes
+        self._pool = ProcessPoolExecutor(
+            num_processes, context, initializer=_prepare, initargs=(url, files, together)
         )
-        for size in REQUEST_BATCHES
-        for in_flight in CONCURRENCIES
-    }
+        list(self._pool.map(_wait_for_all, range(num_processes)))
+
+    def __enter__(self) -> "_Load":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def measures(self) -> dict[str, Measure]:
+        """Of every concurrency and request batch."""
+        return {
+            f"served_c{in_flight}_b{size}": functools.partial(self._images_per_s, in_flight, size)
+            for size in REQUEST_BATCHES
+            for in_flight in CONCURRENCIES
+        }
+
+    def _images_per_s(self, in_flight: int, size: int, seconds: float) -> float:
+        bounds = [in_flight * number // self._num_processes for number in range(self._num_processes + 1)]
+        shares = [end - start for start, end in itertools.pairwise(bounds) if end > start]
+        running = [self._pool.submit(_closed_loop, share, size, seconds) for share in shares]
+        return sum(one.result() for one in running)
+
+
+def _prepare(url: str, files: list[bytes], together: Any) -> None:
+    """In each process of the load."""
+    global _targets, _together
+    _targets = {size: Target(url, files, request_batch=size) for size in REQUEST_BATCHES}
+    _together = together
+
+
+def _wait_for_all(_: int) -> None:
+    """The first task of each: no load begins before all processes are there."""
+    _together.wait(timeout=60)
+
+
+def _closed_loop(in_flight: int, size: int, seconds: float) -> float:
+    return asyncio.run(closed_loop(_targets[size], in_flight, seconds)).images_per_s
 
 
 if __name__ == "__main__":

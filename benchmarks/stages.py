@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import FruitstandError, ServerError
 
 console = Console(stderr=True, highlight=False)
@@ -35,12 +36,13 @@ def step(name: str, *arguments: object) -> dict:
 
 
 @contextlib.contextmanager
-def served(repository: Path, *, log: Path) -> Iterator[str]:
+def served(repository: Path, *, log: Path, config_name: str = CPU_CONFIG) -> Iterator[str]:
     """`fruitstand serve` on free ports; its gRPC address.
 
     Args:
         repository: the model repository.
         log: tritonserver's log goes there.
+        config_name: of `configs/<name>.pbtxt`.
 
     Raises:
         ServerError: it ended instead of serving.
@@ -48,7 +50,7 @@ def served(repository: Path, *, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
     for port in ("grpc", "http", "metrics"):
         command += [f"--{port}-port", "0"]
-    command += ["--log", str(log)]
+    command += ["--log", str(log), "--config-name", config_name]
     console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -74,6 +74,8 @@ def open_session(
             provider_options["num_streams"] = str(callers)
             # It would bind them to the first cores, the same ones in every process on the machine.
             provider_options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
+    if device_id is not None:  # where pip puts NVIDIA's libraries no loader looks
+        onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
@@ -82,6 +84,11 @@ def open_session(
             f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime: {reason}"
         ) from exc
     asked = providers[0][0]
+    if device_id is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise ServerError(
+            f"{config['name']}: a GPU instance, but ONNX Runtime cannot use CUDA; see nvidia-smi and the"
+            " serve-gpu extra"
+        )
     if session.get_providers()[0] != asked:
         log.warning("%s: %s is not used, fell back to %s", config["name"], asked, session.get_providers()[0])
     return session
