@@ -3,6 +3,7 @@
 On a GPU the pixels stay there from the decoder to the model.
 """
 
+import ctypes
 import itertools
 import os
 import time
@@ -227,10 +228,22 @@ def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer 
     on_gpu = engine in GPU_ENGINES.values()
     if on_gpu:  # where pip puts NVIDIA's libraries no loader looks
         onnxruntime.preload_dlls()
+    if engine == "tensorrt" and not _is_loadable(
+        "libnvinfer.so.10"
+    ):  # its name is there without its libraries
+        return None
     session = onnxruntime.InferenceSession(path, options, providers=[(provider, own)])
     if session.get_providers()[0] != provider:
         return None
     return _bound(session) if on_gpu else lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
+
+
+def _is_loadable(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _bound(session: onnxruntime.InferenceSession) -> Infer:

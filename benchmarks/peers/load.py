@@ -23,6 +23,10 @@ TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 
 
+class NothingMeasured(FruitstandError):
+    """No call ended in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One closed loop."""
@@ -136,7 +140,7 @@ async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measure
         await asyncio.gather(*(user() for _ in range(in_flight)))
         share = (time.process_time() - used) / (time.perf_counter() - started)
     if not latencies_ms:
-        raise FruitstandError(f"no call with {in_flight} in flight ended within {seconds:g} s")
+        raise NothingMeasured(f"no call with {in_flight} in flight ended within {seconds:g} s")
     p50, p99 = np.percentile(latencies_ms, (50, 99))
     images = len(latencies_ms) * target.request_batch
     return Measured(round(images / seconds, 1), round(float(p50), 2), round(float(p99), 2), round(share, 2))
