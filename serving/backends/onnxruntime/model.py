@@ -68,6 +68,7 @@ class TritonPythonModel:
         from serving.division import DividedSession, divide
         from serving.onnx_session import intra_op_threads, run_options
         from serving.onnx_signature import check_signature
+        from serving.sized import SizedSession
 
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
@@ -76,13 +77,18 @@ class TritonPythonModel:
         open_for = functools.partial(_open, directory, config, device_id)
         session = self._session = open_for(1)
         check_signature(config, session)
+        one_image = _one_image(config)
         if not on_gpu and config["max_batch_size"] > 0:
             threads = intra_op_threads(config)
             is_divided = threads > 1 and len(divide(config["max_batch_size"], threads)) > 1
             self._session = DividedSession(session, open_for(threads) if is_divided else session, threads)
-            one_image = _one_image(config)
-            if one_image:
-                self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
+        elif config["max_batch_size"] > 1 and session.get_providers()[0] == "CUDAExecutionProvider":
+            spare = [session]
+            self._session = SizedSession(
+                lambda: spare.pop() if spare else open_for(1), config["max_batch_size"]
+            )
+        if self._session is not session and one_image:
+            self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
         self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]

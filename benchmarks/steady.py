@@ -1,0 +1,161 @@
+"""Half an hour at 70 % of what the server can do: its tail against a lone request's median, and its memory.
+
+    python -m benchmarks.steady --repository REPOSITORY --images FOLDER [--minutes 30] [--out FILE]
+
+Single-image requests arrive at random times (Poisson), whether the server keeps up or not; latency counts
+from when a request was due. Memory is that of the server and its backends, its slope by least squares after
+the first sixth; what lies in shared memory is listed before the start and after the stop.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.in_process import read_images
+from benchmarks.peers.load import Target, closed_loop
+from benchmarks.provenance import provenance
+from benchmarks.stages import command_line, served
+from fruitstand.artefacts import write_json
+from fruitstand.memory import resident_mib
+
+SHARE = 0.7
+PEAK_IN_FLIGHT = 64
+EVERY_S = 5.0
+"""Between two looks at the memory."""
+WARM_UP_SHARE = 1 / 6
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What a load at random times saw."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    due_s: list[float] = field(default_factory=list)
+    """Since the start, of each of those."""
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds since the start, MiB."""
+    refused: int = 0
+
+
+def main(
+    repository: Annotated[Path, typer.Option(help="Model repository to serve.")],
+    images: Annotated[Path, typer.Option(help="Folder with images.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of the load.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="For the median alone and for the peak.")] = 10.0,
+    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+) -> None:
+    """Measure on one server."""
+    files = [file.tobytes() for file in read_images(images)]
+    before = _shared_memory()
+    with (
+        TemporaryDirectory(prefix="fruitstand-steady-") as folder,
+        served(repository, log=Path(folder) / "triton.log") as url,
+    ):
+        target = Target(url, files)
+        asyncio.run(closed_loop(target, PEAK_IN_FLIGHT, seconds))  # an engine compiles for each size it meets
+        alone = asyncio.run(closed_loop(target, 1, seconds))
+        peak = asyncio.run(closed_loop(target, PEAK_IN_FLIGHT, seconds))
+        rate = SHARE * peak.images_per_s
+        arrivals = asyncio.run(arrive(target, rate=rate, seconds=60 * minutes, memory_mib=_memory_mib))
+    result = {
+        "settings": {
+            "minutes": minutes,
+            "seconds": seconds,
+            "share": SHARE,
+            "peak_in_flight": PEAK_IN_FLIGHT,
+        },
+        "peak_images_per_s": peak.images_per_s,
+        "alone_p50_ms": alone.p50_ms,
+        **summarise(arrivals, alone_p50_ms=alone.p50_ms, seconds=60 * minutes),
+        "left_in_shared_memory": sorted(_shared_memory() - before),
+    }
+    print(json.dumps(result, indent=2))
+    if out is not None:
+        write_json(out, {**provenance(), **result})
+
+
+async def arrive(
+    target: Target, *, rate: float, seconds: float, memory_mib: Callable[[], float], seed: int = 0
+) -> Arrivals:
+    """Send single images at random times, so many a second on average.
+
+    Args:
+        target: of single-image requests.
+        rate: requests/s.
+        seconds: of the load; the last answers are waited for.
+        memory_mib: asked now and then.
+        seed: of the times.
+    """
+    seen, dice, waiting = Arrivals(), random.Random(seed), set[asyncio.Task[None]]()
+    async with target.connected() as send:
+
+        async def one(number: int, due: float) -> None:
+            if await send(number % target.num_requests) is None:
+                seen.refused += 1
+                return
+            seen.latencies_ms.append((time.perf_counter() - due) * 1e3)
+            seen.due_s.append(due - started)
+
+        started = due = time.perf_counter()
+        number, look_at = 0, started
+        while due < started + seconds:
+            due += dice.expovariate(rate)
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            task = asyncio.create_task(one(number, due))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+            number += 1
+            if due >= look_at:
+                seen.memory.append((due - started, memory_mib()))
+                look_at += EVERY_S
+        await asyncio.gather(*waiting)
+    return seen
+
+
+def summarise(seen: Arrivals, *, alone_p50_ms: float, seconds: float) -> dict[str, Any]:
+    """Latency and memory after the warm-up.
+
+    Args:
+        seen: what the load saw.
+        alone_p50_ms: median of a lone request.
+        seconds: of the load.
+    """
+    from_s = WARM_UP_SHARE * seconds
+    latencies = np.array(seen.latencies_ms)[np.array(seen.due_s) >= from_s]
+    p50, p99 = np.percentile(latencies, (50, 99))
+    at_s, mib = np.array([one for one in seen.memory if one[0] >= from_s]).T
+    slope = float(np.polyfit(at_s / 3600, mib, 1)[0]) if len(at_s) > 1 else None
+    return {
+        "requests": len(seen.latencies_ms) + seen.refused,
+        "refused": seen.refused,
+        "p50_ms": round(float(p50), 2),
+        "p99_ms": round(float(p99), 2),
+        "p99_over_alone_p50": round(float(p99) / alone_p50_ms, 2),
+        "memory_mib": {"first": round(float(mib[0]), 1), "last": round(float(mib[-1]), 1)},
+        "memory_mib_per_hour": None if slope is None else round(slope, 2),
+    }
+
+
+def _memory_mib() -> float:
+    """Of everything that this process started."""
+    children = Path("/proc/self/task").glob("*/children")
+    return sum(resident_mib(int(pid)) for path in children for pid in path.read_text().split())
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.iterdir()}
+
+
+if __name__ == "__main__":
+    command_line(main)
