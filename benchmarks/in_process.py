@@ -1,6 +1,6 @@
 """What decode and model do without a server: each alone, and three ways to run one after the other.
 
-On a GPU the pixels stay there from the decoder to the model.
+On a GPU the pixels stay there from the decoder to the model; `infer` alone has them there as well.
 """
 
 import ctypes
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from fruitstand.contract import (
     PROBABILITIES,
 )
 from fruitstand.dali_pipeline import load_pipeline_definition, served_pipeline
-from fruitstand.errors import DataError
+from fruitstand.errors import DataError, UsageError
 from fruitstand.threads import thread_budget
 from fruitstand.versions import MANIFEST_NAME, serving_state
 
@@ -43,11 +42,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     # Without pinning, as served: sessions beside each other would share cores.
     "openvino": {"device_type": "CPU", "load_config": '{"CPU": {"ENABLE_CPU_PINNING": false}}'},
     "cuda": {"cudnn_conv_algo_search": "HEURISTIC"},
-    "tensorrt": {
-        "trt_fp16_enable": "1",
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": f"{gettempdir()}/fruitstand-trt",
-    },
+    "tensorrt": {"trt_fp16_enable": "1"},
 }
 GPU_ENGINES = {"gpu": "cuda", "gpu-trt": "tensorrt"}
 """Of a server's configurations."""
@@ -62,7 +57,7 @@ LOOPS = ("sequential", "overlapped", "parallel")
 
 Batch = Sequence[np.ndarray]
 Pixels = Any
-"""(N, H, W, 3) uint8: a numpy array, or DALI's tensor on a GPU."""
+"""(N, H, W, 3) uint8: a numpy array, or DALI's tensor or ONNX Runtime's value on a GPU."""
 Measure = Callable[[float], float]
 """Runs for so many seconds and returns images/s."""
 
@@ -115,8 +110,11 @@ def in_process(
         config_name: of the server's configuration that it is compared with.
 
     Raises:
-        DataError: the installed ONNX Runtime has not the configuration's engine.
+        DataError: the installed ONNX Runtime has not the configuration's engine, or the version not its file.
+        UsageError: there is no such configuration.
     """
+    if config_name not in (CPU_CONFIG, *GPU_ENGINES):
+        raise UsageError(f"--config-name {config_name}: allowed {', '.join((CPU_CONFIG, *GPU_ENGINES))}")
     on_gpu = config_name in GPU_ENGINES
     decode = decoder(repository, files, on_gpu=on_gpu)
     pixels = _to_host(decode())
@@ -124,13 +122,16 @@ def in_process(
     for variant, file in (GPU_VARIANTS if on_gpu else VARIANTS).items():
         for engine in PROVIDERS:
             if (version / file).is_file() and (infer := _infer(version / file, engine)):
-                measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer: timed(
-                    seconds, lambda: infer(pixels)
+                where = _on_gpu(pixels) if engine in GPU_ENGINES.values() else pixels
+                measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer, where=where: timed(
+                    seconds, lambda: infer(where)
                 )
     serve = read_json(version / MANIFEST_NAME)["serve"]
     path, engine = version / serve["cpu_model"], ENGINES[serve["cpu_engine"]]
     if on_gpu:
         path, engine = version / GPU_VARIANTS["fp16"], GPU_ENGINES[config_name]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; export the run again")
 
     def infer_with(num_threads: int | None = None) -> Infer:
         if (infer := _infer(path, engine, num_threads=num_threads)) is None:
@@ -213,6 +214,10 @@ def _to_host(pixels: Pixels) -> np.ndarray:
     return np.array(pixels if isinstance(pixels, np.ndarray) else pixels.as_cpu())
 
 
+def _on_gpu(pixels: np.ndarray) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0)
+
+
 def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer | None:
     """None where the installed ONNX Runtime cannot use the engine."""
     provider = PROVIDERS[engine]
@@ -251,8 +256,8 @@ def _bound(session: onnxruntime.InferenceSession) -> Infer:
 
     def infer(pixels: Pixels) -> int:
         binding = session.io_binding()
-        if isinstance(pixels, np.ndarray):
-            binding.bind_cpu_input(PIXELS, pixels)
+        if isinstance(pixels, onnxruntime.OrtValue):
+            binding.bind_ortvalue_input(PIXELS, pixels)
         else:
             binding.bind_input(PIXELS, "cuda", 0, np.uint8, pixels.shape(), pixels.data_ptr())
         binding.bind_output(PROBABILITIES)

@@ -66,7 +66,7 @@ def main(
     with (
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
         served(repository, log=Path(scratch, "triton.log"), config_name=config_name) as url,
-        _Load(url, [file.tobytes() for file in files], num_processes) as load,
+        Load(url, [file.tobytes() for file in files], num_processes) as load,
     ):
         measures |= load.measures()
         for number in range(rounds):
@@ -90,7 +90,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-class _Load:
+class Load:
     """Closed loops: so many requests under way at once, of so many images each, divided among processes."""
 
     def __init__(self, url: str, files: list[bytes], num_processes: int) -> None:
@@ -102,7 +102,7 @@ class _Load:
         )
         list(self._pool.map(_wait_for_all, range(num_processes)))
 
-    def __enter__(self) -> "_Load":
+    def __enter__(self) -> "Load":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,23 +9,26 @@ the first sixth; what lies in shared memory is listed before the start and after
 
 import asyncio
 import json
+import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import grpc.aio
 import numpy as np
 import typer
 
 from benchmarks.in_process import read_images
-from benchmarks.peers.load import Target, closed_loop
+from benchmarks.peers.load import NothingMeasured, Target, closed_loop
 from benchmarks.provenance import provenance
 from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
-from fruitstand.memory import resident_mib
+from fruitstand.memory import own_mib, resident_mib
 
 SHARE = 0.7
 PEAK_IN_FLIGHT = 64
@@ -33,6 +36,8 @@ EVERY_S = 5.0
 """Between two looks at the memory."""
 WARM_UP_SHARE = 1 / 6
 SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "fruitstand-serve-"
+"""Of the regions of `fruitstand serve`."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,8 @@ class Arrivals:
     memory: list[tuple[float, float]] = field(default_factory=list)
     """Seconds since the start, MiB."""
     refused: int = 0
+    failed: list[str] = field(default_factory=list)
+    """What other calls ended with."""
 
 
 def main(
@@ -56,7 +63,7 @@ def main(
 ) -> None:
     """Measure on one server."""
     files = [file.tobytes() for file in read_images(images)]
-    before = _shared_memory()
+    before = _regions()
     with (
         TemporaryDirectory(prefix="fruitstand-steady-") as folder,
         served(repository, log=Path(folder) / "triton.log") as url,
@@ -77,7 +84,7 @@ def main(
         "peak_images_per_s": peak.images_per_s,
         "alone_p50_ms": alone.p50_ms,
         **summarise(arrivals, alone_p50_ms=alone.p50_ms, seconds=60 * minutes),
-        "left_in_shared_memory": sorted(_shared_memory() - before),
+        "left_in_shared_memory": sorted(_regions() - before),
     }
     print(json.dumps(result, indent=2))
     if out is not None:
@@ -100,7 +107,12 @@ async def arrive(
     async with target.connected() as send:
 
         async def one(number: int, due: float) -> None:
-            if await send(number % target.num_requests) is None:
+            try:
+                answer = await send(number % target.num_requests)
+            except grpc.aio.AioRpcError as exc:
+                seen.failed.append(exc.code().name)
+                return
+            if answer is None:
                 seen.refused += 1
                 return
             seen.latencies_ms.append((time.perf_counter() - due) * 1e3)
@@ -124,21 +136,27 @@ async def arrive(
 
 
 def summarise(seen: Arrivals, *, alone_p50_ms: float, seconds: float) -> dict[str, Any]:
-    """Latency and memory after the warm-up.
+    """Latency of what was answered, and memory, after the warm-up.
 
     Args:
         seen: what the load saw.
         alone_p50_ms: median of a lone request.
         seconds: of the load.
+
+    Raises:
+        NothingMeasured: nothing was answered then.
     """
     from_s = WARM_UP_SHARE * seconds
     latencies = np.array(seen.latencies_ms)[np.array(seen.due_s) >= from_s]
+    if len(latencies) == 0:
+        raise NothingMeasured("nothing was answered after the warm-up; is the server there?")
     p50, p99 = np.percentile(latencies, (50, 99))
     at_s, mib = np.array([one for one in seen.memory if one[0] >= from_s]).T
     slope = float(np.polyfit(at_s / 3600, mib, 1)[0]) if len(at_s) > 1 else None
     return {
-        "requests": len(seen.latencies_ms) + seen.refused,
+        "requests": len(seen.latencies_ms) + seen.refused + len(seen.failed),
         "refused": seen.refused,
+        "failed": dict(Counter(seen.failed)),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
         "p99_over_alone_p50": round(float(p99) / alone_p50_ms, 2),
@@ -148,13 +166,13 @@ def summarise(seen: Arrivals, *, alone_p50_ms: float, seconds: float) -> dict[st
 
 
 def _memory_mib() -> float:
-    """Of everything that this process started."""
-    children = Path("/proc/self/task").glob("*/children")
-    return sum(resident_mib(int(pid)) for path in children for pid in path.read_text().split())
+    """Of everything that this process started; a page that several of them share counts for each."""
+    return resident_mib(os.getpid()) - own_mib(os.getpid())
 
 
-def _shared_memory() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.iterdir()}
+def _regions() -> set[str]:
+    """Of our servers in shared memory."""
+    return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def optimization_faults(config: pb.ModelConfig) -> Iterator[Fault]:
             elif accelerator.name == "tensorrt":
                 yield from key_faults("tensorrt parameter", accelerator.parameters, TENSORRT_PARAMETERS)
                 yield from _profile_faults(config, accelerator.parameters)
+                if accelerator.parameters.get("trt_engine_cache_enable", "0") in ("1", "true"):
+                    yield (
+                        "tensorrt_engine_cache",
+                        "trt_engine_cache_enable: a kept engine is found by names, not by weights, and would"
+                        " answer for the next version; keep timings alone (trt_timing_cache_enable)",
+                    )
             elif accelerator.name == "cuda":
                 yield from key_faults("cuda parameter", accelerator.parameters, CUDA_PARAMETERS)
                 given = {*accelerator.parameters, *config.parameters} & set(DEPRECATED_CUDA_PARAMETERS)

@@ -40,10 +40,13 @@ def process_tree(pid: int) -> list[int]:
 
 def resident_mib(pid: int) -> float:
     """Memory of a process and everything below it, MiB."""
-    total = 0
-    for one in process_tree(pid):
-        try:
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
-        except (OSError, IndexError):  # it has just ended
-            continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return sum(map(own_mib, process_tree(pid)))
+
+
+def own_mib(pid: int) -> float:
+    """Memory of a process alone, MiB; 0 when it has just ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -14,18 +14,30 @@ SMALL_SIZES = (1, 8, 32)
 """Beside the largest batch; a batch is filled up to the next of them."""
 
 
+def plans_each_size(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the session's engine is such a one."""
+    return bool(session.get_providers()[0] == "CUDAExecutionProvider")
+
+
 class SizedSession:
     """Computes as an `InferenceSession` does, batches up to a largest size."""
 
-    def __init__(self, open_session: Callable[[], onnxruntime.InferenceSession], max_batch_size: int) -> None:
+    def __init__(
+        self,
+        first: onnxruntime.InferenceSession,
+        open_another: Callable[[], onnxruntime.InferenceSession],
+        max_batch_size: int,
+    ) -> None:
         """Open the sessions.
 
         Args:
-            open_session: opens one more session of the same model.
+            first: of the model; the smallest size is computed with it.
+            open_another: opens one more session of it.
             max_batch_size: images.
         """
         sizes = [*(size for size in SMALL_SIZES if size < max_batch_size), max_batch_size]
-        self._sessions = {size: open_session() for size in sizes}
+        self._sessions = {size: first if size == sizes[0] else open_another() for size in sizes}
+        self._filled: dict[tuple[str, int], np.ndarray] = {}
 
     def warm_up(self, outputs: Sequence[str], one_image: Mapping[str, np.ndarray]) -> None:
         """Let each session plan for its size.
@@ -43,13 +55,24 @@ class SizedSession:
         feeds: Mapping[str, np.ndarray],
         options: onnxruntime.RunOptions | None = None,
     ) -> list[np.ndarray]:
-        """The outputs by order; axis 0 of each array counts images."""
+        """The outputs by order; axis 0 of each array counts images.
+
+        Raises:
+            ValueError: more images than the largest size.
+        """
         num_images = len(next(iter(feeds.values())))
-        size = next(size for size in self._sessions if size >= num_images)
-        filled = {name: _filled(feed, size) for name, feed in feeds.items()}
+        size = next((size for size in self._sessions if size >= num_images), None)
+        if size is None:
+            raise ValueError(f"{num_images} images in a batch, allowed {max(self._sessions)}")
+        filled = {name: self._fill(name, feed, size) for name, feed in feeds.items()}
         return [array[:num_images] for array in self._sessions[size].run(outputs, filled, options)]
 
-
-def _filled(batch: np.ndarray, size: int) -> np.ndarray:
-    missing = size - len(batch)
-    return np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)]) if missing else batch
+    def _fill(self, name: str, batch: np.ndarray, size: int) -> np.ndarray:
+        """The batch at the beginning of memory that is used again; what lies behind it is nobody's answer."""
+        if len(batch) == size:
+            return batch
+        filled = self._filled.get((name, size))
+        if filled is None or filled.shape[1:] != batch.shape[1:]:
+            filled = self._filled[name, size] = np.zeros((size, *batch.shape[1:]), batch.dtype)
+        filled[: len(batch)] = batch
+        return filled

@@ -24,7 +24,7 @@ WARM_UP_S = 2.0
 
 
 class NothingMeasured(FruitstandError):
-    """No call ended in time."""
+    """Calls were answered, but none of them in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +122,26 @@ async def labels(target: Target) -> list[str]:
 async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measured:
     """Images/s and latency of the calls that were answered after the warm-up and in time."""
     latencies_ms: list[float] = []
-    position = 0
+    position = num_answered = 0
     started = time.perf_counter()
     counts_from = started + min(WARM_UP_S, seconds)
     end = counts_from + seconds
     async with target.connected() as send:
 
         async def user() -> None:
-            nonlocal position
+            nonlocal position, num_answered
             while (begun := time.perf_counter()) < end:
                 number, position = position % target.num_requests, position + target.request_batch
                 answered = await send(number) is not None
+                num_answered += answered
                 if answered and counts_from <= (now := time.perf_counter()) <= end:
                     latencies_ms.append((now - begun) * 1e3)
 
         used = time.process_time()
         await asyncio.gather(*(user() for _ in range(in_flight)))
         share = (time.process_time() - used) / (time.perf_counter() - started)
+    if num_answered == 0:
+        raise FruitstandError(f"no call with {in_flight} in flight was answered; is the server there?")
     if not latencies_ms:
         raise NothingMeasured(f"no call with {in_flight} in flight ended within {seconds:g} s")
     p50, p99 = np.percentile(latencies_ms, (50, 99))

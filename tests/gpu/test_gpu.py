@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from export.checks import open_session, run_batches
 from fruitstand.reference_decode import decode_reference
 from fruitstand.runs import Run
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
+from training.augment import to_size
 
 
 def missing() -> str:
@@ -39,5 +41,17 @@ def test_the_gpu_answers_as_the_processor(
         Client(server.url) as client,
     ):
         got = [one.label for one in client.classify(test_images)]
+        # A batch is filled up to the next size; its answers are those of its images alone.
+        alone = [client.classify([path])[0].probability for path in test_images[:3]]
+        for num_images in (2, 9, 33, 64):
+            batch = [test_images[number % 3] for number in range(num_images)]
+            answers = [one.probability for one in client.classify(batch)]
+            np.testing.assert_allclose(answers, np.resize(alone, num_images), atol=0.01)
     agreement = np.mean([label == run.labels[index] for label, index in zip(got, expected, strict=True)])
     assert agreement >= 0.95
+
+
+def test_images_shrink_as_on_the_processor() -> None:
+    """In floats there, in bytes here: at most one level and a rounding apart."""
+    pixels = torch.randint(0, 256, (4, 100, 100, 3), dtype=torch.uint8)
+    assert (to_size(pixels.cuda(), 64).cpu() - to_size(pixels, 64)).abs().max() <= 1.5

@@ -68,7 +68,7 @@ class TritonPythonModel:
         from serving.division import DividedSession, divide
         from serving.onnx_session import intra_op_threads, run_options
         from serving.onnx_signature import check_signature
-        from serving.sized import SizedSession
+        from serving.sized import SizedSession, plans_each_size
 
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
@@ -82,11 +82,8 @@ class TritonPythonModel:
             threads = intra_op_threads(config)
             is_divided = threads > 1 and len(divide(config["max_batch_size"], threads)) > 1
             self._session = DividedSession(session, open_for(threads) if is_divided else session, threads)
-        elif config["max_batch_size"] > 1 and session.get_providers()[0] == "CUDAExecutionProvider":
-            spare = [session]
-            self._session = SizedSession(
-                lambda: spare.pop() if spare else open_for(1), config["max_batch_size"]
-            )
+        elif config["max_batch_size"] > 1 and plans_each_size(session):
+            self._session = SizedSession(session, lambda: open_for(1), config["max_batch_size"])
         if self._session is not session and one_image:
             self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
         self._run_options = run_options(config)

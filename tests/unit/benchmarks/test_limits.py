@@ -1,10 +1,18 @@
+import asyncio
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.limits import CONCURRENCIES, REQUEST_BATCHES, summarise
+import pytest
+
+from benchmarks.in_process import in_process, served_version
+from benchmarks.limits import CONCURRENCIES, REQUEST_BATCHES, Load, summarise
+from benchmarks.peers.load import NothingMeasured, Target, closed_loop
+from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.manifest import PreparedData
+from serving.embedded import EmbeddedServer
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -46,3 +54,27 @@ def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData,
     assert all(value > 0 for name in set(samples) - many for value in samples[name])
     assert "served_over_in_process_c64_b1" in result["summary"]["tiny"]
     assert "/" not in result["command"].replace("--", "")
+
+
+def test_several_processes_send_together(server: EmbeddedServer, test_images: list[Path]) -> None:
+    """Fewer requests in flight than processes, as many, and a number that they cannot share equally."""
+    files = [path.read_bytes() for path in test_images[:32]]
+    with Load(server.url, files, 2) as load:
+        measures = load.measures()
+        assert all(measures[name](0.5) > 0 for name in ("served_c1_b1", "served_c8_b1", "served_c1_b8"))
+
+
+def test_a_server_that_is_not_there_is_no_zero() -> None:
+    """A load too long for its time is one, a dead server an error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        target = Target(f"127.0.0.1:{probe.getsockname()[1]}", [b"x"])
+        with pytest.raises(FruitstandError, match="is the server there") as caught:
+            asyncio.run(closed_loop(target, 1, 0.2))
+    assert not isinstance(caught.value, NothingMeasured)
+
+
+def test_an_unknown_configuration_is_named(repository: Path) -> None:
+    """Instead of measuring the processor under its name."""
+    with pytest.raises(UsageError, match="gpu_trt: allowed cpu, gpu, gpu-trt"):
+        in_process(repository, served_version(repository), [], "gpu_trt")

@@ -90,6 +90,9 @@ def tensorrt(**parameters: str) -> Plant:
         pytest.param("tensorrt_parameter", [tensorrt(precision_mode="BF16")], id="precision_mode"),
         pytest.param("tensorrt_parameter", [tensorrt(trt_engine_cache_enable="yes")], id="tensorrt_value"),
         pytest.param(
+            "tensorrt_engine_cache", [tensorrt(trt_engine_cache_enable="1")], id="tensorrt_engine_cache"
+        ),
+        pytest.param(
             "tensorrt_profile", [tensorrt(trt_profile_max_shapes="PIXELS:64x3x100x100")], id="profile_dims"
         ),
         pytest.param(

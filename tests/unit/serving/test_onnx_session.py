@@ -148,6 +148,18 @@ def version(tmp_path: Path) -> Path:
     return place_version(tmp_path / "repository", 1)
 
 
+def test_a_gpu_instance_does_not_compute_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when CUDA's libraries cannot be loaded: ONNX Runtime falls back, a GPU instance does not."""
+    version = place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
+    pretend(monkeypatch, "CUDAExecutionProvider")
+    fallen_back = onnxruntime.InferenceSession(version / "model.onnx", providers=["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
+    with pytest.raises(ServerError, match="cannot use CUDA"):
+        open_session(version, config(optimization=accelerators("gpu", "cuda")), device_id=0)
+
+
 def test_a_missing_or_torn_model_file_is_named(version: Path) -> None:
     """By its file name, never by its path."""
     with pytest.raises(ServerError, match=r"no file model\.int8\.onnx"):

@@ -1,45 +1,79 @@
 """Batches of any size, computed in a few sizes: the same answers, and no session meets another size."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from serving.onnx_session import open_session
-from serving.sized import SizedSession
+from serving.sized import SizedSession, plans_each_size
 from tests.repositories import place_version
 from tests.unit.serving.test_onnx_session import config, doubling_model
 
 
 class Recording:
-    """A session that notes the sizes it computes."""
+    """A session that notes the sizes and options it computes with."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session, self.sizes = session, set[int]()
+        self.session, self.sizes, self.options = session, set[int](), set[object]()
 
-    def run(self, outputs, feeds, options=None):
+    def run(self, outputs: Sequence[str], feeds: dict, options: object = None) -> list[np.ndarray]:
         """As the session does."""
         self.sizes.add(len(feeds["X"]))
+        self.options.add(options)
         return self.session.run(outputs, feeds, options)
 
 
-@pytest.mark.parametrize(("max_batch_size", "expected"), [(64, [1, 8, 32, 64]), (8, [1, 8]), (1, [1])])
-def test_each_session_meets_its_own_size_alone(
-    max_batch_size: int, expected: list[int], tmp_path: Path
-) -> None:
-    """Small, large and full batches in turns; the answers in order, and none for what was filled up."""
-    version = place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """Of a model that doubles."""
+    return place_version(tmp_path / "repository", 1, doubling_model().SerializeToString())
+
+
+def sized(version: Path, max_batch_size: int) -> tuple[SizedSession, list[Recording]]:
+    """The session, and what it opened."""
     opened: list[Recording] = []
 
     def open_one() -> Recording:
         opened.append(Recording(open_session(version, config(), device_id=None)))
         return opened[-1]
 
-    session = SizedSession(open_one, max_batch_size)
+    return SizedSession(open_one(), open_one, max_batch_size), opened
+
+
+@pytest.mark.parametrize(("max_batch_size", "expected"), [(64, [1, 8, 32, 64]), (8, [1, 8]), (2, [1, 2])])
+def test_each_session_meets_its_own_size_alone(
+    version: Path, max_batch_size: int, expected: list[int]
+) -> None:
+    """Small, large and full batches in turns; the answers in order, and none for what was filled up."""
+    session, opened = sized(version, max_batch_size)
     session.warm_up(["Y"], {"X": np.ones((1, 3), np.float32)})
-    for num_images in range(1, max_batch_size + 1):
+    for num_images in [*range(1, max_batch_size + 1), *range(max_batch_size, 0, -1)]:
         batch = np.random.default_rng(num_images).random((num_images, 3), np.float32)
-        (answer,) = session.run(["Y"], {"X": batch})
+        answer, again = session.run(["Y", "Y"], {"X": batch})
         assert np.array_equal(answer, 2 * batch)
+        assert np.array_equal(again, answer)
     assert [one.sizes for one in opened] == [{size} for size in expected]
+
+
+def test_options_reach_the_session_and_a_too_large_batch_is_named(version: Path) -> None:
+    """Whatever Triton promises."""
+    session, opened = sized(version, 8)
+    options = onnxruntime.RunOptions()
+    session.run(["Y"], {"X": np.ones((3, 3), np.float32)}, options)
+    assert [one.options for one in opened] == [set(), {options}]
+    with pytest.raises(ValueError, match="9 images in a batch, allowed 8"):
+        session.run(["Y"], {"X": np.ones((9, 3), np.float32)})
+
+
+def test_cuda_alone_plans_each_size() -> None:
+    """TensorRT has one engine for all, even with CUDA behind it."""
+    for providers, expected in (
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], True),
+        (["TensorrtExecutionProvider", "CUDAExecutionProvider"], False),
+        (["CPUExecutionProvider"], False),
+    ):
+        assert plans_each_size(SimpleNamespace(get_providers=lambda names=providers: names)) is expected
