@@ -118,7 +118,7 @@ def in_process(
     on_gpu = config_name in GPU_ENGINES
     decode = decoder(repository, files, on_gpu=on_gpu)
     pixels = _to_host(decode())
-    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: num_images(decode()))}
+    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: _num_images(decode()))}
     for variant, file in (GPU_VARIANTS if on_gpu else VARIANTS).items():
         for engine in PROVIDERS:
             if (version / file).is_file() and (infer := _infer(version / file, engine)):
@@ -205,8 +205,7 @@ def decoder(
     return decode
 
 
-def num_images(pixels: Pixels) -> int:
-    """In a batch, wherever it lies."""
+def _num_images(pixels: Pixels) -> int:
     return int(pixels.shape[0] if isinstance(pixels, np.ndarray) else pixels.shape()[0])
 
 
@@ -233,9 +232,8 @@ def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer 
     on_gpu = engine in GPU_ENGINES.values()
     if on_gpu:  # where pip puts NVIDIA's libraries no loader looks
         onnxruntime.preload_dlls()
-    if engine == "tensorrt" and not _is_loadable(
-        "libnvinfer.so.10"
-    ):  # its name is there without its libraries
+    # ONNX Runtime lists TensorRT without its libraries, too.
+    if engine == "tensorrt" and not _is_loadable("libnvinfer.so.10"):
         return None
     session = onnxruntime.InferenceSession(path, options, providers=[(provider, own)])
     if session.get_providers()[0] != provider:

@@ -11,7 +11,6 @@ summary holds medians of ratios within a round, with the smallest and the larges
 
 import asyncio
 import functools
-import itertools
 import multiprocessing
 import statistics
 from concurrent.futures import ProcessPoolExecutor
@@ -73,7 +72,7 @@ def main(
             for name, measure in measures.items():
                 samples.setdefault(name, []).append(round(measure(seconds), 1))
                 console.print(f"{number + 1}/{rounds} {name}: {samples[name][-1]} images/s")
-            # After each round: on a machine that is lent, the last one may never end.
+            # After each round: a run that is cut off keeps those it has.
             result["samples"], result["summary"] = {model_name: samples}, {model_name: summarise(samples)}
             write_json(out, result)
     print(out)
@@ -117,8 +116,8 @@ class Load:
         }
 
     def _images_per_s(self, in_flight: int, size: int, seconds: float) -> float:
-        bounds = [in_flight * number // self._num_processes for number in range(self._num_processes + 1)]
-        shares = [end - start for start, end in itertools.pairwise(bounds) if end > start]
+        num_busy = min(in_flight, self._num_processes)
+        shares = [len(range(number, in_flight, num_busy)) for number in range(num_busy)]
         running = [self._pool.submit(_closed_loop, share, size, seconds) for share in shares]
         return sum(one.result() for one in running)
 

@@ -103,8 +103,8 @@ async def arrive(
         memory_mib: asked now and then.
         seed: of the times.
     """
-    seen, dice, waiting = Arrivals(), random.Random(seed), set[asyncio.Task[None]]()
-    async with target.connected() as send:
+    seen, dice = Arrivals(), random.Random(seed)
+    async with target.connected() as send, asyncio.TaskGroup() as calls:
 
         async def one(number: int, due: float) -> None:
             try:
@@ -124,14 +124,11 @@ async def arrive(
             due += dice.expovariate(rate)
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            task = asyncio.create_task(one(number, due))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
+            calls.create_task(one(number, due))
             number += 1
             if due >= look_at:
                 seen.memory.append((due - started, memory_mib()))
                 look_at += EVERY_S
-        await asyncio.gather(*waiting)
     return seen
 
 

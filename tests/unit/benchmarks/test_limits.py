@@ -57,7 +57,7 @@ def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData,
 
 
 def test_several_processes_send_together(server: EmbeddedServer, test_images: list[Path]) -> None:
-    """Fewer requests in flight than processes, as many, and a number that they cannot share equally."""
+    """Also fewer requests in flight than there are processes."""
     files = [path.read_bytes() for path in test_images[:32]]
     with Load(server.url, files, 2) as load:
         measures = load.measures()
