@@ -37,9 +37,6 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/config.py; repeatable."),
     ] = None,
     finetune_from: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
-    background_mix: Annotated[
-        float | None, typer.Option(help="Share of images pasted on other backgrounds, 0 to 1.")
-    ] = None,
     devices: Annotated[int, typer.Option(help="Processes, each with a GPU or its share of the cores.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; needs --out only.")
@@ -50,7 +47,7 @@ def train(
     """Train a timm ResNet."""
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    given = {"model_name": model, "epochs": epochs, "background_mix": background_mix}
+    given = {"model_name": model, "epochs": epochs}
     given = {key: value for key, value in given.items() if value is not None}
     with needs("train"):
         from training.recipes import resolve_config

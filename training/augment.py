@@ -1,4 +1,4 @@
-"""Augmentation on whole batches of pixels: geometry, light, background, in a few tensor operations.
+"""Augmentation on whole batches of pixels: geometry and light, in a few tensor operations.
 
 timm's transforms work on one Pillow image at a time: they would take the cores from the model. So geometry
 and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup,
@@ -10,13 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from training.backgrounds import paste
 from training.config import TrainConfig
 
-PASTED_SCALE = (0.45, 1.0)
-"""Size of a pasted fruit beside `min_scale` and `max_scale`: on a table it does not fill the picture."""
-PASTED_SHIFT = 0.25
-"""How far the middle of a small pasted fruit may lie from the picture's, as a share of the side."""
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -42,8 +37,7 @@ def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.
     """Vary a batch; what moves in from outside is white, as Fruits-360's background.
 
     Args:
-        batch_nchw_f32: (N, 3, S, S) float32, 0 to 255; with a fourth channel, the fruit's mask, the share
-            `config.background_mix` of the images gets another background.
+        batch_nchw_f32: (N, 3, S, S) float32, 0 to 255.
         config: how much of what.
         generator: of all random numbers used, on the CPU.
 
@@ -51,28 +45,17 @@ def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.
         (N, 3, S, S) float32, 0 to 255.
     """
     n, device = len(batch_nchw_f32), batch_nchw_f32.device
-    pasted = torch.zeros(n, dtype=torch.bool)
-    if batch_nchw_f32.shape[1] == 4:
-        pasted = torch.rand(n, generator=generator) < config.background_mix
-    theta = _geometry(batch_nchw_f32.shape, config, pasted, generator).to(device)
+    theta = _geometry(batch_nchw_f32.shape, config, generator).to(device)
     grid = F.affine_grid(theta, list(batch_nchw_f32.shape), align_corners=False)
     if config.quarter_turn:
         turned = (torch.rand(n, 1, 1, 1, generator=generator) < config.quarter_turn).to(device)
         batch_nchw_f32 = torch.where(turned, batch_nchw_f32.transpose(2, 3), batch_nchw_f32)
-    # Colours are inverted for the move, so that the zeros from outside are white; the mask is not.
-    inverted = batch_nchw_f32.clone(memory_format=torch.contiguous_format)
-    inverted[:, :3] = 255 - inverted[:, :3]
-    moved = F.grid_sample(inverted, grid, align_corners=False)
-    result = 255 - moved[:, :3]
-    if pasted.any():
-        chosen = pasted.to(device)
-        result[chosen] = paste(result[chosen], moved[chosen, 3:] / 255, batch_nchw_f32[:, :3], generator)
-    return _light(result, config, generator)
+    # Colours are inverted for the move, so that the zeros from outside become white.
+    inverted = (255 - batch_nchw_f32).contiguous()
+    return _light(255 - F.grid_sample(inverted, grid, align_corners=False), config, generator)
 
 
-def _geometry(
-    shape: torch.Size, config: TrainConfig, pasted: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def _geometry(shape: torch.Size, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
     """Where each output pixel comes from, (n, 2, 3), as `affine_grid` takes it."""
     n = shape[0]
 
@@ -84,12 +67,6 @@ def _geometry(
     # affine_grid's coordinates span 2 from edge to edge. Whole pixels: a shift alone blurs nothing.
     pixels = [uniform(-config.shift, config.shift) * shape[-1] for _ in range(2)]
     shift = torch.stack(pixels).round() * (2 / shape[-1])
-    if pasted.any():
-        smaller = uniform(*PASTED_SCALE)
-        room = 2 * PASTED_SHIFT * (1 - smaller) / (1 - PASTED_SCALE[0])
-        away = torch.stack([uniform(-1, 1) for _ in range(2)]) * room
-        size = torch.where(pasted, size * smaller, size)
-        shift = torch.where(pasted, shift + away / size, shift)
     mirror_x, mirror_y = (1 - 2 * (uniform(0, 1) < share).float() for share in (config.hflip, config.vflip))
     cos, sin = angle.cos() / size, angle.sin() / size
     return torch.stack(

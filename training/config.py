@@ -92,8 +92,6 @@ class TrainConfig:
     """Share of images mirrored top to bottom."""
     quarter_turn: float = 0.0
     """Share of images mirrored along the diagonal; with both mirrors, all symmetries of the square."""
-    background_mix: float = 0.0
-    """Share of images whose fruit is cut out and pasted on another background."""
     random_erasing: float = 0.0
     """Share of images that lose a rectangle to noise."""
     mixup: float = 0.0
@@ -142,7 +140,6 @@ class TrainConfig:
             "hflip",
             "vflip",
             "quarter_turn",
-            "background_mix",
             "random_erasing",
             "mix_prob",
             "light",
@@ -172,8 +169,6 @@ class TrainConfig:
             )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size: got {self.batch_size}, allowed even numbers with mixup or cutmix")
-        if self.loader == "dali" and self.background_mix:
-            raise ValueError("background_mix: cuts fruits out of the pixel cache, so it needs loader=cache")
 
     def _within(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)

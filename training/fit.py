@@ -29,7 +29,6 @@ from training.checkpoint import read_checkpoint
 from training.config import TrainConfig
 from training.evaluate import finish_evaluation
 from training.loop import BEST_NAME, Loop, Progress, contiguous_state
-from training.masks import mask_cache
 from training.model import Classifier, create_model, load_from_run, resolve_preprocessing
 from training.pixels import (
     ShuffledBatches,
@@ -171,8 +170,7 @@ def _loaders(
         return batches, loader, DaliLoader(data, "val", preprocessing, every, batch_size=longest, **shared)
     with fabric.rank_zero_first(local=True):
         pixels = pixel_cache(data, preprocessing)
-        masks = mask_cache(data, pixels) if config.background_mix else None
-    train_set = SplitPixels(data, pixels, "train", masks)
+    train_set = SplitPixels(data, pixels, "train")
     val_set = SplitPixels(data, pixels, "val")
     return batches, train_loader(train_set, batches, workers=config.workers), eval_loader(val_set, **place)
 

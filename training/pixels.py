@@ -56,11 +56,9 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
 class SplitPixels(Dataset):
     """One split's images; indexed with a list of positions it gives a whole batch."""
 
-    def __init__(
-        self, data: PreparedData, pixels: np.ndarray, split: str, masks: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, data: PreparedData, pixels: np.ndarray, split: str) -> None:
         index = data.label_index()
-        self._pixels, self._masks = pixels, masks
+        self._pixels = pixels
         self._rows = np.array([i for i, row in enumerate(data.rows) if row.split == split])
         self.targets = torch.tensor([index[data.rows[i].label] for i in self._rows])
 
@@ -68,12 +66,8 @@ class SplitPixels(Dataset):
         return len(self._rows)
 
     def __getitem__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W, C) uint8 pixels and (N,) int64 targets; with masks they are the fourth channel."""
-        rows = self._rows[positions]
-        pixels = torch.from_numpy(self._pixels[rows])
-        if self._masks is not None:
-            pixels = torch.cat([pixels, torch.from_numpy(self._masks[rows]).unsqueeze(3)], dim=3)
-        return pixels, self.targets[positions]
+        """(N, H, W, 3) uint8 pixels and (N,) int64 targets."""
+        return torch.from_numpy(self._pixels[self._rows[positions]]), self.targets[positions]
 
 
 def balanced_weights(rows: Sequence[ManifestRow]) -> torch.Tensor:

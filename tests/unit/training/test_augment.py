@@ -9,9 +9,7 @@ from PIL import Image
 
 from fruitstand.manifest import ManifestRow
 from training.augment import augment, to_size
-from training.backgrounds import backgrounds
 from training.config import TrainConfig
-from training.masks import fruit_masks
 from training.pixels import ShuffledBatches, balanced_weights
 
 PLAIN = TrainConfig(rotation_deg=0, min_scale=1.0, max_scale=1.0, shift=0, light=0)
@@ -25,11 +23,6 @@ def disc(size: int = 40, radius: int = 14) -> torch.Tensor:
     pixels[distance < radius] = torch.tensor([200, 30, 20], dtype=torch.uint8)
     pixels[distance < 3] = 255
     return pixels.unsqueeze(0)
-
-
-def with_mask(pixels: torch.Tensor) -> torch.Tensor:
-    """The mask as fourth channel, (N, 4, S, S) float32."""
-    return to_size(torch.cat([pixels, fruit_masks(pixels).unsqueeze(3)], dim=3), pixels.shape[1])
 
 
 def test_augmentation_keeps_shape_and_range_and_white_stays_white() -> None:
@@ -95,62 +88,6 @@ def test_gray_images_have_no_colour() -> None:
     """All three channels become the same."""
     out = augment(to_size(disc(), 40), replace(PLAIN, gray_prob=1.0), torch.Generator())
     torch.testing.assert_close(out[:, 0], out[:, 2])
-
-
-def test_the_mask_is_the_fruit_with_its_white_spots() -> None:
-    """White that does not hang together with the border is fruit; the rim is given up."""
-    mask = fruit_masks(disc())[0]
-    assert mask[20, 20] == 255
-    assert mask[0, 0] == mask[20, 2] == 0
-    assert 0.7 < (mask > 0).float().mean() / (3.14159 * 14**2 / 40**2) < 1
-
-
-def test_an_image_without_a_white_border_is_fruit_but_for_its_rim() -> None:
-    """And one that is all white is none."""
-    assert fruit_masks(torch.zeros(1, 20, 20, 3, dtype=torch.uint8))[0, 1:-1, 1:-1].min() == 255
-    assert fruit_masks(torch.full((1, 20, 20, 3), 255, dtype=torch.uint8)).max() == 0
-
-
-def test_a_pasted_fruit_stands_on_another_background() -> None:
-    """The fruit's own colour stays, the white round it goes, and the generator decides how."""
-    batch = with_mask(disc().repeat(8, 1, 1, 1))
-    config = replace(PLAIN, background_mix=1.0)
-    out = augment(batch, config, torch.Generator().manual_seed(3))
-    assert torch.equal(out, augment(batch, config, torch.Generator().manual_seed(3)))
-    assert not torch.equal(out, augment(batch, config, torch.Generator().manual_seed(4)))
-    red = (out - torch.tensor([200.0, 30.0, 20.0]).view(1, 3, 1, 1)).abs().amax(dim=1) < 2
-    assert (red.sum(dim=(1, 2)) > 40).all()
-    corners = out[:, :, 0, 0]
-    assert (corners.amin(dim=1) < 250).sum() >= 6
-    assert (corners.std(dim=0) > 20).any()
-
-
-def test_the_share_of_pasted_images_is_a_setting() -> None:
-    """None at 0, about half at 0.5."""
-    batch = with_mask(disc().repeat(64, 1, 1, 1))
-    for share, low, high in ((0.0, 0, 0), (0.5, 20, 44)):
-        out = augment(batch, replace(PLAIN, background_mix=share), torch.Generator().manual_seed(0))
-        changed = ((out[:, :, 0, 0] - 255).abs().amax(dim=1) > 1).sum().item()
-        assert low <= changed <= high
-
-
-def test_backgrounds_differ_and_stay_in_range() -> None:
-    """No two of a batch are the same."""
-    others = torch.rand(4, 3, 32, 32) * 255
-    drawn = backgrounds(24, 32, others, torch.Generator().manual_seed(0))
-    assert drawn.isfinite().all()
-    assert 0 <= drawn.min() <= drawn.max() <= 255
-    assert len({image.numpy().tobytes() for image in drawn}) == 24
-
-
-@pytest.mark.real_data
-def test_masks_of_real_fruits_are_neither_empty_nor_everything(real_data: Path) -> None:
-    """Of 40 real images from all over the data set."""
-    paths = sorted((real_data / "fruits-360_dataset").rglob("*.jpg"))
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths[:: len(paths) // 40]])
-    share = (fruit_masks(torch.from_numpy(pixels)) > 0).float().mean(dim=(1, 2))
-    assert share.min() > 0.1
-    assert share.max() < 0.95
 
 
 def test_batches_depend_on_seed_and_epoch_alone() -> None:

@@ -16,11 +16,10 @@ from training.recipes import classic, object_disjoint, resolve_config
         pytest.param({"lr": float("nan")}, "lr", id="lr_is_no_number"),
         pytest.param({"input_size": 16}, "input_size", id="input_size"),
         pytest.param({"precision": "int4"}, "precision", id="precision"),
-        pytest.param({"background_mix": 1.5}, "background_mix", id="a_share_above_one"),
+        pytest.param({"random_erasing": 1.5}, "random_erasing", id="a_share_above_one"),
         pytest.param({"min_scale": 1.5}, "max_scale", id="scales_the_wrong_way_round"),
         pytest.param({"grad_accum_steps": 5}, "grad_accum_steps", id="pieces_of_unequal_size"),
         pytest.param({"mixup": 0.2, "batch_size": 15}, "batch_size", id="mixup_of_an_odd_batch"),
-        pytest.param({"loader": "dali", "background_mix": 0.5}, "background_mix", id="no_masks_with_dali"),
     ],
 )
 def test_settings_outside_what_is_allowed_are_named(values: dict, says: str) -> None:

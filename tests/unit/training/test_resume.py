@@ -30,7 +30,6 @@ EVERYTHING = TrainConfig(
     keep="best",
     patience=3,
     clip_grad=1.0,
-    background_mix=0.5,
     random_erasing=0.5,
     mixup=0.2,
     cutmix=0.5,
