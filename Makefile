@@ -14,7 +14,7 @@ EPOCHS ?=
 # chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
 # scrape; its service is not left running.
 SYSTEM_PACKAGES := chromium chromium-driver prometheus jq golang-go golang-google-grpc-dev golang-goprotobuf-dev protobuf-compiler
-EXTRAS := data train tracking export gateway client classify tracing score loadtest tune monitor drift bench dev
+EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift bench dev
 COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 \
   --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --custom-compile-command "make lock" $(addprefix --extra ,$(EXTRAS))

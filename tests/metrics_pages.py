@@ -1,5 +1,6 @@
-"""What metrics there are, read from metrics pages, and what in an expression is none of them."""
+"""The metrics that scrapes bring, what an expression asks for beside them, and the dashboards' queries."""
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from promql_parser import AggregateExpr, BinaryExpr, MatchOp, VectorSelector
 
 MONITORING = Path(__file__).parents[1] / "monitoring"
 CAPTURED = MONITORING / "captured"
+DASHBOARDS = MONITORING / "grafana" / "dashboards"
 OF_PROMETHEUS = (
     ("up", {"job": "triton"}),
     ("up", {"job": "envoy"}),
@@ -71,6 +73,21 @@ def rules() -> list[dict]:
 def alerts() -> dict[str, dict]:
     """The alerting rules by name."""
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def dashboards() -> dict[str, dict]:
+    """The committed Grafana dashboards by uid, which is also the name of the file."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))}
+
+
+def panels(dashboard: dict) -> list[dict]:
+    """A dashboard's panels, without the headings between them."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def targets() -> list[dict]:
+    """Every query of every panel of every dashboard, as Grafana writes it: `expr`, `legendFormat`."""
+    return [one for board in dashboards().values() for panel in panels(board) for one in panel["targets"]]
 
 
 def problems(expr: str, known: Known) -> list[str]:

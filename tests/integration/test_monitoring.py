@@ -24,18 +24,15 @@ import yaml
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
 from fruitstand.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
-from monitoring.boards import BOARDS
 from monitoring.drift.report import drift_report
 from serving.embedded import EmbeddedServer
-from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules
+from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules, targets
 
 NO_IMAGE = b"no image at all"
 GATEWAY_PAGE, GPU_PAGE = ((CAPTURED / name).read_text() for name in ("envoy.prom", "gpu.prom"))
-EXPRESSIONS = sorted(
-    {rule["expr"] for rule in rules()}
-    | {query.expr for board in BOARDS for panel in board.panels for query in panel.queries}
-)
-LEGENDS = sorted({query.legend for board in BOARDS for panel in board.panels for query in panel.queries})
+QUERIES = {target["expr"] for target in targets()}
+EXPRESSIONS = sorted({rule["expr"] for rule in rules()} | QUERIES)
+LEGENDS = sorted({target["legendFormat"] for target in targets()})
 NEEDS_GPU_OR_GATEWAY = re.compile(r"nv_gpu|nv_energy|envoy|gateway:|slo:|ALERTS")
 
 
@@ -267,7 +264,6 @@ def test_every_panel_shows_data_in_a_real_prometheus(
     Server and processors are live. GPU and gateway come from the captured pages, whose counters stand still:
     there a ratio may be NaN, which still proves that the query finds its series.
     """
-    queries = {query.expr for board in BOARDS for panel in board.panels for query in panel.queries}
     files = [path.read_bytes() for path in test_images[:3]]
     counted = f'sum(nv_inference_count{{model="{FRUIT_CLASSIFIER}"}})'
     before = counter(server, "nv_inference_count", FRUIT_CLASSIFIER)
@@ -279,7 +275,7 @@ def test_every_panel_shows_data_in_a_real_prometheus(
         Client(server.url) as client,
     ):
         sent = 0
-        missing = set(queries)
+        missing = set(QUERIES)
 
         def all_answer() -> bool:
             nonlocal sent

@@ -1,11 +1,8 @@
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fruitstand.manifest import ManifestRow
 from training.augment import augment, to_size
