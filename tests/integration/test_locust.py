@@ -13,6 +13,7 @@ from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.result import read_result
 from serving.embedded import EmbeddedServer, claim_ports
 from serving.gateway import Gateway
+from tests.command import fruitstand
 
 NUM_USERS = 8
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
@@ -49,12 +50,6 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
     assert row["num_failures"] == 0
     assert row["num_requests"] == served() - before >= NUM_USERS
     client.close()
-
-
-def fruitstand(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a verb as a user does."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_two_workers_account_for_every_call(

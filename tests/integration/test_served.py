@@ -24,12 +24,7 @@ from fruitstand.sample_images import encode, pattern
 from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer
-
-
-def fruitstand(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, input=stdin)
+from tests.command import fruitstand
 
 
 @pytest.fixture(scope="module")

@@ -304,7 +304,9 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [128, 224])
+@pytest.mark.parametrize(
+    "size", [64, *(pytest.param(size, marks=pytest.mark.nightly) for size in (128, 224))]
+)
 def test_other_input_sizes_are_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
     """Every shape comes from the run's contract; the network itself takes any."""
     meta = dict(copied_run.meta)
