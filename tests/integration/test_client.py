@@ -53,7 +53,7 @@ def serving(
 
 @pytest.mark.scaled
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_a_server_that_is_restarted_costs_no_answer(
     number: signal.Signals, repository: Path, test_images: list[Path], tmp_path: Path
 ) -> None:
