@@ -80,7 +80,7 @@ def test_the_embedded_server_is_the_real_one(server: EmbeddedServer) -> None:
 def test_concurrent_single_images_form_batches_and_keep_their_answers(
     server: EmbeddedServer, distinct_images: list[bytes]
 ) -> None:
-    """Each of sixty-four requests at once gets its solo answer; in one of a few bursts both steps make batches.
+    """Each of sixty-four requests at once gets its solo answer; in one of a few bursts both steps batch.
 
     On a busy machine a burst may come so slowly that the server takes one image at a time.
     """
