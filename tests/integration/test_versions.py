@@ -132,7 +132,7 @@ def publish_changed(change: Callable[[Path], None]) -> Callable[[Path, Path, str
 
 
 def export_inaccurate(versions: Path, candidate: Path, url: str) -> None:
-    """Export again, at 32 pixels and int8 calibrated on black images: measured, and published all the same."""
+    """Export again at 32 pixels, int8 calibrated on black images: measured, and published all the same."""
     meta = read_json(candidate.parent / META_NAME)
     meta["preprocessing"]["input_size"] = [32, 32]
     write_json(candidate.parent / META_NAME, meta)
