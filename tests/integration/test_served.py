@@ -24,12 +24,9 @@ from fruitstand.sample_images import encode, pattern
 from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer
+from tests.command import fruitstand
 
-
-def fruitstand(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, input=stdin)
+NUM_BURSTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +52,22 @@ def executions(client: triton.InferenceServerClient, model: str) -> tuple[int, i
     return stats.inference_count, stats.execution_count
 
 
+def burst(client: triton.InferenceServerClient, files: list[bytes]) -> list[np.ndarray]:
+    """The answers to single images that are all sent at once."""
+    results: dict[int, triton.InferResult | Exception] = {}
+    for index, file in enumerate(files):
+        client.async_infer(
+            FRUIT_CLASSIFIER,
+            [request(file)],
+            lambda result, error, index=index: results.update({index: error or result}),
+        )
+    deadline = time.monotonic() + 60
+    while len(results) < len(files):
+        assert time.monotonic() < deadline, f"{len(results)} of {len(files)} answered"
+        time.sleep(0.01)
+    return [results[index].as_numpy(PROBABILITIES)[0] for index in range(len(files))]
+
+
 def test_the_embedded_server_is_the_real_one(server: EmbeddedServer) -> None:
     """Triton 2.51.0 with the three models of the architecture."""
     client = triton.InferenceServerClient(server.url)
@@ -67,34 +80,29 @@ def test_the_embedded_server_is_the_real_one(server: EmbeddedServer) -> None:
 def test_concurrent_single_images_form_batches_and_keep_their_answers(
     server: EmbeddedServer, distinct_images: list[bytes]
 ) -> None:
-    """Sixty-four requests at once run as fewer batches on both steps, each with its own solo answer."""
+    """Each of sixty-four requests at once gets its solo answer; in one of a few bursts both steps batch.
+
+    On a busy machine a burst may come so slowly that the server takes one image at a time.
+    """
     client = triton.InferenceServerClient(server.url)
     alone = [
         client.infer(FRUIT_CLASSIFIER, [request(file)]).as_numpy(PROBABILITIES)[0] for file in distinct_images
     ]
-    before = {model: executions(client, model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
-    results: dict[int, triton.InferResult] = {}
-
-    def keep(index: int):
-        def callback(result: triton.InferResult, error: Exception | None) -> None:
-            results[index] = result if error is None else error
-
-        return callback
-
-    for index, file in enumerate(distinct_images):
-        client.async_infer(FRUIT_CLASSIFIER, [request(file)], keep(index))
-    deadline = time.monotonic() + 60
-    while len(results) < 64:
-        assert time.monotonic() < deadline, f"{len(results)} of 64 answered"
-        time.sleep(0.01)
-    for model, (images, batches) in before.items():
-        images_now, batches_now = executions(client, model)
-        assert images_now - images == 64
-        assert batches_now - batches < 64, f"{model}: no batch formed"
-    for index, expected in enumerate(alone):
-        got = results[index].as_numpy(PROBABILITIES)[0]
-        np.testing.assert_allclose(got, expected, atol=1e-5)
-        assert got.argmax() == expected.argmax()
+    without_a_batch = {IMAGE_DECODE, FRUIT_RESNET}
+    for _ in range(NUM_BURSTS):
+        before = {model: executions(client, model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
+        answers = burst(client, distinct_images)
+        for model, (images, batches) in before.items():
+            images_now, batches_now = executions(client, model)
+            assert images_now - images == 64
+            if batches_now - batches < 64:
+                without_a_batch.discard(model)
+        for got, expected in zip(answers, alone, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+            assert got.argmax() == expected.argmax()
+        if not without_a_batch:
+            break
+    assert not without_a_batch, "no batch formed"
     client.close()
 
 

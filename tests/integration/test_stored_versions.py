@@ -17,6 +17,7 @@ from fruitstand.signing import make_key
 from fruitstand.versions import MANIFEST_NAME, published_versions
 from serving.embedded import EmbeddedServer
 from tests.callers import ask_once, padded_batch
+from tests.repositories import place_version
 
 NUM_REFUSALS = 5
 ANY_SLOWDOWN = 100.0
@@ -65,13 +66,11 @@ def test_an_altered_version_is_not_started(two_versions: Path, tmp_path: Path) -
         EmbeddedServer(copy)
 
 
-def test_prune_keeps_what_is_served_and_what_was(
-    two_versions: Path, second_run: Path, tmp_path: Path
-) -> None:
+def test_prune_keeps_what_is_served_and_what_was(tmp_path: Path) -> None:
     """The oldest go first; a rollback stays possible."""
-    copy = shutil.copytree(two_versions, tmp_path / "repository")
-    published = functools.partial(publish, copy, second_run / "export", max_slowdown=ANY_SLOWDOWN)
-    older, old, new = (published()["version"] for _ in range(3))
+    copy, (older, old, new) = tmp_path / "repository", (3, 4, 5)
+    for number in range(1, new + 1):
+        place_version(copy, number)
     promote(copy, older, url=None)
     promote(copy, 1, url=None)
     assert prune(copy, keep=1) == [2, old]

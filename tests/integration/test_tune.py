@@ -14,6 +14,7 @@ from loadtests import tune as tuning
 from loadtests.tune import RESULT_NAME, Search, frontier, tune
 
 
+@pytest.mark.nightly
 def test_a_search_goes_on_where_it_was_and_leaves_the_repository_alone(
     repository: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_search_for_nothing_is_refused(field: str, value: float) -> None:
         Search(**{"p99_ms": 10.0, field: value})
 
 
+@pytest.mark.nightly
 def test_settings_that_cannot_be_served_end_the_search(
     repository: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

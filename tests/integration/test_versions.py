@@ -1,6 +1,7 @@
 """Versions change under load, and only what was proved is ever served."""
 
 import contextlib
+import os
 import random
 import shutil
 import time
@@ -21,7 +22,7 @@ from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError
 from fruitstand.manifest import ManifestRow, PreparedData
-from fruitstand.runs import read_run
+from fruitstand.runs import META_NAME, read_run
 from fruitstand.versions import (
     MANIFEST_NAME,
     ServingState,
@@ -36,10 +37,10 @@ from tests.callers import Caller, ask_once, padded_batch
 from tests.crash import Crasher, assert_whole, litter
 
 LOADS = f"TRITONBACKEND_ModelInstanceInitialize: {FRUIT_RESNET}_0"
-NUM_SWAPS = 20
+NUM_SWAPS = int(os.environ.get("FRUITSTAND_SWAPS", "6"))
 NUM_CLIENTS = 8
 NUM_IMAGES = 8
-NUM_KILLS = 3
+NUM_KILLS = int(os.environ.get("FRUITSTAND_KILLS", "1"))
 ANY_SLOWDOWN = 100.0
 """On a busy machine a gate on time would decide these tests."""
 MAX_DIFFERENCE = 1e-3
@@ -96,10 +97,11 @@ def test_a_promotion_loads_the_new_version_only(
     assert loads == [1, 0, 0, 0]
 
 
+@pytest.mark.scaled
 def test_swaps_under_load_lose_no_request_and_mix_no_versions(
     versions: Path, live: EmbeddedServer, batch: np.ndarray
 ) -> None:
-    """Twenty swaps while eight clients send without pause: every answer is wholly of the version it names."""
+    """Swaps while eight clients send without pause: every answer is wholly of the version it names."""
     expected = {1: ask_once(live, batch)[1]}
     promote(versions, 2, url=live.url)
     expected[2] = ask_once(live, batch)[1]
@@ -130,7 +132,10 @@ def publish_changed(change: Callable[[Path], None]) -> Callable[[Path, Path, str
 
 
 def export_inaccurate(versions: Path, candidate: Path, url: str) -> None:
-    """Export again, int8 calibrated on black images: measured, and published all the same."""
+    """Export again at 32 pixels, int8 calibrated on black images: measured, and published all the same."""
+    meta = read_json(candidate.parent / META_NAME)
+    meta["preprocessing"]["input_size"] = [32, 32]
+    write_json(candidate.parent / META_NAME, meta)
     run = read_run(candidate.parent)
 
     def black(data: PreparedData, rows: list[ManifestRow], preprocessing: Preprocessing) -> np.ndarray:
@@ -307,6 +312,8 @@ def test_what_fails_after_the_switch_is_a_warning(
     assert loaded_versions(versions) == [1]
 
 
+@pytest.mark.scaled
+@pytest.mark.timeout(900)
 def test_a_live_promotion_that_is_killed_leaves_a_server_that_answers(
     versions: Path, live: EmbeddedServer, batch: np.ndarray, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "results"
 
 
+@pytest.mark.nightly
 def test_one_command_prepares_trains_and_evaluates(measured: Path) -> None:
     """What it was, how good, beside its baselines, how long each step took."""
     (path,) = measured.iterdir()
@@ -53,6 +54,7 @@ def test_one_command_prepares_trains_and_evaluates(measured: Path) -> None:
     assert str(Path.home()) not in path.read_text()
 
 
+@pytest.mark.nightly
 def test_the_page_shows_a_results_numbers_and_command(measured: Path) -> None:
     """A row and a command for each file."""
     (path,) = measured.iterdir()

@@ -31,6 +31,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert summary["images_per_s"]["sequential"] == 80.0
 
 
+@pytest.mark.nightly
 def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData, tmp_path: Path) -> None:
     """Every measurement has a number, and the summary has its keys; what they are is no test's business."""
     out = tmp_path / "limits.json"

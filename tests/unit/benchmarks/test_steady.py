@@ -36,6 +36,7 @@ def test_a_load_without_answers_is_no_result() -> None:
         summarise(Arrivals(refused=9, memory=[(20.0, 1.0)]), alone_p50_ms=5.0, seconds=60)
 
 
+@pytest.mark.nightly
 def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData, tmp_path: Path) -> None:
     """Every request is answered, and the stopped server leaves nothing in shared memory."""
     out = tmp_path / "steady.json"

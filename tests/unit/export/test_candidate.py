@@ -61,6 +61,13 @@ def _with_weights(run: Run, change) -> Run:
     return read_run(run.directory)
 
 
+def _at_size(run: Run, size: int) -> Run:
+    """The run as if it had been trained on images of that size; the network takes any."""
+    preprocessing = {**run.meta["preprocessing"], "input_size": [size, size]}
+    write_json(run.directory / META_NAME, {**run.meta, "preprocessing": preprocessing})
+    return read_run(run.directory)
+
+
 def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -> None:
     """Files by sha256 and size, gates by kind, value and limit, and what is to serve."""
     record = read_json(candidate / CANDIDATE_NAME)
@@ -235,7 +242,7 @@ def test_when_no_choice_holds_the_best_one_fails_its_gate(
     monkeypatch.setattr("export.checks.all_but_share_or_one_image", lambda share, _: share)
     monkeypatch.setattr("export.int8.CHOICES", CHOICES[:2])
     with pytest.raises(GateFailed, match=r"int8_\w+_top1_agreement: got .*, allowed at least 2"):
-        build_candidate(copied_run, read_prepared(copied_run.data_directory), ("int8",))
+        build_candidate(_at_size(copied_run, 32), read_prepared(copied_run.data_directory), ("int8",))
     record = read_json(copied_run.directory / CANDIDATE_FOLDER / CANDIDATE_NAME)
     assert not record["passed"]
     assert record["serve"]["cpu_model"] == "model.onnx"
@@ -304,14 +311,13 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [128, 224])
+@pytest.mark.parametrize(
+    "size", [64, *(pytest.param(size, marks=pytest.mark.nightly) for size in (128, 224))]
+)
 def test_other_input_sizes_are_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
-    """Every shape comes from the run's contract; the network itself takes any."""
-    meta = dict(copied_run.meta)
-    meta["preprocessing"] = {**meta["preprocessing"], "input_size": [size, size]}
-    write_json(copied_run.directory / META_NAME, meta)
+    """Every shape comes from the run's contract."""
     repository = tmp_path / "repository"
-    export(copied_run.directory, repository=repository, data_directory=None)
+    export(_at_size(copied_run, size).directory, repository=repository, data_directory=None)
     manifest = read_version(repository, 1).manifest
     assert manifest["preprocessing"]["input_size"] == [size, size]
     for name in ONNX_FILES:

