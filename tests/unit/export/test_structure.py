@@ -51,6 +51,18 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
     del softmax.attribute[:]
 
 
+def _layout_change_before_the_cast(model: onnx.ModelProto) -> None:
+    """The order of nodes that files had before: Transpose on uint8, then Cast."""
+    cast, transpose = model.graph.node[:2]
+    assert (cast.op_type, transpose.op_type) == ("Cast", "Transpose")
+    transpose.input[0], cast.input[0] = cast.input[0], "transposed"
+    cast.output[0], transpose.output[0] = transpose.output[0], "transposed"
+    del model.graph.value_info[:]
+    nodes = [transpose, cast, *model.graph.node[2:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def _outside_weights(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -68,6 +80,13 @@ def test_every_file_of_a_version_has_the_contracts_structure(name: str, version:
     assert "PIXELS" in str(structure_gate(version / name, Preprocessing(input_size=(128, 128)), 4))
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_cast_takes_the_uint8_input_and_nothing_else_does(name: str, version: Path) -> None:
+    """TensorRT takes uint8 into a Cast only, and its profile names the graph's input."""
+    graph = onnx.load(version / name).graph
+    assert [node.op_type for node in graph.node if "PIXELS" in node.input] == ["Cast"]
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
@@ -77,6 +96,7 @@ def test_every_file_of_a_version_has_the_contracts_structure(name: str, version:
         pytest.param(_new_opset, "opset 22", id="new_opset"),
         pytest.param(_new_ir, "IR version 11", id="new_ir"),
         pytest.param(_foreign_operator, "com.microsoft", id="foreign_operator"),
+        pytest.param(_layout_change_before_the_cast, "goes into Transpose", id="uint8_into_transpose"),
         pytest.param(_outside_weights, "", id="outside_weights"),
     ],
 )
