@@ -20,7 +20,6 @@ from fruitstand.triton_keys import (
     DEPRECATED_CUDA_PARAMETERS,
     DEPRECATED_CUDA_VALUES,
     GRAPH_LEVELS,
-    PRECISION_MODES,
     TENSORRT_OPTION_NAMES,
     TENSORRT_PARAMETERS,
 )
@@ -193,19 +192,11 @@ def _gpu_providers(
         name, parameters = accelerator["name"], accelerator.get("parameters", {})
         if name == "tensorrt":
             checked_map(f"{config['name']}: tensorrt", parameters, TENSORRT_PARAMETERS)
-            providers.append(("TensorrtExecutionProvider", {**device, **_tensorrt_options(parameters)}))
+            named = {TENSORRT_OPTION_NAMES.get(key, key): value for key, value in parameters.items()}
+            providers.append(("TensorrtExecutionProvider", {**device, **named}))
         elif name == "cuda":
             checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
             cuda = {**cuda, **parameters}
         else:
             raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")
     return [*providers, ("CUDAExecutionProvider", {**device, **cuda})]
-
-
-def _tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
-    options = {
-        TENSORRT_OPTION_NAMES.get(key, key): value
-        for key, value in parameters.items()
-        if key != "precision_mode"
-    }
-    return {**options, **PRECISION_MODES[parameters.get("precision_mode", "FP32")]}
