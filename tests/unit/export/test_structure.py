@@ -1,12 +1,15 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from export.structure import structure_gate, structure_problems
+from export.structure import structure_findings, structure_gate, structure_problems
 from fruitstand.contract import Preprocessing
 from fruitstand.runs import Run
+from fruitstand.versions import MANIFEST_NAME, Version
 
 FILES = ["model.onnx", "model.int8.onnx", "model.fp16.onnx"]
 
@@ -111,6 +114,18 @@ def test_a_broken_structure_is_refused_and_named(
     gate = structure_gate(path, run.preprocessing, len(run.labels))
     assert not gate.passed
     assert says in gate.detail
+
+
+def test_a_version_that_was_published_with_the_old_order_is_found(version: Path, tmp_path: Path) -> None:
+    """`models check` looks at the graphs of versions that passed the gates of their day."""
+    copy = shutil.copytree(version, tmp_path / "1")
+    published = Version(1, copy, json.loads((copy / MANIFEST_NAME).read_text()))
+    assert structure_findings([published]) == []
+    model = onnx.load(copy / "model.fp16.onnx")
+    _layout_change_before_the_cast(model)
+    (copy / "model.fp16.onnx").write_bytes(model.SerializeToString())
+    (finding,) = structure_findings([published])
+    assert finding.startswith("version 1, model.fp16.onnx: input PIXELS is uint8 and goes into Transpose")
 
 
 @pytest.mark.parametrize("content", [pytest.param(b"", id="empty"), pytest.param(b"PK\x03\x04", id="zip")])
