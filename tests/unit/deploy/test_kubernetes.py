@@ -25,7 +25,6 @@ NATIVE = [name for name in OVERLAYS if name != "cpu"]
 OPERATORS = {"ScaledObject", "ServiceMonitor", "ExternalSecret", "PodMonitoring"}
 """Kinds that operators bring: their schemas are not Kubernetes' own."""
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
-native_overlays = pytest.mark.parametrize("overlay", NATIVE)
 
 
 @cache
@@ -151,6 +150,13 @@ def test_a_server_that_loads_a_model_stays_ready() -> None:
     """With strict readiness the gateway drops it, and with it every call, during a load."""
     for flags, _ in native_servers():
         assert [flag for flag in flags if "strict-readiness" in flag] == ["--strict-readiness=false"]
+
+
+def test_every_model_of_the_repository_is_loaded() -> None:
+    """By Triton's own word for all of them, which may stand only by itself; control stays explicit."""
+    for flags, _ in native_servers():
+        assert [flag for flag in flags if flag.startswith("--load-model")] == ["--load-model=*"]
+        assert "--model-control-mode=explicit" in flags
 
 
 def test_the_gateways_pings_do_not_end_idle_connections() -> None:
