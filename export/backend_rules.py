@@ -16,6 +16,7 @@ from fruitstand.triton_keys import (
     DEPRECATED_CUDA_PARAMETERS,
     GPU_ACCELERATORS,
     GRAPH_LEVELS,
+    REMOVED_TENSORRT_PARAMETERS,
     TENSORRT_PARAMETERS,
 )
 
@@ -50,14 +51,7 @@ def optimization_faults(config: pb.ModelConfig) -> Iterator[Fault]:
             elif field == "gpu" and config.instance_group and not on_gpu:
                 yield "accelerator", f"{accelerator.name} is ignored without an instance_group of KIND_GPU"
             elif accelerator.name == "tensorrt":
-                yield from key_faults("tensorrt parameter", accelerator.parameters, TENSORRT_PARAMETERS)
-                yield from _profile_faults(config, accelerator.parameters)
-                if accelerator.parameters.get("trt_engine_cache_enable", "0") in ("1", "true"):
-                    yield (
-                        "tensorrt_engine_cache",
-                        "trt_engine_cache_enable: a kept engine is found by names, not by weights, and would"
-                        " answer for the next version; keep timings alone (trt_timing_cache_enable)",
-                    )
+                yield from _tensorrt_faults(config, accelerator.parameters)
             elif accelerator.name == "cuda":
                 yield from key_faults("cuda parameter", accelerator.parameters, CUDA_PARAMETERS)
                 given = {*accelerator.parameters, *config.parameters} & set(DEPRECATED_CUDA_PARAMETERS)
@@ -69,6 +63,25 @@ def optimization_faults(config: pb.ModelConfig) -> Iterator[Fault]:
                     )
             elif accelerator.parameters:
                 yield "openvino_parameter", "parameters of the openvino accelerator are ignored; remove them"
+
+
+def _tensorrt_faults(config: pb.ModelConfig, parameters: Mapping[str, str]) -> Iterator[Fault]:
+    """Parameters of the TensorRT accelerator: removed, unknown, harmful, and the engine's shapes."""
+    removed = {key: value for key, value in parameters.items() if key in REMOVED_TENSORRT_PARAMETERS}
+    for key in sorted(removed):
+        yield (
+            "tensorrt_removed",
+            f"{key}: TensorRT 11 has no such setting, it computes in the types of the ONNX file; remove it",
+        )
+    kept = {key: value for key, value in parameters.items() if key not in removed}
+    yield from key_faults("tensorrt parameter", kept, TENSORRT_PARAMETERS)
+    yield from _profile_faults(config, kept)
+    if kept.get("trt_engine_cache_enable", "0") in ("1", "true"):
+        yield (
+            "tensorrt_engine_cache",
+            "trt_engine_cache_enable: a kept engine is found by names, not by weights, and would"
+            " answer for the next version; keep timings alone (trt_timing_cache_enable)",
+        )
 
 
 def _profile_faults(config: pb.ModelConfig, parameters: Mapping[str, str]) -> Iterator[Fault]:

@@ -35,7 +35,8 @@ class ServedModel(torch.nn.Module):
 
     def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
-        batch = pixels_nhwc_u8.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        # Cast first: TensorRT takes a uint8 input into a Cast and into nothing else.
+        batch = pixels_nhwc_u8.float().permute(0, 3, 1, 2) * self.scale + self.shift
         return self.model(batch).softmax(dim=1)
 
 

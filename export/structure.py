@@ -1,6 +1,6 @@
 """Does a file have the contract's inputs and outputs, and can the oldest server read it?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from export.gates import Gate, at_most
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.versions import Version
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 
@@ -20,6 +21,22 @@ def structure_gate(path: Path, preprocessing: Preprocessing, num_classes: int) -
     """How many things are not as the contract wants them; none may be."""
     problems = structure_problems(path, preprocessing, num_classes)
     return at_most(f"structure_{path.stem}", len(problems), 0, detail="; ".join(problems))
+
+
+def structure_findings(versions: Iterable[Version]) -> list[str]:
+    """What today's rules find in versions that were published before: one line for each problem.
+
+    Args:
+        versions: published ones, each as its manifest says.
+    """
+    findings = []
+    for version in versions:
+        manifest = version.manifest
+        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        for name in sorted(name for name in manifest["files"] if name.endswith(".onnx")):
+            problems = structure_problems(version.directory / name, preprocessing, len(manifest["labels"]))
+            findings += [f"version {version.number}, {name}: {problem}" for problem in problems]
+    return findings
 
 
 def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: int) -> list[str]:
@@ -45,6 +62,7 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     graph, element = model.graph, onnx.TensorProto
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
+    problems += _byte_input_problems(graph)
     # Features may come along, last: only drift detection takes them.
     answers = [value for value in graph.output if value.name != FEATURES]
     problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
@@ -72,6 +90,27 @@ def _version_problems(model: onnx.ModelProto) -> list[str]:
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if foreign:
         problems.append(f"operators of {min(foreign)!r}, which not every engine has")
+    return problems
+
+
+def _byte_input_problems(graph: onnx.GraphProto) -> list[str]:
+    """Which operators take a uint8 input besides Cast.
+
+    ONNX Runtime leaves such an operator to CUDA. TensorRT's part of the graph then begins at a tensor that
+    its optimization profile does not name, and the model does not load.
+
+    Source:
+        NVIDIA/TensorRT issue 3985; onnx-tensorrt `docs/operators.md`, UINT8 under Cast.
+    """
+    problems = []
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+            takers = {node.op_type for node in graph.node if value.name in node.input} - {"Cast"}
+            if takers:
+                problems.append(
+                    f"input {value.name} is uint8 and goes into {', '.join(sorted(takers))}; TensorRT takes"
+                    " uint8 only into a Cast: cast first, export again"
+                )
     return problems
 
 

@@ -145,21 +145,23 @@ def prune(
 def check(
     repository: Repository = REPOSITORY, trusted_keys: TrustedKeys = None, as_json: Json = False
 ) -> None:
-    """Hold every file against its manifest, and every configuration against the known traps."""
+    """Hold every file against its manifest, and configurations and graphs against the known traps."""
     with needs("export"):
         from export.config_lint import lint_repository
         from export.repository import check_repository, drifted_files
+        from export.structure import structure_findings
 
         versions = check_repository(repository, trusted_keys=trusted_keys)
         findings = [str(one) for one in lint_repository(repository)]
         findings += [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
+        findings += structure_findings(versions)
     result = {"versions": [one.number for one in versions], "findings": findings}
     if as_json:
         print_json(result)
     else:
         for line in result["findings"]:
             print(line)
-        print(f"{len(versions)} versions as published, {len(findings)} findings in the configuration")
+        print(f"{len(versions)} versions as published, {len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 

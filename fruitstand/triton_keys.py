@@ -87,17 +87,24 @@ CUDA_PARAMETERS = MappingProxyType(
 )
 """Of the "cuda" accelerator, handed to ONNX Runtime as they are; the device is the instance group's."""
 
-PRECISION_MODES = MappingProxyType(
-    {"FP32": {}, "FP16": {"trt_fp16_enable": "1"}, "INT8": {"trt_int8_enable": "1"}}
+REMOVED_TENSORRT_PARAMETERS = (
+    "precision_mode",
+    "int8_calibration_table_name",
+    "int8_use_native_calibration_table",
+    "trt_layer_norm_fp32_fallback",
 )
-"""The "tensorrt" accelerator's `precision_mode`, with ONNX Runtime's options for it. BF16 is newer."""
+"""What TensorRT 11 has no counterpart for: it computes in the types that the ONNX file has.
+
+The backend still accepts them. With TensorRT 10 a precision mode lets TensorRT change the types; without one
+ONNX Runtime asks for a strongly typed network.
+
+Source:
+    microsoft/onnxruntime#28611; `tensorrt_execution_provider.cc`, network flags.
+"""
 
 TENSORRT_PARAMETERS = MappingProxyType(
     {
-        "precision_mode": "|".join(PRECISION_MODES),
         "max_workspace_size_bytes": INTEGER,
-        "int8_calibration_table_name": TEXT,
-        "int8_use_native_calibration_table": BOOLEAN,
         "trt_auxiliary_streams": "-?[0-9]+",
         "trt_build_heuristics_enable": BOOLEAN,
         "trt_builder_optimization_level": "[0-5]",
@@ -116,7 +123,6 @@ TENSORRT_PARAMETERS = MappingProxyType(
         "trt_extra_plugin_lib_paths": TEXT,
         "trt_force_sequential_engine_build": BOOLEAN,
         "trt_force_timing_cache": BOOLEAN,
-        "trt_layer_norm_fp32_fallback": BOOLEAN,
         "trt_max_partition_iterations": INTEGER,
         "trt_min_subgraph_size": INTEGER,
         "trt_profile_max_shapes": TEXT,
@@ -130,11 +136,5 @@ TENSORRT_PARAMETERS = MappingProxyType(
 )
 """Of the "tensorrt" accelerator; an unknown one keeps the model from loading."""
 
-TENSORRT_OPTION_NAMES = MappingProxyType(
-    {
-        "max_workspace_size_bytes": "trt_max_workspace_size",
-        "int8_calibration_table_name": "trt_int8_calibration_table_name",
-        "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
-    }
-)
-"""ONNX Runtime's names for those it calls something else."""
+TENSORRT_OPTION_NAMES = MappingProxyType({"max_workspace_size_bytes": "trt_max_workspace_size"})
+"""ONNX Runtime's name for the one it calls something else."""

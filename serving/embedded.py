@@ -33,6 +33,8 @@ ANSWERING = "answering"
 """A file beside it: the server answers, and what starts now gives way."""
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
+GPU_START_TIMEOUT_S = 900.0
+"""TensorRT builds its engine at each load, which takes minutes."""
 EXIT_TIMEOUT_S = 10
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "fruitstand-serve-"
@@ -124,8 +126,11 @@ class EmbeddedServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def start(self, timeout_s: float | None = None) -> None:
         """Start the server and wait until it has answered a real inference.
+
+        Args:
+            timeout_s: to wait; None waits as long as the configuration may need.
 
         Raises:
             ArtefactError: a version to be loaded was altered since, or is not signed as asked.
@@ -133,6 +138,8 @@ class EmbeddedServer:
         """
         from serving.readiness import wait_until_ready
 
+        if timeout_s is None:
+            timeout_s = GPU_START_TIMEOUT_S if self._config_name.startswith("gpu") else START_TIMEOUT_S
         # Again at each start: another version may have been promoted since.
         _, version = checked_repository(self.repository, self._trusted_keys)
         _sweep_leftovers()

@@ -20,16 +20,17 @@ from fruitstand.triton_keys import (
     DEPRECATED_CUDA_PARAMETERS,
     DEPRECATED_CUDA_VALUES,
     GRAPH_LEVELS,
-    PRECISION_MODES,
     TENSORRT_OPTION_NAMES,
     TENSORRT_PARAMETERS,
 )
 from fruitstand.versions import verify_model_file
 from serving.settings import checked_map, checked_parameters
+from serving.tensorrt_libraries import load_tensorrt
 
 log = logging.getLogger("fruitstand.backend")
 
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+_TENSORRT = "TensorrtExecutionProvider"
 _TRUE = ("1", "true")
 
 
@@ -76,6 +77,8 @@ def open_session(
             provider_options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
     if device_id is not None:  # where pip puts NVIDIA's libraries no loader looks
         onnxruntime.preload_dlls()
+    asked = providers[0][0]
+    missing = load_tensorrt() if asked == _TENSORRT else ""
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
@@ -83,14 +86,16 @@ def open_session(
         raise ServerError(
             f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime: {reason}"
         ) from exc
-    asked = providers[0][0]
     if device_id is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise ServerError(
             f"{config['name']}: a GPU instance, but ONNX Runtime cannot use CUDA; see nvidia-smi and the"
             " serve-gpu extra"
         )
     if session.get_providers()[0] != asked:
-        log.warning("%s: %s is not used, fell back to %s", config["name"], asked, session.get_providers()[0])
+        used = session.get_providers()[0]
+        log.warning(
+            "%s: %s is not used, fell back to %s: %s", config["name"], asked, used, missing or "see its log"
+        )
     return session
 
 
@@ -193,19 +198,11 @@ def _gpu_providers(
         name, parameters = accelerator["name"], accelerator.get("parameters", {})
         if name == "tensorrt":
             checked_map(f"{config['name']}: tensorrt", parameters, TENSORRT_PARAMETERS)
-            providers.append(("TensorrtExecutionProvider", {**device, **_tensorrt_options(parameters)}))
+            named = {TENSORRT_OPTION_NAMES.get(key, key): value for key, value in parameters.items()}
+            providers.append((_TENSORRT, {**device, **named}))
         elif name == "cuda":
             checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
             cuda = {**cuda, **parameters}
         else:
             raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")
     return [*providers, ("CUDAExecutionProvider", {**device, **cuda})]
-
-
-def _tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
-    options = {
-        TENSORRT_OPTION_NAMES.get(key, key): value
-        for key, value in parameters.items()
-        if key != "precision_mode"
-    }
-    return {**options, **PRECISION_MODES[parameters.get("precision_mode", "FP32")]}

@@ -13,6 +13,7 @@ from fruitstand.reference_decode import decode_reference
 from fruitstand.runs import Run
 from fruitstand_client import Client
 from serving.embedded import EmbeddedServer
+from serving.tensorrt_libraries import load_tensorrt
 from training.augment import to_size
 
 
@@ -49,6 +50,22 @@ def test_the_gpu_answers_as_the_processor(
             np.testing.assert_allclose(answers, np.resize(alone, num_images), atol=0.01)
     agreement = np.mean([label == run.labels[index] for label, index in zip(got, expected, strict=True)])
     assert agreement >= 0.95
+
+
+def test_tensorrt_answers_as_cuda(repository: Path, test_images: list[Path], tmp_path: Path) -> None:
+    """The same fp16 file, one engine for every batch size; needs the tensorrt extra."""
+    reason = load_tensorrt()
+    if reason:
+        pytest.skip(reason)
+    answers = {}
+    for config_name in ("gpu", "gpu-trt"):
+        log = tmp_path / config_name
+        with EmbeddedServer(repository, config_name=config_name, log_path=log) as server:
+            server_log = log.read_text()
+            with Client(server.url) as client:
+                answers[config_name] = [one.probability for one in client.classify(test_images)]
+        assert "fell back" not in server_log
+    np.testing.assert_allclose(answers["gpu-trt"], answers["gpu"], atol=0.01)
 
 
 def test_images_shrink_as_on_the_processor() -> None:

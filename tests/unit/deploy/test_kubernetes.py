@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sysconfig
@@ -9,14 +10,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deploy import pod_front
 from deploy.gateway import render
 from serving.access import Access
+from serving.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
+from serving.gateway import envoy_program
 from serving.gateway_config import MAX_CALL_S
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
-OLDEST_TRITON = (26, 7)
+OLDEST_TRITON = (26, 11)
+NATIVE = [name for name in OVERLAYS if name != "cpu"]
 OPERATORS = {"ScaledObject", "ServiceMonitor", "ExternalSecret", "PodMonitoring"}
 """Kinds that operators bring: their schemas are not Kubernetes' own."""
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -43,9 +48,33 @@ def one(overlay: str, kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def templates(overlay: str) -> list[dict[str, Any]]:
+    """The pods' templates, of Deployments and of the Job that is made when asked for."""
+    specs = {o["metadata"]["name"]: o["spec"] for o in rendered(overlay) if o["kind"] == "Deployment"}
+    job = one(overlay, "CronJob", "attest")["spec"]["jobTemplate"]["spec"]["template"]
+    return [*(spec["template"] for spec in specs.values()), job]
+
+
 def pods(overlay: str) -> list[dict[str, Any]]:
     """The pods' specifications."""
-    return [o["spec"]["template"]["spec"] for o in rendered(overlay) if o["kind"] == "Deployment"]
+    return [template["spec"] for template in templates(overlay)]
+
+
+def triton_pod(overlay: str) -> dict[str, Any]:
+    """The replicas' pod; its first container is the server."""
+    return one(overlay, "Deployment", "triton")["spec"]["template"]["spec"]
+
+
+def kserve() -> dict[str, Any]:
+    """The server of KServe's alternative."""
+    (service,) = yaml.safe_load_all((KUBERNETES / "kserve" / "inference-service.yaml").read_text())
+    return service["spec"]["predictor"]["model"]
+
+
+def native_servers() -> list[tuple[list[str], dict[str, Any]]]:
+    """Flags and container of each place that starts NVIDIA's container."""
+    containers = [triton_pod(overlay)["containers"][0] for overlay in NATIVE]
+    return [*((one["command"], one) for one in containers), (kserve()["args"], kserve())]
 
 
 def test_the_overlays_are_those_that_are_documented() -> None:
@@ -72,13 +101,108 @@ def test_a_misspelt_key_is_found() -> None:
 
 @every_overlay
 def test_tritons_image_is_new_enough(overlay: str) -> None:
-    """26.07 is the oldest release that fixes what is known; every image has a tag."""
+    """26.11 is the oldest release that fixes what is known; every image has a tag."""
     images = {
         c["image"] for pod in pods(overlay) for c in [*pod["containers"], *pod.get("initContainers", [])]
     }
     assert all(re.search(r":[\w.-]+$", image) and not image.endswith(":latest") for image in images)
-    versions = [re.search(r"tritonserver:(\d+)\.(\d+)", image) for image in images]
-    assert [tuple(map(int, v.groups())) >= OLDEST_TRITON for v in versions if v] == [True]
+    versions = [re.search(r"nvcr.io/nvidia/tritonserver:(\d+)\.(\d+)", image) for image in images]
+    found = [tuple(map(int, v.groups())) for v in versions if v]
+    assert [version >= OLDEST_TRITON for version in found] == [True] * (overlay in NATIVE)
+
+
+def test_without_a_gpu_the_projects_own_image_serves() -> None:
+    """NVIDIA's dali backend copies batches with CUDA, and has no driver there."""
+    server, front = triton_pod("cpu")["containers"]
+    assert "fruitstand-serve:" in server["image"]
+    assert server["command"][:2] == ["fruitstand", "serve"]
+    asked = {
+        int(port)
+        for flag, port in zip(server["command"], server["command"][1:], strict=False)
+        if "-port" in flag
+    }
+    assert asked == {pod_front.GRPC[1], pod_front.HTTP[1], pod_front.METRICS[1]}
+    opened = {port["containerPort"] for port in front["ports"]}
+    assert opened == {pod_front.GRPC[0], pod_front.HTTP[0], pod_front.METRICS[0]}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"]["port"] == pod_front.HTTP[0]
+        assert server[probe]["httpGet"]["path"] in pod_front.PROBES
+
+
+def test_the_front_is_what_the_code_renders() -> None:
+    """`python -m deploy.pod_front` brings it back in line."""
+    assert json.loads(pod_front.FILE.read_text()) == pod_front.render()
+
+
+@pytest.mark.parametrize("spoilt", [False, True], ids=["as_rendered", "spoilt"])
+def test_envoy_takes_the_front_and_refuses_what_is_misspelt(spoilt: bool, tmp_path: Path) -> None:
+    """`envoy --mode validate`."""
+    path = tmp_path / "front.json"
+    path.write_text(
+        pod_front.FILE.read_text().replace("route_config", "route_confik" if spoilt else "route_config")
+    )
+    command = [envoy_program(), "--mode", "validate", "--config-path", path, "--log-level", "error"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode != 0) == spoilt, done.stderr
+
+
+def test_a_server_that_loads_a_model_stays_ready() -> None:
+    """With strict readiness the gateway drops it, and with it every call, during a load."""
+    for flags, _ in native_servers():
+        assert [flag for flag in flags if "strict-readiness" in flag] == ["--strict-readiness=false"]
+
+
+def test_every_model_of_the_repository_is_loaded() -> None:
+    """By Triton's own word for all of them, which may stand only by itself; control stays explicit."""
+    for flags, _ in native_servers():
+        assert [flag for flag in flags if flag.startswith("--load-model")] == ["--load-model=*"]
+        assert "--model-control-mode=explicit" in flags
+
+
+def test_the_gateways_pings_do_not_end_idle_connections() -> None:
+    """It pings every second; Triton by itself allows two pings without a call."""
+    for flags, _ in native_servers():
+        assert "--grpc-http2-max-ping-strikes=0" in flags
+
+
+def test_control_needs_a_key_that_nobody_has() -> None:
+    """The parts that the embedded server restricts; the key is the pod's own identity."""
+    for flags, container in native_servers():
+        for name, parts in (
+            ("grpc-restricted-protocol", RESTRICTED_GRPC),
+            ("http-restricted-api", RESTRICTED_HTTP),
+        ):
+            assert f"--{name}={parts}:fruitstand-control=$(CONTROL_KEY)" in flags
+        (key,) = (env for env in container["env"] if env["name"] == "CONTROL_KEY")
+        assert key["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.uid"}}
+
+
+def test_a_start_may_take_as_long_as_tensorrts_engine() -> None:
+    """A quarter of an hour at least, and then the pod is ready by model."""
+    for _, container in native_servers():
+        probe = container["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 900
+        assert container["readinessProbe"]["httpGet"]["path"] == "/v2/models/fruit_classifier/ready"
+
+
+@every_overlay
+def test_a_job_attests_the_servers_that_were_rolled_out(overlay: str) -> None:
+    """Made when asked for; with the released repository, in reach of the replicas, out of anybody's way."""
+    job = one(overlay, "CronJob", "attest")["spec"]
+    assert job["suspend"] is True
+    pod = job["jobTemplate"]["spec"]["template"]["spec"]
+    (attest,) = pod["containers"]
+    assert attest["command"][:3] == ["fruitstand", "attest", "triton:8001"]
+    (fetch,) = pod["initContainers"]
+    (served,) = triton_pod(overlay)["initContainers"]
+    assert (fetch["image"], fetch["command"], fetch["env"]) == (
+        served["image"],
+        served["command"],
+        served["env"],
+    )
+    (rule, _) = one(overlay, "NetworkPolicy", "triton")["spec"]["ingress"]
+    allowed = [one_peer["podSelector"]["matchLabels"] for one_peer in rule["from"]]
+    assert job["jobTemplate"]["spec"]["template"]["metadata"]["labels"] in allowed
 
 
 @every_overlay
@@ -97,13 +221,21 @@ def test_every_container_is_restricted(overlay: str) -> None:
 @every_overlay
 def test_a_replica_is_ready_when_the_model_answers_and_drains_before_it_ends(overlay: str) -> None:
     """Probes ask for the model; the grace period covers the wait and Triton's own time."""
-    (pod,) = (pod for pod in pods(overlay) if pod["containers"][0]["name"] == "triton")
+    pod = triton_pod(overlay)
     triton = pod["containers"][0]
     for probe in ("startupProbe", "readinessProbe"):
         assert triton[probe]["httpGet"]["path"] == "/v2/models/fruit_classifier/ready"
     wait_s = int(triton["lifecycle"]["preStop"]["exec"]["command"][1])
-    (exit_s,) = (int(word.split("=")[1]) for word in triton["command"] if "exit-timeout" in word)
-    assert pod["terminationGracePeriodSeconds"] > wait_s + exit_s
+    exits_s = [int(word.split("=")[1]) for word in triton["command"] if "exit-timeout" in word]
+    drained_s = wait_s + max(exits_s, default=EXIT_TIMEOUT_S)
+    assert pod["terminationGracePeriodSeconds"] > drained_s
+    assert pod["terminationGracePeriodSeconds"] >= 45
+    for front in pod["containers"][1:]:
+        assert (
+            drained_s
+            <= front["lifecycle"]["preStop"]["sleep"]["seconds"]
+            < pod["terminationGracePeriodSeconds"]
+        )
 
 
 @every_overlay
@@ -121,7 +253,7 @@ def test_the_gateway_outlives_the_calls_under_way_and_keeps_within_its_memory(ov
 @every_overlay
 def test_what_is_scraped_and_probed_are_ports_that_exist(overlay: str) -> None:
     """By name, in services, monitors, policies and probes."""
-    named = {p["name"] for pod in pods(overlay) for c in pod["containers"] for p in c["ports"]}
+    named = {p["name"] for pod in pods(overlay) for c in pod["containers"] for p in c.get("ports", [])}
     asked = set(re.findall(r"(?:port|targetPort): ([a-z]+)\b", yaml.safe_dump_all(rendered(overlay))))
     assert asked <= named
 
@@ -144,9 +276,7 @@ def test_scaling_looks_at_what_waits(overlay: str) -> None:
 @every_overlay
 def test_services_and_policies_select_pods_that_exist(overlay: str) -> None:
     """A selector with a spelling mistake selects nothing, in silence."""
-    labels = [
-        o["spec"]["template"]["metadata"]["labels"] for o in rendered(overlay) if o["kind"] == "Deployment"
-    ]
+    labels = [template["metadata"]["labels"] for template in templates(overlay)]
     for o in rendered(overlay):
         if o["kind"] == "Service":
             selector = o["spec"]["selector"]
@@ -162,16 +292,15 @@ def test_services_and_policies_select_pods_that_exist(overlay: str) -> None:
 def test_only_the_gpu_overlays_ask_for_a_gpu() -> None:
     """With the settings that use it."""
     for overlay in OVERLAYS:
-        triton = one(overlay, "Deployment", "triton")["spec"]["template"]["spec"]["containers"][0]
+        triton = triton_pod(overlay)["containers"][0]
         asks = "nvidia.com/gpu" in triton["resources"]["limits"]
-        assert asks == ("--model-config-name=gpu" in triton["command"]) == (overlay != "cpu")
+        assert asks == ("--model-config-name=gpu-trt" in triton["command"]) == (overlay != "cpu")
 
 
 def test_kserves_alternative_serves_the_same_models_with_the_same_release() -> None:
     """Its kind is an operator's; what it shares with the base is held together here."""
-    (service,) = yaml.safe_load_all((KUBERNETES / "kserve" / "inference-service.yaml").read_text())
-    model = service["spec"]["predictor"]["model"]
-    triton = one("gpu", "Deployment", "triton")["spec"]["template"]["spec"]["containers"][0]
-    loads = [word for word in triton["command"] if word.startswith("--load-model")]
-    assert [word for word in model["args"] if word.startswith("--load-model")] == loads
-    assert triton["image"].endswith(model["runtimeVersion"])
+    triton = triton_pod("gpu")["containers"][0]
+    # Where the repository lies and which ports are open are KServe's own.
+    own = ("tritonserver", "--model-repository")
+    assert sorted(kserve()["args"]) == sorted(word for word in triton["command"] if not word.startswith(own))
+    assert triton["image"].endswith(kserve()["runtimeVersion"])

@@ -87,7 +87,10 @@ def tensorrt(**parameters: str) -> Plant:
             id="any_parameter_beside_cuda",
         ),
         pytest.param("tensorrt_parameter", [tensorrt(trt_fp16_enable="1")], id="tensorrt_unknown"),
-        pytest.param("tensorrt_parameter", [tensorrt(precision_mode="BF16")], id="precision_mode"),
+        pytest.param("tensorrt_removed", [tensorrt(precision_mode="FP16")], id="precision_mode"),
+        pytest.param(
+            "tensorrt_removed", [tensorrt(int8_calibration_table_name="table")], id="calibration_table"
+        ),
         pytest.param("tensorrt_parameter", [tensorrt(trt_engine_cache_enable="yes")], id="tensorrt_value"),
         pytest.param(
             "tensorrt_engine_cache", [tensorrt(trt_engine_cache_enable="1")], id="tensorrt_engine_cache"

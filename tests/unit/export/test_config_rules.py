@@ -85,7 +85,7 @@ def as_string(config: pb.ModelConfig) -> None:
             "max_batch_size",
             [
                 edit(EVERYWHERE, lambda c: setattr(c, "max_batch_size", 0)),
-                edit(RESNET_SETS, lambda c: c.model_warmup.pop()),
+                edit(RESNET_SETS, lambda c: c.model_warmup.__delitem__(slice(1, None))),
             ],
             id="no_batches",
         ),

@@ -5,7 +5,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.render import LABELS_FILE, SWITCH, render_repository, write_repository
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE, Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import read_labels
 from fruitstand.versions import LOADED_CONFIG, ServingState
 
@@ -44,6 +44,18 @@ def test_the_ensemble_and_the_classifier_pin_one_version() -> None:
     assert ensemble.ensemble_scheduling.step[1].model_version == 7
     assert list(resnet.version_policy.specific.versions) == [3, 7]
     assert Path(FRUIT_CLASSIFIER, "7", "README") in rendered
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-trt"])
+def test_a_gpu_is_warmed_up_to_the_largest_batch(name: str) -> None:
+    """Engine, plans and memory for a lone image and for a full batch are there before the model is ready."""
+    rendered = render_repository(Preprocessing(), LABELS)[Path(FRUIT_RESNET, "configs", f"{name}.pbtxt")]
+    config = text_format.Parse(rendered.decode(), model_config_pb2.ModelConfig())
+    sizes = [sample.batch_size for sample in config.model_warmup]
+    assert (min(sizes), max(sizes)) == (1, config.max_batch_size)
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    profiles = [one.parameters["trt_profile_opt_shapes"] for one in accelerators if one.name == "tensorrt"]
+    assert all(int(profile.split(":")[1].split("x")[0]) in sizes for profile in profiles)
 
 
 def test_only_what_changed_is_written(tmp_path: Path) -> None:

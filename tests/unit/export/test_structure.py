@@ -1,12 +1,15 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from export.structure import structure_gate, structure_problems
+from export.structure import structure_findings, structure_gate, structure_problems
 from fruitstand.contract import Preprocessing
 from fruitstand.runs import Run
+from fruitstand.versions import MANIFEST_NAME, Version
 
 FILES = ["model.onnx", "model.int8.onnx", "model.fp16.onnx"]
 
@@ -51,6 +54,18 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
     del softmax.attribute[:]
 
 
+def _layout_change_before_the_cast(model: onnx.ModelProto) -> None:
+    """The order of nodes that files had before: Transpose on uint8, then Cast."""
+    cast, transpose = model.graph.node[:2]
+    assert (cast.op_type, transpose.op_type) == ("Cast", "Transpose")
+    transpose.input[0], cast.input[0] = cast.input[0], "transposed"
+    cast.output[0], transpose.output[0] = transpose.output[0], "transposed"
+    del model.graph.value_info[:]
+    nodes = [transpose, cast, *model.graph.node[2:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def _outside_weights(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -68,6 +83,13 @@ def test_every_file_of_a_version_has_the_contracts_structure(name: str, version:
     assert "PIXELS" in str(structure_gate(version / name, Preprocessing(input_size=(128, 128)), 4))
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_cast_takes_the_uint8_input_and_nothing_else_does(name: str, version: Path) -> None:
+    """TensorRT takes uint8 into a Cast only, and its profile names the graph's input."""
+    graph = onnx.load(version / name).graph
+    assert [node.op_type for node in graph.node if "PIXELS" in node.input] == ["Cast"]
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
@@ -77,6 +99,7 @@ def test_every_file_of_a_version_has_the_contracts_structure(name: str, version:
         pytest.param(_new_opset, "opset 22", id="new_opset"),
         pytest.param(_new_ir, "IR version 11", id="new_ir"),
         pytest.param(_foreign_operator, "com.microsoft", id="foreign_operator"),
+        pytest.param(_layout_change_before_the_cast, "goes into Transpose", id="uint8_into_transpose"),
         pytest.param(_outside_weights, "", id="outside_weights"),
     ],
 )
@@ -91,6 +114,18 @@ def test_a_broken_structure_is_refused_and_named(
     gate = structure_gate(path, run.preprocessing, len(run.labels))
     assert not gate.passed
     assert says in gate.detail
+
+
+def test_a_version_that_was_published_with_the_old_order_is_found(version: Path, tmp_path: Path) -> None:
+    """`models check` looks at the graphs of versions that passed the gates of their day."""
+    copy = shutil.copytree(version, tmp_path / "1")
+    published = Version(1, copy, json.loads((copy / MANIFEST_NAME).read_text()))
+    assert structure_findings([published]) == []
+    model = onnx.load(copy / "model.fp16.onnx")
+    _layout_change_before_the_cast(model)
+    (copy / "model.fp16.onnx").write_bytes(model.SerializeToString())
+    (finding,) = structure_findings([published])
+    assert finding.startswith("version 1, model.fp16.onnx: input PIXELS is uint8 and goes into Transpose")
 
 
 @pytest.mark.parametrize("content", [pytest.param(b"", id="empty"), pytest.param(b"PK\x03\x04", id="zip")])
