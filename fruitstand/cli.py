@@ -43,7 +43,6 @@ app.command()(cli_loadtests.loadtest)
 app.command()(cli_loadtests.profile)
 app.command()(cli_tune.tune)
 app.command()(cli_loadtests.diagnose)
-app.command()(cli_loadtests.reliability)
 
 
 def main() -> None:

@@ -192,21 +192,3 @@ def _print_points(result: dict[str, Any]) -> None:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-def reliability(
-    out: Annotated[Path, typer.Option(help="Folder for the result and the logs.")],
-    repository: Annotated[
-        Path | None, typer.Option(help="Model repository; default: a small one, made in --out.")
-    ] = None,
-    scenario: Annotated[int | None, typer.Option(min=1, max=30, help="One; default: all.")] = None,
-    tier: Annotated[str, typer.Option(help="brief, ci or full.")] = "ci",
-    repeats: Annotated[int | None, typer.Option(min=1, help="Of each fault; default: the tier's.")] = None,
-) -> None:
-    """Hurt a running stack on purpose, scenario by scenario; exit 1 when one is not passed."""
-    with needs("loadtest"):
-        from loadtests.reliability.scoreboard import score
-
-        result = score(repository=repository, scenario=scenario, tier=tier, repeats=repeats, out=out)
-    if not all(row["passed"] for row in result["scenarios"] if scenario in (None, row["scenario"])):
-        raise typer.Exit(1)

@@ -1,12 +1,12 @@
-"""The verbs that change a repository, to be killed on the way; see `loadtests.reliability.crash`."""
+"""The verbs that change a repository, to be killed on the way; see `tests.nightly.chaos.crash`."""
 
 from pathlib import Path
 from typing import Any
 
 from fruitstand.versions import published_versions, serving_state
-from loadtests.reliability import crash
-from loadtests.reliability.material import ANY_SPEED
-from loadtests.reliability.wholeness import litter, torn
+from tests.nightly.chaos import crash
+from tests.nightly.chaos.material import ANY_SPEED
+from tests.nightly.chaos.wholeness import litter, torn
 
 __all__ = ["Crasher", "assert_whole", "litter"]
 

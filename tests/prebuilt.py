@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.disk_cache import built_once
 
 TRAINING = ("fruitstand", "training", "tests/prebuilt.py")
-EXPORT = (*TRAINING, "export", "loadtests/reliability/bad_candidates.py")
+EXPORT = (*TRAINING, "export", "tests/nightly/chaos/bad_candidates.py")
 ANY_SLOWDOWN = 100.0
 """On a busy machine a gate on time would decide whether there is anything to test with."""
 
@@ -55,7 +55,7 @@ def two_versions() -> Path:
 
     def build(folder: Path) -> None:
         from export.export import export
-        from loadtests.reliability.bad_candidates import less_sure
+        from tests.nightly.chaos.bad_candidates import less_sure
 
         run = less_sure(first / "tiny", folder / "second")
         repository = shutil.copytree(ingredient / "model_repository", folder / "model_repository")

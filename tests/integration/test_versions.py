@@ -31,10 +31,10 @@ from fruitstand.versions import (
     published_versions,
     serving_state,
 )
-from loadtests.reliability import bad_candidates as candidates
 from serving.embedded import EmbeddedServer
 from tests.callers import Caller, ask_once, padded_batch
 from tests.crash import Crasher, assert_whole, litter
+from tests.nightly.chaos import bad_candidates as candidates
 
 LOADS = f"TRITONBACKEND_ModelInstanceInitialize: {FRUIT_RESNET}_0"
 NUM_SWAPS = int(os.environ.get("FRUITSTAND_SWAPS", "6"))

@@ -24,8 +24,8 @@ from fruitstand.sample_images import encode, pattern
 from fruitstand_client import Tls
 from fruitstand_client.classify import Output, classify_paths
 from fruitstand_client.resume import open_partial
-from loadtests.reliability.authority import make_certificate, server_credentials
 from tests.model_server import ModelServer, model_server
+from tests.nightly.chaos.authority import make_certificate, server_credentials
 
 NUM_IMAGES = 60
 

@@ -8,9 +8,9 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand_client import Client, ServerUnreachable, ServerUntrusted, Tls
-from loadtests.reliability.authority import Certificate, make_certificate, server_credentials
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import model_server
+from tests.nightly.chaos.authority import Certificate, make_certificate, server_credentials
 
 
 class Authority:

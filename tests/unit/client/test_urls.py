@@ -15,7 +15,7 @@ from fruitstand.sample_images import encode, pattern
 from fruitstand_client import ImageRejected
 from fruitstand_client.address_rule import AddressRule
 from fruitstand_client.images import MAX_ENCODED_BYTES, read_image
-from loadtests.reliability.authority import make_certificate
+from tests.nightly.chaos.authority import make_certificate
 
 JPEG = encode(pattern(60, 40))
 

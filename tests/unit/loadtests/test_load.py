@@ -12,9 +12,9 @@ from fruitstand.errors import UsageError
 from fruitstand.sample_images import encode, pattern
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.tls import Tls
-from loadtests.reliability.load import Load, capacity
-from loadtests.reliability.malformed import MalformedLoad
 from tests.model_server import Received, model_server
+from tests.nightly.chaos.load import Load, capacity
+from tests.nightly.chaos.malformed import MalformedLoad
 
 SMALL, LARGE = encode(pattern(20, 20)), encode(pattern(60, 60))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from loadtests.reliability.scenarios import (
+from tests.nightly.chaos.scenarios import (
     artefacts,
     availability,
     bad_input,
@@ -11,7 +11,7 @@ from loadtests.reliability.scenarios import (
     overload,
     security,
 )
-from loadtests.reliability.setting import Outcome, Setting
+from tests.nightly.chaos.setting import Outcome, Setting
 
 SCENARIOS: dict[int, Callable[[Setting], Outcome]] = {
     1: availability.replica_killed,

@@ -14,7 +14,7 @@ from fruitstand.errors import ServerError
 from fruitstand_client import AsyncClient, RequestFailed
 from fruitstand_client.exchange import Call
 from fruitstand_client.prediction import Prediction
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.stack import Stack
 
 REFUSED_HERE = "REFUSED_HERE"
 """By the client itself."""

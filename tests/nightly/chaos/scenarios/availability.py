@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from fruitstand.errors import ServerError
 from fruitstand_client import Client, RequestFailed
-from loadtests.reliability.delay_proxy import DelayProxy
-from loadtests.reliability.load import Load
-from loadtests.reliability.pictures import picture
-from loadtests.reliability.setting import UNCOUNTED, Outcome, Setting
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.delay_proxy import DelayProxy
+from tests.nightly.chaos.load import Load
+from tests.nightly.chaos.pictures import picture
+from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.stack import Stack
 
 ABANDONED, RETRIED = "retry_or_shadow_abandoned", "upstream_rq_retry"
 BACK_S = 120.0

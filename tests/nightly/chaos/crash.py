@@ -1,6 +1,6 @@
 """Run commands in children that are killed, or whose disk fails, at any moment.
 
-    python -m loadtests.reliability.crash
+    python -m tests.nightly.chaos.crash
 
 Reads JSON lines from stdin, with the keys that `Crasher.run` writes. Forks a child that runs the command, and
 prints one JSON line with its end and how long it took. The child is killed with SIGKILL after `limit_s`
@@ -36,7 +36,7 @@ class Crasher:
         self.scratch = scratch
         torch_cache = str(Path(tempfile.gettempdir()) / "torchinductor")  # made by the import of torch
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "loadtests.reliability.crash"],
+            [sys.executable, "-m", "tests.nightly.chaos.crash"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

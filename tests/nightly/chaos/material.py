@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from loadtests.reliability.commands import must
+from tests.nightly.chaos.commands import must
 
 NUM_CLASSES, IMAGES_PER_CLASS = 4, 40
 ANY_SPEED = 1000

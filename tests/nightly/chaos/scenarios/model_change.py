@@ -14,13 +14,13 @@ from fruitstand.contract import FRUIT_RESNET
 from fruitstand.versions import published_versions, serving_state
 from fruitstand_client import Client
 from fruitstand_client.prediction import Prediction
-from loadtests.reliability import bad_candidates
-from loadtests.reliability.commands import Starter, document, must, run
-from loadtests.reliability.load import Load, Record, capacity
-from loadtests.reliability.material import ANY_SPEED
-from loadtests.reliability.pictures import many_pictures, picture
-from loadtests.reliability.setting import UNCOUNTED, Outcome, Setting
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos import bad_candidates
+from tests.nightly.chaos.commands import Starter, document, must, run
+from tests.nightly.chaos.load import Load, Record, capacity
+from tests.nightly.chaos.material import ANY_SPEED
+from tests.nightly.chaos.pictures import many_pictures, picture
+from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.stack import Stack
 
 MAX_DIFFERENCE = 1e-4
 IN_FLIGHT = 256

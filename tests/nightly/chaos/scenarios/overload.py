@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.versions import published_versions
-from loadtests.reliability import bad_candidates
-from loadtests.reliability.commands import must
-from loadtests.reliability.load import Ledger, Load, capacity
-from loadtests.reliability.material import ANY_SPEED
-from loadtests.reliability.pictures import picture
-from loadtests.reliability.processors import share_processors
-from loadtests.reliability.setting import Outcome, Setting
+from tests.nightly.chaos import bad_candidates
+from tests.nightly.chaos.commands import must
+from tests.nightly.chaos.load import Ledger, Load, capacity
+from tests.nightly.chaos.material import ANY_SPEED
+from tests.nightly.chaos.pictures import picture
+from tests.nightly.chaos.processors import share_processors
+from tests.nightly.chaos.setting import Outcome, Setting
 
 QUEUE_LIMIT_MS = 2000.0
 """`default_timeout_microseconds` of image_decode."""

@@ -13,11 +13,11 @@ from fruitstand.sample_images import encode
 from fruitstand_client import Client, RequestFailed
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER
-from loadtests.reliability.load import Load
-from loadtests.reliability.malformed import MalformedLoad
-from loadtests.reliability.pictures import many_pictures, picture
-from loadtests.reliability.setting import Outcome, Setting
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.load import Load
+from tests.nightly.chaos.malformed import MalformedLoad
+from tests.nightly.chaos.pictures import many_pictures, picture
+from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.stack import Stack
 
 NEIGHBOURS = 7
 NEXT_MS = 50.0

@@ -12,8 +12,8 @@ from tritonclient.grpc import service_pb2
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand_client.wire import MODEL_INFER
-from loadtests.reliability.pictures import picture
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.pictures import picture
+from tests.nightly.chaos.stack import Stack
 
 CHANNELS, IN_FLIGHT = 4, 32
 DEADLINE_S = 10.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests.reliability.material import Material
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.material import Material
+from tests.nightly.chaos.stack import Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

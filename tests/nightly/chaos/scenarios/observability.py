@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.drift_injection import CHANGES, write_windows
-from loadtests.reliability.commands import document, must
-from loadtests.reliability.load import Load
-from loadtests.reliability.monitor import MONITORING, prometheus
-from loadtests.reliability.pictures import picture
-from loadtests.reliability.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.commands import document, must
+from tests.nightly.chaos.load import Load
+from tests.nightly.chaos.monitor import MONITORING, prometheus
+from tests.nightly.chaos.pictures import picture
+from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
 
 FIRES_S, RESOLVES_S = 120.0, 300.0
 ALERT = "MostReplicasDown"

@@ -20,13 +20,13 @@ from fruitstand.memory import process_tree
 from fruitstand.runs import WEIGHTS_NAME
 from fruitstand.versions import published_versions, serving_state
 from fruitstand_client import Client
-from loadtests.reliability.commands import fruitstand, must
-from loadtests.reliability.crash import Crasher
-from loadtests.reliability.load import Load
-from loadtests.reliability.material import ANY_SPEED
-from loadtests.reliability.pictures import many_pictures
-from loadtests.reliability.setting import Outcome, Setting
-from loadtests.reliability.wholeness import litter, small_disk, torn, tree_sha256
+from tests.nightly.chaos.commands import fruitstand, must
+from tests.nightly.chaos.crash import Crasher
+from tests.nightly.chaos.load import Load
+from tests.nightly.chaos.material import ANY_SPEED
+from tests.nightly.chaos.pictures import many_pictures
+from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.wholeness import litter, small_disk, torn, tree_sha256
 
 DISK_MIB = 400
 WAYS = ("kill", "EIO", "ENOSPC")

@@ -1,4 +1,4 @@
-"""The parts of the scoreboard that need no server."""
+"""The parts of the fault-injection scenarios that need no server."""
 
 import random
 import socket
@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from fruitstand.artefacts import write_json
 from fruitstand.sample_images import encode, pattern
-from loadtests.reliability import scoreboard
-from loadtests.reliability.control_calls import grpc_paths, http_calls
-from loadtests.reliability.counters import answers_by_code, total
-from loadtests.reliability.delay_proxy import DelayProxy
-from loadtests.reliability.load import Ledger, Record
-from loadtests.reliability.malformed import malformed_request
-from loadtests.reliability.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
-from loadtests.reliability.scenarios.model_change import _mixed_s
-from loadtests.reliability.scoreboard import render
-from loadtests.reliability.setting import Outcome, Setting, _complaints
-from loadtests.reliability.wholeness import torn
+from tests.nightly.chaos.control_calls import grpc_paths, http_calls
+from tests.nightly.chaos.counters import answers_by_code, total
+from tests.nightly.chaos.delay_proxy import DelayProxy
+from tests.nightly.chaos.load import Ledger, Record
+from tests.nightly.chaos.malformed import malformed_request
+from tests.nightly.chaos.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
+from tests.nightly.chaos.scenarios.model_change import _mixed_s
+from tests.nightly.chaos.scoreboard import gather, render
+from tests.nightly.chaos.setting import _complaints
+from tests.nightly.chaos.wholeness import torn
 from tests.repositories import place_version
 
 PAGE = """# TYPE nv_inference_request_success counter
@@ -174,10 +174,10 @@ def test_every_blocker_is_built_and_titles_are_numbered() -> None:
     assert max(SCENARIOS) <= NUM_SCENARIOS
 
 
-def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
-    """What failed says so, with what was complained about."""
-    rows: list[dict[str, Any]] = [
-        {
+def test_the_page_counts_what_passed_and_has_a_row_for_each_scenario(tmp_path: Path) -> None:
+    """The rows that tests wrote become one table, ordered by number."""
+    for number in (2, 10, 1):
+        row = {
             "scenario": number,
             "title": f"title {number}",
             "blocker": number == 1,
@@ -185,37 +185,9 @@ def test_the_page_has_a_row_and_the_numbers_of_each_scenario() -> None:
             "seconds": 1.0,
             "repeats": 20,
             "commit": "0123456789" if number > 1 else None,
-            "numbers": {"calls": number},
-            "complaints": ["lost answers"] if number == 2 else [],
-            "left_behind": [],
         }
-        for number in range(1, 4)
-    ]
-    page = render({"tier": "ci", "hardware": {}, "passed": 2, "scenarios": rows})
-    assert "2 of 3 passed, of what blocks a release 1 of 1" in page
+        write_json(tmp_path / f"scenario{number}.json", row)
+    page = render(gather(tmp_path))
+    assert "2 of 30 scenarios pass, and 1 of 8 release blockers." in page
     assert "| 2 | title 2 | no | no | 20 | 1 | 0123456 |" in page
-    assert "## 3. title 3" in page
-    assert page.count("lost answers") == 1
-
-
-def test_one_scenario_again_replaces_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a result of all, of the same tier; what else stands there stays."""
-
-    def passes(setting: Setting) -> Outcome:
-        """3: passes."""
-        return Outcome(True, {"repeats": setting.tier.repeats})
-
-    def fails(setting: Setting) -> Outcome:
-        """3: fails."""
-        return Outcome(False, {})
-
-    choices: dict[str, Any] = {"repository": tmp_path, "tier": "brief", "out": tmp_path}
-    monkeypatch.setattr(scoreboard, "SCENARIOS", {3: fails})
-    assert scoreboard.score(scenario=None, **choices)["passed"] == 0
-    monkeypatch.setattr(scoreboard, "SCENARIOS", {3: passes})
-    again = scoreboard.score(scenario=3, repeats=7, **choices)
-    assert len(again["scenarios"]) == NUM_SCENARIOS
-    assert again["passed"] == 1
-    assert again["scenarios"][2]["numbers"] == {"repeats": 7}
-    other_tier = scoreboard.score(scenario=3, **{**choices, "tier": "ci"})
-    assert len(other_tier["scenarios"]) == 1
+    assert page.index("title 2") < page.index("title 10")

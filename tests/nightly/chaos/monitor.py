@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fruitstand.errors import ServerError
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.stack import Stack
 
-MONITORING = Path(__file__).parents[2] / "monitoring"
+MONITORING = Path(__file__).parents[3] / "monitoring"
 START_S = 60.0
 
 

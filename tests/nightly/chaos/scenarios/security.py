@@ -17,13 +17,13 @@ from fruitstand.contract import API_KEY_HEADER, FRUIT_RESNET
 from fruitstand.versions import published_versions
 from fruitstand_client import Client, RequestFailed
 from fruitstand_client.tls import Tls
-from loadtests.reliability.authority import Certificate, make_certificate
-from loadtests.reliability.commands import must, run
-from loadtests.reliability.control_calls import grpc_outcomes, grpc_paths, http_calls, http_outcomes
-from loadtests.reliability.load import Load
-from loadtests.reliability.pictures import picture
-from loadtests.reliability.setting import Outcome, Setting
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.authority import Certificate, make_certificate
+from tests.nightly.chaos.commands import must, run
+from tests.nightly.chaos.control_calls import grpc_outcomes, grpc_paths, http_calls, http_outcomes
+from tests.nightly.chaos.load import Load
+from tests.nightly.chaos.pictures import picture
+from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.stack import Stack
 
 CHECKOUT = Path(__file__).parents[3]
 REFUSALS = ("PERMISSION_DENIED", "UNIMPLEMENTED")

@@ -14,8 +14,8 @@ from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
 from fruitstand.memory import process_tree, resident_mib
 from fruitstand_client.tls import Tls
-from loadtests.reliability.commands import fruitstand
-from loadtests.reliability.counters import answers_by_code, fetch, total
+from tests.nightly.chaos.commands import fruitstand
+from tests.nightly.chaos.counters import answers_by_code, fetch, total
 
 STOP_TIMEOUT_S = 90
 BEGINNING = "fruitstand-serve-"

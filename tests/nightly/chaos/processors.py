@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from fruitstand.memory import process_tree
-from loadtests.reliability.stack import Stack
+from tests.nightly.chaos.stack import Stack
 
 
 def share_processors(stack: Stack) -> bool:
