@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "benchmarks" / "results"
 HOW_TO_RUN = """\
 Thirty fault-injection scenarios run against a live stack: three embedded servers behind the gateway, with
-callers that keep a ledger of every call. `make nightly` runs all of them briefly. With larger numbers, or one:
+callers that keep a ledger of every call. `make nightly` runs all of them briefly. With larger numbers:
 
 ```bash
 export FRUITSTAND_CHAOS_TIER=ci FRUITSTAND_CHAOS_OUT=runs/chaos
@@ -40,6 +40,7 @@ export FRUITSTAND_CHAOS_TIER=ci FRUITSTAND_CHAOS_OUT=runs/chaos
 .venv/bin/pytest -m nightly tests/nightly/test_chaos.py -k scenario_17
 .venv/bin/python -m tests.nightly.chaos.scoreboard runs/chaos     # writes this page
 ```
+
 """.splitlines()
 
 
