@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     On a fresh checkout the first file makes all of `tests.prebuilt`; those after it need nothing of it.
     """
-    if config.getoption("dist", "no") == "no":
+    if not hasattr(config, "workerinput"):  # one process alone keeps pytest's order
         return
     fixtures: dict[str, set[str]] = {}
     for item in items:
