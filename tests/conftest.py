@@ -13,24 +13,32 @@ from serving.embedded import EmbeddedServer
 from tests import prebuilt
 
 ROOT = Path(__file__).parents[1]
-LONGEST = ("tests/integration", "tests/unit/export", "tests/unit/training")
-"""Folders in the order in which several workers take their files; the rest fills the gaps."""
+FOLDERS = ("tests/integration", "tests/unit/export", "tests/unit/training")
+"""The order in which several workers take files; the short ones of the other folders fill the gaps."""
+PREBUILT = {"prepared", "run", "repository", "second_run", "two_versions"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, so that what a module's fixture starts is started once."""
-    if config.getoption("dist", "no") == "no":
+    """Keep the tests of a file in one process, so that what a module's fixture starts is started once.
+
+    On a fresh checkout the first file makes all of `tests.prebuilt`; those after it need nothing of it.
+    """
+    if not hasattr(config, "workerinput"):  # one process alone keeps pytest's order
         return
+    fixtures: dict[str, set[str]] = {}
     for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
-    items.sort(key=_turn)
+        name = item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
+        fixtures.setdefault(name, set()).update(getattr(item, "fixturenames", ()))
+    builder = next((name for name in sorted(fixtures) if "two_versions" in fixtures[name]), None)
 
+    def turn(item: pytest.Item) -> tuple[bool, int, bool]:
+        name = item.path.relative_to(ROOT).as_posix()
+        folder = next((turn for turn, one in enumerate(FOLDERS) if name.startswith(one)), len(FOLDERS))
+        return name != builder, folder, bool(fixtures[name] & PREBUILT)
 
-def _turn(item: pytest.Item) -> int:
-    path = item.path.relative_to(ROOT).as_posix()
-    return next((turn for turn, folder in enumerate(LONGEST) if path.startswith(folder)), len(LONGEST))
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
