@@ -12,6 +12,7 @@ import yaml
 
 from deploy import pod_front
 from deploy.gateway import render
+from fruitstand.contract import MAX_BATCH_SIZE, Preprocessing
 from serving.access import Access
 from serving.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
 from serving.gateway import envoy_program
@@ -183,6 +184,15 @@ def test_a_start_may_take_as_long_as_tensorrts_engine() -> None:
         probe = container["startupProbe"]
         assert probe["periodSeconds"] * probe["failureThreshold"] >= 900
         assert container["readinessProbe"]["httpGet"]["path"] == "/v2/models/fruit_classifier/ready"
+
+
+@pytest.mark.parametrize("overlay", NATIVE)
+def test_shared_memory_holds_full_batches_of_the_largest_images(overlay: str) -> None:
+    """Two instances of the guard, a step in Python, take images in and pass them on through it."""
+    (shm,) = (volume for volume in triton_pod(overlay)["volumes"] if volume["name"] == "shm")
+    assert shm["emptyDir"]["medium"] == "Memory"
+    size_bytes = int(shm["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+    assert size_bytes >= 2 * 2 * MAX_BATCH_SIZE * Preprocessing().max_encoded_bytes
 
 
 @every_overlay
