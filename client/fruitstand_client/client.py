@@ -190,7 +190,10 @@ class Client(_Connection):
 
 
 class AsyncClient(_Connection):
-    """Awaits; for one event loop, in which it has to be made."""
+    """Awaits; may be made before its event loop, and used in several.
+
+    Each loop has a connection of its own, which ends with the loop or with `close` in it.
+    """
 
     _asynchronous = True
 
