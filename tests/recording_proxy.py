@@ -12,7 +12,7 @@ class RecordingProxy:
     """Listens on loopback until it is closed."""
 
     def __init__(self, tunnel_port: int | None) -> None:
-        """Listen; CONNECT is answered with a tunnel to `tunnel_port` of this machine, or without one refused."""
+        """Listen; CONNECT opens a tunnel to `tunnel_port` of this machine, or without one is refused."""
         self.received = bytearray()
         """Everything that clients sent."""
         self._tunnel_port = tunnel_port

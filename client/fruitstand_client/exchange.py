@@ -6,7 +6,7 @@ returns the predictions; who drives it decides whether a step blocks a thread or
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from fruitstand_client.errors import DeadlineExceeded, DecodeFailed, ImageRejected, Overloaded, RequestFailed
@@ -72,7 +72,8 @@ class Exchange:
             answers = iter((yield from self._settle(encoded, top_k, deadline)) if encoded else [])
             for one in batch:
                 answer = Prediction("", failure=one.failure) if one.failure else next(answers)
-                predictions.append(Prediction(one.name, answer.top_k, answer.model_version, answer.failure))
+                named = replace(answer, path=one.name, converted_from=one.converted_from)
+                predictions.append(named)
         return predictions
 
     def _settle(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:

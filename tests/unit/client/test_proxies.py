@@ -79,7 +79,7 @@ def test_a_list_of_servers_is_reached_directly(
 
 
 def test_every_other_channel_to_loopback_is_direct_too(images: list[bytes], proxy: RecordingProxy) -> None:
-    """The readiness probe, promotion, the replicas' canary and the statistics open theirs in the same place."""
+    """The readiness probe, promotion, the replicas' canary and the statistics open theirs with these."""
     with model_server() as server:
         with open_channel(server.url) as channel:
             assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20) == b"\x08\x01"
