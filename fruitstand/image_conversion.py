@@ -60,8 +60,7 @@ def as_supported(content: bytes, preprocessing: Preprocessing) -> Converted:
         preprocessing: the contract, for its limits; they hold before anything is decoded.
 
     Raises:
-        ImageRejected: not an image, too many pixels or bytes, damaged, or a format or a kind of pixels that is
-            not converted.
+        ImageRejected: not an image, too many pixels or bytes, damaged, or a format that is not converted.
     """
     try:
         read_header(content, preprocessing)
