@@ -7,6 +7,7 @@ server keeps its four formats. Pillow is imported inside the functions.
 import importlib.util
 import io
 import struct
+from itertools import count
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,8 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1")
 UNSUPPORTED = "unsupported format"
 """With this begins the reason for which a file may be converted."""
 _PNG_MODES = {"1": "1", "L": "L", "LA": "L", "La": "L", "P": "P", "PA": "RGB", "I;16": "I;16", "RGB": "RGB"}
+_MEAN_MODES = {"1": "L", "P": "RGB"}
+"""In which the mean of some pixels can be stored."""
 _RGB_MODES = ("RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 
@@ -141,12 +144,15 @@ def _as_png_has_it(picture: "Image") -> "Image":
 
 
 def _encode(picture: "Image", name: str, preprocessing: Preprocessing) -> Converted:
-    factor, reduced = 1, picture
-    while True:
+    from PIL.Image import Resampling
+
+    whole = picture
+    for factor in count(1):
         file = io.BytesIO()
-        reduced.save(file, "PNG", compress_level=1)
+        picture.save(file, "PNG", compress_level=1)
         if file.tell() <= preprocessing.max_encoded_bytes:
             return Converted(file.getvalue(), name if factor == 1 else f"{name}, reduced to 1/{factor}")
-        factor += 1
-        whole = picture.convert("RGB") if picture.mode == "P" else picture
-        reduced = whole.reduce(factor)
+        whole = whole.convert(_MEAN_MODES.get(whole.mode, whole.mode))
+        size = (max(1, whole.width // (factor + 1)), max(1, whole.height // (factor + 1)))
+        picture = whole.resize(size, Resampling.BOX)
+    raise AssertionError("a picture of one pixel is short enough")

@@ -155,15 +155,32 @@ def test_the_limit_of_pixels_holds_before_anything_is_decoded(
         converted(content)
 
 
-def test_what_would_be_too_long_as_png_is_reduced_and_says_so() -> None:
-    """By a whole factor; what the model sees of it differs by rounding."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
-    content = saved(noise.resize((800, 600)), "JPEG2000")
-    tight = Preprocessing(max_encoded_bytes=500_000)
-    _, exactly = converted(content)
-    picture, reduced = converted(saved(noise.resize((800, 600)), "JPEG2000", quality_layers=[20]), tight)
-    assert (exactly, reduced) == ("JPEG 2000", "JPEG 2000, reduced to 1/2")
-    assert picture.size == (400, 300)
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        pytest.param("RGB", "RGB", id="colour"),
+        pytest.param("P", "RGB", id="palette"),
+        pytest.param("I;16", "I;16", id="grey_16_bit"),
+        pytest.param("1", "L", id="black_and_white"),
+    ],
+)
+def test_what_would_be_too_long_as_png_is_reduced_and_says_so(mode: str, expected: str) -> None:
+    """Pixels are averaged by a whole factor."""
+    ramp = np.add.outer(np.arange(300), np.arange(400)) // 7 % 256
+    grey = (ramp + np.random.default_rng(0).integers(0, 3, ramp.shape)).clip(0, 255).astype(np.uint8)
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    deflated = ("TIFF", {"compression": "tiff_adobe_deflate"})
+    image_format, settings = ("JPEG2000", {}) if mode == "I;16" else deflated
+    content = saved(picture, image_format, **settings)
+    length = len(as_supported(content, PREPROCESSING).content)
+    assert len(content) < length, "the file itself is short enough"
+    reduced, converted_from = converted(content, Preprocessing(max_encoded_bytes=length - 1))
+    assert converted_from.endswith(", reduced to 1/2")
+    assert (reduced.size, reduced.mode) == ((200, 150), expected)
+    whole = np.asarray(picture.convert(expected)).astype(float)
+    means = whole.reshape(150, 2, 200, 2, -1).mean((1, 3)).squeeze()
+    assert np.abs(np.asarray(reduced) - means).max() <= 1
 
 
 @pytest.mark.parametrize(
