@@ -117,13 +117,22 @@ def channel_options(url: str) -> list[tuple[str, Any]]:
         # Otherwise channels to one address share their connection, and its back-off after a refusal.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    is_local = all(one.is_loopback for one in endpoints)
-    if is_local or len(endpoints) > 1:
+    is_list = len(endpoints) > 1
+    if is_list or endpoints[0].is_loopback:
         options.append(("grpc.enable_http_proxy", 0))
-    proxy = next((name for name in GRPC_PROXY_VARIABLES if os.environ.get(name)), None)
-    if proxy is not None and not is_local and len(endpoints) > 1:
-        log.warning("%s: several addresses are reached directly, without the proxy of %s", url, proxy)
+    # gRPC would ask the proxy for one connection to the whole list.
+    if is_list and (proxies := {one for one in map(proxy_variable, url.split(",")) if one}):
+        log.warning("%s: a list of addresses is reached without the proxy in %s", url, *proxies)
     return options
+
+
+def proxy_variable(url: str) -> str | None:
+    """The environment variable whose proxy a channel to HOST:PORT goes through; None where it is direct."""
+    endpoints = parse_endpoints(url)
+    (host, _), is_list = endpoints[0], len(endpoints) > 1
+    if is_list or is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    return next((name for name in GRPC_PROXY_VARIABLES if os.environ.get(name)), None)
 
 
 def _target(endpoints: list[Endpoint]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from fruitstand.connections import Endpoint, open_channel, parse_endpoints
+from fruitstand.connections import Endpoint, open_channel, parse_endpoints, proxy_variable
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
@@ -57,6 +57,8 @@ class Wire:
                 that would leave this machine in clear text.
         """
         self.url = url
+        proxy = proxy_variable(url)
+        self._name = f"{url} through the proxy in {proxy}" if proxy else url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
         self._key = [(API_KEY_HEADER, api_key)] if api_key else []
@@ -152,7 +154,7 @@ class Wire:
         return translate(
             error.code().name,
             error.details() or "",
-            self.url,
+            self._name,
             pushback_s=_pushback_s(error.trailing_metadata()),
             request_id=request.id,
         )

@@ -16,7 +16,7 @@ from fruitstand.connections import (
     open_triton,
 )
 from fruitstand.errors import UsageError
-from fruitstand_client import Client, RequestFailed, Tls
+from fruitstand_client import Client, RequestFailed, ServerUnreachable, Tls
 from fruitstand_client.urls import fetch
 from loadtests.reliability.authority import make_certificate, server_credentials
 from tests.both_clients import Classify, labels, lengths
@@ -94,12 +94,16 @@ def test_elsewhere_the_proxy_is_used_unless_no_proxy_names_the_host(
     images: list[bytes], proxy: RecordingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is the proxy's to look up."""
-    with Client("server.invalid:8001", deadline_s=5) as client, pytest.raises(RequestFailed):
+    through = pytest.raises(
+        ServerUnreachable, match=r"server\.invalid:8001 through the proxy in grpc_proxy: no"
+    )
+    with Client("server.invalid:8001", deadline_s=5) as client, through:
         client.classify_batch(images[:1])
     assert proxy.received.startswith(b"CONNECT server.invalid:8001 ")
     del proxy.received[:]
     monkeypatch.setenv("no_proxy", "server.invalid")
-    with Client("server.invalid:8001", deadline_s=5) as client, pytest.raises(RequestFailed):
+    direct = pytest.raises(RequestFailed, match=r"server\.invalid:8001: no")
+    with Client("server.invalid:8001", deadline_s=5) as client, direct:
         client.classify_batch(images[:1])
     assert proxy.received == b""
 
