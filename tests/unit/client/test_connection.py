@@ -56,6 +56,7 @@ ERRORS = {
 TEXTS = [
     pytest.param("UNAVAILABLE", "Exceeds maximum queue size", Overloaded, id="queue_full"),
     pytest.param("UNAVAILABLE", "Request timeout expired", Overloaded, id="queue_timeout"),
+    pytest.param("UNAVAILABLE", "upstream request timeout", DeadlineExceeded, id="gateway_timeout"),
     pytest.param("UNAVAILABLE", "Request for unknown model: 'x'", ModelNotFound, id="no_model"),
     pytest.param("INTERNAL", "[/opt/x.cc] DALI error: nvImageCodec failure", ImageRejected, id="native_dali"),
     pytest.param("UNKNOWN", "Runtime error: nvImageCodec failure: '#8'", ImageRejected, id="native_codec"),
