@@ -14,8 +14,8 @@ from fruitstand_client.images import EncodedImage, Image, read_batches
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.retry import RetryPolicy, backoff_s
 
-LONE_ATTEMPTS = 4
-"""Requests for one image alone before it is called damaged."""
+LONE_REPEATS = 4
+"""Requests for an image alone, after one that the server could not decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Exchange:
         image. After a pause of random length a good image meets other neighbours.
         """
         answers = yield from self._isolate(encoded, top_k, deadline)
-        for attempt in range(LONE_ATTEMPTS - 1):
+        for attempt in range(LONE_REPEATS):
             suspects = [at for at, one in enumerate(answers) if isinstance(one.failure, DecodeFailed)]
             pause_s = backoff_s(attempt)
             if not suspects or time.monotonic() + pause_s >= deadline:
