@@ -71,8 +71,7 @@ def measure(
 
 def _single_image(url: str, contents: list[bytes]) -> dict[str, float]:
     """One image a call: what the caller waits, less what the server says it took."""
-    import tritonclient.grpc as triton
-
+    from fruitstand.connections import open_triton
     from fruitstand.contract import FRUIT_CLASSIFIER
 
     def served_ns() -> int:
@@ -80,7 +79,7 @@ def _single_image(url: str, contents: list[bytes]) -> dict[str, float]:
         return int(stats.inference_stats.success.ns)
 
     overheads_ms, waits_ms = [], []
-    probe = triton.InferenceServerClient(url)
+    probe = open_triton(url)
     with Client(url) as client:
         client.classify(contents[:20])
         for content in contents:

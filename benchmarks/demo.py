@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.provenance import provenance
 from benchmarks.stages import command_line, console, served, step
 from fruitstand.artefacts import write_json
+from fruitstand.connections import open_triton
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import DataError, GateFailed
 from fruitstand.manifest import read_prepared
@@ -91,7 +92,7 @@ def _classify_served(out: Path) -> dict:
     paths = [data.directory / row.path for row in data.split("test")]
     with (
         served(out / "model_repository", log=out / "triton.log") as url,
-        contextlib.closing(triton.InferenceServerClient(url)) as probe,
+        contextlib.closing(open_triton(url)) as probe,
     ):
         with Client(url, batch_size=1, in_flight=IN_FLIGHT) as client:
             client.classify(paths[:NUM_WARM_UP])

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand.artefacts import read_json
+from fruitstand.connections import fetch_page
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand_client import Client
 from fruitstand_client.sources import find_images
@@ -119,8 +119,7 @@ def counters() -> dict[str, float]:
 def ask(query: str) -> list[dict[str, Any]]:
     """The samples of an instant query."""
     url = f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    rows: list[dict[str, Any]] = json.loads(fetch_page(url, timeout_s=10))["data"]["result"]
     return rows
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from fruitstand.connections import open_triton
 from fruitstand.contract import (
     ENCODED,
     FRUIT_CLASSIFIER,
@@ -37,7 +38,7 @@ class LiveServer:
         """
         self.metrics_url = metrics_url
         self._url, self._headers = url, dict(headers or {})
-        self._triton = triton.InferenceServerClient(url)
+        self._triton = open_triton(url)
 
     def __enter__(self) -> "LiveServer":
         return self

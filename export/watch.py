@@ -5,11 +5,10 @@ Both are asked at the same time and by the same callers, so the load of the mome
 
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fruitstand.connections import fetch_page
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import GateFailed, ServerError
 
@@ -97,9 +96,8 @@ def _seen(urls: Sequence[str]) -> Seen:
 
 def _page(url: str) -> Seen:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            text = str(answer.read(), "utf-8")
-    except (OSError, urllib.error.URLError) as exc:
+        text = str(fetch_page(url, timeout_s=5), "utf-8")
+    except OSError as exc:
         raise ServerError(f"{url}: the metrics cannot be read: {exc}") from exc
     totals = {"success": 0.0, "failure": 0.0, "duration_us": 0.0}
     for kind, value in _LINE.findall(text):

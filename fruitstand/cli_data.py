@@ -87,6 +87,9 @@ def prepare(
             f"left out {twin['object']!r}: its {twin['num_images']} images are"
             f" {'of the same films as' if 'shared' in twin else 'byte for byte'} those of {twin['same_as']!r}"
         )
+    if report["converted_from"]:
+        formats = ", ".join(f"{count} from {name}" for name, count in report["converted_from"].items())
+        print(f"converted to PNG: {formats}")
     if report["num_skipped"]:
         print(f"skipped {report['num_skipped']} files that cannot be decoded:")
         for one in report["skipped"]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fruitstand.connections import direct_environment
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 
@@ -34,7 +35,7 @@ class PerfAnalyzer:
         """Run it; it exits with a status other than 0 when its measurement was not stable."""
         return subprocess.run(
             [str(self.binary), *map(str, arguments)],
-            env={**os.environ, "LD_LIBRARY_PATH": self.library_path},
+            env={**direct_environment(), "LD_LIBRARY_PATH": self.library_path},
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand_client.sources import find_images
 
 MAX_IMAGES = 2_000
@@ -14,6 +15,7 @@ def read_sample(folder: Path, maximum: int = MAX_IMAGES) -> tuple[bytes, ...]:
     Raises:
         UsageError: no such folder, or no image in it.
     """
-    paths = [Path(str(path)) for path in find_images([str(folder)])]
+    found = [Path(str(path)) for path in find_images([str(folder)])]
+    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]  # as they are, none converted
     chosen = random.Random(0).sample(paths, min(maximum, len(paths)))
     return tuple(path.read_bytes() for path in chosen)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fruitstand.connections import open_channel
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand_client import Client
@@ -82,7 +83,7 @@ class ServedModel:
             UsageError: no server answers there, or it does not serve the classifier.
         """
         self.url = url
-        self._channel = grpc.insecure_channel(url, options=[("grpc.max_receive_message_length", -1)])
+        self._channel = open_channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self.steps: list[str] = []
         self.configs: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tritonclient.grpc as triton
 
+from fruitstand.connections import open_triton
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import ServerError
 from fruitstand.sample_images import canary_image
@@ -38,10 +39,7 @@ def wait_until_ready(
     Raises:
         ServerError: it ended, was not ready in time, is another version, or answered the canary wrongly.
     """
-    # The global subchannel pool would keep the back-off of refused connections from one wait to the next.
-    client = triton.InferenceServerClient(
-        url, channel_args=[("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50)]
-    )
+    client = open_triton(url, [("grpc.initial_reconnect_backoff_ms", 50)])
     try:
         while not _is_ready(client):
             if not is_alive():

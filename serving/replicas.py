@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from fruitstand.connections import open_triton
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 from fruitstand.errors import FruitstandError
 from fruitstand.memory import memory_budget_mib, resident_mib
@@ -42,9 +43,8 @@ class Canary:
 
     def __init__(self, server: EmbeddedServer) -> None:
         """Prepare a connection; the server answers already."""
-        channel = [("grpc.use_local_subchannel_pool", 1)]
         self._server = server
-        self._client = triton.InferenceServerClient(server.url, channel_args=channel)
+        self._client = open_triton(server.url)
         self._asked_s = self.answered_s = time.monotonic()
 
     def ask(self) -> None:

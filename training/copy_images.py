@@ -5,14 +5,17 @@ Processes, not threads: for small images most of the work is Python's own, and o
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
+from fruitstand.image_conversion import as_supported
 from fruitstand.manifest import ManifestRow
 from fruitstand.progress import track
 from fruitstand.reference_decode import decode_reference
@@ -21,7 +24,14 @@ from training.layout import FoundImage
 from training.same_films import thumbnail
 from training.tree import FolderTree, ZipTree, open_tree
 
-Copied = tuple[ManifestRow, np.ndarray]
+
+class Copied(NamedTuple):
+    """An image that was copied."""
+
+    row: ManifestRow
+    thumbnail: np.ndarray
+    converted_from: str | None
+
 
 CHUNK = 128
 """Images a process takes at a time."""
@@ -31,8 +41,8 @@ MIN_POOLED = 1000
 
 def copy_images(
     source: Path, found: list[FoundImage], staged: Path
-) -> tuple[list[ManifestRow], np.ndarray, list[dict[str, str]]]:
-    """Copy every image that decodes.
+) -> tuple[list[ManifestRow], np.ndarray, list[dict[str, str]], dict[str, int]]:
+    """Copy every image that decodes; formats that the server does not read become PNG.
 
     Args:
         source: the folder or zip they are in.
@@ -41,7 +51,7 @@ def copy_images(
 
     Returns:
         A row and a thumbnail (see `training.same_films`) for each copied image, in the order of `found`; file
-        and reason for each of the others.
+        and reason for each of the others; how many were converted, by format.
 
     Raises:
         DataError: not one image can be decoded, or the zip is damaged.
@@ -60,8 +70,9 @@ def copy_images(
                 copied.append(result)
     if not copied:
         raise DataError(f"none of {len(found)} images can be decoded; the first: {skipped[0]['reason']}")
-    rows, thumbnails = zip(*copied, strict=True)
-    return list(rows), np.stack(thumbnails), skipped
+    rows, thumbnails, formats = zip(*copied, strict=True)
+    converted = dict(sorted(Counter(filter(None, formats)).items()))
+    return list(rows), np.stack(thumbnails), skipped, converted
 
 
 @contextlib.contextmanager
@@ -91,6 +102,7 @@ class _Copier:
         try:
             image.relative.encode()
             encoded = self._tree.read(image.name, self._preprocessing.max_encoded_bytes)
+            encoded, converted_from = as_supported(encoded, self._preprocessing)
             small = thumbnail(decode_reference(encoded, self._preprocessing))
         except UnicodeEncodeError:
             return "its name is not UTF-8"
@@ -98,11 +110,12 @@ class _Copier:
             return str(exc)
         except OSError as exc:
             return f"cannot be read: {exc.strerror}"
-        target = f"images/{image.relative}"
+        # A converted file keeps its name: another one may be called the same but for its ending.
+        target = f"images/{image.relative}{'.png' if converted_from else ''}"
         (self._staged / target).write_bytes(encoded)
         digest = hashlib.sha256(encoded).hexdigest()
         row = ManifestRow(target, digest, image.label, image.object, image.film, image.frame, image.split)
-        return row, small
+        return Copied(row, small, converted_from)
 
 
 _copier: _Copier

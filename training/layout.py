@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import DataError
+from fruitstand.image_conversion import CONVERTED_SUFFIXES, is_image_name
 from training.tree import Listing
 
 SPLIT_FOLDERS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test"}
@@ -89,7 +90,7 @@ def find_images(
     for name in listing.files:
         path = PurePosixPath(name.removeprefix(prefix))
         split = SPLIT_FOLDERS.get(path.parts[0].lower())
-        if not name.startswith(prefix) or split is None or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if not name.startswith(prefix) or split is None or not is_image_name(path.name):
             continue
         levels = path.parts[1:-1]
         if not 1 <= len(levels) <= 2:
@@ -111,7 +112,9 @@ def find_images(
         if is_class and relative not in filled:
             raise DataError(f"{relative}: a class folder without images; add some or remove it")
     if not found:
-        raise DataError(f"no images in its class folders ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(
+            f"no images in its class folders ({', '.join(sorted(IMAGE_SUFFIXES | CONVERTED_SUFFIXES))})"
+        )
     found.sort(key=lambda one: (SPLITS.index(one.split), one.object, one.film, one.frame, one.relative))
     return found
 

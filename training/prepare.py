@@ -108,7 +108,7 @@ def _arrange(
             )
         except DataError as exc:
             raise DataError(f"{path}: {exc}") from exc
-    copied, thumbnails, skipped = copy_images(path, found, staged)
+    copied, thumbnails, skipped, converted = copy_images(path, found, staged)
     lost = {image.label for image in found} - {row.label for row in copied}
     if lost:
         raise DataError(f"class {min(lost)!r}: none of its images can be decoded; {skipped[0]['reason']}")
@@ -131,6 +131,7 @@ def _arrange(
         "twins": [*twins, *again],
         "num_skipped": len(skipped),
         "skipped": skipped,
+        "converted_from": converted,
         "images_per_class": _per_class(division.rows),
         "label_level": label_level,
         "subset": subset,

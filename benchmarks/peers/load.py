@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from benchmarks.peers.catalogue import Peer
+from fruitstand.connections import open_channel
 from fruitstand.errors import FruitstandError
 from fruitstand_client.wire import MODEL_INFER, Wire
 
@@ -76,7 +77,7 @@ class Target:
     async def connected(self) -> Any:
         """A function that sends."""
         if self._peer is None:
-            async with grpc.aio.insecure_channel(self._url) as channel:
+            async with open_channel(self._url, asynchronous=True) as channel:
                 infer = channel.unary_unary(MODEL_INFER)  # bytes in, bytes out
 
                 async def call(number: int) -> bytes | None:

@@ -6,10 +6,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
-from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import UsageError
+from fruitstand.image_conversion import is_image_name
 from fruitstand_client.images import MAX_ENCODED_BYTES
 
 ZIP_SUFFIXES = (".zip",)
@@ -64,7 +63,7 @@ def count_archived(path: str) -> int | None:
         _open_tar(path).close()
         return None
     with _open_zip(path) as archive:
-        count = sum(map(_is_image, archive.namelist()))
+        count = sum(map(is_image_name, archive.namelist()))
     if not count:
         raise UsageError(f"{path}: no images in it")
     return count
@@ -79,23 +78,19 @@ def archive_images(path: str) -> Iterator[ZipMember | Member]:
     if path.lower().endswith(ZIP_SUFFIXES):
         archive = _open_zip(path)  # stays open as long as one of its members is to be read
         for info in archive.infolist():
-            if _is_image(info.filename):
+            if is_image_name(info.filename):
                 yield ZipMember(f"{path}/{info.filename}", archive, info)
         return
     with _open_tar(path) as stream:
         try:
             for member in stream:
-                if member.isfile() and _is_image(member.name):
+                if member.isfile() and is_image_name(member.name):
                     file = stream.extractfile(member)
                     assert file is not None  # a regular file has one
                     # One byte over the limit is enough to be refused; a tar is read in its own order.
                     yield Member(f"{path}/{member.name}", file.read(MAX_ENCODED_BYTES + 1))
         except (tarfile.TarError, EOFError, OSError) as exc:
             raise UsageError(f"{path}: damaged, or it ends too early ({exc}); copy it anew") from exc
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from typing import Any
 
 from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.errors import UsageError
 from fruitstand_client.errors import RequestFailed
 from fruitstand_client.exchange import Call, Exchange, Read, Steps
 from fruitstand_client.images import MAX_ENCODED_BYTES, Image
@@ -62,7 +63,8 @@ class _Connection:
 
         Raises:
             ValueError: a number outside what is allowed.
-            UsageError: no address, a TLS file that cannot be read, or an API key that needs `tls`.
+            UsageError: no address, a TLS file that cannot be read, an API key that needs `tls`, or grpcio or
+                protobuf older than tritonclient needs.
         """
         if not 1 <= batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size: got {batch_size}, allowed 1 to {MAX_BATCH_SIZE}")
@@ -72,7 +74,14 @@ class _Connection:
             raise ValueError(f"in_flight, deadline_s: got {in_flight}, {deadline_s}, allowed >= 1 and > 0")
         if keepalive_s is not None and keepalive_s < 1:
             raise ValueError(f"keepalive_s: got {keepalive_s}, allowed >= 1")
-        from fruitstand_client.wire import Wire
+        try:
+            from fruitstand_client.wire import Wire
+        except ModuleNotFoundError:
+            raise
+        except Exception as exc:  # generated code refuses older libraries, each with an error of its own
+            raise UsageError(
+                f"{' '.join(str(exc).split())} (pip install --upgrade grpcio protobuf tritonclient)"
+            ) from exc
 
         self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
         self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, allow_urls=allow_urls)
@@ -190,7 +199,10 @@ class Client(_Connection):
 
 
 class AsyncClient(_Connection):
-    """Awaits; for one event loop, in which it has to be made."""
+    """Awaits; may be made before its event loop, and used in several.
+
+    Each loop has a connection of its own, which ends with the loop or with `close` in it.
+    """
 
     _asynchronous = True
 

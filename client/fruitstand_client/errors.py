@@ -115,10 +115,10 @@ BY_STATUS: dict[str, type[RequestFailed]] = {
     "UNAUTHENTICATED": Unauthenticated,
 }
 # A status alone does not tell; these texts do. Triton says UNAVAILABLE for its queue's refusals and for a
-# model it never heard of, a gateway for replicas that are full or gone, gRPC for a connection that is not
-# there and for a handshake that failed. RESOURCE_EXHAUSTED is also what gRPC and a gateway say to a message
-# that is too long. Triton's native DALI backend says UNKNOWN for a whole batch in which one image does not
-# decode.
+# model it never heard of, a gateway for replicas that are full, late or gone, gRPC for a connection that is
+# not there and for a handshake that failed. RESOURCE_EXHAUSTED is also what gRPC and a gateway say to a
+# message that is too long. NVIDIA's native DALI backend says UNKNOWN to every request of a batch in which one
+# image does not decode; what CUDA reports there is the server's own trouble.
 _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     (
         {"UNAVAILABLE"},
@@ -129,6 +129,7 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
         ),
         Overloaded,
     ),
+    ({"UNAVAILABLE"}, re.compile("upstream request timeout"), DeadlineExceeded),
     (
         {"UNAVAILABLE"},
         re.compile("handshake failed|CERTIFICATE|Verification", re.IGNORECASE),
@@ -136,7 +137,16 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     ),
     (set(BY_STATUS), re.compile("unknown model|is not ready|is not found"), ModelNotFound),
     ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max|Payload Too Large"), ImageRejected),
-    ({"UNKNOWN", "INTERNAL"}, re.compile("DALI|runtime error: |nvImageCodec"), DecodeFailed),
+    (
+        {"UNKNOWN", "INTERNAL"},
+        re.compile("CUDA (runtime|driver) API error|CUDA allocation|CUDA_ERROR|cudaError"),
+        ServerFailure,
+    ),
+    (
+        {"UNKNOWN", "INTERNAL"},
+        re.compile("Critical error in pipeline|nvImageCodec|DALI error: ", re.IGNORECASE),
+        DecodeFailed,
+    ),
 ]
 _ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "
 _TLS_REASONS = {

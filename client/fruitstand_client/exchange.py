@@ -6,13 +6,16 @@ returns the predictions; who drives it decides whether a step blocks a thread or
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from fruitstand_client.errors import DeadlineExceeded, DecodeFailed, ImageRejected, Overloaded, RequestFailed
 from fruitstand_client.images import EncodedImage, Image, read_batches
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.retry import RetryPolicy
+from fruitstand_client.retry import RetryPolicy, backoff_s
+
+LONE_REPEATS = 4
+"""Requests for an image alone, after one that the server could not decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +69,40 @@ class Exchange:
         while (batch := (yield Read(batches))) is not None:
             encoded = [one.content for one in batch if one.failure is None]
             deadline = time.monotonic() + self._deadline_s
-            answers = iter((yield from self._isolate(encoded, top_k, deadline)) if encoded else [])
+            answers = iter((yield from self._settle(encoded, top_k, deadline)) if encoded else [])
             for one in batch:
                 answer = Prediction("", failure=one.failure) if one.failure else next(answers)
-                predictions.append(Prediction(one.name, answer.top_k, answer.model_version, answer.failure))
+                named = replace(answer, path=one.name, converted_from=one.converted_from)
+                predictions.append(named)
         return predictions
+
+    def _settle(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+        """Ask for all; what the server could not decode is asked again alone, a few times.
+
+        A native server decodes the requests of several callers as one batch and fails all of it for one bad
+        image. After a pause of random length a good image meets other neighbours.
+        """
+        answers = yield from self._isolate(encoded, top_k, deadline)
+        for attempt in range(LONE_REPEATS):
+            suspects = [at for at, one in enumerate(answers) if isinstance(one.failure, DecodeFailed)]
+            pause_s = backoff_s(attempt)
+            if not suspects or time.monotonic() + pause_s >= deadline:
+                break
+            yield Pause(pause_s)
+            for at in suspects:
+                answers[at : at + 1] = yield from self._isolate(encoded[at : at + 1], top_k, deadline)
+        return answers
 
     def _isolate(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
         """Ask; what is refused because of one image is asked in halves until that image is alone."""
         try:
             return (yield from self._ask(encoded, top_k, deadline))
-        except ImageRejected as exc:
-            if len(encoded) > 1:
-                half = len(encoded) // 2
-                first = yield from self._isolate(encoded[:half], top_k, deadline)
-                return first + (yield from self._isolate(encoded[half:], top_k, deadline))
-            failure: RequestFailed = exc
-        except (Overloaded, DeadlineExceeded) as exc:
-            failure = exc
-        if isinstance(failure, DecodeFailed):
-            # The server may have put it into one batch with another caller's bad image: once more decides.
-            try:
-                return (yield from self._ask(encoded, top_k, deadline))
-            except (ImageRejected, Overloaded, DeadlineExceeded) as exc:
-                failure = exc
-        return [Prediction("", failure=failure)] * len(encoded)
+        except (ImageRejected, Overloaded, DeadlineExceeded) as exc:
+            if len(encoded) == 1 or not isinstance(exc, ImageRejected):
+                return [Prediction("", failure=exc)] * len(encoded)
+        half = len(encoded) // 2
+        first = yield from self._isolate(encoded[:half], top_k, deadline)
+        return first + (yield from self._isolate(encoded[half:], top_k, deadline))
 
     def _ask(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
         """One request, repeated while the server says "not now" and time is left."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import fruitstand.errors
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
-from fruitstand.image_header import read_header
+from fruitstand.image_conversion import as_supported
 from fruitstand_client.errors import ImageRejected
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ class OpenFile(Protocol):
         """At most `size` bytes."""
 
 
-Image: TypeAlias = "str | Path | bytes | OpenFile | NDArray[np.uint8]"
-"""A file's path, a URL where that is allowed, a file's content, an open file, or (H, W, 3) uint8 RGB."""
+Image: TypeAlias = "str | Path | bytes | OpenFile | EncodedImage | NDArray[np.uint8]"
+"""A path, a URL where that is allowed, a file's content, an open file, what `read_image` gave, or an array
+(H, W, 3) uint8, RGB."""
 
 PREPROCESSING = Preprocessing()
 MAX_ENCODED_BYTES = PREPROCESSING.max_encoded_bytes
@@ -40,6 +41,8 @@ class EncodedImage:
     name: str
     content: bytes = b""
     failure: ImageRejected | None = None
+    converted_from: str | None = None
+    """The format of the caller's file, where `content` is a PNG made of it."""
 
 
 def read_batches(
@@ -75,20 +78,24 @@ def read_batches(
 def read_image(image: Image, *, allow_urls: bool = False) -> EncodedImage:
     """Read one image and look at its header; a file that is too large is not read.
 
+    A format that the server does not read becomes PNG, see `fruitstand.image_conversion`.
+
     Raises:
         UsageError: it is of no kind in `Image`, or an array and Pillow is not installed.
     """
+    if isinstance(image, EncodedImage):
+        return image
     name = image_name(image)
     try:
         content = _content(image, name, allow_urls)
-        read_header(content, PREPROCESSING)
+        content, converted_from = as_supported(content, PREPROCESSING)
     except OSError as exc:
         return EncodedImage(name, failure=ImageRejected(f"cannot be read: {exc.strerror or exc}"))
     except ImageRejected as exc:
         return EncodedImage(name, failure=exc)
     except fruitstand.errors.ImageRejected as exc:
         return EncodedImage(name, failure=ImageRejected(str(exc)))
-    return EncodedImage(name, content)
+    return EncodedImage(name, content, converted_from=converted_from)
 
 
 def image_name(image: Image) -> str:

@@ -14,7 +14,7 @@ from fruitstand.errors import UsageError
 from fruitstand_client.prediction import Prediction
 
 FORMATS = ("table", "jsonl", "csv", "parquet")
-CSV_COLUMNS = ("path", "label", "probability", "top_k", "model_version", "error")
+CSV_COLUMNS = ("path", "label", "probability", "top_k", "model_version", "converted_from", "error")
 TABLE_WIDTHS = (24, 6)
 
 
@@ -70,6 +70,7 @@ class ParquetRows:
                 ("probability", pa.float32()),
                 ("top_k", pa.list_(rank)),
                 ("model_version", pa.string()),
+                ("converted_from", pa.string()),
                 ("error", pa.string()),
             ]
         )
@@ -137,7 +138,9 @@ def _jsonl_line(prediction: Prediction) -> str:
 
 def _csv_line(one: Prediction) -> str:
     top_k = "; ".join(f"{label} {probability:.6f}" for label, probability in one.top_k)
-    return _csv_row([one.path, one.label, one.probability, top_k, one.model_version, one.error])
+    return _csv_row(
+        [one.path, one.label, one.probability, top_k, one.model_version, one.converted_from, one.error]
+    )
 
 
 def _csv_row(values: Iterable[object]) -> str:
@@ -148,7 +151,7 @@ def _csv_row(values: Iterable[object]) -> str:
 
 def _table_line(one: Prediction) -> str:
     first, second = TABLE_WIDTHS
-    path = one.path.replace("\n", "\\n")
+    path = one.path.replace("\n", "\\n") + (f" (from {one.converted_from})" if one.converted_from else "")
     if one.error is not None:
         return f"{'-':{first}}  {'-':{second}}  {path}  error: {one.error}\n"
     others = ", ".join(f"{label} {probability:.3f}" for label, probability in one.top_k[1:])

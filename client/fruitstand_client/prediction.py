@@ -26,6 +26,8 @@ class Prediction:
     """Of the model that gave this answer."""
     failure: RequestFailed | None = None
     """Why this image has no answer; see the tree in `fruitstand_client.errors`."""
+    converted_from: str | None = None
+    """Format of the caller's file, such as HEIC, where the server was sent a PNG made of it."""
 
     @property
     def label(self) -> str | None:
@@ -50,5 +52,6 @@ class Prediction:
             "probability": self.probability,
             "top_k": [{"label": label, "probability": probability} for label, probability in self.top_k],
             "model_version": self.model_version,
+            "converted_from": self.converted_from,
             "error": self.error,
         }

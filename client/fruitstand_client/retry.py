@@ -58,5 +58,9 @@ class RetryPolicy:
                     return None
         if failure.pushback_s is not None:
             return failure.pushback_s if failure.pushback_s >= 0 else None
-        backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt, 10))
-        return backoff_s * random.uniform(0.5, 1.5)
+        return backoff_s(attempt)
+
+
+def backoff_s(attempt: int) -> float:
+    """A pause that doubles with each attempt, from 0, and differs from every other caller's, seconds."""
+    return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.5)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fruitstand.artefacts import atomic_file
 from fruitstand.errors import UsageError
-from fruitstand_client.archives import Member
 from fruitstand_client.images import read_image
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.sources import Source
@@ -55,13 +54,7 @@ class ContactSheet:
                 continue
             read = read_image(image, allow_urls=self._allow_urls)
             self._pictures.append(self._small(read.content))
-            # What was read is not read again; what could not be read is left to the client to say.
-            if read.failure is None:
-                yield Member(read.name, read.content)
-                continue
-            if isinstance(image, Member):
-                image.seek(0)
-            yield image
+            yield read
 
     def add(self, prediction: Prediction) -> None:
         """Note an answer; they come in the order of the images."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import UsageError
+from fruitstand.image_conversion import CONVERTED_SUFFIXES, is_image_name
 from fruitstand_client.archives import Member, ZipMember, archive_images, count_archived, is_archive
+from fruitstand_client.images import EncodedImage
 
-Source = Path | str | Member | ZipMember
-"""A file, a URL, or an open member of an archive."""
+Source = Path | str | Member | ZipMember | EncodedImage
+"""A file, a URL, an open member of an archive, or an image that was read already."""
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[Source]:
@@ -34,7 +36,7 @@ def find_images(arguments: Iterable[str]) -> Iterator[Source]:
             found = True
             yield found_one
         if not found and argument != "-":
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES | CONVERTED_SUFFIXES))
             raise UsageError(f"{argument}: no images in it; files that end in {kinds} are taken for images")
 
 
@@ -96,5 +98,5 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     for name, is_folder in listed:
         if is_folder:
             yield from _walk(folder / name, (*above, here))
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        elif is_image_name(name):
             yield folder / name

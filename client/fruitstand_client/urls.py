@@ -15,10 +15,10 @@ from urllib.request import (
     HTTPRedirectHandler,
     HTTPSHandler,
     OpenerDirector,
-    ProxyHandler,
     Request,
 )
 
+from fruitstand.connections import EnvironmentProxies
 from fruitstand_client.address_rule import AddressRule
 from fruitstand_client.errors import ImageRejected
 
@@ -49,7 +49,7 @@ def fetch(url: str, max_bytes: int) -> bytes:
         opener = OpenerDirector()
         # Without handlers for files and FTP a redirect cannot lead there.
         for handler in (
-            ProxyHandler(),
+            EnvironmentProxies(),
             _PlainHandler(limits),
             _TlsHandler(limits),
             HTTPDefaultErrorHandler(),

@@ -4,29 +4,25 @@ Speaks through gRPC itself with tritonclient's message classes: its own client m
 and three copies of every request.
 """
 
-import ipaddress
+import asyncio
 import json
-import logging
 import re
 import secrets
-import socket
 import struct
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import grpc
-import grpc.aio
 from tritonclient.grpc import service_pb2
 
+from fruitstand.connections import Endpoint, open_channel, parse_endpoints, proxy_variable
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
 from fruitstand_client.tls import Tls
 from fruitstand_client.tracing import trace_headers
-
-log = logging.getLogger("fruitstand.client")
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 QUEUE_SHARE = 0.45
@@ -43,7 +39,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Wire:
-    """One channel's side of the protocol; the calls themselves are the driver's."""
+    """One client's side of the protocol: its channel and messages; the calls are the driver's."""
 
     def __init__(
         self,
@@ -61,30 +57,58 @@ class Wire:
                 that would leave this machine in clear text.
         """
         self.url = url
+        proxy = proxy_variable(url)
+        self._name = f"{url} through the proxy in {proxy}" if proxy else url
         self._ids = count(1)
         self._prefix = secrets.token_hex(4)
         self._key = [(API_KEY_HEADER, api_key)] if api_key else []
-        endpoints = _endpoints(url)
-        if api_key and tls is None and not all(_is_loopback(host) for host, _ in endpoints):
+        endpoints = parse_endpoints(url)
+        if api_key and tls is None and not all(one.is_loopback for one in endpoints):
             raise UsageError(
                 f"{url}: an API key leaves this machine only encrypted; name the CA to trust (--ca, or in"
                 " Python tls=Tls()), or send no key"
             )
-        options = _options(endpoints, keepalive_s)
-        module = grpc.aio if asynchronous else grpc
-        if tls is None:
-            self.channel: Any = module.insecure_channel(_target(endpoints), options=options)
-        else:
-            name = tls.server_name or (endpoints[0][0] if len(endpoints) > 1 else None)
+        self._asynchronous = asynchronous
+        self._options = _options(endpoints, keepalive_s)
+        self._credentials = None
+        if tls is not None:
+            name = tls.server_name or (endpoints[0].host if len(endpoints) > 1 else None)
             if name is not None:
-                options.append(("grpc.ssl_target_name_override", name))
-            credentials = grpc.ssl_channel_credentials(**tls.read())
-            self.channel = module.secure_channel(_target(endpoints), credentials, options=options)
-        self.infer: Any = self.channel.unary_unary(
-            MODEL_INFER,
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelInferResponse.FromString,
-        )
+                self._options.append(("grpc.ssl_target_name_override", name))
+            self._credentials = grpc.ssl_channel_credentials(**tls.read())
+        self._opened: dict[asyncio.AbstractEventLoop | None, tuple[Any, Any]] = {}
+        if not asynchronous:
+            self._open()
+
+    @property
+    def channel(self) -> Any:
+        """The channel; an asynchronous one belongs to the running event loop, and each loop has its own."""
+        return self._open()[0]
+
+    @property
+    def infer(self) -> Any:
+        """The call that sends a `ModelInferRequest`."""
+        return self._open()[1]
+
+    def _open(self) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop() if self._asynchronous else None
+        if loop not in self._opened:
+            for other in list(self._opened):  # a channel ends with its loop
+                if other is not None and other.is_closed():
+                    del self._opened[other]
+            channel = open_channel(
+                self.url,
+                credentials=self._credentials,
+                options=self._options,
+                asynchronous=self._asynchronous,
+            )
+            infer = channel.unary_unary(
+                MODEL_INFER,
+                request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=service_pb2.ModelInferResponse.FromString,
+            )
+            self._opened[loop] = channel, infer
+        return self._opened[loop]
 
     def request(self, encoded: Sequence[bytes], top_k: int, timeout_s: float) -> Any:
         """A ModelInferRequest: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
@@ -130,7 +154,7 @@ class Wire:
         return translate(
             error.code().name,
             error.details() or "",
-            self.url,
+            self._name,
             pushback_s=_pushback_s(error.trailing_metadata()),
             request_id=request.id,
         )
@@ -160,19 +184,15 @@ def _pushback_s(trailers: Any) -> float | None:
     return None
 
 
-def _options(endpoints: list[tuple[str, int]], keepalive_s: float | None) -> list[tuple[str, Any]]:
+def _options(endpoints: list[Endpoint], keepalive_s: float | None) -> list[tuple[str, Any]]:
     # localhost is one server with two addresses and may listen on one: the other's error would hide its own.
-    policy = "pick_first" if [host for host, _ in endpoints] == ["localhost"] else "round_robin"
+    policy = "pick_first" if [one.host for one in endpoints] == ["localhost"] else "round_robin"
     options: list[tuple[str, Any]] = [
-        # gRPC's own limit is 4 MiB; the server's is its operator's to set.
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]})),
-        # A server that comes back is noticed within a second; of its own, not of another client's channel.
+        # A server that comes back is noticed within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
-        ("grpc.use_local_subchannel_pool", 1),
     ]
     if keepalive_s is not None:
         options += [
@@ -183,46 +203,3 @@ def _options(endpoints: list[tuple[str, int]], keepalive_s: float | None) -> lis
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return options
-
-
-def _endpoints(url: str) -> list[tuple[str, int]]:
-    endpoints = []
-    for one in url.split(","):
-        match = re.fullmatch(r"\s*(?:\[([^\]]+)\]|([^\s/:\[\]]+)):(\d{1,5})\s*", one)
-        if match is None or not 0 < int(match[3]) < 65536:
-            raise UsageError(
-                f"{one.strip() or 'an empty address'}: no gRPC address; write HOST:PORT[,HOST:PORT...]"
-            )
-        endpoints.append((match[1] or match[2], int(match[3])))
-    return endpoints
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def _target(endpoints: list[tuple[str, int]]) -> str:
-    """As gRPC wants them: one host it resolves by itself, a list has to be one of addresses."""
-    if len(endpoints) == 1:
-        host, port = endpoints[0]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    found: set[tuple[str, int]] = set()
-    for host, port in endpoints:
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            log.warning("%s: not found (%s); going on with the other addresses", host, exc.strerror)
-            continue
-        found.update((str(info[4][0]), port) for info in infos)
-    for family, version in (("ipv4", 4), ("ipv6", 6)):
-        addresses = [
-            f"[{host}]:{port}" if version == 6 else f"{host}:{port}"
-            for host, port in sorted(found)
-            if ipaddress.ip_address(host.partition("%")[0]).version == version
-        ]
-        if addresses:
-            return f"{family}:{','.join(addresses)}"
-    raise UsageError(f"none of {', '.join(host for host, _ in endpoints)} is found; check the names")

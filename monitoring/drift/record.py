@@ -8,6 +8,7 @@ import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.image_conversion import as_supported
 from fruitstand.reference_decode import decode_reference
 from fruitstand.samples import describe, join_samples, write_samples
 from fruitstand.versions import read_version
@@ -48,7 +49,7 @@ def record_samples(
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     parts = []
     for number, (path, (_, by_label)) in enumerate(zip(paths, listed, strict=True)):
-        pixels = decode_reference(path.read_bytes(), preprocessing)
+        pixels = decode_reference(as_supported(path.read_bytes(), preprocessing).content, preprocessing)
         probabilities = np.array([[by_label[label] for label in labels]], np.float32)
         parts.append(describe(pixels[None], probabilities, num_kept=int(number < num_kept)))
     write_samples(out, join_samples(parts), version=versions[0], labels=labels)

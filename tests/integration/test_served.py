@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from export.corpus import supported_images
+from export.promote import promote
+from fruitstand.connections import fetch_page
 from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
 from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.image_kinds import image_kinds
@@ -25,6 +28,7 @@ from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer
 from tests.command import fruitstand
+from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
 NUM_BURSTS = 10
 
@@ -283,6 +287,25 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
     assert alive == []
     assert set(Path("/dev/shm").iterdir()) <= regions
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_serve_and_promote_work_beside_a_proxy_that_never_hears_of_them(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The readiness probe, a promotion and its rollback, and a client with an API key."""
+    repository = shutil.copytree(two_versions, tmp_path / "model_repository")
+    with recording_proxy() as proxy:
+        for name in PROXY_VARIABLES:
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with EmbeddedServer(repository, log_path=tmp_path / "log") as running:
+            assert promote(repository, 2, url=running.url).version == 2
+            with Client(running.url, api_key="a secret") as client:
+                (prediction,) = client.classify([encode(pattern(100, 100))])
+            assert prediction.model_version == "2"
+            fetch_page(running.metrics_url, timeout_s=20)
+    assert proxy.received == b""
 
 
 def test_a_server_that_was_killed_leaves_no_orphans(repository: Path, tmp_path: Path) -> None:

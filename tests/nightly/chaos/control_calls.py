@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
+from fruitstand.connections import open_channel
+
 SERVICE = "/inference.GRPCInferenceService/"
 METHODS = (
     "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelConfig", "ModelStatistics",
@@ -85,7 +87,7 @@ def http_calls(*, of_gateway: bool) -> list[tuple[str, str]]:
 
 def grpc_outcomes(url: str, paths: list[str]) -> Iterator[tuple[str, str, str]]:
     """Each path with the status of a call, and its words."""
-    with grpc.insecure_channel(url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(url) as channel:
         for path in paths:
             try:
                 channel.unary_unary(path)(b"", timeout=10)

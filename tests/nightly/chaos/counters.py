@@ -1,8 +1,8 @@
 """What a server says of itself: a page of metrics in Prometheus's text format, as sums."""
 
 import re
-import urllib.error
-import urllib.request
+
+from fruitstand.connections import fetch_page
 
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -10,9 +10,8 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 def fetch(url: str) -> str:
     """The page; empty while nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return str(answer.read(), "utf-8")
-    except (OSError, urllib.error.URLError):
+        return str(fetch_page(url, timeout_s=5), "utf-8")
+    except OSError:
         return ""
 
 

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2
 
+from fruitstand.connections import open_channel
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand_client.wire import MODEL_INFER
 from tests.nightly.chaos.pictures import picture
@@ -102,10 +103,7 @@ class MalformedLoad:
         }
 
     async def _send(self) -> None:
-        channels = [
-            grpc.aio.insecure_channel(self._stack.url, [("grpc.use_local_subchannel_pool", 1)])
-            for _ in range(CHANNELS)
-        ]
+        channels = [open_channel(self._stack.url, asynchronous=True) for _ in range(CHANNELS)]
         calls = [channel.unary_unary(MODEL_INFER) for channel in channels]
         left = iter(range(self._number))
 

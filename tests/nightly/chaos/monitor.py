@@ -7,11 +7,10 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from fruitstand.connections import fetch_page
 from fruitstand.errors import ServerError
 from tests.nightly.chaos.stack import Stack
 
@@ -27,8 +26,7 @@ class Monitor:
 
     def firing(self) -> set[str]:
         """What fires now."""
-        with urllib.request.urlopen(f"{self._url}/api/v1/alerts", timeout=5) as answer:
-            alerts = json.load(answer)["data"]["alerts"]
+        alerts = json.loads(fetch_page(f"{self._url}/api/v1/alerts", timeout_s=5))["data"]["alerts"]
         return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
 
     def wait(self, name: str, *, fires: bool, within_s: float) -> float | None:
@@ -88,7 +86,7 @@ def _host_port(url: str) -> str:
 
 def _is_ready(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=2) as answer:
-            return answer.status == 200
-    except (OSError, urllib.error.URLError):
+        fetch_page(f"http://{address}/-/ready", timeout_s=2)
+    except OSError:
         return False
+    return True

@@ -26,6 +26,7 @@ ROW = {
     "probability": 0.75,
     "top_k": [{"label": "Apple, red", "probability": 0.75}, {"label": "Pear", "probability": 0.2}],
     "model_version": "3",
+    "converted_from": None,
     "error": None,
 }
 JPEG = encode(pattern(40, 40))
@@ -50,9 +51,9 @@ def test_jsonl_rows_have_the_contracts_fields() -> None:
 def test_csv_and_table_show_every_image() -> None:
     """Commas are quoted, brackets are no markup."""
     header, good, bad = written("csv")
-    assert header == "path,label,probability,top_k,model_version,error"
-    assert good == 'a [1].jpg,"Apple, red",0.75,"Apple, red 0.750000; Pear 0.200000",3,'
-    assert bad == "b\\udcff.jpg,,,,,not an image"
+    assert header == "path,label,probability,top_k,model_version,converted_from,error"
+    assert good == 'a [1].jpg,"Apple, red",0.75,"Apple, red 0.750000; Pear 0.200000",3,,'
+    assert bad == "b\\udcff.jpg,,,,,,not an image"
     _, good, bad = written("table")
     assert good.split("  ")[0] == "Apple, red"
     assert "a [1].jpg" in good

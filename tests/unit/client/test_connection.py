@@ -3,7 +3,10 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import grpc
@@ -18,6 +21,7 @@ from fruitstand_client import (
     ModelNotFound,
     Overloaded,
     PermissionDenied,
+    Prediction,
     RequestCancelled,
     RequestFailed,
     RequestRejected,
@@ -25,6 +29,7 @@ from fruitstand_client import (
     ServerUnreachable,
     Unauthenticated,
 )
+from fruitstand_client.exchange import LONE_REPEATS
 from fruitstand_client.retry import MAX_TOKENS
 from fruitstand_client.wire import QUEUE_SHARE
 from tests.both_clients import Classify, labels, lengths
@@ -51,8 +56,19 @@ ERRORS = {
 TEXTS = [
     pytest.param("UNAVAILABLE", "Exceeds maximum queue size", Overloaded, id="queue_full"),
     pytest.param("UNAVAILABLE", "Request timeout expired", Overloaded, id="queue_timeout"),
+    pytest.param("UNAVAILABLE", "upstream request timeout", DeadlineExceeded, id="gateway_timeout"),
     pytest.param("UNAVAILABLE", "Request for unknown model: 'x'", ModelNotFound, id="no_model"),
     pytest.param("INTERNAL", "[/opt/x.cc] DALI error: nvImageCodec failure", ImageRejected, id="native_dali"),
+    pytest.param("UNKNOWN", "Runtime error: nvImageCodec failure: '#8'", ImageRejected, id="native_codec"),
+    pytest.param(
+        "UNKNOWN", "Runtime error: Critical error in pipeline:", ImageRejected, id="native_pipeline"
+    ),
+    pytest.param(
+        "UNKNOWN",
+        "Runtime error: Critical error in pipeline: CUDA runtime API error cudaErrorIllegalAddress (700)",
+        ServerFailure,
+        id="native_cuda",
+    ),
     pytest.param("RESOURCE_EXHAUSTED", "message larger than max (9 vs. 4)", ImageRejected, id="too_long"),
 ]
 
@@ -204,19 +220,46 @@ def test_only_the_bad_image_fails(classify: Classify, images: list[bytes]) -> No
         assert one.label == (None if image in bad else str(len(image)))
 
 
-def test_a_batch_that_another_caller_spoiled_is_asked_again(classify: Classify, images: list[bytes]) -> None:
-    """The native DALI backend fails all requests of its batch: one more attempt decides who is to blame."""
-    seen: set[bytes] = set()
+NATIVE_TEXTS = [
+    "in ensemble 'fruit_classifier', Runtime error: Critical error in pipeline:\nError in CPU operator"
+    " `nvidia.dali.fn.decoders.image`,\nwhich was used in the pipeline definition with the following"
+    ' traceback:\n\n  File "/models/image_decode/1/dali.py", line 26, in image_decode\n'
+    f"\nencountered:\n\n{reason}\nCurrent pipeline object is no longer valid."
+    for reason in ("Failed to decode sample #3 : ", "nvImageCodec failure: '#3'", "Invalid sample_type: 0")
+]
+"""As the native backend of DALI 2.4 says it, of three kinds of damage."""
+
+
+def test_neighbours_that_spoil_a_batch_cost_repetitions_and_no_answer(
+    classify: Classify, images: list[bytes]
+) -> None:
+    """The native backend fails all requests of a batch with a bad image: each is asked for again, alone."""
+    alone: Counter[bytes] = Counter()
+    texts = cycle(NATIVE_TEXTS)
 
     def behave(received: Received, context: grpc.ServicerContext) -> None:
-        if len(received.images) > 1 or received.images[0] == images[2] or received.images[0] not in seen:
-            seen.update(received.images if len(received.images) == 1 else ())
-            context.abort(grpc.StatusCode.UNKNOWN, "DALI error: /opt/tritonserver/x.cc failed")
+        (image, *others) = received.images
+        alone[image] += not others
+        if others or image == images[2] or alone[image] <= LONE_REPEATS:
+            context.abort(grpc.StatusCode.UNKNOWN, next(texts))
 
     with model_server(behave) as server:
         predictions = classify(server.url, images[:4])
-    assert [one.failure is not None for one in predictions] == [False, False, True, False]
-    assert predictions[2].error == "damaged or truncated: the server cannot decode it"
+    assert [one.error for one in predictions] == [
+        None,
+        None,
+        "damaged or truncated: the server cannot decode it",
+        None,
+    ]
+    assert set(alone.values()) == {1 + LONE_REPEATS}, "the bad image is not asked for more often"
+
+
+def test_spoiled_batches_do_not_outlast_the_deadline(classify: Classify, images: list[bytes]) -> None:
+    """No attempt starts that has no time left."""
+    with model_server(aborting("UNKNOWN", NATIVE_TEXTS[0])) as server:
+        (prediction,) = classify(server.url, images[:1], deadline_s=0.02)
+        assert len(server.received) <= 1
+    assert prediction.failure is not None
 
 
 def test_a_truncated_file_is_never_padded(classify: Classify, images: list[bytes]) -> None:
@@ -282,6 +325,35 @@ def test_async_images_are_taken_only_as_they_are_needed(images: list[bytes]) -> 
 
     with model_server() as server:
         asyncio.run(ask(server.url))
+
+
+def test_an_async_client_may_be_made_before_its_loop_and_outlive_it(images: list[bytes]) -> None:
+    """Each `asyncio.run` is a loop of its own."""
+    with model_server() as server:
+        client = AsyncClient(server.url, batch_size=2)
+        for _ in range(3):
+            assert labels(asyncio.run(client.classify(images[:10]))) == lengths(images[:10])
+        asyncio.run(client.close())
+
+
+def test_an_async_client_serves_two_loops_at_once(images: list[bytes]) -> None:
+    """In two threads; closing it in one leaves the other's connection alone."""
+    both = threading.Barrier(2, timeout=30)
+
+    async def ask() -> list[Prediction]:
+        both.wait()
+        first = await client.classify(images[:10])
+        if threading.current_thread().name.endswith("_0"):
+            await client.close()
+            both.wait()
+            return first
+        await asyncio.to_thread(both.wait)
+        return first + await client.classify(images[:10])
+
+    with model_server() as server, ThreadPoolExecutor(2) as pool:
+        client = AsyncClient(server.url, batch_size=2)
+        for answers in pool.map(lambda _: asyncio.run(ask()), range(2)):
+            assert set(labels(answers)) == set(lengths(images[:10]))
 
 
 def test_in_flight_bounds_the_requests_under_way(classify: Classify, images: list[bytes]) -> None:

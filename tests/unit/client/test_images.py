@@ -60,6 +60,19 @@ def test_an_array_without_pillow_names_what_to_install() -> None:
     assert done.stdout.startswith("UsageError an array is sent as PNG, which needs Pillow: pip install")
 
 
+def test_a_grpcio_that_is_too_old_for_tritonclient_is_one_line() -> None:
+    """Its wheel does not declare what its generated code wants."""
+    script = (
+        "import grpc; grpc.__version__ = '1.50.0'\n"
+        "from fruitstand_client import Client\n"
+        "try: Client('127.0.0.1:1')\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("UsageError The grpc package installed is at version 1.50.0")
+    assert done.stdout.endswith("(pip install --upgrade grpcio protobuf tritonclient)\n")
+
+
 def test_what_is_no_image_at_all_is_a_mistake_of_the_program() -> None:
     """Told, not sent."""
     with pytest.raises(UsageError, match="got int, expected a path"):

@@ -33,10 +33,10 @@ def test_many_processes_do_what_one_does(
     monkeypatch.setattr(module, "MIN_POOLED", 1)
     monkeypatch.setattr(module, "CHUNK", 5)
     pooled = copy_images(archive, found, tmp_path / "pooled")
-    rows, thumbnails, skipped = alone
+    rows, thumbnails, skipped, converted = alone
     assert (pooled[0], pooled[2]) == (rows, skipped)
     assert (pooled[1] == thumbnails).all()
-    assert (len(rows), len(skipped)) == (63, 1)
+    assert (len(rows), len(skipped), converted) == (63, 1, {})
     for row in rows:
         assert (tmp_path / "pooled" / row.path).read_bytes() == (tmp_path / "alone" / row.path).read_bytes()
 

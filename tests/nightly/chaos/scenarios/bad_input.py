@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from fruitstand.connections import open_channel
 from fruitstand.contract import Preprocessing
 from fruitstand.image_kinds import ImageKind, image_kinds
 from fruitstand.sample_images import encode
@@ -155,12 +156,12 @@ def malformed_requests(setting: Setting) -> Outcome:
 
 def too_large(setting: Setting) -> Outcome:
     """15: 100 MB and compressed requests, many at once, are refused and cost the others nothing."""
-    at_once, options = (4 if setting.tier.repeats < 10 else 50), [("grpc.max_send_message_length", -1)]
+    at_once = 4 if setting.tier.repeats < 10 else 50
     statuses, rate = Counter[str](), setting.tier.rate
 
     def send(number: int) -> str:
         compression = grpc.Compression.Gzip if number % 2 else None
-        with grpc.insecure_channel(stack.url, options) as channel:
+        with open_channel(stack.url) as channel:
             try:
                 channel.unary_unary(MODEL_INFER)(body, timeout=60, compression=compression)
             except grpc.RpcError as exc:

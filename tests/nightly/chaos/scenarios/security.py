@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from fruitstand.connections import open_channel
 from fruitstand.contract import API_KEY_HEADER, FRUIT_RESNET
 from fruitstand.versions import published_versions
 from fruitstand_client import Client, RequestFailed
@@ -203,7 +204,7 @@ def api_keys(setting: Setting) -> Outcome:
 def _refused_key(url: str, key: str | None) -> dict[str, Any]:
     """How a call with a key ends, and how fast."""
     taken, status = [], "OK"
-    with grpc.insecure_channel(url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(url) as channel:
         grpc.channel_ready_future(channel).result(5)
         for _ in range(21):
             started = time.monotonic()
