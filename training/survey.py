@@ -16,7 +16,7 @@ from PIL import Image
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_header import SUPPORTED_FORMATS, read_header
+from fruitstand.images.header import SUPPORTED_FORMATS, read_header
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import fruitstand.errors
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
-from fruitstand.image_header import read_header
+from fruitstand.images.header import read_header
 from fruitstand_client.errors import ImageRejected
 
 if TYPE_CHECKING:
