@@ -101,6 +101,9 @@ def odd_pngs() -> Rows:
           for kind in ("cHRM", "pHYs", "sRGB", "gAMA", "iCCP")),
         ("png_interlaced_1_bit_16x16", png(checkers, colour=PNG_GREY, depth=1, interlaced=True), "", ""),
         ("png_unknown_filter", _with_filter(rgb, 9), "damaged", "only a decoder finds out"),
+        ("png_data_without_end", header + png_chunk(b"IDAT", plain[41:-20]) + end, "damaged",
+         "only a decoder finds out"),
+        ("png_palette_empty", _png(rgb, png_chunk(b"PLTE", b"")), "", "a mere suggestion in true colour"),
         ("png_picture_in_two_places",
          header + png_chunk(b"IDAT", first) + text + png_chunk(b"IDAT", second) + end, "damaged", ""),
     ]  # fmt: skip
@@ -121,7 +124,7 @@ def odd_webps() -> Rows:
         ("webp_exif_prefixed_6", _webp(8, still, _chunk(b"EXIF", _EXIF + _TURNED)), "", "as above"),
         ("webp_xmp_6", _webp(4, still, _chunk(b"XMP ", _XMP_TURNED)), "", "turned as its XMP says"),
         ("webp_exif_not_there", _webp(8, still), "", "announced, but missing"),
-        ("webp_zero_chunks", _webp(0, still, bytes(800), _chunk(b"ANMF", b"")), "",
+        ("webp_chunks_after_picture", _webp(0, still, bytes(800), _chunk(b"ANMF", b"")), "",
          "what follows the picture is ignored"),
         ("webp_without_picture", _webp(8, _chunk(b"EXIF", _TURNED)), "damaged", ""),
         ("webp_animated_without_frames", extended[:20] + animated_flag + extended[21:], "damaged", ""),

@@ -43,11 +43,13 @@ def segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
     """
     position = 2
     for _ in range(MAX_MARKERS):
-        found = _MARKER.search(view, position, position + MAX_STRAY_BYTES)
-        if found is None:
-            cut = position + MAX_STRAY_BYTES >= len(view)
-            raise ImageRejected(_TRUNCATED if cut else "not an image: broken JPEG markers")
-        start = found.start()
+        start = position
+        if view[start] != 0xFF or not 0 < view[start + 1] < 0xFF:
+            found = _MARKER.search(view, position, position + MAX_STRAY_BYTES)
+            if found is None:
+                cut = position + MAX_STRAY_BYTES >= len(view)
+                raise ImageRejected(_TRUNCATED if cut else "not an image: broken JPEG markers")
+            start = found.start()
         marker = view[start + 1]
         if marker in _STANDALONE:
             position = start + 2
@@ -99,19 +101,21 @@ def picture_only(view: memoryview) -> memoryview | bytes:
     for marker, start, end in segments(view):
         if end > len(view):
             raise ImageRejected(_TRUNCATED)
-        if marker in _CHECKS:
-            _CHECKS[marker](view[start + 4 : end])
+        is_dropped = False
+        if marker == _DHT:
+            _check_huffman_tables(view[start + 4 : end])
         elif marker in _FRAMES:
             num_frames += 1
             is_progressive = marker in _PROGRESSIVE_FRAMES
-        is_dropped = marker in _METADATA and not _is_needed(marker, view[start:end])
+        elif marker in _METADATA and not _is_needed(marker, view[start:end]):
+            is_dropped = True
+            if marker == _APP1:
+                content = bytes(view[start + 4 : end])
+                exif = exif or (content if content.startswith(_EXIF) else b"")
+                xmp = xmp or (content if content.startswith(_XMP) else b"")
         if is_dropped or start != position:
             kept.append(view[kept_from:position])
             kept_from = end if is_dropped else start
-        if is_dropped and marker == _APP1:
-            content = bytes(view[start + 4 : end])
-            exif = exif or (content if content.startswith(_EXIF) else b"")
-            xmp = xmp or (content if content.startswith(_XMP) else b"")
         position = end
     if num_frames != 1:
         raise ImageRejected(f"damaged: a JPEG with {num_frames} frame headers")
@@ -149,10 +153,11 @@ def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
     for _ in range(MAX_MARKERS):
         found = _AFTER_A_SCAN.search(view, position, limit)
         if found is None:
-            end = bytes(view[limit:]).rfind(b"\xff\xd9")
+            rest = max(position, limit - 1)  # the marker may lie across the limit
+            end = bytes(view[rest:]).rfind(b"\xff\xd9")
             if end < 0:
                 raise ImageRejected(_TRUNCATED)
-            return limit + end
+            return rest + end
         start = found.start()
         marker = view[start + 1]
         if marker in (_EOI, _SOI):

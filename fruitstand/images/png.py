@@ -84,7 +84,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
             raise ImageRejected("damaged: a PNG without its palette")
         seen.add(kind)
         previous = kind
-        if kind in _PICTURE:
+        if kind in _PICTURE and (kind != b"PLTE" or _is_palette_needed(colour, end - start - 12)):
             continue
         kept.append(view[kept_from:start])
         kept_from = end
@@ -111,6 +111,12 @@ def _check_header(kind: bytes, content: memoryview) -> int:
     if depth not in _DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
         raise ImageRejected("damaged: a PNG header with values that do not exist")
     return colour
+
+
+def _is_palette_needed(colour: int, num_bytes: int) -> bool:
+    if colour == _PALETTE and (not 0 < num_bytes <= 768 or num_bytes % 3):
+        raise ImageRejected(f"damaged: a PNG with a palette of {num_bytes} bytes")
+    return colour == _PALETTE  # else a mere suggestion
 
 
 def _from_exif(content: bytes) -> tuple[bytes, bytes]:
@@ -164,9 +170,9 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def has_broken_rows(view: memoryview) -> bool:
-    """Whether an inspected PNG has fewer rows than it announces or a row with a filter that does not exist.
+    """Whether an inspected PNG lacks rows or the end of its data, or a row has a filter that does not exist.
 
-    Costs a decompression. Decoders disagree about such files: some fill with black, others refuse.
+    Costs a decompression. Decoders disagree about such files: Pillow fills with black, libpng refuses.
 
     Raises:
         zlib.error: the compressed data are damaged.
@@ -185,7 +191,7 @@ def has_broken_rows(view: memoryview) -> bool:
                 if max(rows[at : max(0, last - num_bytes) : row_bytes], default=0) > 4:
                     return True
             num_bytes += len(rows)
-    return num_bytes < max(last for _, _, last in passes)
+    return not stream.eof or num_bytes < max(last for _, _, last in passes)
 
 
 def _passes(

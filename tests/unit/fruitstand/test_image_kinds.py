@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fruitstand.images.structure import inspect_image
 ONLY_A_DECODER_KNOWS = {
     "png_missing_rows",
     "png_unknown_filter",
+    "png_data_without_end",
     "webp_half_sizes_rewritten",
     "webp_overwritten",
 }
@@ -62,6 +64,26 @@ def test_a_hostile_file_costs_little_time() -> None:
     for content, reason in ((segments, "markers"), (scans, "scans"), (chunks, "chunks")):
         with pytest.raises(ImageRejected, match=reason):
             inspect_image(content, Preprocessing())
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg_grey", "png", "png_palette", "webp", "webp_alpha", "bmp"])
+def test_a_file_without_metadata_is_not_copied(name: str) -> None:
+    """The decoder gets the memory that came in."""
+    content = next(kind.content for kind in image_kinds() if kind.name == name)
+    got = inspect_image(content, Preprocessing()).content
+    assert isinstance(got, memoryview)
+    assert got.obj is content
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in image_kinds() if kind.is_accepted], ids=lambda kind: kind.name
+)
+def test_a_decoder_gets_no_metadata(kind: ImageKind) -> None:
+    """Nor does a second look find any: what was inspected is its own picture, with the same turn."""
+    once = bytes(inspect_image(kind.content, Preprocessing()).content)
+    assert bytes(inspect_image(once, Preprocessing()).content) == once
+    if not kind.name.startswith("bmp"):  # has no metadata, and its pixels may spell anything
+        assert re.search(rb"xmp|ICC_PROFILE|ICCP|iCCP|tEXt|zTXt|iTXt|gAMA|cHRM|acTL|fcTL|stray", once) is None
 
 
 def test_the_documentation_lists_them() -> None:
