@@ -11,8 +11,9 @@ from fruitstand.sample_images import encode, pattern, with_orientation
 from tests.images import refused
 
 PILLOW_IS_STRICTER = {
-    "jpeg_short_jfif", "jpeg_end_missing_before_picture", "png_text_checksum", "png_empty_chrm", "png_empty_phys",
-    "png_empty_srgb", "png_empty_gama", "png_empty_iccp", "webp_exif_odd_size_6", "webp_chunks_after_picture",
+    "jpeg_short_jfif", "jpeg_end_missing_before_picture", "png_text_checksum", "png_empty_chrm",
+    "png_empty_phys", "png_empty_srgb", "png_empty_gama", "png_empty_iccp", "webp_exif_odd_size_6",
+    "webp_chunks_after_picture",
 }  # fmt: skip
 """Its reader refuses the file for its metadata, though the picture is whole."""
 
