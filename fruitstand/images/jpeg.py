@@ -156,7 +156,7 @@ def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
             rest = max(position, limit - 1)  # the marker may lie across the limit
             end = bytes(view[rest:]).rfind(b"\xff\xd9")
             if end < 0:
-                raise ImageRejected(_TRUNCATED)
+                raise ImageRejected("truncated: the JPEG has no end marker, so a part of it may be missing")
             return rest + end
         start = found.start()
         marker = view[start + 1]
