@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export.backend_rules import Fault, key_faults, optimization_faults
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
-from fruitstand.image_header import read_header
+from fruitstand.images.header import read_header
 from fruitstand.labels import read_labels
 from fruitstand.triton_keys import DALI_PARAMETERS, ONNXRUNTIME_PARAMETERS
 from fruitstand.versions import version_numbers

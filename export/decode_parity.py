@@ -16,6 +16,7 @@ from export.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, MAX_BATCH_SIZE, Preprocessing
 from fruitstand.dali_pipeline import pipeline_definition
 from fruitstand.errors import DataError
+from fruitstand.images.structure import inspect_image
 from fruitstand.reference_decode import decode_reference
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")
@@ -34,7 +35,7 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
         (N, H, W, 3) uint8.
 
     Raises:
-        DataError: DALI cannot decode one of them.
+        DataError: one of them is refused, or DALI cannot decode it.
     """
     source = render_repository(preprocessing, ["a", "b"])[PIPELINE]
     pipeline = pipeline_definition(source, PIPELINE.name)(batch_size=MAX_BATCH_SIZE, device_id=None)
@@ -42,7 +43,8 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
     parts = []
     for start in range(0, len(encoded), MAX_BATCH_SIZE):
         batch = encoded[start : start + MAX_BATCH_SIZE]
-        pipeline.feed_input(ENCODED, [np.frombuffer(content, np.uint8) for content in batch])
+        pictures = [inspect_image(content, preprocessing).content for content in batch]
+        pipeline.feed_input(ENCODED, [np.frombuffer(picture, np.uint8) for picture in pictures])
         try:
             (output,) = pipeline.run()
         except RuntimeError as exc:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fruitstand.contract import IMAGE_SUFFIXES, Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_header import read_header
+from fruitstand.images.header import read_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image

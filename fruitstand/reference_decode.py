@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.image_header import SUPPORTED_FORMATS
-from fruitstand.image_structure import inspect_image, png_picture_is_short
+from fruitstand.images import png
+from fruitstand.images.header import SUPPORTED_FORMATS
+from fruitstand.images.structure import inspect_image
 from fruitstand.manifest import ManifestRow, PreparedData
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
     import numpy as np
     from PIL import Image
 
-    header = inspect_image(encoded, preprocessing)
+    inspected = inspect_image(encoded, preprocessing)
     try:
-        if header.format == "PNG" and png_picture_is_short(memoryview(encoded)):
-            raise OSError("picture data ends early")  # Pillow would fill the rest with black
-        with Image.open(io.BytesIO(encoded), formats=[name.upper() for name in SUPPORTED_FORMATS]) as opened:
+        if inspected.header.format == "PNG" and png.has_broken_rows(memoryview(inspected.content)):
+            raise OSError("rows are missing or broken")  # Pillow would fill them with black
+        formats = [name.upper() for name in SUPPORTED_FORMATS]
+        with Image.open(io.BytesIO(inspected.content), formats=formats) as opened:
             opened.load()
             image = _rgb(_upright(opened))
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here

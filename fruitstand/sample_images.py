@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from fruitstand.image_structure import ADAM7_PASSES
+from fruitstand.images.png import ADAM7_PASSES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_structure import inspect_image
+from fruitstand.images.structure import inspect_image
 from fruitstand.sample_images import canary_image
 from serving.pipeline import Pipeline
 
@@ -62,26 +62,31 @@ class Decoder:
             the next call overwrites.
         """
         results: _Results = [None] * len(encoded)
-        for batch in self._affordable_batches(encoded, results):
+        pictures = list(encoded)
+        for batch in self._affordable_batches(pictures, results):
             try:
-                for index, image in zip(batch, self._run([encoded[index] for index in batch]), strict=True):
+                for index, image in zip(batch, self._run([pictures[index] for index in batch]), strict=True):
                     results[index] = image
             except Exception:  # DALI raises RuntimeError, MemoryError and whatever its decoders raise
                 self._recover()
-                self._decode_apart(encoded, batch, results)
+                self._decode_apart(pictures, batch, results)
         return results
 
-    def _affordable_batches(self, encoded: Sequence[np.ndarray], results: _Results) -> Iterator[list[int]]:
-        """Positions of the images that are whole, a batch at most `max_pixels` large in all."""
+    def _affordable_batches(self, pictures: list[np.ndarray], results: _Results) -> Iterator[list[int]]:
+        """Positions of the images that are whole, a batch at most `max_pixels` large in all.
+
+        Each file in `pictures` gives way to what a decoder may see of it.
+        """
         batch: list[int] = []
         num_pixels = 0
-        for index, image in enumerate(encoded):
+        for index, image in enumerate(pictures):
             try:
-                header = inspect_image(image.data, self._limits)
+                inspected = inspect_image(image.data, self._limits)
             except ImageRejected as exc:
                 results[index] = exc
                 continue
-            cost = header.width * header.height
+            pictures[index] = np.frombuffer(inspected.content, np.uint8)
+            cost = inspected.header.width * inspected.header.height
             if batch and num_pixels + cost > self._limits.max_pixels:
                 yield batch
                 # The next run overwrites the pipeline's memory that these results lie in.
@@ -94,18 +99,18 @@ class Decoder:
         if batch:
             yield batch
 
-    def _decode_apart(self, encoded: Sequence[np.ndarray], batch: list[int], results: _Results) -> None:
+    def _decode_apart(self, pictures: list[np.ndarray], batch: list[int], results: _Results) -> None:
         """A batch that failed: a JPEG that is whole hardly ever does, so JPEGs first go together."""
-        jpegs = [index for index in batch if encoded[index][0] == 0xFF]
-        others = [index for index in batch if encoded[index][0] != 0xFF]
+        jpegs = [index for index in batch if pictures[index][0] == 0xFF]
+        others = [index for index in batch if pictures[index][0] != 0xFF]
         groups = [jpegs, *([index] for index in others)] if others else [[index] for index in jpegs]
         for group in filter(None, groups):
             try:
-                pixels = self._run([encoded[index] for index in group]).copy()
+                pixels = self._run([pictures[index] for index in group]).copy()
             except Exception:  # as above
                 self._recover()
                 if len(group) > 1:
-                    self._decode_apart(encoded, group, results)
+                    self._decode_apart(pictures, group, results)
                 else:
                     results[group[0]] = ImageRejected(
                         "damaged or truncated: the image cannot be decoded to its end"

@@ -16,7 +16,8 @@ from PIL import Image
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_header import SUPPORTED_FORMATS, read_header
+from fruitstand.images.header import SUPPORTED_FORMATS
+from fruitstand.images.structure import inspect_image
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 
@@ -85,12 +86,13 @@ def _look(directory: Path, row: ManifestRow) -> tuple[Look, npt.NDArray[np.uint8
     encoded = (directory / row.path).read_bytes()
     if hashlib.sha256(encoded).hexdigest() != row.sha256:
         raise ImageRejected("changed since it was prepared")
-    header = read_header(encoded, Preprocessing())
+    inspected = inspect_image(encoded, Preprocessing())
+    formats = [name.upper() for name in SUPPORTED_FORMATS]
     try:
-        with Image.open(io.BytesIO(encoded), formats=[name.upper() for name in SUPPORTED_FORMATS]) as opened:
+        with Image.open(io.BytesIO(inspected.content), formats=formats) as opened:
             opened.load()
             small = opened.convert("RGB").resize(THUMBNAIL_SIZE, Image.Resampling.BOX)
-            seen = Look(header.format, opened.mode, *opened.size, len(encoded))
+            seen = Look(inspected.header.format, opened.mode, *opened.size, len(encoded))
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     return seen, np.asarray(small)

@@ -164,6 +164,45 @@ def test_every_kind_of_bad_image_fails_alone(server: EmbeddedServer, distinct_im
     client.close()
 
 
+def test_every_kind_of_image_gets_one_verdict_in_any_company(
+    server: EmbeddedServer, distinct_images: list[bytes]
+) -> None:
+    """Alone, through the client in requests of eight, and among seven others; the answer is the same too."""
+    kinds = [kind for kind in image_kinds() if len(kind.content) < 2**20]
+    company = [one for kind in kinds for one in (kind.content, *distinct_images[:7])]
+    with Client(server.url, batch_size=1) as client:
+        alone = list(client.classify(kind.content for kind in kinds))
+    with Client(server.url, batch_size=8) as client:
+        together = list(client.classify(kind.content for kind in kinds))
+        among_others = list(client.classify(company))[::8]
+    for kind, *answers in zip(kinds, alone, together, among_others, strict=True):
+        for answer in answers:
+            if kind.is_accepted:
+                assert answer.error is None, f"{kind.name}: {answer.error}"
+                probabilities = dict(answer.top_k)
+                assert probabilities == pytest.approx(dict(answers[0].top_k), abs=1e-5), kind.name
+            else:
+                assert kind.verdict in str(answer.error), kind.name
+                assert str(answer.error) == str(answers[0].error), kind.name
+
+
+def test_one_request_of_eight_kinds_answers_each_as_alone(server: EmbeddedServer) -> None:
+    """Padded with zeros to one length, as callers without our client send them."""
+    client = triton.InferenceServerClient(server.url)
+    kinds = [kind for kind in image_kinds() if kind.is_accepted]
+    for start in range(0, len(kinds), 8):
+        eight = kinds[start : start + 8]
+        longest = max(len(kind.content) for kind in eight)
+        images = np.stack([np.frombuffer(kind.content.ljust(longest, b"\0"), np.uint8) for kind in eight])
+        tensor = triton.InferInput("IMAGE", list(images.shape), "UINT8")
+        tensor.set_data_from_numpy(images)
+        together = client.infer(FRUIT_CLASSIFIER, [tensor]).as_numpy(PROBABILITIES)
+        for kind, got in zip(eight, together, strict=True):
+            alone = client.infer(FRUIT_CLASSIFIER, [request(kind.content)]).as_numpy(PROBABILITIES)[0]
+            np.testing.assert_allclose(got, alone, atol=1e-5, err_msg=kind.name)
+    client.close()
+
+
 def test_a_request_of_several_names_the_bad_one(server: EmbeddedServer, distinct_images: list[bytes]) -> None:
     """It fails as a whole; the client asks again for each of its images."""
     cut = distinct_images[1][:900]

@@ -10,7 +10,7 @@ from PIL import Image, features
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.image_conversion import CONVERTED_SUFFIXES, as_supported
-from fruitstand.image_header import read_header
+from fruitstand.images.header import read_header
 from fruitstand.reference_decode import decode_reference
 from fruitstand.sample_images import encode, pattern
 from fruitstand_client.images import read_image

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,9 +6,16 @@ import pytest
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.image_kinds import ImageKind, image_kinds, table
-from fruitstand.image_structure import MAX_JPEG_SCANS, inspect_image
+from fruitstand.images.jpeg import MAX_SCANS
+from fruitstand.images.structure import inspect_image
 
-ONLY_A_DECODER_KNOWS = {"png_missing_rows", "webp_half_sizes_rewritten", "webp_overwritten"}
+ONLY_A_DECODER_KNOWS = {
+    "png_missing_rows",
+    "png_unknown_filter",
+    "png_data_without_end",
+    "webp_half_sizes_rewritten",
+    "webp_overwritten",
+}
 
 
 def test_there_are_many_kinds_and_no_two_alike() -> None:
@@ -50,12 +58,35 @@ def test_a_hostile_file_costs_little_time() -> None:
     plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_progressive")
     scan = plain.index(b"\xff\xda")
     segments = plain[:scan] + b"\xff\xfe\0\2" * 2_000_000
-    scans = plain[:scan] + b"\xff\xda\0\2\0" * (MAX_JPEG_SCANS + 1)
+    scans = plain[:scan] + b"\xff\xda\0\2\0" * (MAX_SCANS + 1)
     chunks = PNG_SIGNATURE + png_chunk(b"IHDR", bytes.fromhex("00000010000000100802000000"))
     chunks += png_chunk(b"tEXt", b"") * 600_000
     for content, reason in ((segments, "markers"), (scans, "scans"), (chunks, "chunks")):
         with pytest.raises(ImageRejected, match=reason):
             inspect_image(content, Preprocessing())
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg_grey", "png", "png_palette", "webp", "webp_alpha", "bmp"])
+def test_a_file_without_metadata_is_not_copied(name: str) -> None:
+    """The decoder gets the memory that came in."""
+    content = next(kind.content for kind in image_kinds() if kind.name == name)
+    got = inspect_image(content, Preprocessing()).content
+    assert isinstance(got, memoryview)
+    assert got.obj is content
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in image_kinds() if kind.is_accepted], ids=lambda kind: kind.name
+)
+def test_a_decoder_gets_no_metadata(kind: ImageKind) -> None:
+    """Nor does a second look find any: what was inspected is its own picture, with the same turn."""
+    once = bytes(inspect_image(kind.content, Preprocessing()).content)
+    assert bytes(inspect_image(once, Preprocessing()).content) == once
+    if not kind.name.startswith("bmp"):  # has no metadata, and its pixels may spell anything
+        assert (
+            re.search(rb"xmp|ICC_PROFILE|ICCP|iCCP|tEXt|zTXt|iTXt|gAMA|cHRM|acTL|fcTL|stray|garbage", once)
+            is None
+        )
 
 
 def test_the_documentation_lists_them() -> None:

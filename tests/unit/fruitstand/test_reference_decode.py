@@ -1,11 +1,21 @@
+import io
+
 import numpy as np
 import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
+from fruitstand.image_kinds import ImageKind, image_kinds
 from fruitstand.reference_decode import decode_reference
 from fruitstand.sample_images import encode, pattern, with_orientation
 from tests.images import refused
+
+PILLOW_IS_STRICTER = {
+    "jpeg_short_jfif", "jpeg_end_missing_before_picture", "png_text_checksum", "png_empty_chrm",
+    "png_empty_phys", "png_empty_srgb", "png_empty_gama", "png_empty_iccp", "webp_exif_odd_size_6",
+    "webp_chunks_after_picture",
+}  # fmt: skip
+"""Its reader refuses the file for its metadata, though the picture is whole."""
 
 
 def test_an_image_of_the_input_size_is_not_resampled() -> None:
@@ -38,3 +48,30 @@ def test_a_refused_file_has_its_reason(name: str) -> None:
     content, reason = refused()[name]
     with pytest.raises(ImageRejected, match=reason):
         decode_reference(content, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in image_kinds() if kind.is_accepted], ids=lambda kind: kind.name
+)
+def test_an_answered_file_is_seen_as_anyone_sees_it(kind: ImageKind) -> None:
+    """Pillow reads the file itself, turned as its metadata says, as the same picture."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(kind.content)) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except Exception:  # Pillow raises a dozen kinds
+        assert kind.name in PILLOW_IS_STRICTER
+        return
+    assert kind.name not in PILLOW_IS_STRICTER
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    image = image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
+    preprocessing = Preprocessing()
+    height, width = preprocessing.input_size
+    size = preprocessing.resized_size(*image.size)
+    left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
+    expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+    got = decode_reference(kind.content, preprocessing)
+    assert np.abs(got - np.asarray(expected).astype(int)).mean() <= 2

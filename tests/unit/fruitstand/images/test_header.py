@@ -3,13 +3,13 @@ import pytest
 from export.corpus import supported_images
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_header import read_header
+from fruitstand.images.header import read_header
 from fruitstand.sample_images import encode, pattern
 from tests.images import refused
 
 IN_THE_HEADER = (
     "empty", "one_byte", "text", "gif", "tiff", "psd", "jpeg_header_only", "jpeg_magic_only", "jpeg_12_bit",
-    "jpeg_lossless", "jpeg_two_channels", "jpeg_stray_marker", "png_bomb", "thin_strip", "too_many_bytes",
+    "jpeg_lossless", "jpeg_two_channels", "jpeg_reserved_marker", "png_bomb", "thin_strip", "too_many_bytes",
 )  # fmt: skip
 """Kinds that need no look behind the header."""
 
