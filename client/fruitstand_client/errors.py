@@ -18,7 +18,6 @@ ClientError                       base, a FruitstandError
 import re
 
 import fruitstand.errors
-from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ClientError
 
 
@@ -138,7 +137,8 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     ({"RESOURCE_EXHAUSTED"}, re.compile("larger than max|Payload Too Large"), ImageRejected),
     ({"UNKNOWN", "INTERNAL"}, re.compile("DALI|runtime error: |nvImageCodec"), DecodeFailed),
 ]
-_ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "
+_ENSEMBLES = re.compile(r"^(in ensemble '[^']*', )+")
+"""Triton names each ensemble that the failed step is in."""
 _TLS_REASONS = {
     "certificate has expired": "its certificate has expired; renew it on the server",
     "unable to get local issuer": "its certificate's issuer is unknown here; name the CA's file",
@@ -167,7 +167,7 @@ def translate(
         if status in statuses and pattern.search(text):
             kind = named
             break
-    message = _message(kind, status, " ".join(text.split()).removeprefix(_ENSEMBLE), url)
+    message = _message(kind, status, _ENSEMBLES.sub("", " ".join(text.split())), url)
     return kind(message, status=status, pushback_s=pushback_s, request_id=request_id)
 
 
