@@ -23,7 +23,7 @@ WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
 _DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
 _GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
 _GPU_GUARDED = Path(contract.IMAGE_DECODE, "configs", "gpu.pbtxt")
-_SHARED_MODULES = ("__init__", "contract", "errors", "image_header", "image_structure")
+_GUARD_IMPORTS = ("__init__.py", "contract.py", "errors.py", "images/*.py")
 
 COPIES = {
     Path(contract.IMAGE_GUARD, "warmup", WARMUP_IMAGE.name): WARMUP_IMAGE,
@@ -112,10 +112,11 @@ def render_repository(
         rendered[relative] = content
     for copy, original in COPIES.items():
         rendered[copy] = rendered[original]
-    for module in _SHARED_MODULES:
-        # The container has no fruitstand: the guard brings what it shares with the embedded server.
-        path = Path(contract.IMAGE_GUARD, "1", "fruitstand", f"{module}.py")
-        rendered[path] = Path(contract.__file__).with_name(path.name).read_bytes()
+    # The container has no fruitstand: the guard brings what it shares with the embedded server.
+    package = Path(contract.__file__).parent
+    for path in (path for pattern in _GUARD_IMPORTS for path in sorted(package.glob(pattern))):
+        copy = Path(contract.IMAGE_GUARD, "1", package.name, path.relative_to(package))
+        rendered[copy] = path.read_bytes()
     template = Template((TEMPLATES / LOADED_CONFIG).read_text())
     rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()

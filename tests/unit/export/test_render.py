@@ -85,13 +85,14 @@ def test_the_guard_checks_with_the_modules_of_the_embedded_server(tmp_path: Path
     folder = tmp_path / IMAGE_GUARD / "1"
     script = (
         f"import sys; sys.path.append({str(folder)!r})\n"
-        "from fruitstand.image_structure import inspect_image\n"
+        "from fruitstand.images.structure import inspect_image\n"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fruitstand')))"
     )
     run = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True
     )
-    copies = sorted((folder / "fruitstand").glob("*.py"))
+    copies = sorted((folder / "fruitstand").rglob("*.py"))
     assert sorted(run.stdout.split()) == list(map(str, copies))
     for copy in copies:
-        assert copy.read_bytes() == Path(fruitstand.__file__).with_name(copy.name).read_bytes()
+        original = Path(fruitstand.__file__).parent / copy.relative_to(folder / "fruitstand")
+        assert copy.read_bytes() == original.read_bytes()

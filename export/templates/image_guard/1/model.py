@@ -1,8 +1,9 @@
 """Refuse images that are not whole. Rendered by `fruitstand export` from the contract: edit export/templates.
 
 NVIDIA's dali backend fails every request of a batch that holds one image it cannot decode, and a header
-that its parser cannot read ends the server. This step answers for such images, and passes the others on. It
-checks as the embedded server does: the folder `fruitstand` beside this file holds copies of its modules.
+that its parser cannot read ends the server. This step answers for such images, and passes on of the others
+what a decoder needs. It checks as the embedded server does: the folder `fruitstand` beside this file holds
+copies of its modules.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_structure import inspect_image
+from fruitstand.images.structure import inspect_image
 
 LIMITS = Preprocessing(
     input_size=($height, $width),
@@ -32,28 +33,34 @@ class TritonPythonModel:
     def _answer(self, request) -> "pb_utils.InferenceResponse":
         encoded = pb_utils.get_input_tensor_by_name(request, "$encoded")
         images = encoded.as_numpy()
+        pictures = []
         for position, image in enumerate(images):
             try:
-                self._check(image)
+                pictures.append(self._picture(image))
             except ImageRejected as exc:
                 where = f"image {position + 1} of {len(images)}: " if len(images) > 1 else ""
                 # The id is the caller's own text: a quoted and shortened one forges no line.
                 pb_utils.Logger.log_info(f"request {request.request_id()[:64]!a}: {where}{exc}")
                 error = pb_utils.TritonError(f"{where}{exc}", pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=error)
-        return pb_utils.InferenceResponse([encoded])
+        padded = np.zeros((len(pictures), max(map(len, pictures), default=0)), np.uint8)
+        for row, picture in zip(padded, pictures, strict=True):
+            row[: len(picture)] = picture
+        return pb_utils.InferenceResponse([pb_utils.Tensor("$encoded", padded)])
 
-    def _check(self, image: np.ndarray) -> None:
-        """Raise ImageRejected for an image that the decoder may not see."""
-        header = inspect_image(image.data, LIMITS)
-        if header.format == "JPEG":  # one that is whole hardly ever fails
-            return
+    def _picture(self, image: np.ndarray) -> np.ndarray:
+        """What the decoder gets of an image; raise ImageRejected for one that it may not see."""
+        inspected = inspect_image(image.data, LIMITS)
+        picture = np.frombuffer(inspected.content, np.uint8)
+        if inspected.header.format == "JPEG":  # one that is whole hardly ever fails
+            return picture
         try:
-            self._pipeline.feed_input("$encoded", [image])
+            self._pipeline.feed_input("$encoded", [picture])
             self._pipeline.run()
         except Exception as exc:  # DALI raises RuntimeError, MemoryError and whatever its decoders raise
             self._build()
             raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
+        return picture
 
     def _build(self) -> None:
         self._pipeline = _decode_one()
