@@ -20,8 +20,8 @@ from fruitstand.labels import read_labels
 from fruitstand.triton_keys import DALI_PARAMETERS, ONNXRUNTIME_PARAMETERS
 from fruitstand.versions import version_numbers
 
-_PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS}
-_MODEL_FILES = {"dali": ("model.dali", "dali.py"), "onnxruntime": ("model.onnx",)}
+_PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS, "python": {}}
+_MODEL_FILES = {"dali": ("model.dali", "dali.py"), "onnxruntime": ("model.onnx",), "python": ("model.py",)}
 _ENSEMBLE_IGNORES = ("instance_group", "model_warmup", "default_model_filename")
 _ITEM_BYTES = {
     **dict.fromkeys((pb.TYPE_BOOL, pb.TYPE_UINT8, pb.TYPE_INT8), 1),

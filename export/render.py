@@ -20,6 +20,22 @@ LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
 WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
 """A painted fruit; decoded once before the decode step is called ready."""
 
+_DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
+_GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
+_GPU_GUARDED = Path(contract.IMAGE_DECODE, "configs", "gpu.pbtxt")
+_GUARD_IMPORTS = ("__init__.py", "contract.py", "errors.py", "images/*.py")
+
+COPIES = {
+    Path(contract.IMAGE_GUARD, "warmup", WARMUP_IMAGE.name): WARMUP_IMAGE,
+    Path(contract.IMAGE_DECODE_DALI, "warmup", WARMUP_IMAGE.name): WARMUP_IMAGE,
+    Path(contract.IMAGE_DECODE_DALI, "1", "dali.py"): _DALI_FILE,
+    Path(contract.IMAGE_DECODE_DALI, "configs", "gpu-trt.pbtxt"): _GPU_DALI,
+    Path(contract.IMAGE_DECODE, "configs", "gpu-trt.pbtxt"): _GPU_GUARDED,
+    Path(contract.IMAGE_DECODE, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): (_GPU_GUARDED),
+    Path(contract.FRUIT_RESNET, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): LOADED_CONFIG,
+}
+"""Rendered files that are the same in two places, by the one that is a template."""
+
 UNNAMED = Path(contract.FRUIT_RESNET, "config.pbtxt")
 """For a server that is told no `--model-config-name`. No promotion may change it: where anything in a model's
 folder is newer than it was, besides `configs` and the folders of versions, Triton loads every version again
@@ -94,6 +110,13 @@ def render_repository(
         if relative != WARMUP_IMAGE:
             content = Template(content.decode()).substitute(values).encode()
         rendered[relative] = content
+    for copy, original in COPIES.items():
+        rendered[copy] = rendered[original]
+    # The container has no fruitstand: the guard brings what it shares with the embedded server.
+    package = Path(contract.__file__).parent
+    for path in (path for pattern in _GUARD_IMPORTS for path in sorted(package.glob(pattern))):
+        copy = Path(contract.IMAGE_GUARD, "1", package.name, path.relative_to(package))
+        rendered[copy] = path.read_bytes()
     template = Template((TEMPLATES / LOADED_CONFIG).read_text())
     rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()
@@ -109,6 +132,8 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
     height, width = preprocessing.input_size
     return {
         "image_decode": contract.IMAGE_DECODE,
+        "image_decode_dali": contract.IMAGE_DECODE_DALI,
+        "image_guard": contract.IMAGE_GUARD,
         "fruit_resnet": contract.FRUIT_RESNET,
         "fruit_classifier": contract.FRUIT_CLASSIFIER,
         "image": contract.IMAGE,
@@ -121,6 +146,10 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
         "width": width,
         "resize_mode": preprocessing.resize_mode,
         "antialias": preprocessing.antialias,
+        "max_encoded_bytes": preprocessing.max_encoded_bytes,
+        "max_pixels": preprocessing.max_pixels,
+        "max_resized_height": preprocessing.max_pixels // width,
+        "max_resized_width": preprocessing.max_pixels // height,
         "dali_interpolation": _DALI_INTERPOLATION[preprocessing.interpolation],
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],

@@ -15,7 +15,7 @@ from export.audit import audited
 from export.render import ServedFiles, render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.audit import read_audit
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, MODELS, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.versions import (
@@ -58,7 +58,7 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
             ) from exc
         sweep_temporaries(repository)
         # Only where this stage alone writes: the folder named may be another one by mistake.
-        for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+        for model in MODELS:
             below = [path for path in (repository / model).rglob("*") if path.is_dir()]
             for directory in (repository / model, *below):
                 sweep_temporaries(directory, of_anyone=True)

@@ -9,8 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 IMAGE_DECODE = "image_decode"
+"""The first step: the embedded server's decoder; in NVIDIA's container the guard, then the decoder."""
+IMAGE_GUARD = "image_guard"
+"""Refuses images that are not whole, in front of NVIDIA's dali backend."""
+IMAGE_DECODE_DALI = "image_decode_dali"
+"""The decoder behind the guard."""
 FRUIT_RESNET = "fruit_resnet"
 FRUIT_CLASSIFIER = "fruit_classifier"
+
+MODELS = (IMAGE_GUARD, IMAGE_DECODE_DALI, IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)
+"""Every folder of a model repository."""
 
 IMAGE = "IMAGE"
 ENCODED = "ENCODED"
@@ -32,7 +40,10 @@ CPU_ENGINES = ("openvino", "cpu")
 """What computes a model without a GPU, the preferred first: OpenVINO, or ONNX Runtime's own kernels."""
 
 CPU_CONFIG = "cpu"
-"""The `--model-config-name` of a server without a GPU."""
+"""The `--model-config-name` of the embedded server without a GPU."""
+
+CPU_NATIVE_CONFIG = "cpu-native"
+"""The same for a server with NVIDIA's own backends, which need the guard."""
 
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""

@@ -17,7 +17,6 @@ from fruitstand.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
 
 VERSION = 2
 DECODE = f"{IMAGE_DECODE}/config.pbtxt"
-DECODE_SETS = f"{IMAGE_DECODE}/**/*.pbtxt"
 RESNET = f"{FRUIT_RESNET}/configs/cpu.pbtxt"
 RESNET_GPU = f"{FRUIT_RESNET}/configs/gpu.pbtxt"
 RESNET_TENSORRT = f"{FRUIT_RESNET}/configs/gpu-trt.pbtxt"

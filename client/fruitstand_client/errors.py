@@ -18,7 +18,6 @@ ClientError                       base, a FruitstandError
 import re
 
 import fruitstand.errors
-from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ClientError
 
 
@@ -148,7 +147,8 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
         DecodeFailed,
     ),
 ]
-_ENSEMBLE = f"in ensemble '{FRUIT_CLASSIFIER}', "
+_ENSEMBLES = re.compile(r"^(in ensemble '[^']*', )+")
+"""Triton names each ensemble that the failed step is in."""
 _TLS_REASONS = {
     "certificate has expired": "its certificate has expired; renew it on the server",
     "unable to get local issuer": "its certificate's issuer is unknown here; name the CA's file",
@@ -177,7 +177,7 @@ def translate(
         if status in statuses and pattern.search(text):
             kind = named
             break
-    message = _message(kind, status, " ".join(text.split()).removeprefix(_ENSEMBLE), url)
+    message = _message(kind, status, _ENSEMBLES.sub("", " ".join(text.split())), url)
     return kind(message, status=status, pushback_s=pushback_s, request_id=request_id)
 
 

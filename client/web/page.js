@@ -129,7 +129,7 @@ function say(text) {
 
 // Triton names the model that refused; a person wants the reason.
 function sentence(error = "no reason was given") {
-  const reason = error.replace(/^in ensemble '[^']*', /, "");
+  const reason = error.replace(/^(in ensemble '[^']*', )+/, "");
   return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
 }
 

@@ -31,5 +31,7 @@ def image_decode():
         interp_type=types.INTERP_LINEAR,
         antialias=True,
         subpixel_scale=False,
+        # A strip is scaled up by its short side: without an end its long one takes gigabytes.
+        max_size=[500000, 500000],
     )
     return fn.crop(image, crop=(100, 100))

@@ -45,7 +45,7 @@ def test_a_clean_repository_gives_no_findings(tmp_path: Path) -> None:
     """Neither all sets together nor any of them alone."""
     repository = clean_repository(tmp_path)
     assert lint_repository(repository) == []
-    for name in ("gpu", "gpu-trt"):
+    for name in ("cpu", "cpu-native", "gpu", "gpu-trt"):
         assert lint_repository(repository, config_name=name) == []
 
 
@@ -217,7 +217,9 @@ def test_a_config_name_selects_its_files_and_falls_back(tmp_path: Path) -> None:
 def test_what_cannot_be_linted_is_an_error(tmp_path: Path) -> None:
     """An unknown config name would silently select the default, an empty folder nothing."""
     repository = clean_repository(tmp_path)
-    with pytest.raises(ArtefactError, match=r"no model has configs/tpu\.pbtxt, there are cpu, gpu, gpu-trt"):
+    with pytest.raises(
+        ArtefactError, match=r"no model has configs/tpu\.pbtxt, there are cpu, cpu-native, gpu, gpu-trt"
+    ):
         lint_repository(repository, config_name="tpu")
     with pytest.raises(ArtefactError, match="no model in it"):
         lint_repository(tmp_path / "nowhere")

@@ -8,7 +8,6 @@ from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.sample_images import encode, pattern
 from tests.repositories import (
     DECODE,
-    DECODE_SETS,
     ENSEMBLE,
     EVERYWHERE,
     RESNET,
@@ -167,7 +166,7 @@ def as_string(config: pb.ModelConfig) -> None:
             "warmup_file",
             [
                 put(WARMUP_IMAGE, b"no image"),
-                edit(DECODE_SETS, lambda c: warmup(c).dims.__setitem__(0, 8)),
+                edit(DECODE, lambda c: warmup(c).dims.__setitem__(0, 8)),
             ],
             id="warmup_file_no_image",
         ),
@@ -181,7 +180,7 @@ def as_string(config: pb.ModelConfig) -> None:
         pytest.param(
             "version_directory",
             [
-                edit(DECODE_SETS, lambda c: c.ClearField("version_policy")),
+                edit(DECODE, lambda c: c.ClearField("version_policy")),
                 remove(f"{IMAGE_DECODE}/1"),
             ],
             id="no_version_at_all",

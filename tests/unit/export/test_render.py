@@ -1,11 +1,14 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+import fruitstand
 from export.render import LABELS_FILE, SWITCH, render_repository, write_repository
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, IMAGE_GUARD, Preprocessing
 from fruitstand.labels import read_labels
 from fruitstand.versions import LOADED_CONFIG, ServingState
 
@@ -68,7 +71,7 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
 
 
 def test_mean_and_std_live_in_one_place() -> None:
-    """Only the contract names them; configs and pipelines never normalise."""
+    """Only the contract and the guard's copy of it name them; configs and pipelines never normalise."""
     root = Path(__file__).parents[3]
     places = [
         path
@@ -84,4 +87,24 @@ def test_mean_and_std_live_in_one_place() -> None:
         for path in (root / folder).rglob("*")
         if path.suffix in (".py", ".pbtxt") and "0.485" in path.read_text()
     ]
-    assert places == [root / "fruitstand" / "contract.py"]
+    copy = root / "model_repository" / IMAGE_GUARD / "1" / "fruitstand" / "contract.py"
+    assert places == [root / "fruitstand" / "contract.py", copy]
+
+
+def test_the_guard_checks_with_the_modules_of_the_embedded_server(tmp_path: Path) -> None:
+    """Its own copies suffice: a Python without fruitstand, as in NVIDIA's container, finds all it imports."""
+    write_repository(tmp_path, Preprocessing(), LABELS)
+    folder = tmp_path / IMAGE_GUARD / "1"
+    script = (
+        f"import sys; sys.path.append({str(folder)!r})\n"
+        "from fruitstand.images.structure import inspect_image\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fruitstand')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    copies = sorted((folder / "fruitstand").rglob("*.py"))
+    assert sorted(run.stdout.split()) == list(map(str, copies))
+    for copy in copies:
+        original = Path(fruitstand.__file__).parent / copy.relative_to(folder / "fruitstand")
+        assert copy.read_bytes() == original.read_bytes()

@@ -31,5 +31,7 @@ def $image_decode():
         interp_type=types.$dali_interpolation,
         antialias=$antialias,
         subpixel_scale=False,
+        # A strip is scaled up by its short side: without an end its long one takes gigabytes.
+        max_size=[$max_resized_height, $max_resized_width],
     )
     return fn.crop(image, crop=($height, $width))

@@ -1,0 +1,37 @@
+"""Decode and resize for serving. Rendered by `fruitstand export` from the contract: edit export/templates.
+
+NVIDIA's dali backend runs this file with its own Python and serialises the pipeline; the embedded backend
+imports it. The processor decodes unless FRUITSTAND_DECODE_DEVICE=gpu.
+"""
+
+import os
+
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.plugin.triton import autoserialize
+
+GPU = os.environ.get("FRUITSTAND_DECODE_DEVICE") == "gpu"
+
+
+@autoserialize
+@pipeline_def(
+    batch_size=64,
+    num_threads=int(os.environ.get("FRUITSTAND_THREADS", "2")),
+    device_id=0 if GPU else None,
+    prefetch_queue_depth=1,
+    output_dtype=[types.UINT8],
+    output_ndim=[3],
+)
+def image_decode():
+    encoded = fn.external_source(device="cpu", name="ENCODED", dtype=types.UINT8, ndim=1)
+    image = fn.decoders.image(encoded, device="mixed" if GPU else "cpu", output_type=types.RGB)
+    image = fn.resize(
+        image,
+        size=[100, 100],
+        mode="not_smaller",
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        subpixel_scale=False,
+        # A strip is scaled up by its short side: without an end its long one takes gigabytes.
+        max_size=[500000, 500000],
+    )
+    return fn.crop(image, crop=(100, 100))

@@ -1,0 +1,199 @@
+"""JPEG: the segments are walked, and what is no part of the picture is left out."""
+
+import re
+import struct
+from collections.abc import Iterator
+
+from fruitstand.errors import ImageRejected
+from fruitstand.images.orientation import exif_block, turn
+
+MAX_MARKERS = 1000
+"""Real files have a dozen, and a hostile one may not cost us time."""
+MAX_SCANS = 32
+"""A progressive file has about ten; each one more costs a pass over all pixels."""
+MAX_STRAY_BYTES = 2**16
+"""Between two segments; decoders skip them."""
+MAX_WALKED_SCAN_BYTES = 2**18
+"""Of a sequential picture's data, searched for markers that do not belong there: 1 ns a byte."""
+
+_TRUNCATED = "truncated: the file ends before the image does"
+_MARKER = re.compile(rb"\xff[\x01-\xfe]")
+_AFTER_A_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither stuffing, nor restart, nor fill bytes
+_DHT, _SOI, _EOI, _SOS, _DQT = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB
+_APP0, _APP1, _APP14, _COM = 0xE0, 0xE1, 0xEE, 0xFE
+_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and the restart markers have no length
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # JPG and DAC share the range, too
+_DECODABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # sequential, progressive; Huffman, arithmetic
+_PROGRESSIVE_FRAMES = frozenset((0xC2, 0xCA))
+_METADATA = frozenset((*range(0xE0, 0xF0), _COM))
+_BETWEEN_SCANS = _METADATA | {_DHT, 0xCC, _SOS, _DQT, 0xDC, 0xDD}  # DAC, DNL and DRI
+_NEEDED_METADATA = {_APP0: (b"JFIF\0", 16), _APP14: (b"Adobe", 14)}
+"""Segments that tell the colour space: how they begin, and their least length in bytes."""
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment down to the first scan's header, which comes last.
+
+    Stray bytes, fill bytes and markers without content are skipped, as decoders skip them.
+
+    Raises:
+        ImageRejected: no segment where one has to be, or one that the file cuts off.
+        IndexError: the file ends inside a segment's length.
+    """
+    position = 2
+    for _ in range(MAX_MARKERS):
+        start = position
+        if view[start] != 0xFF or not 0 < view[start + 1] < 0xFF:
+            found = _MARKER.search(view, position, position + MAX_STRAY_BYTES)
+            if found is None:
+                cut = position + MAX_STRAY_BYTES >= len(view)
+                raise ImageRejected(_TRUNCATED if cut else "not an image: broken JPEG markers")
+            start = found.start()
+        marker = view[start + 1]
+        if marker in _STANDALONE:
+            position = start + 2
+            continue
+        if marker == _EOI:
+            raise ImageRejected("damaged: a JPEG without picture data")
+        if marker < 0xC0 or marker == _SOI:
+            raise ImageRejected("not an image: broken JPEG markers")
+        length = view[start + 2] << 8 | view[start + 3]
+        position = start + 2 + length
+        if length < 2:
+            raise ImageRejected("damaged: broken JPEG markers")
+        yield marker, start, position
+        if marker == _SOS:
+            return
+    raise ImageRejected(f"not an image: more than {MAX_MARKERS} JPEG markers before the picture")
+
+
+def read_size(view: memoryview) -> tuple[int, int]:
+    """Width and height in pixels, before any turn.
+
+    Raises:
+        ImageRejected: no frame header, or one of a JPEG that decoders do not read.
+        IndexError, struct.error: the file ends inside its header.
+    """
+    for marker, start, _ in segments(view):
+        if marker in _FRAMES:
+            depth, height, width, num_channels = struct.unpack_from(">BHHB", view, start + 4)
+            if marker not in _DECODABLE_FRAMES:
+                raise ImageRejected("unsupported format: lossless or hierarchical JPEG; send a baseline one")
+            if depth != 8:
+                raise ImageRejected(f"unsupported format: JPEG with {depth} bits a channel; send one with 8")
+            if num_channels not in (1, 3, 4):
+                raise ImageRejected(f"unsupported format: JPEG with {num_channels} channels; send 1, 3 or 4")
+            return width, height
+    raise ImageRejected("not an image: a JPEG without a frame header")
+
+
+def picture_only(view: memoryview) -> memoryview | bytes:
+    """The file without stray bytes and metadata; its turn, if any, is all that its EXIF says.
+
+    Raises:
+        ImageRejected: the file ends before the picture does, or contradicts itself.
+        IndexError: the file ends inside a segment's length.
+    """
+    kept: list[memoryview | bytes] = []
+    kept_from, position, num_frames, is_progressive = 0, 2, 0, False
+    exif, xmp = b"", b""
+    for marker, start, end in segments(view):
+        if end > len(view):
+            raise ImageRejected(_TRUNCATED)
+        is_dropped = False
+        if marker == _DHT:
+            _check_huffman_tables(view[start + 4 : end])
+        elif marker in _FRAMES:
+            num_frames += 1
+            is_progressive = marker in _PROGRESSIVE_FRAMES
+        elif marker in _METADATA and not _is_needed(marker, view[start:end]):
+            is_dropped = True
+            if marker == _APP1:
+                content = bytes(view[start + 4 : end])
+                exif = exif or (content if content.startswith(_EXIF) else b"")
+                xmp = xmp or (content if content.startswith(_XMP) else b"")
+        if is_dropped or start != position:
+            kept.append(view[kept_from:position])
+            kept_from = end if is_dropped else start
+        position = end
+    if num_frames != 1:
+        raise ImageRejected(f"damaged: a JPEG with {num_frames} frame headers")
+    end = _end_of_scans(view, position, is_progressive)
+    orientation = turn(exif, xmp)
+    if not kept and orientation == 1 and view[end + 1] == _EOI:
+        return view
+    parts = [*kept, view[kept_from:end]]
+    parts[0] = parts[0][2:]
+    return b"".join((b"\xff\xd8", _exif_segment(orientation), *parts, b"\xff\xd9"))
+
+
+def _is_needed(marker: int, segment: memoryview) -> bool:
+    start, least_bytes = _NEEDED_METADATA.get(marker, (b"", 2**16))
+    return len(segment) >= 2 + least_bytes and bytes(segment[4 : 4 + len(start)]) == start
+
+
+def _exif_segment(orientation: int) -> bytes:
+    if orientation == 1:
+        return b""
+    content = _EXIF + exif_block(orientation)
+    return struct.pack(">HH", 0xFFE1, 2 + len(content)) + content
+
+
+def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
+    """Where the picture ends: at the end marker, or where the next picture of the file begins.
+
+    Args:
+        view: the file.
+        position: where the first scan's data begin.
+        is_progressive: many scans are usual; else nearly always one, whose end is found from behind.
+    """
+    num_scans = 1
+    limit = len(view) if is_progressive else min(len(view), position + MAX_WALKED_SCAN_BYTES)
+    for _ in range(MAX_MARKERS):
+        found = _AFTER_A_SCAN.search(view, position, limit)
+        if found is None:
+            rest = max(position, limit - 1)  # the marker may lie across the limit
+            end = bytes(view[rest:]).rfind(b"\xff\xd9")
+            if end < 0:
+                raise ImageRejected(_TRUNCATED)
+            return rest + end
+        start = found.start()
+        marker = view[start + 1]
+        if marker in (_EOI, _SOI):
+            return start
+        length = view[start + 2] << 8 | view[start + 3]
+        position = start + 2 + length
+        if marker not in _BETWEEN_SCANS or length < 2:
+            raise ImageRejected("damaged: a marker inside the JPEG's picture data that does not belong there")
+        if position > len(view):
+            raise ImageRejected(_TRUNCATED)
+        if marker in _CHECKS:
+            _CHECKS[marker](view[start + 4 : position])
+        num_scans += marker == _SOS
+        if num_scans > MAX_SCANS:
+            raise ImageRejected(f"damaged: a JPEG of more than {MAX_SCANS} scans")
+    raise ImageRejected(f"damaged: more than {MAX_MARKERS} JPEG markers")
+
+
+def _check_huffman_tables(segment: memoryview) -> None:
+    """One table's 16 counts say how many symbols follow it."""
+    position = 0
+    while position < len(segment):
+        num_symbols = sum(segment[position + 1 : position + 17])
+        position += 17 + num_symbols
+        if num_symbols > 256 or position > len(segment):
+            raise ImageRejected("damaged: broken JPEG tables")
+
+
+def _check_quantization_tables(segment: memoryview) -> None:
+    """Each begins with its precision and its number, 0 to 3."""
+    position = 0
+    while position < len(segment):
+        precision, number = divmod(segment[position], 16)
+        position += 129 if precision else 65
+        if number > 3 or position > len(segment):
+            raise ImageRejected("damaged: broken JPEG tables")
+
+
+_CHECKS = {_DHT: _check_huffman_tables, _DQT: _check_quantization_tables}

@@ -1,0 +1,104 @@
+"""WebP: the chunks are walked, and what is no part of the picture is left out."""
+
+import struct
+
+from fruitstand.errors import ImageRejected
+from fruitstand.images.orientation import exif_block, turn
+
+MAX_CHUNKS = 1000
+MIN_DECODER_BYTES = 32
+"""What DALI's decoder wants to read at once, also of a picture that is smaller."""
+
+_TRUNCATED = "truncated: the file ends before the image does"
+_EXTENDED_BYTES = 10
+_EXIF_FLAG, _XMP_FLAG, _ANIMATION_FLAG = 0x08, 0x04, 0x02
+_METADATA_FLAGS = 0x20 | _EXIF_FLAG | _XMP_FLAG
+_STILL, _ANIMATED = frozenset((b"VP8 ", b"VP8L")), frozenset((b"ANMF",))
+_BEFORE_A_PICTURE = frozenset((b"ALPH", b"ANIM"))
+
+
+def read_size(view: memoryview) -> tuple[int, int]:
+    """Width and height in pixels, before any turn.
+
+    Raises:
+        ImageRejected: it begins with a chunk that no decoder knows.
+        struct.error, IndexError: the file ends inside its header.
+    """
+    kind = bytes(view[12:16])
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(view[at : at + 3], "little") for at in (24, 27))
+        return 1 + width, 1 + height
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", view, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", view, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ImageRejected("not an image: an unknown WebP chunk")
+
+
+def picture_only(view: memoryview) -> memoryview | bytes:
+    """The file without metadata; its turn, if any, is all that its EXIF says.
+
+    Raises:
+        ImageRejected: the file ends before the picture does, or contradicts itself.
+        struct.error, IndexError: the file ends inside its header.
+    """
+    (size,) = struct.unpack_from("<I", view, 4)
+    end = size + 8
+    if end > len(view):
+        raise ImageRejected(_TRUNCATED)
+    if bytes(view[12:16]) == b"VP8X":
+        return _without_metadata(view, end)
+    _check_start_code(bytes(view[12:16]), view[20:26])
+    return view if len(view) >= MIN_DECODER_BYTES else bytes(view).ljust(MIN_DECODER_BYTES, b"\0")
+
+
+def _check_start_code(kind: bytes, content: memoryview) -> None:
+    if (kind == b"VP8 " and bytes(content[3:6]) != b"\x9d\x01\x2a") or (
+        kind == b"VP8L" and content[0] != 0x2F
+    ):
+        raise ImageRejected("damaged: a WebP without its start code")
+
+
+def _without_metadata(view: memoryview, end: int) -> memoryview | bytes:
+    (extended_bytes,) = struct.unpack_from("<I", view, 16)
+    if extended_bytes != _EXTENDED_BYTES:
+        raise ImageRejected("damaged: a WebP with a header of no known length")
+    flags, position = view[20], 20 + extended_bytes
+    pictures = _ANIMATED if flags & _ANIMATION_FLAG else _STILL
+    kept: list[memoryview | bytes] = []
+    exif, xmp, num_dropped, has_picture = b"", b"", 0, False
+    for _ in range(MAX_CHUNKS):
+        if position + 8 > end:
+            break
+        kind, length = struct.unpack_from("<4sI", view, position)
+        content = view[position + 8 : min(position + 8 + length, end)]
+        if not has_picture and (kind in pictures or kind in _BEFORE_A_PICTURE):
+            if len(content) < length:
+                raise ImageRejected(_TRUNCATED)
+            _check_start_code(kind, content)
+            kept.append(view[position : position + 8 + length])
+            kept.append(b"\0" * (length % 2))
+            has_picture = kind in pictures
+        else:
+            num_dropped += 1
+            if kind == b"EXIF" and flags & _EXIF_FLAG:
+                exif = exif or bytes(content)
+            elif kind == b"XMP " and flags & _XMP_FLAG:
+                xmp = xmp or bytes(content)
+        position += 8 + length + length % 2
+    else:
+        raise ImageRejected(f"damaged: more than {MAX_CHUNKS} WebP chunks")
+    if not has_picture:
+        raise ImageRejected("damaged: a WebP without picture data")
+    orientation = turn(exif, xmp)
+    if not num_dropped and not flags & _METADATA_FLAGS:
+        return view
+    flags &= ~_METADATA_FLAGS
+    if orientation > 1:
+        flags |= _EXIF_FLAG
+        block = exif_block(orientation)
+        kept.insert(0, b"EXIF" + struct.pack("<I", len(block)) + block)
+    body = b"".join((b"WEBPVP8X", view[16:20], bytes((flags,)), view[21:30], *kept))
+    return b"RIFF" + struct.pack("<I", len(body)) + body
