@@ -3,11 +3,12 @@
     docker compose run --rm preflight        before any large image is pulled
 
 Nothing else starts before this has passed. It needs the standard library alone, runs in the image that the
-others are built on, as the user of the servers, and asks Docker for no GPU.
+others are built on, as the owner of the clone, and asks Docker for no GPU.
 """
 
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,7 @@ from serving import doctor
 from serving.doctor import OK, WARN, check_ports, gpu_driver
 
 ROOT = Path("/app")
-READ = ("model_repository", "deploy/probe.json", "monitoring", "access")
-"""Of the clone: what the containers read as users that need not own it."""
+PROMETHEUS_USER = 65534, 65534
 TOOLKIT = ("nvidia-container-runtime-hook", "nvidia-cdi-hook", "nvidia-container-runtime")
 HOST_PROGRAMS = Path("/host/usr/bin")
 MEMORY = Path("/var/tmp")
@@ -33,11 +33,14 @@ FIXED_PORTS = {"gpu": (8002, 8011, 9901), "cpu": (8002, 8010, 8011, 8012, 8021, 
 """Between the containers: Triton's gRPC, REST and metrics, Envoy's and the drift watch's metrics."""
 
 
-def problems(profile: str, environment: Mapping[str, str], *, started_before: bool = False) -> Iterator[str]:
+def problems(
+    profile: str, root: Path, environment: Mapping[str, str], *, started_before: bool = False
+) -> Iterator[str]:
     """Every reason why the stack cannot run here, each with what to do.
 
     Args:
         profile: gpu or cpu.
+        root: of the clone.
         environment: the variables that docker-compose.yml hands on.
         started_before: this stack ran already: ports that are taken are its own.
     """
@@ -47,7 +50,7 @@ def problems(profile: str, environment: Mapping[str, str], *, started_before: bo
         yield from gpu_problems()
     if not started_before:
         yield from port_problems(profile, environment)
-    yield from unreadable(ROOT)
+    yield from unreadable(root, environment)
 
 
 def gpu_problems() -> Iterator[str]:
@@ -75,27 +78,34 @@ def port_problems(profile: str, environment: Mapping[str, str]) -> Iterator[str]
         yield f"port {port} is taken: stop what listens there (ss -ltnp 'sport = :{port}'){other}"
 
 
-def unreadable(root: Path) -> Iterator[str]:
-    """Files of the clone that the servers may not read, as after a clone with umask 077."""
-    for name in READ:
-        found = next((path for path in _tree(root / name) if not _readable(path)), None)
-        if found is not None:
-            yield (
-                f"{found.relative_to(root)}: user {os.getuid()} of the servers may not read it:"
-                f" chmod -R a+rX {name}, or MODELS_UID={found.stat().st_uid} docker compose up"
-            )
-
-
-def _tree(path: Path) -> Iterator[Path]:
-    if path.exists():
-        yield path
-        yield from (
-            Path(folder) / name for folder, names, files in os.walk(path) for name in (*names, *files)
+def unreadable(root: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Files of the clone that a server may not read, as after a clone with umask 077."""
+    servers = int(environment.get("MODELS_UID") or 1000), int(environment.get("MODELS_GID") or 1000)
+    readers = {"model_repository": servers, "deploy": servers, "monitoring": PROMETHEUS_USER}
+    found = {name: _first_closed(root / name, *user) for name, user in readers.items()}
+    if closed := [(name, path) for name, path in found.items() if path is not None]:
+        yield (
+            f"{closed[0][1].relative_to(root)}: user {readers[closed[0][0]][0]} may not read it:"
+            f" chmod -R a+rX {' '.join(name for name, _ in closed)}"
+        )
+    if environment.get("ACCESS") and (key := _first_closed(root / "access", *servers)):
+        yield (
+            f"{key.name} in ACCESS: user {servers[0]} of the gateway may not read it:"
+            f" MODELS_UID={key.stat().st_uid} docker compose up"
         )
 
 
-def _readable(path: Path) -> bool:
-    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+def _first_closed(path: Path, uid: int, gid: int) -> Path | None:
+    inside = (Path(folder) / name for folder, names, files in os.walk(path) for name in (*names, *files))
+    return next((one for one in (path, *inside) if not _may_read(one, uid, gid)), None)
+
+
+def _may_read(path: Path, uid: int, gid: int) -> bool:
+    """By the mode alone: no container of ours overrides it, root's neither."""
+    status = path.stat()
+    shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+    wanted = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
+    return status.st_mode >> shift & wanted == wanted
 
 
 def notes(profile: str, root: Path, environment: Mapping[str, str]) -> Iterator[str]:
@@ -118,7 +128,7 @@ def notes(profile: str, root: Path, environment: Mapping[str, str]) -> Iterator[
 def main(profile: str) -> int:
     """Print what was found; the exit status."""
     passed = MEMORY / f"passed-{profile}"
-    found = list(problems(profile, os.environ, started_before=passed.exists()))
+    found = list(problems(profile, ROOT, os.environ, started_before=passed.exists()))
     warn_only = os.environ.get("PREFLIGHT") == WARN
     for line in found:
         print(f"preflight: {'warning' if warn_only else 'error'}: {line}", flush=True)

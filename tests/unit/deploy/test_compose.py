@@ -305,22 +305,29 @@ def test_preflight_names_a_taken_port_and_how_to_choose_another() -> None:
             one for one in preflight.port_problems("cpu", environment) if environment["PAGE_PORT"] in one
         )
         assert "PAGE_PORT=" in line
-        again = preflight.problems("cpu", environment, started_before=True)
+        again = preflight.problems("cpu", ROOT, environment, started_before=True)
         assert not [one for one in again if "taken" in one]
 
 
-def test_preflight_finds_what_the_servers_may_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a clone with umask 077: the file and the command."""
-    config = tmp_path / "model_repository" / "fruit_resnet" / "config.pbtxt"
-    config.parent.mkdir(parents=True)
-    config.touch()
-    assert list(preflight.unreadable(tmp_path)) == []
-    monkeypatch.setattr(preflight.os, "access", lambda path, _: Path(path) != config)  # root may read all
-    (line,) = preflight.unreadable(tmp_path)
-    assert line.startswith("model_repository/fruit_resnet/config.pbtxt: ")
-    assert "chmod -R a+rX model_repository" in line
+def test_preflight_finds_what_the_servers_may_not_read(tmp_path: Path) -> None:
+    """As after a clone with umask 077: one line with the file and the command; keys are not opened to all."""
+    for name in ("model_repository/fruit_resnet", "deploy", "monitoring/rules", "access"):
+        (tmp_path / name).mkdir(parents=True)
+    config = tmp_path / "model_repository/fruit_resnet/config.pbtxt"
+    rules, key = tmp_path / "monitoring/rules/slo.yml", tmp_path / "access/server.key"
+    for path in (config, rules, key):
+        path.touch()
+    other = {"MODELS_UID": str(os.getuid() + 1), "MODELS_GID": str(os.getgid() + 1), "ACCESS": "./keys"}
+    assert list(preflight.unreadable(tmp_path, other)) == []
+    for path in (config, rules, key):
+        path.chmod(0o600)
+    files, keys = preflight.unreadable(tmp_path, other)
+    assert files.startswith("model_repository/fruit_resnet/config.pbtxt: ")
+    assert files.endswith("chmod -R a+rX model_repository monitoring")
+    assert keys.endswith(f"MODELS_UID={os.getuid()} docker compose up")
+    own = {"MODELS_UID": str(os.getuid()), "MODELS_GID": str(os.getgid())}
+    (files,) = preflight.unreadable(tmp_path, own)
+    assert files.endswith("chmod -R a+rX monitoring")
 
 
 def test_preflight_needs_nothing_that_is_installed() -> None:
@@ -328,7 +335,7 @@ def test_preflight_needs_nothing_that_is_installed() -> None:
     mounted = {
         one.split(":")[-2].removeprefix("/app/") for one in SERVICES["preflight"]["volumes"] if ":" in one
     }
-    assert {"fruitstand", "serving", "deploy", *(name.split("/")[0] for name in preflight.READ)} <= mounted
+    assert {"fruitstand", "serving", "deploy", "model_repository", "monitoring", "access"} <= mounted
     code = "import sys, deploy.preflight; print(sorted({n.split('.')[0] for n in sys.modules}))"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
