@@ -65,7 +65,7 @@ format: setup ## let ruff rewrite what it can
 test: setup ## unit tests, then integration tests on real servers
 	pytest
 
-compose-test: setup ## docker-compose.yml's cpu profile for real, as root on Debian; IMAGES=DIR, COMPOSE=docker-compose
+compose-test: setup ## docker-compose.yml as it is committed, from fresh clones of three owners, as root on Debian; COMPOSE=docker-compose
 	deploy/compose_test.sh
 
 retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> promote; DATA=PREPARED, URL=HOST:PORT

@@ -2,7 +2,8 @@
 # `make compose-test`: docker-compose.yml as it is committed, from fresh clones, on an engine of its own that is stopped
 # and removed at the end. Needs root on Debian with docker.io, debootstrap, prometheus and busybox-static.
 #   COMPOSE=PROGRAM  Compose v2
-#   OWNERS="0 1000"  who owns the clone, in turn; default "0 1000 1234". The first is put through everything
+#   OWNERS="0 1000"  who owns the clone, in turn; default "0 1000 1234"
+#   STEPS="images"   what the first of them is put through; default "images bad promote locust replica"
 #   IMAGES=DIR       what is classified; default: painted images
 #   ENGINE=DIR       keeps images and layers for the next time; default: removed
 # Images that cannot be pulled are made under their names: python and prometheus from Debian's packages, Grafana and
@@ -42,7 +43,7 @@ cleanup() {
 trap cleanup EXIT
 fail() { echo "compose-test: error: $1"; exit 1; }
 cpu() { (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" "$@"); }
-down() { cpu --profile gpu --profile loadtest --profile models down --volumes --timeout 40; }
+down() { cpu --profile cpu --profile gpu --profile loadtest --profile models down --volumes --timeout 40; }
 check() { "$here/.venv/bin/python" -m deploy.compose_check "$@"; }
 for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
 docker info >/dev/null
@@ -137,21 +138,25 @@ refused() { # WHAT PATTERN COMMAND...: ends with our line, and nothing was start
   cpu --profile gpu down --volumes >>"$work/up.log" 2>&1
 }
 
-everything() {
-  echo "== images through the gateway"
-  check images --images "$images"
-  echo "== bad images"
-  check bad --images "$images"
-  echo "== a second version under load"
-  "$fruitstand" train --data "$work/data" --out "$work/run" --model resnet10t --epochs 2 --set batch_size=8 --set lr=0.02 --set seed=7 >"$work/train.log" 2>&1
+step_images() { check images --images "$images"; }
+
+step_bad() { check bad --images "$images"; }
+
+step_promote() { # a second version under load, and back
+  "$fruitstand" train --data "$work/data" --out "$work/run" --model resnet10t --epochs 2 --set batch_size=8 --set lr=0.02 \
+    --set seed=7 >"$work/train.log" 2>&1
   "$fruitstand" export --run "$work/run" --repository "$clone/model_repository" --max-slowdown 3 >"$work/export.log" 2>&1
   chown -R "$owner:$owner" "$clone/model_repository"
   (cd "$clone" && check promote --images "$images" -- "$COMPOSE" run --rm models promote 2)
   (cd "$clone" && check promote --images "$images" -- "$COMPOSE" run --rm models rollback)
-  echo "== Locust"
+}
+
+step_locust() {
   (cd "$clone" && check locust --result runs/loadtest/result.json -- \
     env IMAGES="$images" STAGE_S=8 WORKERS=1 "$COMPOSE" run --rm loadtest)
-  echo "== a replica stops and comes back"
+}
+
+step_replica() { # stops and comes back
   cpu stop triton-cpu-2 >>"$work/up.log" 2>&1
   check alerts --images "$images" --firing TritonDown,ReplicaDown
   cpu start triton-cpu-2 >>"$work/up.log" 2>&1
@@ -164,7 +169,7 @@ make_bases
 images=$(realpath "${IMAGES:-$work/data/images}")
 
 first=1
-for owner in ${OWNERS:-0 1000 1234}; do
+for owner in ${OWNERS-0 1000 1234}; do
   echo "== a clone of user $owner"
   new_clone "$owner"
   if [ -n "$first" ]; then build_images; fi
@@ -177,7 +182,12 @@ for owner in ${OWNERS:-0 1000 1234}; do
   before=$(cpu ps --quiet | sort)
   up_detached
   [ "$before" = "$(cpu ps --quiet | sort)" ] || fail "up on a running stack started something anew"
-  if [ -n "$first" ]; then everything; fi
+  if [ -n "$first" ]; then
+    for step in ${STEPS-images bad promote locust replica}; do
+      echo "== $step"
+      "step_$step"
+    done
+  fi
   echo "== down"
   down >>"$work/up.log" 2>&1
   left=$(docker ps --all --quiet; docker volume ls --quiet; docker network ls --quiet --filter type=custom)
@@ -186,6 +196,7 @@ for owner in ${OWNERS:-0 1000 1234}; do
 done
 
 echo "== refused with a line"
+[ -n "$clone" ] || new_clone 0
 refused "no GPU" "no NVIDIA driver" "$COMPOSE" up
 chmod -R o-rx,g-rx "$clone/model_repository"
 chown -R 4321:4321 "$clone/model_repository"
