@@ -73,7 +73,7 @@ test: setup ## all that a change can break: units and real servers, in minutes; 
 nightly: setup ## what takes long or a machine to itself: chaos, kills, full disks, tuning, retraining; larger numbers
 	$(NIGHTLY_NUMBERS) pytest -m "nightly or scaled"
 
-compose-test: setup ## docker-compose.yml's cpu profile for real, as root on Debian; IMAGES=DIR, COMPOSE=docker-compose
+compose-test: setup ## docker-compose.yml as it is committed, from fresh clones of three owners, as root on Debian; COMPOSE=docker-compose
 	deploy/compose_test.sh
 
 retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> promote; DATA=PREPARED, URL=HOST:PORT

@@ -3,18 +3,26 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import tritonclient.grpc as triton
 import typer
+from tritonclient.utils import InferenceServerException
 
 from fruitstand.artefacts import read_json
 from fruitstand.connections import fetch_page
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 from fruitstand.errors import FruitstandError, ServerError
+from fruitstand.sample_images import encode, pattern
 from fruitstand_client import Client
 from fruitstand_client.sources import find_images
 
@@ -31,6 +39,7 @@ EXTRA_IMAGES = (
 )
 """Images that came along with another one: health checks, of one image each, do not change it."""
 FIRING = 'ALERTS{alertstate="firing"}'
+NUM_CALLERS, NUM_ROUNDS = 8, 20
 WITHIN_S = 60.0
 ALERT_WITHIN_S = 240.0
 
@@ -100,6 +109,85 @@ def alerts(
     words = [f"{name} fires" for name in sorted(come)] + [f"{name} is resolved" for name in sorted(gone)]
     took_s = time.monotonic() - started
     print(f"{', '.join(words)} after {took_s:.0f} s; {answered} images meanwhile, 0 failures")
+
+
+@app.command()
+def promote(images: Images, command: list[str], url: Gateway = "127.0.0.1:8001") -> None:
+    """Run a promotion while callers ask: no call fails, and afterwards another version answers."""
+    paths = list(islice(find_images([str(images)]), BATCH))
+    answers: Counter[str | None] = Counter()
+    failures: list[FruitstandError] = []
+    ended = threading.Event()
+
+    def call() -> None:
+        with Client(url) as client:
+            while not ended.is_set():
+                for one in client.classify(paths):
+                    answers[one.model_version] += 1
+                    failures.extend([] if one.failure is None else [one.failure])
+
+    with ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(call) for _ in range(4)]
+        time.sleep(2)
+        before = set(answers)
+        try:
+            subprocess.run(command, check=True, timeout=600)
+            time.sleep(2)
+        finally:
+            ended.set()
+        for one in callers:
+            one.result()
+    with Client(url) as client:
+        after = {one.model_version for one in client.classify(paths)}
+    if failures or len(before) != 1 or len(after) != 1 or before == after:
+        raise ServerError(f"versions {before} before, {after} after, {len(failures)} failed: {failures[:1]}")
+    counts = ", ".join(
+        f"{number} by version {version}" for version, number in sorted(answers.items(), key=str)
+    )
+    print(f"promoted under load: {sum(answers.values())} images, {counts}, 0 failed")
+
+
+@app.command()
+def bad(images: Images, url: Gateway = "127.0.0.1:8001") -> None:
+    """Send bad images among good ones: each bad one is refused alone, the others are answered.
+
+    Past the Python client, which refuses most of these itself.
+    """
+    good = [Path(str(path)).read_bytes() for path in islice(find_images([str(images)]), NUM_CALLERS - 1)]
+    server = triton.InferenceServerClient(url)
+    refused: Counter[str] = Counter()
+    with ThreadPoolExecutor(NUM_CALLERS) as pool:
+        for _ in range(NUM_ROUNDS):
+            for kind, content in bad_images():
+                *errors, error = pool.map(lambda encoded: error_of(server, encoded), [*good, content])
+                if error is None or any(errors):
+                    raise ServerError(f"{kind}: answered {error is None}; the images beside it got {errors}")
+                refused[f"{kind}: {error}"] += 1
+    server.close()
+    for text, number in sorted(refused.items()):
+        print(f"  {number} refused, {text}")
+    print(f"bad images: {refused.total()} refused alone, {refused.total() * len(good)} beside them answered")
+
+
+def bad_images() -> Iterator[tuple[str, bytes]]:
+    """What no decoder should be given, by name."""
+    jpeg, png = encode(pattern(100, 100)), encode(pattern(100, 100), "PNG")
+    yield "no image", b"not an image at all, just some text of a hundred characters or so, sent by mistake"
+    yield "cut JPEG", jpeg[: len(jpeg) // 2]
+    yield "broken PNG", png[:60] + bytes(40) + png[100:]
+    yield "half a header", jpeg[:12]
+    yield "60,000 pixels wide", encode(pattern(60_000, 4))
+
+
+def error_of(server: triton.InferenceServerClient, encoded: bytes) -> str | None:
+    """The status and text that one image in a request of its own gets; None is an answer."""
+    tensor = triton.InferInput(IMAGE, [1, len(encoded)], "UINT8")
+    tensor.set_data_from_numpy(np.frombuffer(encoded, np.uint8)[None])
+    try:
+        server.infer(FRUIT_CLASSIFIER, [tensor], client_timeout=30)
+    except InferenceServerException as exc:
+        return f"{exc.status()}: {exc.message()[:120]}"
+    return None
 
 
 def agree(before: dict[str, float], grown: dict[str, int]) -> None:

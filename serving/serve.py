@@ -21,6 +21,7 @@ def serve(
     log_path: Path | None,
     trusted_keys: Path | None = None,
     web_port: int | None = None,
+    control_key: str | None = None,
     tracing: Tracing | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
@@ -36,6 +37,7 @@ def serve(
         log_path: of tritonserver's log; None sends it to stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
         web_port: of the page to try the model with; None serves none, 0 takes a free one.
+        control_key: see `EmbeddedServer`; None leaves model control open to this machine.
         tracing: where spans go; None makes none.
 
     Raises:
@@ -57,6 +59,7 @@ def serve(
             config_name=config_name,
             log_path=log_path,
             trusted_keys=trusted_keys,
+            control_key=control_key,
             tracing=tracing,
         )
         try:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MINIMUM = (26, 7)
-"""The oldest Triton release that fixes what NVIDIA's bulletins told until August 2026."""
+MINIMUM = tuple(map(int, re.findall(r"TRITON_VERSION=(\d+)\.(\d+)", (ROOT / ".env").read_text())[0]))
+"""The oldest Triton release that fixes what is known; .env is the one place for it."""
 
 
 def deployed_files() -> list[Path]:
@@ -18,9 +18,10 @@ def test_no_triton_image_is_older_than_the_newest_bulletin() -> None:
     tags = [
         (int(year), int(month), path.name)
         for path in deployed_files()
-        for year, month in re.findall(r"tritonserver:(\d\d)\.(\d\d)-", path.read_text())
+        for year, month in re.findall(r"(?:newTag|runtimeVersion): (\d\d)\.(\d\d)-py3", path.read_text())
     ]
-    assert tags, "no image of Triton is named any more: this test looks in the wrong place"
+    assert len(tags) >= 2, "no image of Triton is named any more: this test looks in the wrong place"
+    assert "tritonserver:${TRITON_VERSION:?}-py3" in (ROOT / "docker-compose.yml").read_text()
     assert [tag for tag in tags if tag[:2] < MINIMUM] == []
 
 

@@ -2,48 +2,162 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fruitstand.contract import IMAGE
+from deploy import preflight
+from deploy.ready import PORTS, report
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.sample_images import canary_image
+from serving import doctor
+from serving.embedded import CONTROL_HEADER, RESTRICTED_GRPC, RESTRICTED_HTTP
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
+ENVIRONMENT = dict(line.split("=") for line in (ROOT / ".env").read_text().splitlines() if line[0] != "#")
+VARIABLE = re.compile(r"\$\{(\w+)(?::[-?]([^${}]*))?\}")
+
+
+def resolved(text: object) -> str:
+    """A command with the defaults of its variables, as .env and the file give them; `:+` is left as it is."""
+    text = " ".join(text) if isinstance(text, list) else str(text)
+    while (after := VARIABLE.sub(lambda found: ENVIRONMENT.get(found[1], found[2] or ""), text)) != text:
+        text = after
+    return text
+
+
+def before(name: str) -> Iterator[str]:
+    """Every service that has to be done or healthy before this one starts."""
+    for one in SERVICES[name].get("depends_on", {}):
+        yield one
+        yield from before(one)
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_confined(name: str) -> None:
-    """Not root, a root filesystem that cannot be written, no capability, a memory limit, bounded logs."""
+    """A root filesystem that cannot be written, no capability, a memory limit, bounded logs; not root.
+
+    Those that write into the clone start as root with two capabilities, to become its owner.
+    """
     service = SERVICES[name]
-    assert service["user"].split(":")[0] not in ("0", "root")
+    if service["user"] == "0:0":
+        assert service["cap_add"] == ["SETUID", "SETGID"]
+        assert "exec setpriv --reuid=" in service["entrypoint"][2]
+        assert service["environment"]["OWNER"]
+    else:
+        assert "cap_add" not in service
+        assert not service["user"].startswith(("0", "root"))
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["deploy"]["resources"]["limits"]["memory"]
     assert service["logging"]["options"]["max-size"]
+    assert service["network_mode"] == "host"
 
 
 def test_the_profiles_are_those_that_are_documented() -> None:
     """And `docker compose up` alone is the one with a GPU."""
     assert {one for service in SERVICES.values() for one in service["profiles"]} == {
-        "gpu", "cpu", "loadtest", "profile", "train",
+        "gpu", "cpu", "loadtest", "profile", "train", "train-cpu", "models",
     }  # fmt: skip
-    assert (ROOT / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"
+    assert ENVIRONMENT["COMPOSE_PROFILES"] == "gpu"
 
 
 def test_every_image_has_a_pinned_tag_or_is_built_here() -> None:
-    """Triton's is 26.07 or newer, which fixes what was known."""
-    for name, service in SERVICES.items():
-        if "build" not in service:
-            assert re.search(r":-[\w.:-]+}$", service["image"]), name
-    (year, month) = re.search(r"tritonserver:(\d+)\.(\d+)-py3}", SERVICES["triton"]["image"]).groups()
-    assert (int(year), int(month)) >= (26, 7)
+    """NVIDIA's have their full names, and one variable for both."""
+    images = {name: resolved(one["image"]) for name, one in SERVICES.items() if "build" not in one}
+    assert all(re.search(r":[\w.-]+$", image) for image in images.values())
+    version = ENVIRONMENT["TRITON_VERSION"]
+    assert images["triton"] == f"nvcr.io/nvidia/tritonserver:{version}-py3"
+    assert images["profile"] == f"nvcr.io/nvidia/tritonserver:{version}-py3-sdk"
+
+
+def test_nothing_secret_is_needed() -> None:
+    """Compose refuses a file of secrets that is not there; the only password has a default."""
+    assert "secrets" not in COMPOSE
+    assert not any("secrets" in service for service in SERVICES.values())
+    assert SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "${GRAFANA_PASSWORD:-admin}"
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_preflight_comes_before_everything_and_ready_after(profile: str) -> None:
+    """Preflight asks for no GPU: its line comes before Docker's own."""
+    suffix = "" if profile == "gpu" else "-cpu"
+    first, last = f"preflight{suffix}", f"ready{suffix}"
+    here = {name for name, service in SERVICES.items() if service["profiles"] == [profile]}
+    assert all(first in before(name) for name in here - {first})
+    assert {f"bootstrap{suffix}", f"triton{suffix}", f"gateway{suffix}", f"attest{suffix}"} <= set(
+        before(last)
+    )
+    assert all(set(before(name)) <= here for name in here)
+    assert "reservations" not in SERVICES[first]["deploy"]["resources"]
+    assert "build" not in SERVICES[first]
+
+
+def test_whoever_needs_a_gpu_asks_for_one() -> None:
+    """The server, its first model and training; nothing in the profiles that run anywhere."""
+    asking = {name for name, one in SERVICES.items() if "reservations" in one["deploy"]["resources"]}
+    assert asking == {"triton", "bootstrap", "train"}
+
+
+def test_triton_is_started_as_the_embedded_server_is() -> None:
+    """The same models, control closed by a key, pings allowed, time for TensorRT's engine."""
+    triton = SERVICES["triton"]
+    command = resolved(triton["command"])
+    for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+        assert f"--load-model={name} " in command
+    key = f"{CONTROL_HEADER}=$$(cat /control/key)"
+    assert f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{key} " in command
+    assert f"--http-restricted-api={RESTRICTED_HTTP}:{key} " in command
+    assert "--strict-readiness=false" in command
+    assert "--grpc-http2-max-ping-strikes=0" in command
+    configuration = re.search(r"--model-config-name=(\S+)", command)[1]
+    assert (ROOT / "model_repository" / FRUIT_RESNET / "configs" / f"{configuration}.pbtxt").is_file()
+    assert f"/v2/models/{FRUIT_CLASSIFIER}/infer" in triton["healthcheck"]["test"][-1]
+    assert int(triton["healthcheck"]["start_period"].rstrip("s")) >= 600
+    drain_s = int(re.search(r"--exit-timeout-secs=(\d+)", command)[1])
+    assert int(triton["stop_grace_period"].rstrip("s")) > drain_s >= 30
+
+
+def test_the_servers_of_the_cpu_read_the_key_that_bootstrap_writes() -> None:
+    """So does whoever promotes; perf_analyzer sends it."""
+    for name in ("triton-cpu", "triton-cpu-2", "models"):
+        assert SERVICES[name]["environment"]["FRUITSTAND_CONTROL"] == "/control/control.json"
+    for name in ("triton", "triton-cpu", "models", "profile"):
+        assert "control:/control:ro" in SERVICES[name]["volumes"]
+    assert "control:/control" in SERVICES["bootstrap"]["volumes"]
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "bootstrap-cpu"])
+def test_bootstrap_names_the_ports_of_the_servers(name: str) -> None:
+    """In the file that `models promote` reads."""
+    servers = ["triton"] if name == "bootstrap" else ["triton-cpu", "triton-cpu-2"]
+    known = [ports(SERVICES[one]["command"]) for one in servers]
+    assert SERVICES[name]["command"][1:] == [f"{one['grpc']}:{one['metrics']}" for one in known]
+
+
+def test_the_profiler_gets_its_input_from_a_service() -> None:
+    """And measures the server past the gateway, which hides its statistics."""
+    profile = SERVICES["profile"]
+    assert profile["depends_on"] == {"profile-input": {"condition": "service_completed_successfully"}}
+    assert "--input-data /profile/input.json" in profile["command"][2]
+    assert '"/profile/input.json"' in SERVICES["profile-input"]["command"][0]
+    assert "profile:/profile" in SERVICES["profile-input"]["volumes"]
+
+
+def test_grafana_finds_prometheus() -> None:
+    """Its provisioning takes the address from a variable: without one it would ask nobody."""
+    wanted = (ROOT / "monitoring/grafana/provisioning/datasources/prometheus.yml").read_text()
+    (name,) = re.findall(r"url: \$\{(\w+)\}", wanted)
+    listen = re.search(r"--web.listen-address=(\S+)", resolved(SERVICES["prometheus"]["command"]))[1]
+    assert resolved(SERVICES["grafana"]["environment"][name]) == f"http://{listen}"
 
 
 def test_every_build_target_is_a_stage_of_the_dockerfile() -> None:
@@ -51,7 +165,8 @@ def test_every_build_target_is_a_stage_of_the_dockerfile() -> None:
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
     assert {s["build"]["target"] for s in SERVICES.values() if "build" in s} <= stages
-    extras = dict(re.findall(r"AS build-(\w+)\n.*?'\.\[([\w,-]+)\]'", text, re.DOTALL))
+    builds = re.findall(r"AS build-(\w+)\nRUN (install-pinned --requirement .*)", text)
+    extras = {name: ",".join(re.findall(r"--extra (\S+)", command)) for name, command in builds}
     assert extras == {
         "gateway": "gateway",
         "serve": "serve-cpu,drift",
@@ -62,8 +177,7 @@ def test_every_build_target_is_a_stage_of_the_dockerfile() -> None:
 
 def ports(command: object) -> dict[str, str]:
     """What a server's arguments say, over what Triton takes by itself."""
-    text = " ".join(command) if isinstance(command, list) else str(command)
-    given = dict(re.findall(r"--(grpc|http|metrics)-port[ =](\d+)", text))
+    given = dict(re.findall(r"--(grpc|http|metrics)-port[ =](\d+)", resolved(command)))
     return {"grpc": "8001", "http": "8000", "metrics": "8002"} | given
 
 
@@ -89,7 +203,19 @@ def test_the_gateway_and_prometheus_know_every_server(
     prometheus = SERVICES[gateway.replace("gateway", "prometheus")]
     assert f"./monitoring/targets/{targets}:/etc/prometheus/targets:ro" in prometheus["volumes"]
     for name, one in zip(servers, known, strict=True):
-        assert one["http"] in " ".join(SERVICES[name]["healthcheck"]["test"])
+        assert one["http"] in resolved(SERVICES[name]["healthcheck"]["test"])
+    checked = {*preflight.COMMON_PORTS.values(), *preflight.FIXED_PORTS[targets]}
+    drift = yaml.safe_load((ROOT / "monitoring/targets/cpu/drift.yml").read_text())[0]["targets"]
+    also = [one.rpartition(":")[2] for one in drift] if targets == "cpu" else []
+    assert checked == {int(port) for port in [*taken, *also, "8001", "9901", "8080", "9090", "3000"]}
+
+
+def test_every_port_that_can_be_chosen_is_known_to_preflight_and_ready() -> None:
+    """With the same default everywhere."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    defaults = set(re.findall(r"\$\{(\w+_PORT):-(\d+)\}", text))
+    assert {name: int(port) for name, port in defaults} == preflight.COMMON_PORTS == PORTS
+    assert len(defaults) == len(PORTS)
 
 
 def test_the_health_checks_ask_for_an_answer_to_a_real_image() -> None:
@@ -100,7 +226,9 @@ def test_the_health_checks_ask_for_an_answer_to_a_real_image() -> None:
     assert tensor["shape"] == [1, len(tensor["data"])]
 
 
-@pytest.mark.parametrize("profiles", ["gpu", "cpu", "loadtest", "profile", "train", "cpu,loadtest,train"])
+@pytest.mark.parametrize(
+    "profiles", ["gpu", "cpu", "loadtest", "profile", "train", "models", "cpu,loadtest,train-cpu"]
+)
 def test_compose_itself_accepts_every_profile(profiles: str) -> None:
     """`docker compose config`, with a folder of certificates and without."""
     program = os.environ.get("COMPOSE") or shutil.which("docker-compose")
@@ -116,7 +244,7 @@ def test_compose_itself_accepts_every_profile(profiles: str) -> None:
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
         services = json.loads(done.stdout)["services"]
         wanted = {n for n, s in SERVICES.items() if set(s["profiles"]) & set(profiles.split(","))}
         assert set(services) == wanted
@@ -126,16 +254,103 @@ def test_compose_itself_accepts_every_profile(profiles: str) -> None:
                 "FRUITSTAND_TRACES", ""
             )
         if "triton" in wanted:
-            tracing = [word for word in services["triton"]["command"] if word.startswith("--trace-config")]
+            tracing = [
+                word for word in services["triton"]["command"][2].split() if word.startswith("--trace-config")
+            ]
             assert len(tracing) == (4 if access else 0)
 
 
-def test_secrets_are_files_that_are_never_committed() -> None:
-    """Nothing secret in the environment."""
-    assert all(set(secret) == {"file"} for secret in COMPOSE["secrets"].values())
+def test_secrets_are_never_committed() -> None:
+    """Certificates and keys of the gateway lie in a folder that git does not see."""
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
-    environment = json.dumps([service.get("environment", {}) for service in SERVICES.values()])
-    assert not re.search(r'PASSWORD"', environment)
+
+
+def driver_file(tmp_path: Path, version: str) -> Path:
+    """What the kernel module writes."""
+    path = tmp_path / "version"
+    path.write_text(
+        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (a@b)\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        pytest.param(
+            None, "no NVIDIA driver on this machine. Without a GPU: COMPOSE_PROFILES=cpu", id="none"
+        ),
+        pytest.param("570.195.03", "570.195.03, older than 580", id="old"),
+        pytest.param("580.95.05", None, id="oldest"),
+        pytest.param("610.43.02", None, id="cuda_13.3"),
+    ],
+)
+def test_preflight_judges_the_driver(
+    version: str | None, line: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line where it is missing or too old, none where it will do."""
+    path = tmp_path / "none" if version is None else driver_file(tmp_path, version)
+    monkeypatch.setattr(doctor, "DRIVER", path)
+    found = list(preflight.gpu_problems())
+    assert len(found) == (line is not None)
+    assert all(line in one for one in found if line is not None)
+
+
+def test_preflight_names_a_taken_port_and_how_to_choose_another() -> None:
+    """Once the stack was started the ports are its own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {"PAGE_PORT": str(taken.getsockname()[1])}
+        (line,) = (
+            one for one in preflight.port_problems("cpu", environment) if environment["PAGE_PORT"] in one
+        )
+        assert "PAGE_PORT=" in line
+        again = preflight.problems("cpu", ROOT, environment, started_before=True)
+        assert not [one for one in again if "taken" in one]
+
+
+def test_preflight_finds_what_the_servers_may_not_read(tmp_path: Path) -> None:
+    """As after a clone with umask 077: one line with the file and the command; keys are not opened to all."""
+    for name in ("model_repository/fruit_resnet", "deploy", "monitoring/rules", "access"):
+        (tmp_path / name).mkdir(parents=True)
+    config = tmp_path / "model_repository/fruit_resnet/config.pbtxt"
+    rules, key = tmp_path / "monitoring/rules/slo.yml", tmp_path / "access/server.key"
+    for path in (config, rules, key):
+        path.touch()
+    other = {"MODELS_UID": str(os.getuid() + 1), "MODELS_GID": str(os.getgid() + 1), "ACCESS": "./keys"}
+    assert list(preflight.unreadable(tmp_path, other)) == []
+    for path in (config, rules, key):
+        path.chmod(0o600)
+    files, keys = preflight.unreadable(tmp_path, other)
+    assert files.startswith("model_repository/fruit_resnet/config.pbtxt: ")
+    assert files.endswith("chmod -R a+rX model_repository monitoring")
+    assert keys.endswith(f"MODELS_UID={os.getuid()} docker compose up")
+    own = {"MODELS_UID": str(os.getuid()), "MODELS_GID": str(os.getgid())}
+    (files,) = preflight.unreadable(tmp_path, own)
+    assert files.endswith("chmod -R a+rX monitoring")
+
+
+def test_preflight_needs_nothing_that_is_installed() -> None:
+    """It runs in the plain Python image, with these folders mounted into it."""
+    mounted = {
+        one.split(":")[-2].removeprefix("/app/") for one in SERVICES["preflight"]["volumes"] if ":" in one
+    }
+    assert {"fruitstand", "serving", "deploy", "model_repository", "monitoring", "access"} <= mounted
+    code = "import sys, deploy.preflight; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    foreign = set(json.loads(done.stdout.replace("'", '"'))) - sys.stdlib_module_names
+    assert foreign <= {"deploy", "fruitstand", "serving", "__main__"}
+
+
+def test_ready_says_what_answers_where(repository: Path) -> None:
+    """With the ports that were chosen, and what to type next."""
+    lines = "\n".join(report(repository, {**PORTS, "GATEWAY_PORT": 7001}))
+    assert "version 1 of fruit_classifier" in lines
+    assert "fruitstand classify IMAGE --url 127.0.0.1:7001" in lines
+    assert "http://127.0.0.1:8080/" in lines
 
 
 def test_the_bill_of_materials_names_what_is_installed() -> None:

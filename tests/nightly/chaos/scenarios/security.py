@@ -29,7 +29,7 @@ from tests.nightly.chaos.stack import Stack
 CHECKOUT = Path(__file__).parents[3]
 REFUSALS = ("PERMISSION_DENIED", "UNIMPLEMENTED")
 MIN_VARIANTS = 200
-OLDEST_TRITON = (26, 7)
+OLDEST_TRITON = (26, 11)
 """What fixes NVIDIA's bulletins up to August 2026; see SECURITY.md."""
 PROMPT_MS = 10.0
 SEEN_S = 5.0

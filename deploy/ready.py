@@ -1,0 +1,70 @@
+"""The last service of docker-compose.yml: says what answers where, then serves the page to try the model.
+
+Compose starts it once the attestation has passed, so that its lines end `docker compose up`.
+"""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fruitstand.errors import FruitstandError
+from fruitstand.versions import read_version, serving_state
+from serving.web import WebServer
+
+PORTS = {
+    "GATEWAY_PORT": 8001,
+    "HTTP_PORT": 8000,
+    "PAGE_PORT": 8080,
+    "PROMETHEUS_PORT": 9090,
+    "GRAFANA_PORT": 3000,
+}
+"""Variables of docker-compose.yml with their defaults."""
+
+
+def report(repository: Path, ports: dict[str, int], listen: str = "127.0.0.1") -> list[str]:
+    """What answers where, and what to type next.
+
+    Args:
+        repository: the served model repository.
+        ports: by the names in `PORTS`.
+        listen: IP address of the gateway.
+
+    Raises:
+        FruitstandError: the repository serves no version, or its manifest cannot be read.
+    """
+    state = serving_state(repository)
+    if state is None:
+        raise FruitstandError(f"{repository}: serves no version")
+    manifest = read_version(repository, state.version).manifest
+    url = f"{listen}:{ports['GATEWAY_PORT']}"
+    return [
+        f"ready: version {state.version} of fruit_classifier ({manifest['model_name']}) answers",
+        f"ready:   gRPC        {url} (KServe V2, through the gateway)",
+        f"ready:   REST        http://127.0.0.1:{ports['HTTP_PORT']}/v2/models/fruit_classifier",
+        f"ready:   page        http://127.0.0.1:{ports['PAGE_PORT']}/",
+        f"ready:   dashboards  http://127.0.0.1:{ports['GRAFANA_PORT']}/",
+        f"ready:   Prometheus  http://127.0.0.1:{ports['PROMETHEUS_PORT']}/",
+        f"ready:   next        fruitstand classify IMAGE --url {url}",
+        "ready:               or open the page and drop an image on it",
+    ]
+
+
+def main(repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("/models")) -> None:
+    """Print the report, then serve the page until SIGTERM."""
+    ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with WebServer(ports["PAGE_PORT"]) as page:
+        page.start(ports["HTTP_PORT"])
+        for line in report(repository, ports, os.environ.get("FRUITSTAND_LISTEN") or "127.0.0.1"):
+            print(line, flush=True)
+        ended.wait()
+
+
+if __name__ == "__main__":
+    typer.run(main)
