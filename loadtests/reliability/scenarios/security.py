@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 
 from fruitstand.contract import API_KEY_HEADER, FRUIT_RESNET
+from fruitstand.tls import Tls
 from fruitstand.versions import published_versions
 from fruitstand_client import Client, RequestFailed
-from fruitstand_client.tls import Tls
 from loadtests.reliability.authority import Certificate, make_certificate
 from loadtests.reliability.commands import must, run
 from loadtests.reliability.control_calls import grpc_outcomes, grpc_paths, http_calls, http_outcomes

@@ -10,8 +10,8 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand.sample_images import encode, pattern
+from fruitstand.tls import Tls
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.tls import Tls
 from loadtests.reliability.load import Load, capacity
 from loadtests.reliability.malformed import MalformedLoad
 from tests.model_server import Received, model_server
