@@ -90,11 +90,11 @@ async def _decode(subject: Subject, images: list[bytes]) -> Check:
     if subject.version is None:
         return not_seen("decode", expected, subject.no_version)
     reference = decode_all(images, subject.preprocessing)
+    answers = await subject.server.classify_all(
+        images, in_flight=IN_FLIGHT, model=IMAGE_DECODE, tensor=ENCODED, output=PIXELS
+    )
     worst, failed = 0.0, []
-    for image, pixels in zip(images, reference, strict=True):
-        answer = await subject.server.infer(
-            IMAGE_DECODE, ENCODED, np.frombuffer(image, np.uint8)[None], output=PIXELS
-        )
+    for answer, pixels in zip(answers, reference, strict=True):
         if answer.status in ("NOT_FOUND", "UNIMPLEMENTED", "PERMISSION_DENIED"):
             return not_seen("decode", expected, f"{IMAGE_DECODE} cannot be called by itself ({answer})")
         array = answer.array(PIXELS)

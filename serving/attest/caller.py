@@ -144,13 +144,21 @@ class Server:
             "ModelInfer", infer_request(model, tensor, array_u8, **options), timeout_s=timeout_s
         )
 
-    async def classify_all(self, images: Sequence[bytes], *, in_flight: int) -> list[Answer]:
+    async def classify_all(
+        self,
+        images: Sequence[bytes],
+        *,
+        in_flight: int,
+        model: str = FRUIT_CLASSIFIER,
+        tensor: str = IMAGE,
+        output: str = PROBABILITIES,
+    ) -> list[Answer]:
         """Each image in a request of its own, so many at the same time; in order."""
         gate = asyncio.Semaphore(in_flight)
 
         async def one(image: bytes) -> Answer:
             async with gate:
-                return await self.classify(image)
+                return await self.infer(model, tensor, np.frombuffer(image, np.uint8)[None], output=output)
 
         return list(await asyncio.gather(*map(one, images)))
 

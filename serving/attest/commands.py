@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Ca, Cert, Json, connection, print_json
+from fruitstand.cli_shared import Ca, Cert, Json, connection, needs, print_json
 
 
 def attest(
@@ -31,17 +31,18 @@ def attest(
     It sends bad images and a burst over the queue's limit: not for a server that is busy with others' calls.
     An API key is read from FRUITSTAND_API_KEY.
     """
-    from serving.attest.attest import attest as run_attest
+    with needs("serve-cpu"):
+        from serving.attest.attest import attest as run_attest
 
-    report = run_attest(
-        url,
-        repository=repository,
-        quick=quick,
-        wait_s=wait_s,
-        min_throughput=min_throughput,
-        skip=tuple(name.strip() for name in skip.split(",") if name.strip()),
-        **connection(url, ca, cert),
-    )
+        report = run_attest(
+            url,
+            repository=repository,
+            quick=quick,
+            wait_s=wait_s,
+            min_throughput=min_throughput,
+            skip=tuple(name.strip() for name in skip.split(",") if name.strip()),
+            **connection(url, ca, cert),
+        )
     if out is not None:
         report.write(out)
     if as_json:

@@ -10,6 +10,7 @@ NO_SUCH_MODEL = "fruitstand_attest_no_such_model"
 MIN_SERVER_VERSION = (2, 75, 0)
 """26.11 of 2026-11-17: mends a use-after-free in the dynamic batcher; 26.08 (2.72) mends its starvation."""
 MIN_RELEASE = "26.11"
+SERVER_EXPECTED = f"Triton {'.'.join(map(str, MIN_SERVER_VERSION))} ({MIN_RELEASE}) or newer"
 CONTROLS = {
     "model control": (
         "RepositoryModelLoad",
@@ -72,16 +73,23 @@ async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[list[Chec
     Returns:
         The check, and what the server says of itself.
     """
-    expected = f"Triton {'.'.join(map(str, MIN_SERVER_VERSION))} ({MIN_RELEASE}) or newer"
     answer = await server.call("ServerMetadata", service_pb2.ServerMetadataRequest())
     if not answer.ok:
-        return [not_seen("runtime", expected, f"the server does not say what it is ({answer})")], {}
+        return [not_seen("runtime", SERVER_EXPECTED, f"the server does not say what it is ({answer})")], {}
     name, version = answer.response.name, answer.response.version
     about = {"name": name, "version": version, "extensions": sorted(answer.response.extensions)}
-    return [_judge_version(name, version, expected, is_shielded=server.on_loopback or has_gateway)], about
+    return [judge_version(name, version, is_shielded=server.on_loopback or has_gateway)], about
 
 
-def _judge_version(name: str, version: str, expected: str, *, is_shielded: bool) -> Check:
+def judge_version(name: str, version: str, *, is_shielded: bool) -> Check:
+    """Judge what a server says it is.
+
+    Args:
+        name: such as triton.
+        version: such as 2.75.0.
+        is_shielded: only this machine or a gateway reaches it.
+    """
+    expected = SERVER_EXPECTED
     got = f"{name} {version}"
     numbers = version.split(".")
     if name != "triton" or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):

@@ -170,9 +170,10 @@ class Speed:
     p99_ms: float
     failed: int
 
-    def to_json(self) -> dict[str, float]:
-        """Rounded."""
-        return {key: round(value, 2) for key, value in asdict(self).items()}
+    def to_json(self) -> dict[str, float | None]:
+        """Rounded; without an answer there is no latency."""
+        values = asdict(self).items()
+        return {key: round(value, 2) if math.isfinite(value) else None for key, value in values}
 
 
 async def measure_speed(subject: Subject) -> list[Speed]:
