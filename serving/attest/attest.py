@@ -16,7 +16,7 @@ from fruitstand.progress import track
 from fruitstand.sample_images import canary_image
 from fruitstand.tls import Tls
 from serving.attest.answer_checks import check_golden, check_parity
-from serving.attest.caller import Server
+from serving.attest.caller import CHANNELS, Server
 from serving.attest.check import Check, Status, not_seen
 from serving.attest.contract_checks import check_answers, check_contract, check_labels, check_version
 from serving.attest.exposure_checks import check_control, check_runtime, devices
@@ -103,6 +103,7 @@ class _Attestation:
         started = time.monotonic()
         async with self._server as server:
             await _wait_until_ready(server, wait_s)
+            server.error_texts.clear()
             self._checks.append(await check_answers(server, self._promise))
             about: dict[str, object] = {}
             if self._checks[0].status is Status.FAILED:
@@ -172,12 +173,12 @@ class _Attestation:
 
 
 async def _wait_until_ready(server: Server, wait_s: float) -> None:
-    """Ask again until it is ready or the time is up."""
+    """Ask again until it is ready on every connection, or the time is up."""
     deadline = time.monotonic() + wait_s
+    request = service_pb2.ModelReadyRequest(name=FRUIT_CLASSIFIER)
     while time.monotonic() < deadline:
-        ready = await server.call(
-            "ModelReady", service_pb2.ModelReadyRequest(name=FRUIT_CLASSIFIER), timeout_s=2.0
-        )
-        if ready.ok and ready.response.ready:
+        # Each connection waits by itself after it was refused: that one is open says nothing of the others.
+        answers = [await server.call("ModelReady", request, timeout_s=2.0) for _ in range(CHANNELS)]
+        if all(answer.ok and answer.response.ready for answer in answers):
             return
         await asyncio.sleep(POLL_S)

@@ -100,6 +100,7 @@ class Server:
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         credentials = grpc.ssl_channel_credentials(**self._tls.read()) if self._tls else None
