@@ -14,8 +14,6 @@ import numpy as np
 from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.checks import (
     GPU_ENGINE,
-    MAX_ABS_DIFF,
-    MAX_FP16_ABS_DIFF,
     agreement_gate,
     extreme_pixels_gate,
     has_engine,
@@ -43,6 +41,7 @@ from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.reference_decode import decode_rows
 from fruitstand.runs import Run
 from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
+from fruitstand.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF
 
 log = logging.getLogger("fruitstand.export")
 

@@ -6,23 +6,14 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.gates import Gate, all_but_share_or_one_image, at_least, at_most, share_or_one_image
+from export.gates import Gate, at_least, at_most, share_or_one_image
 from fruitstand.contract import CPU_ENGINES, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.errors import ArtefactError
+from fruitstand.tolerances import MAX_INT8_DISTANCE, MAX_SUM_ERROR, all_but_share_or_one_image
 
 CHECKED_BATCHES = (1, 2, 7, MAX_BATCH_SIZE)
-MAX_ABS_DIFF = 1e-4
-"""Between PyTorch's and ONNX Runtime's probabilities, fp32."""
-MAX_FP16_ABS_DIFF = 1e-2
-"""The same for fp16."""
-MAX_INT8_DISTANCE = 0.1
-"""Total variation between int8 and fp32 probabilities, 0 to 1, mean over images."""
-MIN_AGREEMENT = 0.995
-"""Share of the images that int8 and fp16 answer as PyTorch does; fp32 has to for all."""
 MAX_TOP1_LOSS = 0.002
 """Share of the images that int8 and fp16 may answer worse than PyTorch."""
-MAX_SUM_ERROR = 1e-3
-"""Of an answer's probabilities from 1."""
 GPU_ENGINE = "cuda"
 _PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",

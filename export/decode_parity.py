@@ -10,20 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from export.checks import open_session, run_batches
-from export.corpus import supported_images
-from export.gates import Gate, all_but_share_or_one_image, at_least, at_most
+from export.gates import Gate, at_least, at_most
 from export.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, MAX_BATCH_SIZE, Preprocessing
 from fruitstand.dali_pipeline import pipeline_definition
 from fruitstand.errors import DataError
 from fruitstand.images.structure import inspect_image
 from fruitstand.reference_decode import decode_reference
+from fruitstand.sample_images import supported_images
+from fruitstand.tolerances import MAX_DECODE_DIFF, all_but_share_or_one_image
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")
 MIN_IMAGES = 200
 """Of all sizes, aspect ratios, modes, qualities and orientations."""
-MAX_MEAN_DIFF = 1.0
-"""Of 255: mean over the pixels of the worst image."""
 MIN_AGREEMENT = 0.999
 """Share of these and of the validation images that are answered alike, whichever way they were decoded."""
 
@@ -76,6 +75,6 @@ def decode_gates(
     limit = all_but_share_or_one_image(MIN_AGREEMENT, len(expected))
     return [
         at_least("decode_num_images", len(corpus), MIN_IMAGES),
-        at_most("decode_mean_abs_diff_of_255", worst, MAX_MEAN_DIFF),
+        at_most("decode_mean_abs_diff_of_255", worst, MAX_DECODE_DIFF),
         at_least("decode_top1_agreement", np.mean(expected == got), limit),
     ]

@@ -66,9 +66,3 @@ def at_least(name: str, value: float, limit: float) -> Gate:
 def share_or_one_image(share: float, num_images: int) -> float:
     """A limit on a share of images, or one image where the set is too small to show that share."""
     return max(share, 1 / num_images)
-
-
-def all_but_share_or_one_image(share: float, num_images: int) -> float:
-    """The same for a smallest share: 0.995 of 12 images would be all of them, so one may differ."""
-    # Not 1 - 1 / n: that is no float that k / n can equal.
-    return min(share, (num_images - 1) / num_images)

@@ -10,11 +10,10 @@ import numpy as np
 from export.checks import open_session, run_batches
 from export.validation import Validation
 from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.tolerances import MIN_MARGIN
 from fruitstand.versions import GOLDEN_LIST
 
 NUM_IMAGES = 8
-MIN_MARGIN = 0.2
-"""Between the first and the second probability: an answer that another processor's rounding cannot turn."""
 
 
 def write_golden(directory: Path, model: Path, engine: str, validation: Validation, labels: list[str]) -> int:

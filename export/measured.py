@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.checks import MIN_AGREEMENT, agreement_gate, distance_gate, run_batches, top1_loss_gate
+from export.checks import agreement_gate, distance_gate, run_batches, top1_loss_gate
 from export.gates import Gate
 from export.timing import Speed, compare
 from export.validation import Validation
+from fruitstand.tolerances import MIN_AGREEMENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,14 @@ stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A s
 is called, so that `--help` is quick and no verb needs another's packages.
 """
 
+import importlib
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
 from fruitstand.cli_access import certs_app, keys_app
@@ -20,7 +22,40 @@ from fruitstand.cli_score import score
 from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, needs, print_json
 from fruitstand.errors import FruitstandError
 
+LAZY = {"attest": ("serving.attest.commands", "serve-cpu")}
+"""Verbs whose code lives with their stage: module, and the extra that brings its packages."""
+
+
+class Verbs(TyperGroup):
+    """The verbs; those in `LAZY` are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names."""
+        return [*super().list_commands(ctx), *LAZY]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One verb; from an installation without its stage, one that says so."""
+        if cmd_name not in LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, extra = LAZY[cmd_name]
+        verb = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        try:
+            verb.command(cmd_name)(getattr(importlib.import_module(module), cmd_name))
+        except ModuleNotFoundError as exc:
+            verb.command(cmd_name, help="Not in this installation.")(_missing(exc, extra))
+        return typer.main.get_command(verb)
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> Any:
+    def verb() -> None:
+        with needs(extra):
+            raise error
+
+    return verb
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Train an image classifier, prove it, and serve it at high throughput.",
     no_args_is_help=True,
     add_completion=False,

@@ -56,7 +56,7 @@ def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str,
     if ca is not None or cert is not None:
         if url is None:
             raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
-        from fruitstand_client import Tls
+        from fruitstand.tls import Tls
 
         # Absolute: processes that are started elsewhere open them too.
         trusted = None if ca is None or ca == Path("system") else ca.absolute()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from fruitstand_client.tls import Tls
+from fruitstand.tls import Tls
 from fruitstand_client.wire import Wire
 from serving.embedded import claim_ports
 from serving.gateway import Gateway

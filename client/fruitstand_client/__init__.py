@@ -9,6 +9,7 @@
 Needs tritonclient[grpc] and numpy, nothing of the training side.
 """
 
+from fruitstand.tls import Tls
 from fruitstand_client.client import AsyncClient, Client
 from fruitstand_client.errors import (
     DeadlineExceeded,
@@ -25,7 +26,6 @@ from fruitstand_client.errors import (
     Unauthenticated,
 )
 from fruitstand_client.prediction import Prediction, RankedLabel
-from fruitstand_client.tls import Tls
 
 __all__ = [
     "AsyncClient",

@@ -16,11 +16,11 @@ from typing import Any
 
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
+from fruitstand.tls import Tls
 from fruitstand_client.errors import RequestFailed
 from fruitstand_client.exchange import Call, Exchange, Read, Steps
 from fruitstand_client.images import MAX_ENCODED_BYTES, Image
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.tls import Tls
 
 BATCH_BYTES = 2 * MAX_ENCODED_BYTES
 

@@ -17,8 +17,8 @@ from fruitstand.artefacts import sha256_file
 from fruitstand.contract import API_KEY_VARIABLE, ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
 from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
+from fruitstand.tls import Tls
 from fruitstand.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
-from fruitstand_client.tls import Tls
 
 ALL_CLASSES = 2**16
 """More than a model has; Triton answers with as many as there are."""

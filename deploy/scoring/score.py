@@ -20,7 +20,7 @@ from deploy.scoring.worker import Worker
 from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.progress import track
 from fruitstand.threads import thread_budget
-from fruitstand_client.tls import Tls
+from fruitstand.tls import Tls
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a Ray that is started for the job: it holds descriptions, not images."""

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from fruitstand.errors import UsageError
+from fruitstand.tls import Tls
 from fruitstand_client import Client
-from fruitstand_client.tls import Tls
 from serving.access import check_exposure, read_access
 from serving.api_keys import add_api_key, disable_api_key, read_api_keys
 from serving.certificates import write_dev_certificates

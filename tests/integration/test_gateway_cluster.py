@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.gateway import ADMIN_PORT, METRICS_PORT, PORT, SERVERS, render
-from fruitstand_client.tls import Tls
+from fruitstand.tls import Tls
 from serving.access import read_access
 from serving.api_keys import add_api_key
 from serving.certificates import write_dev_certificates

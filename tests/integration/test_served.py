@@ -15,7 +15,6 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from export.corpus import supported_images
 from export.promote import promote
 from fruitstand.connections import fetch_page
 from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
@@ -23,7 +22,7 @@ from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.image_kinds import image_kinds
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
-from fruitstand.sample_images import encode, pattern
+from fruitstand.sample_images import encode, pattern, supported_images
 from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.embedded import EmbeddedServer

@@ -108,7 +108,9 @@ def test_no_verb_has_more_than_twelve_options() -> None:
 
     from fruitstand.cli import app
 
-    for name, command in get_command(app).commands.items():
+    group = get_command(app)
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         flags = [one for one in command.params if one.param_type_name == "option"]
         assert len(flags) <= 12, name
 

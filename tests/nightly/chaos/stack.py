@@ -13,7 +13,7 @@ from typing import Any
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
 from fruitstand.memory import process_tree, resident_mib
-from fruitstand_client.tls import Tls
+from fruitstand.tls import Tls
 from tests.nightly.chaos.commands import fruitstand
 from tests.nightly.chaos.counters import answers_by_code, fetch, total
 

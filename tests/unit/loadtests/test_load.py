@@ -10,8 +10,8 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand.sample_images import encode, pattern
+from fruitstand.tls import Tls
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.tls import Tls
 from tests.model_server import Received, model_server
 from tests.nightly.chaos.load import Load, capacity
 from tests.nightly.chaos.malformed import MalformedLoad

@@ -3,13 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.corpus import supported_images
 from export.render import write_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
 from fruitstand.image_kinds import ImageKind, image_kinds
 from fruitstand.reference_decode import decode_reference
-from fruitstand.sample_images import encode, pattern
+from fruitstand.sample_images import encode, pattern, supported_images
 from serving.decoder import Decoder
 
 MAX_MEAN_DIFF = 1.0

@@ -15,9 +15,9 @@ import grpc
 
 from fruitstand.connections import open_channel
 from fruitstand.contract import API_KEY_HEADER, FRUIT_RESNET
+from fruitstand.tls import Tls
 from fruitstand.versions import published_versions
 from fruitstand_client import Client, RequestFailed
-from fruitstand_client.tls import Tls
 from tests.nightly.chaos.authority import Certificate, make_certificate
 from tests.nightly.chaos.commands import must, run
 from tests.nightly.chaos.control_calls import grpc_outcomes, grpc_paths, http_calls, http_outcomes

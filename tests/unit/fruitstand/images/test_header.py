@@ -1,10 +1,9 @@
 import pytest
 
-from export.corpus import supported_images
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.header import read_header
-from fruitstand.sample_images import encode, pattern
+from fruitstand.sample_images import encode, pattern, supported_images
 from tests.images import refused
 
 IN_THE_HEADER = (

@@ -1,0 +1,1 @@
+"""`fruitstand attest`: does a running server do what the model repository promises?"""

@@ -1,0 +1,153 @@
+"""Does one bad image fail alone? Every kind of input by itself and among good ones, and what errors say."""
+
+import asyncio
+import re
+
+import numpy as np
+
+from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, MAX_BATCH_SIZE
+from fruitstand.image_kinds import ImageKind, image_kinds
+from fruitstand.sample_images import canary_image, encode, pattern
+from serving.attest.caller import Answer, padded_batch
+from serving.attest.check import Check, judged, not_seen
+from serving.attest.contract_checks import is_distribution
+from serving.attest.subject import Subject
+
+NUM_NEIGHBOURS = 7
+MAX_NEIGHBOUR_DISTANCE = 0.02
+"""Total variation between an answer in a batch and alone: engines round otherwise at another batch size."""
+QUICK_SHARE = 3
+"""With --quick one of so many bad kinds goes among neighbours."""
+REFUSALS = {"too_many_bytes": ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")}
+"""A gateway or gRPC itself may refuse what is too long."""
+PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]+")
+LEAKS = {
+    "a path": PATH,
+    "a stack trace": re.compile(r'Traceback|File "|\bline \d+, in |Stacktrace|#\d+ 0x|\.(?:cc|cpp|h|py):\d+'),
+    "a shared-memory name": re.compile(
+        r"/dev/shm|shm_?region|shared memory (?:key|region|object)|fruitstand-serve-"
+    ),
+}
+
+
+async def check_input_kinds(subject: Subject) -> list[Check]:
+    """Each kind alone: answered, or refused with INVALID_ARGUMENT and its reason."""
+    wrong, silent, num_accepted, num_refused = [], 0, 0, 0
+    for kind in image_kinds():
+        answer = await _send(subject, kind.content)
+        if kind.is_accepted:
+            num_accepted += 1
+            if not is_distribution(answer.array()):
+                wrong.append(f"{kind.name}: {answer}")
+            continue
+        num_refused += 1
+        if answer.status not in REFUSALS.get(kind.name, ("INVALID_ARGUMENT",)):
+            wrong.append(f"{kind.name}: {answer}")
+        elif kind.verdict not in answer.text:
+            silent += 1
+    got = f"{num_accepted + num_refused - len(wrong)} of {num_accepted + num_refused} as listed"
+    got += f", {silent} refused without the reason" if silent else ""
+    return [
+        judged(
+            "input_kinds",
+            ok=not wrong,
+            expected=f"{num_accepted} kinds answered, {num_refused} refused with INVALID_ARGUMENT",
+            got=f"{got}; {'; '.join(wrong[:4])}" if wrong else got,
+            advice="docs/inputs.md lists every kind; natively a guard has to stand in front of the decoder",
+        )
+    ]
+
+
+async def check_isolation(subject: Subject) -> list[Check]:
+    """One bad image among seven good ones, all at once, behind a request that keeps the server busy."""
+    good = _good_images(subject)
+    alone = [(await subject.server.classify(image)).array() for image in good]
+    expected = "the bad image refused, its seven neighbours answered as when they are alone"
+    if any(one is None for one in alone):
+        return [not_seen("isolation", expected, "good images are not answered alone")]
+    bad_kinds = [kind for kind in image_kinds() if not kind.is_accepted]
+    bad_kinds = bad_kinds[::QUICK_SHARE] if subject.quick else bad_kinds
+    lost, changed, accepted, examples = 0, 0, 0, []
+    before = await subject.counters()
+    for kind in bad_kinds:
+        bad, neighbours = await _among(subject, kind, good)
+        for answer, own in zip(neighbours, alone, strict=True):
+            array = answer.array()
+            if array is None:
+                lost += 1
+                examples.append(f"beside {kind.name}: {answer}")
+            elif float(np.abs(array - own).sum() / 2) > MAX_NEIGHBOUR_DISTANCE:
+                changed += 1
+                examples.append(f"beside {kind.name}: another answer than alone")
+        if bad.ok:
+            accepted += 1
+            examples.append(f"{kind.name} is answered")
+    num = NUM_NEIGHBOURS * len(bad_kinds)
+    got = (
+        f"{len(bad_kinds)} kinds: {lost} of {num} neighbours lost, {changed} changed, {accepted} bad answered"
+    )
+    after = await subject.counters()
+    if before and after and FRUIT_CLASSIFIER in after:
+        # One request of 64 goes first each time.
+        grown = [after[name] - before[name] for name in after if name in before]
+        got += f"; mean batch {max(one.num_images / max(1, one.num_executions) for one in grown):.1f}"
+    return [
+        judged(
+            "isolation",
+            ok=not (lost or changed or accepted),
+            expected=expected,
+            got=f"{got}; {'; '.join(examples[:3])}" if examples else got,
+            advice="a bad image fails its whole batch: a guard belongs in front of the decoder",
+        )
+    ]
+
+
+async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[Answer, list[Answer]]:
+    """The bad image's answer and its neighbours'; they wait together behind a full batch."""
+    plug = asyncio.create_task(
+        subject.server.infer(FRUIT_CLASSIFIER, IMAGE, padded_batch([canary_image()] * MAX_BATCH_SIZE))
+    )
+    await asyncio.sleep(0)
+    calls = [subject.server.classify(image) for image in good[:3]]
+    calls.append(_send(subject, kind.content))
+    calls += [subject.server.classify(image) for image in good[3:]]
+    answers = await asyncio.gather(*calls)
+    await plug
+    return answers[3], [*answers[:3], *answers[4:]]
+
+
+async def _send(subject: Subject, content: bytes) -> Answer:
+    return await subject.server.classify(content)
+
+
+def _good_images(subject: Subject) -> list[bytes]:
+    """Seven images with different answers where the version has golden ones, of different lengths."""
+    golden = subject.version.golden() if subject.version is not None else []
+    images = [one.path.read_bytes() for one in golden]
+    images += [encode(pattern(100 + 9 * n, 100, phase=0.9 * n)) for n in range(NUM_NEIGHBOURS)]
+    return images[:NUM_NEIGHBOURS]
+
+
+async def check_error_texts(subject: Subject) -> list[Check]:
+    """What errors tell a stranger: all texts so far, and those of three more bad requests."""
+    await subject.server.classify(b"no image at all")
+    await subject.server.infer(FRUIT_CLASSIFIER, "NO_SUCH_INPUT", np.zeros((1, 4), np.uint8))
+    await subject.server.infer("../../etc/no_such_model", IMAGE, np.zeros((1, 4), np.uint8))
+    texts = [text.replace("../../etc/no_such_model", "") for text in subject.server.error_texts]
+    found = [
+        f"{what}: {' '.join(text.split())[:160]!r}"
+        for what, leak in LEAKS.items()
+        for text in texts
+        if leak.search(text)
+    ]
+    return [
+        judged(
+            "error_texts",
+            ok=not found,
+            expected="no path, stack trace or shared-memory name",
+            got=f"{len(found)} of {len(texts)} texts: {found[0]}"
+            if found
+            else f"{len(texts)} texts, none has one",
+            advice="callers learn the server's inside: put the guard or the gateway in front of it",
+        )
+    ]

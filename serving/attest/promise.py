@@ -1,0 +1,125 @@
+"""What the model repository promises: its versions, their golden answers and their own ONNX files."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.errors import ArtefactError, FruitstandError, UsageError
+from fruitstand.reference_decode import decode_reference
+from fruitstand.threads import thread_budget
+from fruitstand.versions import Version, published_versions, serving_state, verify_version
+
+_PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promise:
+    """A repository as it lies on this machine."""
+
+    repository: Path
+    served: int
+    """The version it serves."""
+
+    def version(self, number: int | None) -> Version:
+        """A version whose files are as published; None takes the served one.
+
+        Raises:
+            FruitstandError: the repository does not have it, or a file was altered.
+        """
+        return verify_version(self.repository, self.served if number is None else number)
+
+
+def read_promise(repository: Path) -> Promise:
+    """Read which version a repository serves.
+
+    Raises:
+        UsageError: no repository there, or it serves nothing.
+    """
+    if not (repository / FRUIT_RESNET).is_dir():
+        raise UsageError(f"{repository}: no model repository; leave --repository out to attest without one")
+    state = serving_state(repository)
+    if state is None:
+        known = ", ".join(map(str, published_versions(repository))) or "none"
+        raise UsageError(f"{repository}: serves no version; published: {known}")
+    return Promise(repository=repository, served=state.version)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Images decoded by the reference decode, and what the version's own file answers to them."""
+
+    file: str
+    """Of the ONNX file."""
+    pixels_nhwc_u8: np.ndarray
+    probabilities: np.ndarray
+    """(N, C) float32."""
+    images_per_s: float
+    """Decoded one after the other and computed in batches, in this process."""
+    image_s: float
+    """Of one image alone, decode and model, in this process."""
+
+
+def decode_all(images: Sequence[bytes], preprocessing: Preprocessing) -> np.ndarray:
+    """(N, H, W, 3) uint8 by the reference decode."""
+    return np.stack([decode_reference(image, preprocessing) for image in images])
+
+
+def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> Reference:
+    """Answer images with a version's own file, on the engine it was checked with where this machine has it.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot load or run the file.
+    """
+    session = _open(version, file)
+    started = time.monotonic()
+    pixels = decode_all(images, Preprocessing.from_dict(version.manifest["preprocessing"]))
+    decoded_s = time.monotonic() - started
+    try:
+        session.run([PROBABILITIES], {PIXELS: pixels[:1]})  # the first call of a size plans it
+        started = time.monotonic()
+        session.run([PROBABILITIES], {PIXELS: pixels[:1]})
+        one_s = time.monotonic() - started
+        parts = np.array_split(pixels, -(-len(pixels) // MAX_BATCH_SIZE))
+        started = time.monotonic()
+        answers = np.concatenate([session.run([PROBABILITIES], {PIXELS: part})[0] for part in parts])
+    except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
+        raise ArtefactError(f"{file}: cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc
+    all_s = decoded_s + time.monotonic() - started
+    return Reference(
+        file=file,
+        pixels_nhwc_u8=pixels,
+        probabilities=answers,
+        images_per_s=len(images) / all_s,
+        image_s=decoded_s / len(images) + one_s,
+    )
+
+
+def served_files(version: Version) -> list[str]:
+    """The files a server may serve of a version: on a CPU, on a GPU."""
+    serve = version.manifest["serve"]
+    return list(dict.fromkeys((serve["cpu_model"], serve["gpu_model"])))
+
+
+def why_not(error: FruitstandError) -> str:
+    """The reason for a report that leaves this machine: without folders."""
+    return str(error).rsplit("/", 1)[-1]
+
+
+def _open(version: Version, file: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = thread_budget()
+    engine = _PROVIDERS[version.manifest["serve"]["cpu_engine"]]
+    if engine not in onnxruntime.get_available_providers():
+        engine = "CPUExecutionProvider"
+    try:
+        return onnxruntime.InferenceSession(version.directory / file, options, providers=[engine])
+    except Exception as exc:  # as above
+        raise ArtefactError(
+            f"{file}: cannot be loaded by ONNX Runtime: {' '.join(str(exc).split())}"
+        ) from exc

@@ -1,0 +1,109 @@
+"""What is under test: the server, the version that answers, and what the server lets us see of itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
+from fruitstand.errors import FruitstandError
+from fruitstand.versions import Version
+from serving.attest.caller import Server
+from serving.attest.promise import Promise, served_files, why_not
+
+MODELS = (FRUIT_CLASSIFIER, IMAGE_DECODE, FRUIT_RESNET)
+NO_REPOSITORY = "no --repository to compare with"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counters:
+    """One model's counters since the server started."""
+
+    num_images: int
+    num_executions: int
+
+    def __sub__(self, before: "Counters") -> "Counters":
+        return Counters(
+            num_images=self.num_images - before.num_images,
+            num_executions=self.num_executions - before.num_executions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What all checks look at."""
+
+    server: Server
+    promise: Promise | None
+    version: Version | None
+    """The version that answers, from the repository; None where that is not to be had."""
+    no_version: str
+    """Why there is none."""
+    configs: dict[str, Any]
+    """Each model's `ModelConfig`; empty where the server does not show them."""
+    has_gateway: bool
+    """Envoy answers."""
+    quick: bool
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The version's, or the default where it is not known."""
+        if self.version is None:
+            return Preprocessing()
+        return Preprocessing.from_dict(self.version.manifest["preprocessing"])
+
+    @property
+    def files(self) -> list[str]:
+        """The ONNX files the server may be serving: the configured one where it can be seen."""
+        if self.version is None:
+            return []
+        config = self.configs.get(FRUIT_RESNET)
+        if config is not None and config.default_model_filename in self.version.manifest["files"]:
+            return [config.default_model_filename]
+        return served_files(self.version)
+
+    async def counters(self) -> dict[str, Counters] | None:
+        """Each model's counters, versions added up; None where the server does not show them."""
+        answer = await self.server.call("ModelStatistics", service_pb2.ModelStatisticsRequest())
+        if not answer.ok:
+            return None
+        totals: dict[str, Counters] = {}
+        for one in answer.response.model_stats:
+            before = totals.get(one.name, Counters(num_images=0, num_executions=0))
+            totals[one.name] = Counters(
+                num_images=before.num_images + one.inference_count,
+                num_executions=before.num_executions + one.execution_count,
+            )
+        return totals
+
+
+async def examine(server: Server, promise: Promise | None, sample: bytes, *, quick: bool) -> Subject:
+    """Find out which version answers, and what else can be seen.
+
+    Args:
+        server: that answers already.
+        promise: the repository, where it is at hand.
+        sample: an image it answers.
+        quick: make fewer requests in each check.
+    """
+    answer = await server.classify(sample)
+    version, reason = None, NO_REPOSITORY
+    if promise is not None:
+        try:
+            version, reason = promise.version(answer.version), ""
+        except FruitstandError as exc:
+            reason = f"version {answer.version or promise.served} cannot be used here: {why_not(exc)}"
+    configs = {}
+    for name in MODELS:
+        seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
+        if seen.ok:
+            configs[name] = seen.response.config
+    return Subject(
+        server=server,
+        promise=promise,
+        version=version,
+        no_version=reason,
+        configs=configs,
+        has_gateway=answer.through_envoy,
+        quick=quick,
+    )
