@@ -12,7 +12,7 @@ from fruitstand.errors import UsageError
 def classify(
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, patterns, zip, tar, URLs, or - for a list of paths on stdin."),
+        typer.Argument(help="Files, folders, patterns, zip, tar, or - for a list of paths on stdin."),
     ],
     url: Url = "127.0.0.1:8001",
     top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
@@ -29,9 +29,6 @@ def classify(
     deadline_s: Annotated[float, typer.Option(help="For each request and its repetitions, seconds.")] = 30.0,
     ca: Ca = None,
     cert: Cert = None,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch images named by http or https addresses.")
-    ] = False,
 ) -> None:
     """Classify images with a served model; exit 1 when an image got no answer.
 
@@ -41,8 +38,8 @@ def classify(
     with needs("client"):
         from fruitstand_client.classify import Output, classify_paths
 
-        if not allow_urls and (named := next((one for one in images if "://" in one), None)):
-            raise UsageError(f"{named}: a URL is fetched only with --allow-urls")
+        if named := next((one for one in images if "://" in one), None):
+            raise UsageError(f"{named}: is a URL; download the images first, then name the files")
         num_failed = classify_paths(
             images,
             url=url,
@@ -51,7 +48,6 @@ def classify(
             batch_size=batch_size,
             in_flight=in_flight,
             deadline_s=deadline_s,
-            allow_urls=allow_urls,
             **connection(url, ca, cert),
         )
     if num_failed:

@@ -103,7 +103,7 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
         if output.sheet is not None:
             from fruitstand_client.sheet import ContactSheet
 
-            sheet = ContactSheet(output.sheet, allow_urls=settings.get("allow_urls", False))
+            sheet = ContactSheet(output.sheet)
             images = sheet.watch(images)
         answers = client.classify_stream(images, top_k=top_k)
         for answer in track(answers, total=total, completed=num_done, description="classify"):

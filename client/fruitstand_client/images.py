@@ -27,8 +27,7 @@ class OpenFile(Protocol):
 
 
 Image: TypeAlias = "str | Path | bytes | OpenFile | EncodedImage | NDArray[np.uint8]"
-"""A path, a URL where that is allowed, a file's content, an open file, what `read_image` gave, or an array
-(H, W, 3) uint8, RGB."""
+"""A path, a file's content, an open file, what `read_image` gave, or an array (H, W, 3) uint8, RGB."""
 
 PREPROCESSING = Preprocessing()
 MAX_ENCODED_BYTES = PREPROCESSING.max_encoded_bytes
@@ -45,9 +44,7 @@ class EncodedImage:
     """The format of the caller's file, where `content` is a PNG made of it."""
 
 
-def read_batches(
-    images: Iterable[Image], *, batch_bytes: int, allow_urls: bool
-) -> Iterator[list[EncodedImage]]:
+def read_batches(images: Iterable[Image], *, batch_bytes: int) -> Iterator[list[EncodedImage]]:
     """Read images one after the other, cut into requests that are not too large.
 
     A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
@@ -56,12 +53,11 @@ def read_batches(
     Args:
         images: see `Image`.
         batch_bytes: of one request; every image counts as much as the longest, to which it is padded.
-        allow_urls: whether a URL is fetched.
     """
     batch: list[EncodedImage] = []
     longest = 0
     for image in images:
-        one = read_image(image, allow_urls=allow_urls)
+        one = read_image(image)
         is_open = not _has_its_end(one.content)
         longest = max(longest, len(one.content))
         if batch and (is_open or (len(batch) + 1) * longest > batch_bytes):
@@ -75,7 +71,7 @@ def read_batches(
         yield batch
 
 
-def read_image(image: Image, *, allow_urls: bool = False) -> EncodedImage:
+def read_image(image: Image) -> EncodedImage:
     """Read one image and look at its header; a file that is too large is not read.
 
     A format that the server does not read becomes PNG, see `fruitstand.image_conversion`.
@@ -87,7 +83,7 @@ def read_image(image: Image, *, allow_urls: bool = False) -> EncodedImage:
         return image
     name = image_name(image)
     try:
-        content = _content(image, name, allow_urls)
+        content = _content(image, name)
         content, converted_from = as_supported(content, PREPROCESSING)
     except OSError as exc:
         return EncodedImage(name, failure=ImageRejected(f"cannot be read: {exc.strerror or exc}"))
@@ -99,22 +95,18 @@ def read_image(image: Image, *, allow_urls: bool = False) -> EncodedImage:
 
 
 def image_name(image: Image) -> str:
-    """What the caller calls an image: its path or URL, an open file's name, nothing for mere content."""
+    """What the caller calls an image: its path, an open file's name, nothing for mere content."""
     if isinstance(image, str | Path):
         return str(image)
     name = getattr(image, "name", "")
     return name if isinstance(name, str) else ""
 
 
-def _content(image: Image, name: str, allow_urls: bool) -> bytes:
+def _content(image: Image, name: str) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str) and "://" in image:
-        if not allow_urls:
-            raise ImageRejected("a URL, and URLs are not fetched unless that is allowed")
-        from fruitstand_client.urls import fetch
-
-        return fetch(image, MAX_ENCODED_BYTES)
+        raise ImageRejected("is a URL: fetch it yourself and pass its content")
     if isinstance(image, str | Path):
         return _read_path(name)
     if hasattr(image, "read"):

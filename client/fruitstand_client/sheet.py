@@ -27,7 +27,7 @@ GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
 class ContactSheet:
     """Collects the first images of a run and their predictions."""
 
-    def __init__(self, path: Path, *, allow_urls: bool) -> None:
+    def __init__(self, path: Path) -> None:
         """Prepare a sheet that will be written to `path`.
 
         Raises:
@@ -39,7 +39,6 @@ class ContactSheet:
             raise UsageError("--sheet needs Pillow: pip install 'fruitstand[classify]'") from exc
         self._pillow = pillow
         self._path = path
-        self._allow_urls = allow_urls
         self._format = pillow.registered_extensions().get(path.suffix.lower(), "")
         if self._format not in pillow.SAVE:
             raise UsageError(f"--sheet: got {path.name}, expected an image's name such as sheet.png")
@@ -52,7 +51,7 @@ class ContactSheet:
             if len(self._pictures) >= MAX_PICTURES:
                 yield image
                 continue
-            read = read_image(image, allow_urls=self._allow_urls)
+            read = read_image(image)
             self._pictures.append(self._small(read.content))
             yield read
 

@@ -286,7 +286,7 @@ def test_a_wrong_address_and_a_url_are_told_by_the_command(folder: Path) -> None
     """One line on stderr, exit status 1 for the server, 2 for the arguments."""
     cases = [
         ([folder, "--url", "127.0.0.1:1"], 1, "is it started, and is this its gRPC address?"),
-        (["http://127.0.0.1:1/a.jpg"], 2, "--allow-urls"),
+        (["http://127.0.0.1:1/a.jpg"], 2, "download the images first"),
     ]
     for arguments, status, words in cases:
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60, check=False)

@@ -17,10 +17,9 @@ from fruitstand.connections import (
 )
 from fruitstand.errors import UsageError
 from fruitstand_client import Client, RequestFailed, ServerUnreachable, Tls
-from fruitstand_client.urls import fetch
-from loadtests.reliability.authority import make_certificate, server_credentials
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import model_server
+from tests.nightly.chaos.authority import make_certificate, server_credentials
 from tests.recording_proxy import PROXY_VARIABLES, RecordingProxy, recording_proxy
 
 KEY = "a-secret-api-key"
@@ -133,7 +132,6 @@ def test_a_proxy_carries_an_api_key_only_inside_tls(
 def test_pages_on_loopback_are_fetched_directly(page: str, proxy: RecordingProxy) -> None:
     """Metrics, readiness, and an image that a user names by a URL of this machine."""
     assert fetch_page(page, timeout_s=20) == b"the page"
-    assert fetch(page, 100) == b"the page"
     assert proxy.received == b""
     with pytest.raises(urllib.error.HTTPError, match="no tunnel"):
         fetch_page("http://server.invalid/", timeout_s=20)
