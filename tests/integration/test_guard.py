@@ -1,0 +1,93 @@
+"""The guard of the configurations for NVIDIA's backends, in a real server with our own decoder behind it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from fruitstand.contract import (
+    CPU_NATIVE_CONFIG,
+    FRUIT_CLASSIFIER,
+    IMAGE,
+    IMAGE_DECODE_DALI,
+    IMAGE_GUARD,
+    PROBABILITIES,
+)
+from fruitstand.image_kinds import ImageKind, image_kinds
+from fruitstand_client import Client
+from serving.embedded import EmbeddedServer
+from tests.callers import padded_batch
+
+KINDS = image_kinds()
+
+
+@pytest.fixture(scope="module")
+def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server with the configuration in which `image_decode` is the guard and then the decoder."""
+    log_path = tmp_path_factory.mktemp("guarded") / "triton.log"
+    with EmbeddedServer(repository, config_name=CPU_NATIVE_CONFIG, log_path=log_path) as running:
+        yield running
+
+
+def answer(server: EmbeddedServer, batch: np.ndarray) -> tuple[str, str | list[list[float]]]:
+    """Status and text, or the probabilities; without the ensembles' names, which Triton puts first."""
+    tensor = triton.InferInput(IMAGE, list(batch.shape), "UINT8")
+    tensor.set_data_from_numpy(batch)
+    with triton.InferenceServerClient(server.url) as client:
+        try:
+            result = client.infer(FRUIT_CLASSIFIER, [tensor], client_timeout=60)
+        except InferenceServerException as exc:
+            return str(exc.status()), re.sub(r"^(in ensemble '\w+', )+", "", exc.message())
+    return "OK", result.as_numpy(PROBABILITIES).tolist()
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in KINDS])
+def test_every_kind_gets_the_embedded_servers_verdict_in_its_words(
+    guarded: EmbeddedServer, server: EmbeddedServer, kind: ImageKind
+) -> None:
+    """The same answer, bit for bit, or the same reason."""
+    batch = np.array(bytearray(kind.content), np.uint8)[None]
+    got = answer(guarded, batch)
+    assert got == answer(server, batch)
+    assert (got[0] == "OK") == kind.is_accepted
+
+
+def test_a_bad_image_fails_alone_and_the_decoder_never_sees_it(guarded: EmbeddedServer) -> None:
+    """Many of each at once, in the same batches: the good ones are all answered."""
+    bad = [kind for kind in KINDS if not kind.is_accepted]
+    good = next(kind for kind in KINDS if kind.name == "jpeg").content
+    before = executed(guarded)
+    with Client(guarded.url, batch_size=1, in_flight=32) as client:
+        images = [content for kind in bad for content in (good, kind.content)]
+        predictions = list(client.classify(images))
+    assert [one.error for one in predictions[::2] if one.error is not None] == []
+    for kind, one in zip(bad, predictions[1::2], strict=True):
+        assert kind.verdict in str(one.error)
+    seen = {model: count - before[model] for model, count in executed(guarded).items()}
+    assert seen == {IMAGE_GUARD: len(images), IMAGE_DECODE_DALI: len(bad)}
+
+
+def test_a_request_of_several_names_the_bad_one(
+    guarded: EmbeddedServer, server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+) -> None:
+    """By its place, as the embedded server does."""
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(test_images[1].read_bytes()[:900])
+    batch = padded_batch([*test_images[:3], cut, *test_images[3:6]])
+    status, reason = answer(guarded, batch)
+    assert "INVALID_ARGUMENT" in status
+    assert str(reason).startswith("image 4 of 7: ")
+    assert (status, reason) == answer(server, batch)
+
+
+def executed(server: EmbeddedServer) -> dict[str, int]:
+    """How many images each of the two steps has worked on."""
+    with triton.InferenceServerClient(server.url) as client:
+        return {
+            model: client.get_inference_statistics(model).model_stats[0].inference_count
+            for model in (IMAGE_GUARD, IMAGE_DECODE_DALI)
+        }
