@@ -44,9 +44,7 @@ _OURS_DIFFERS = (
     f"{_GPU_ONLY}. The native backend writes the defaults of all four over the cuda accelerator's as soon as"
     " any parameter is set; ours does not"
 )
-_NOT_IN_24_10 = {
-    "session.use_device_allocator_for_initializers": "natively ignored in 24.10, honoured since"
-}
+_NOT_IN_24_10 = {"session.use_device_allocator_for_initializers": "natively ignored in 24.10, honoured since"}
 _BY_CORE = "Triton's core does it, for every backend"
 
 SETTINGS = (
