@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from fruitstand.contract import (
     CPU_NATIVE_CONFIG,
     FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
     IMAGE,
     IMAGE_DECODE_DALI,
     IMAGE_GUARD,
@@ -19,6 +20,7 @@ from fruitstand.contract import (
 )
 from fruitstand.image_kinds import ImageKind, image_kinds
 from fruitstand_client import Client
+from loadtests.server_statistics import ServedModel
 from serving.embedded import EmbeddedServer
 from tests.callers import padded_batch
 
@@ -82,6 +84,13 @@ def test_a_request_of_several_names_the_bad_one(
     assert "INVALID_ARGUMENT" in status
     assert str(reason).startswith("image 4 of 7: ")
     assert (status, reason) == answer(server, batch)
+
+
+def test_the_statistics_name_the_guard_and_the_decoder(guarded: EmbeddedServer) -> None:
+    """`diagnose` and the load tests look at what has batches, not at the ensemble around it."""
+    with ServedModel(guarded.url) as model:
+        assert model.steps == [IMAGE_GUARD, IMAGE_DECODE_DALI, FRUIT_RESNET]
+        assert FRUIT_CLASSIFIER in model.read()
 
 
 def executed(server: EmbeddedServer) -> dict[str, int]:
