@@ -150,7 +150,7 @@ class ServedModel:
         self.configs = {FRUIT_CLASSIFIER: ensemble, **steps}
 
     def _step_configs(self, ensemble: Any) -> Iterator[tuple[str, Any]]:
-        """In the place of a step that is an ensemble itself, its steps: it has no batches and no instances."""
+        """Of a step that is an ensemble itself, its steps: it has no batches and no instances."""
         for step in ensemble.ensemble_scheduling.step:
             config = self._config(step.model_name)
             if config.ensemble_scheduling.step:
