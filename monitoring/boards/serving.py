@@ -84,7 +84,7 @@ _SIGNALS = Row(
         ),
         Panel(
             title="Saturation: waiting requests",
-            description="The first step refuses what comes when 1,024 wait; at 819 the alert QueueSaturated"
+            description="The decode step refuses what comes when 1,024 wait; at 819 the alert QueueSaturated"
             " fires.",
             unit="short",
             steps=((819, "orange"), (1024, "red")),
@@ -187,12 +187,11 @@ _REPLICAS = Row(
         ),
         Panel(
             title="Waiting at each replica",
-            description="Requests in the queue of the first step, the one with a limit.",
+            description="Requests in the queues before the decoder, which have a limit.",
             unit="short",
             queries=(
                 Query(
-                    expr="sum by (instance)"
-                    ' (nv_inference_pending_request_count{model=~"image_guard|image_decode"})',
+                    expr='sum by (instance) (nv_inference_pending_request_count{model=~"image_.*"})',
                     legend="{{instance}}",
                 ),
             ),
