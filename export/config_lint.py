@@ -122,6 +122,8 @@ def _ensemble_findings(ensemble: Model, models: dict[str, Model | None]) -> Iter
         if model is not None:
             yield from _step_findings(ensemble, step, model)
             yield from _queue_findings(model, is_first=not inputs.isdisjoint(step.input_map.values()))
+            if model.config.backend == "python":  # a guard: work piles up in the step behind it as well
+                inputs.update(step.output_map.values())
     yield from _tensor_findings(ensemble, models)
 
 
@@ -156,7 +158,7 @@ def _step_findings(ensemble: Model, step: pb.ModelEnsembling.Step, model: Model)
 
 
 def _queue_findings(model: Model, *, is_first: bool) -> Iterator[Finding]:
-    """Every step refuses what waits too long, and the first what is too much.
+    """Every step refuses what waits too long, and the first what is too much; so does one behind a guard.
 
     A later step that refuses what is too much can hang the ensemble before 26.02.
     """

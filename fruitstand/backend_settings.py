@@ -44,6 +44,7 @@ _OURS_DIFFERS = (
     f"{_GPU_ONLY}. The native backend writes the defaults of all four over the cuda accelerator's as soon as"
     " any parameter is set; ours does not"
 )
+_NOT_IN_24_10 = {"session.use_device_allocator_for_initializers": "natively ignored in 24.10, honoured since"}
 _BY_CORE = "Triton's core does it, for every backend"
 
 SETTINGS = (
@@ -53,7 +54,7 @@ SETTINGS = (
             f"parameters.{key}",
             {"execution_mode": "1", "memory.enable_memory_arena_shrinkage": "cpu:0"}.get(key, "1"),
             HONOURED,
-            _OURS_DIFFERS if key in DEPRECATED_CUDA_PARAMETERS else "",
+            _OURS_DIFFERS if key in DEPRECATED_CUDA_PARAMETERS else _NOT_IN_24_10.get(key, ""),
         )
         for key in ONNXRUNTIME_PARAMETERS
     ),

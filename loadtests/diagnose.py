@@ -7,6 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
+from fruitstand.contract import IMAGE_GUARD
 from fruitstand.errors import UsageError
 from fruitstand.threads import thread_budget
 from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
@@ -119,7 +120,7 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         words = f"max_batch_size is {config.max_batch_size}: every image is computed by itself"
         yield Finding("batch_size_cap", step, words, "set max_batch_size to 64 and export again")
         return
-    if counters.mean_batch > NO_BATCH * request_images:
+    if step == IMAGE_GUARD or counters.mean_batch > NO_BATCH * request_images:  # it checks one by one
         return
     observed = f"batches do not form: {counters.mean_batch:.1f} images an execution"
     ragged = [tensor.name for tensor in config.input if -1 in tensor.dims and not tensor.allow_ragged_batch]

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +146,18 @@ class ServedModel:
 
     def _read_configs(self) -> None:
         ensemble = self._config(FRUIT_CLASSIFIER)
-        self.steps = [step.model_name for step in ensemble.ensemble_scheduling.step]
-        self.configs = {FRUIT_CLASSIFIER: ensemble, **{name: self._config(name) for name in self.steps}}
+        steps = dict(self._step_configs(ensemble))
+        self.steps = list(steps)
+        self.configs = {FRUIT_CLASSIFIER: ensemble, **steps}
+
+    def _step_configs(self, ensemble: Any) -> Iterator[tuple[str, Any]]:
+        """Of a step that is an ensemble itself, its steps: it has no batches and no instances."""
+        for step in ensemble.ensemble_scheduling.step:
+            config = self._config(step.model_name)
+            if config.ensemble_scheduling.step:
+                yield from self._step_configs(config)
+            else:
+                yield step.model_name, config
 
     def _config(self, name: str) -> Any:
         return self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=name)).config

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.config_lint import lint_repository
-from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE, IMAGE_DECODE_DALI
 from fruitstand.errors import ArtefactError
 from fruitstand.triton_keys import LATER_FIELDS
 from tests.repositories import (
@@ -66,6 +66,11 @@ def test_a_clean_repository_gives_no_findings(tmp_path: Path) -> None:
             "queue_policy",
             [edit(DECODE, lambda c: c.dynamic_batching.ClearField("default_queue_policy"))],
             id="no_queue_policy",
+        ),
+        pytest.param(
+            "queue_policy",
+            [edit(f"{IMAGE_DECODE_DALI}/**/*.pbtxt", lambda c: policy(c).ClearField("max_queue_size"))],
+            id="no_queue_limit_behind_the_guard",
         ),
         pytest.param(
             "queue_policy",

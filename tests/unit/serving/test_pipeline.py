@@ -3,8 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fruitstand.contract import Preprocessing
 from fruitstand.errors import ServerError
 from fruitstand.image_kinds import image_kinds
+from fruitstand.sample_images import encode, pattern
 from serving.decoder import Decoder
 from serving.pipeline import Pipeline, check_outputs
 
@@ -61,3 +63,23 @@ def test_gpu_operators_on_the_processor_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "dali.py").write_text(source.replace('"mixed" if GPU else "cpu"', '"mixed"'))
     with pytest.raises(ServerError, match=r"dali\.py: the pipeline cannot be built"):
         Pipeline(tmp_path / "dali.py", max_batch_size=1)
+
+
+@pytest.mark.parametrize("size", [pytest.param((60_000, 1), id="wide"), pytest.param((1, 60_000), id="tall")])
+def test_the_pipeline_itself_does_not_scale_a_strip_up(size: tuple[int, int]) -> None:
+    """Where nothing checks before it: its short side scaled to 100 would make 6,000,000 columns or rows."""
+    pipeline = Pipeline(Path("model_repository/image_decode/1/dali.py"), max_batch_size=1)
+    with pytest.raises(RuntimeError, match="placed out of bounds"):
+        pipeline.run({"ENCODED": [np.frombuffer(encode(pattern(*size)), np.uint8)]})
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side"),
+    [pytest.param((5000, 1), 500_000, id="wide"), pytest.param((1, 5000), 500_000, id="tall")],
+)
+def test_the_longest_strip_that_is_allowed_is_answered(size: tuple[int, int], long_side: int) -> None:
+    """The limit of the pipeline is the contract's: `max_pixels` after the resize."""
+    assert max(Preprocessing().resized_size(*size)) == long_side == Preprocessing().max_pixels // 100
+    pipeline = Pipeline(Path("model_repository/image_decode/1/dali.py"), max_batch_size=1)
+    (pixels,) = pipeline.run({"ENCODED": [np.frombuffer(encode(pattern(*size)), np.uint8)]})
+    assert pixels.shape == (1, 100, 100, 3)
