@@ -28,7 +28,7 @@ if ls /models/fruit_resnet/[1-9]*/manifest.json >/dev/null 2>&1; then
 fi
 rm -rf /work/data /work/run # left by a bootstrap that was interrupted
 started=$(date +%s)
-say "model_repository is empty: a small model is trained on PAINTED fruit first, 1 to 3 minutes"
+say "model_repository is empty: a small model is trained on PAINTED fruit first, 1 to 4 minutes"
 say "1 of 3: painting 360 images"
 fruitstand data prepare --source generated --out /work/data --num-classes 6 --images-per-class 60
 say "2 of 3: training resnet10t for 3 epochs"

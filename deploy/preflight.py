@@ -122,7 +122,7 @@ def notes(profile: str, root: Path, environment: Mapping[str, str]) -> Iterator[
                 " sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
             )
     if not any((root / "model_repository").glob("fruit_resnet/[1-9]*/manifest.json")):
-        yield "no model is published yet: a small one is trained on painted fruit first, 1 to 3 minutes"
+        yield "no model is published yet: a small one is trained on painted fruit first, 1 to 4 minutes"
 
 
 def main(profile: str) -> int:
