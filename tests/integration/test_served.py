@@ -25,7 +25,7 @@ from fruitstand.runs import Run
 from fruitstand.sample_images import encode, pattern, supported_images
 from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
-from serving.embedded import EmbeddedServer
+from serving.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
 from tests.command import fruitstand
 from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
@@ -303,7 +303,6 @@ def test_evaluate_gives_the_same_numbers_for_a_server_as_for_a_run(
 
 def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
     """SIGTERM ends it with status 0: no process, no shared-memory region, no temporary folder."""
-    regions = set(Path("/dev/shm").iterdir())
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
@@ -316,6 +315,8 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
         assert ready["ready"] is True
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3  # tritonserver and a stub for each of the two backends
+        regions = f"{PREFIX}{process.pid}-*"  # other servers of this machine have theirs
+        assert [*SHARED_MEMORY.glob(regions)]
         with Client(ready["grpc"]) as client:
             (prediction,) = client.classify([encode(pattern(100, 100))])
             assert prediction.error is None
@@ -323,7 +324,7 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
         assert process.wait(30) == 0
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
-    assert set(Path("/dev/shm").iterdir()) <= regions
+    assert [*SHARED_MEMORY.glob(regions)] == []
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
