@@ -17,13 +17,12 @@ from fruitstand.sample_images import canary_image
 from fruitstand.tls import Tls
 from serving.attest.answer_checks import check_golden, check_parity
 from serving.attest.caller import CHANNELS, Server
-from serving.attest.check import Check, Status, not_seen
+from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.contract_checks import check_answers, check_contract, check_labels, check_version
 from serving.attest.exposure_checks import check_control, check_runtime, devices
 from serving.attest.input_checks import check_error_texts, check_input_kinds, check_isolation
 from serving.attest.load_checks import (
     Speed,
-    check_alive,
     check_batching,
     check_deadline,
     check_queue_limit,
@@ -36,6 +35,7 @@ from serving.attest.subject import Subject, examine
 
 CALL_TIMEOUT_S, QUICK_CALL_TIMEOUT_S = 20.0, 10.0
 POLL_S = 0.5
+ATTEMPTS = 4
 NAMES = (
     "answers", "contract", "labels", "version", "golden", "decode", "model", "parity", "input_kinds",
     "isolation", "batching", "queue_limit", "deadline", "speed", "error_texts", "control", "runtime", "alive",
@@ -105,7 +105,6 @@ class _Attestation:
             await _wait_until_ready(server, wait_s)
             server.error_texts.clear()
             self._checks.append(await check_answers(server, self._promise))
-            about: dict[str, object] = {}
             if self._checks[0].status is Status.FAILED:
                 has_gateway, subject = False, None
                 self._checks += [
@@ -116,12 +115,12 @@ class _Attestation:
             else:
                 subject = await examine(server, self._promise, canary_image(), quick=self._quick)
                 has_gateway = subject.has_gateway
-                for names, check in track(self._groups(), total=len(self._groups()), description="attest"):
-                    if not self._skip.issuperset(names):
-                        await self._add(names, check, subject)
+            # Now: later the server may be gone.
             self._checks += await check_control(server, has_gateway=has_gateway)
             runtime, about = await check_runtime(server, has_gateway=has_gateway)
             self._checks += runtime
+            if subject is not None:
+                await self._run_groups(subject)
         by_name = {one.name: one for one in self._checks if one.name not in self._skip}
         return Report(
             url=server.url,
@@ -151,8 +150,29 @@ class _Attestation:
             (("queue_limit",), check_queue_limit),
             (("deadline",), check_deadline),
             (("error_texts",), check_error_texts),
-            (("alive",), check_alive),
         ]
+
+    async def _run_groups(self, subject: Subject) -> None:
+        """Each group, and after it whether the server still answers; what comes after its end is not seen."""
+        ended_in = ""
+        for names, check in track(self._groups(), total=len(self._groups()), description="attest"):
+            if self._skip.issuperset(names):
+                continue
+            if ended_in:
+                self._checks += [not_seen(name, "a server", f"it ended during {ended_in}") for name in names]
+                continue
+            await self._add(names, check, subject)
+            if not await _still_answers(subject.server):
+                ended_in = ", ".join(names)
+        self._checks.append(
+            judged(
+                "alive",
+                ok=not ended_in,
+                expected="an answer after each of these checks",
+                got=f"no answer after {ended_in}" if ended_in else "answers",
+                advice="it ended or hangs: its log names the signal",
+            )
+        )
 
     async def _add(self, names: tuple[str, ...], check: _CheckFunction, subject: Subject) -> None:
         try:
@@ -170,6 +190,16 @@ class _Attestation:
     async def _speed(self, subject: Subject) -> list[Check]:
         self._speeds = await measure_speed(subject)
         return [judge_speed(self._speeds, self._reference, self._min_throughput)]
+
+
+async def _still_answers(server: Server) -> bool:
+    """Whether an image gets an answer; a queue that is still full gets a moment."""
+    for _ in range(ATTEMPTS):
+        answer = await server.classify(canary_image())
+        if answer.ok:
+            return True
+        await asyncio.sleep(POLL_S)
+    return False
 
 
 async def _wait_until_ready(server: Server, wait_s: float) -> None:

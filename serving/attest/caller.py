@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from fruitstand.tls import Tls
 CHANNELS = 4
 """Connections for bursts: Envoy and others allow some hundred streams on each."""
 OK = "OK"
+LOST = re.compile(r"failed to connect|Connection (?:refused|reset)|Socket closed|recvmsg|GOAWAY")
+"""gRPC's own words where nobody answers; a full queue is UNAVAILABLE in the server's words."""
 ENVOY_HEADER = "x-envoy-upstream-service-time"
 
 
@@ -38,6 +41,11 @@ class Answer:
     def ok(self) -> bool:
         """Whether it was answered."""
         return self.status == OK
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection failed, not the request: the server, or its host, is gone."""
+        return self.status == "UNAVAILABLE" and LOST.search(self.text) is not None
 
     @property
     def version(self) -> int | None:

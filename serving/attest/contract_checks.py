@@ -67,8 +67,7 @@ async def _steps(server: Server, promise: Promise | None) -> str:
     words = [f"{IMAGE_DECODE}: {decoded}"]
     pixels = decoded.array(PIXELS)
     if pixels is None and promise is not None:
-        height, width = promise.version(None).manifest["preprocessing"]["input_size"]
-        pixels = np.zeros((1, height, width, 3), np.uint8)
+        pixels = np.zeros((1, *promise.input_size, 3), np.uint8)
     if pixels is not None:
         words.append(f"{FRUIT_RESNET}: {await server.infer(FRUIT_RESNET, PIXELS, pixels)}")
     return ", ".join(words)
@@ -167,9 +166,9 @@ async def check_version(subject: Subject) -> list[Check]:
     return [
         judged(
             "version",
-            ok=numbers == [served],
-            expected=f"version {served} in every answer",
-            got=got,
+            ok=numbers == [served] and subject.version is not None,
+            expected=f"version {served} in every answer, its files as published",
+            got=got if subject.version is not None else f"{got}; {subject.no_version}",
             advice="promote the version again, or restart the server; does it read this repository?",
         )
     ]

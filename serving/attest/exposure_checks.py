@@ -2,7 +2,7 @@
 
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER
+from fruitstand.contract import EMBEDDED_SERVER_VERSION
 from serving.attest.caller import Answer, Server
 from serving.attest.check import Check, Status, judged, not_seen
 
@@ -111,7 +111,7 @@ def devices(configs: dict[str, object]) -> dict[str, list[str]]:
     """Where each model's instances run and with what, as its configuration says."""
     found = {}
     for model, config in configs.items():
-        if model == FRUIT_CLASSIFIER:
+        if config.ensemble_scheduling.step:
             continue
         kinds = [f"{group.count} x {type(group).Kind.Name(group.kind)}" for group in config.instance_group]
         accelerators = config.optimization.execution_accelerators

@@ -12,7 +12,7 @@ from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILIT
 from fruitstand.errors import ArtefactError, FruitstandError, UsageError
 from fruitstand.reference_decode import decode_reference
 from fruitstand.threads import thread_budget
-from fruitstand.versions import Version, published_versions, serving_state, verify_version
+from fruitstand.versions import Version, published_versions, read_version, serving_state, verify_version
 
 _PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
 
@@ -24,6 +24,12 @@ class Promise:
     repository: Path
     served: int
     """The version it serves."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the served version's pixels, by its manifest alone."""
+        manifest = read_version(self.repository, self.served).manifest
+        return Preprocessing.from_dict(manifest["preprocessing"]).input_size
 
     def version(self, number: int | None) -> Version:
         """A version whose files are as published; None takes the served one.
@@ -39,6 +45,7 @@ def read_promise(repository: Path) -> Promise:
 
     Raises:
         UsageError: no repository there, or it serves nothing.
+        ArtefactError: the served version's manifest cannot be read.
     """
     if not (repository / FRUIT_RESNET).is_dir():
         raise UsageError(f"{repository}: no model repository; leave --repository out to attest without one")
@@ -46,6 +53,7 @@ def read_promise(repository: Path) -> Promise:
     if state is None:
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: serves no version; published: {known}")
+    read_version(repository, state.version)
     return Promise(repository=repository, served=state.version)
 
 

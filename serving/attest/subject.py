@@ -40,7 +40,7 @@ class Subject:
     no_version: str
     """Why there is none."""
     configs: dict[str, Any]
-    """Each model's `ModelConfig`; empty where the server does not show them."""
+    """`ModelConfig` of the ensemble and of every step below it; empty where the server does not show them."""
     has_gateway: bool
     """Envoy answers."""
     quick: bool
@@ -93,17 +93,23 @@ async def examine(server: Server, promise: Promise | None, sample: bytes, *, qui
             version, reason = promise.version(answer.version), ""
         except FruitstandError as exc:
             reason = f"version {answer.version or promise.served} cannot be used here: {why_not(exc)}"
-    configs = {}
-    for name in MODELS:
-        seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
-        if seen.ok:
-            configs[name] = seen.response.config
     return Subject(
         server=server,
         promise=promise,
         version=version,
         no_version=reason,
-        configs=configs,
+        configs=await _configs(server),
         has_gateway=answer.through_envoy,
         quick=quick,
     )
+
+
+async def _configs(server: Server) -> dict[str, Any]:
+    configs: dict[str, Any] = {}
+    names = [FRUIT_CLASSIFIER]
+    for name in names:  # grows while it is read: a step may be an ensemble itself
+        seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
+        if seen.ok:
+            configs[name] = seen.response.config
+            names += [step.model_name for step in configs[name].ensemble_scheduling.step]
+    return configs

@@ -183,6 +183,17 @@ def test_without_a_repository_it_says_what_it_cannot_see(plain: EmbeddedServer) 
     assert found["contract"] == found["batching"] == Status.PASSED
 
 
+def test_an_altered_repository_is_no_reference(plain: EmbeddedServer, tiny: Path, tmp_path: Path) -> None:
+    """Its version is red, and nothing is compared with it."""
+    altered = shutil.copytree(tiny, tmp_path / "repository")
+    with (altered / FRUIT_RESNET / "1" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    others = ("input_kinds", "isolation", "queue_limit", "deadline", "speed", "batching")
+    found = statuses(attest(plain.url, repository=altered, quick=True, skip=others))
+    assert failed(found) == {"version"}
+    assert found["golden"] == found["model"] == Status.NOT_SEEN
+
+
 def test_what_cannot_be_carried_out_is_a_usage_error(
     plain: EmbeddedServer, tiny: Path, tmp_path: Path
 ) -> None:
