@@ -19,7 +19,7 @@ import typer
 from tritonclient.utils import InferenceServerException
 
 from fruitstand.artefacts import read_json
-from fruitstand.connections import fetch_page
+from fruitstand.connections import fetch_page, open_triton
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.sample_images import encode, pattern
@@ -154,7 +154,7 @@ def bad(images: Images, url: Gateway = "127.0.0.1:8001") -> None:
     Past the Python client, which refuses most of these itself.
     """
     good = [Path(str(path)).read_bytes() for path in islice(find_images([str(images)]), NUM_CALLERS - 1)]
-    server = triton.InferenceServerClient(url)
+    server = open_triton(url)
     refused: Counter[str] = Counter()
     with ThreadPoolExecutor(NUM_CALLERS) as pool:
         for _ in range(NUM_ROUNDS):

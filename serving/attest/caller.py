@@ -1,9 +1,7 @@
 """Calls to the server under test: raw KServe V2 over gRPC, every answer with its status and its time."""
 
 import asyncio
-import ipaddress
 import re
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fruitstand.connections import open_channel, parse_endpoints
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 from fruitstand.tls import Tls
@@ -88,11 +87,11 @@ class Server:
         Raises:
             UsageError: not HOST:PORT, or an API key that would travel in clear text.
         """
-        host, _, port = url.rpartition(":")
-        if not host or not port.isdecimal() or "/" in host:
-            raise UsageError(f"{url}: not HOST:PORT of a gRPC endpoint, such as 127.0.0.1:8001")
+        endpoints = parse_endpoints(url)
+        if len(endpoints) > 1:
+            raise UsageError(f"{url}: attest holds one server against its repository; name one HOST:PORT")
         self.url, self.timeout_s = url, timeout_s
-        self.on_loopback = _is_loopback(host.strip("[]"))
+        self.on_loopback = endpoints[0].is_loopback
         if api_key and tls is None and not self.on_loopback:
             raise UsageError("an API key leaves this machine only with TLS: give --ca or --cert")
         self._tls = tls
@@ -105,18 +104,13 @@ class Server:
 
     async def __aenter__(self) -> "Server":
         options = [
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         credentials = grpc.ssl_channel_credentials(**self._tls.read()) if self._tls else None
         for _ in range(CHANNELS):
             self._channels.append(
-                grpc.aio.secure_channel(self.url, credentials, options)
-                if credentials
-                else grpc.aio.insecure_channel(self.url, options)
+                open_channel(self.url, credentials=credentials, options=options, asynchronous=True)
             )
         self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
         return self
@@ -216,12 +210,3 @@ def padded_batch(images: Sequence[bytes]) -> np.ndarray:
 
 def _has_envoy(metadata: Any) -> bool:
     return any(key == ENVOY_HEADER or (key, value) == ("server", "envoy") for key, value in metadata or ())
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether all addresses of a host are this machine's own; False where it cannot be found."""
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)

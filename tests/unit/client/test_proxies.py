@@ -180,4 +180,5 @@ def test_no_other_module_opens_channels_or_pages() -> None:
         for path in (root / stage).rglob("*.py")
         if any(call in path.read_text() for call in pattern)
     }
-    assert found == {"fruitstand/connections.py"}
+    # An init container has Python alone, and its archive is outside of the cluster.
+    assert found == {"fruitstand/connections.py", "deploy/kubernetes/base/fetch_models.py"}
