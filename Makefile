@@ -80,7 +80,7 @@ retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> pr
 	python -m deploy.retrain --data "$(DATA)" $(if $(REPOSITORY),--repository "$(REPOSITORY)") $(if $(URL),--url "$(URL)") $(if $(SAMPLES),--samples "$(SAMPLES)")
 
 demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-360
-	python -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
+	fruitstand demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 lock: ## resolve the locks again
 	$(COMPILE) --extra serve-cpu pyproject.toml -o requirements.lock

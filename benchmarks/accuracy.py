@@ -14,11 +14,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line, step
 from fruitstand.artefacts import write_json
 from fruitstand.errors import UsageError
+from fruitstand.machine.provenance import provenance
 from fruitstand.runs import read_run
+from fruitstand.stages import command_line, step
 
 RESULTS = Path("benchmarks/results")
 

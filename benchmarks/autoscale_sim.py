@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.errors import UsageError
+from fruitstand.machine.provenance import provenance
+from fruitstand.stages import command_line
 
 RULE = Path(__file__).parents[1] / "deploy" / "kubernetes" / "base" / "autoscale.yaml"
 STEP_S = 1.0

@@ -20,12 +20,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
 from fruitstand.errors import ServerError
+from fruitstand.machine.provenance import provenance
+from fruitstand.stages import command_line, served
 from fruitstand_client import Client
-from fruitstand_client.sources import find_images
+from fruitstand_client.command.sources import find_images
 from loadtests.perf_analyzer import install_perf_analyzer, request_arguments, write_images
 
 BATCH_SIZE, IN_FLIGHT = 32, 4
@@ -71,8 +71,8 @@ def measure(
 
 def _single_image(url: str, contents: list[bytes]) -> dict[str, float]:
     """One image a call: what the caller waits, less what the server says it took."""
-    from fruitstand.connections import open_triton
     from fruitstand.contract import FRUIT_CLASSIFIER
+    from fruitstand.network.connections import open_triton
 
     def served_ns() -> int:
         (stats,) = probe.get_inference_statistics(FRUIT_CLASSIFIER).model_stats

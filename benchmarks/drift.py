@@ -15,11 +15,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line, served, step
 from fruitstand.artefacts import write_json
 from fruitstand.errors import DataError, UsageError
+from fruitstand.machine.provenance import provenance
 from fruitstand.runs import read_run
+from fruitstand.stages import command_line, served, step
 from loadtests.drift_injection import CHANGES, write_windows
 
 MIN_POWER, MAX_FALSE_ALARMS = 0.95, 0.05

@@ -25,10 +25,10 @@ from fruitstand.contract import (
     PIXELS,
     PROBABILITIES,
 )
-from fruitstand.dali_pipeline import load_pipeline_definition, served_pipeline
 from fruitstand.errors import DataError, UsageError
-from fruitstand.threads import thread_budget
-from fruitstand.versions import MANIFEST_NAME, serving_state
+from fruitstand.images.dali_pipeline import load_pipeline_definition, served_pipeline
+from fruitstand.machine.threads import thread_budget
+from fruitstand.repository.versions import MANIFEST_NAME, serving_state
 
 BATCH = 32
 WARM_UP_S = 0.5

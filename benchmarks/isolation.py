@@ -22,16 +22,16 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from benchmarks.provenance import provenance
 from benchmarks.ratios import ratio
-from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.image_kinds import image_kinds
-from fruitstand.memory import process_tree
+from fruitstand.images.kinds import image_kinds
+from fruitstand.machine.memory import process_tree
+from fruitstand.machine.provenance import provenance
+from fruitstand.stages import command_line, served
 from fruitstand_client import RequestFailed
+from fruitstand_client.command.sources import find_images
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.sources import find_images
 from fruitstand_client.wire import Wire
 
 ONE_BAD_OF = 8

@@ -22,12 +22,12 @@ import typer
 
 from benchmarks.in_process import BATCH, LOOPS, Measure, in_process, read_images, served_version
 from benchmarks.peers.load import NothingMeasured, Target, closed_loop
-from benchmarks.provenance import provenance
 from benchmarks.ratios import ratio
-from benchmarks.stages import command_line, console, served
 from fruitstand.artefacts import write_json
 from fruitstand.contract import CPU_CONFIG
-from fruitstand.threads import thread_budget
+from fruitstand.machine.provenance import provenance
+from fruitstand.machine.threads import thread_budget
+from fruitstand.stages import command_line, console, served
 
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)

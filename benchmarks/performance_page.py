@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.accuracy import RESULTS
 from fruitstand.artefacts import read_json, write_bytes
-from loadtests.plots import draw
-from loadtests.result import read_result
+from loadtests.results.plots import draw
+from loadtests.results.result import read_result
 
 PAGE = Path("docs/performance.md")
 PLOTS = Path("docs/performance")

@@ -20,9 +20,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line
 from fruitstand.artefacts import write_json
+from fruitstand.machine.provenance import provenance
+from fruitstand.stages import command_line
 
 PADDING = bytes(100_000)
 

@@ -25,12 +25,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line
 from fruitstand.artefacts import write_json
 from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import DataError, FruitstandError
-from fruitstand.threads import thread_budget
+from fruitstand.machine.provenance import provenance
+from fruitstand.machine.threads import thread_budget
+from fruitstand.stages import command_line
 
 console = Console(stderr=True, highlight=False)
 
@@ -87,7 +87,7 @@ def _repeat(source: Path, target: Path, num_images: int) -> Path:
 
 def _limit(images: Path, repository: Path, *, processes: int, threads: int) -> dict[str, float]:
     """Images a second of decode and model alone, in so many processes that begin together."""
-    command = [sys.executable, "-m", "deploy.scoring.limit", images, "--repository", repository]
+    command = [sys.executable, "-m", "scoring.limit", images, "--repository", repository]
     running = [
         subprocess.Popen(
             [*map(str, command), "--threads", str(threads)],
@@ -126,7 +126,7 @@ def _score(images: Path, repository: Path, out: Path) -> dict[str, float]:
 
 def _model(repository: Path) -> dict[str, object]:
     """What is served there."""
-    from fruitstand.versions import read_version, serving_state
+    from fruitstand.repository.versions import read_version, serving_state
 
     state = serving_state(repository)
     if state is None:

@@ -25,10 +25,10 @@ import typer
 
 from benchmarks.in_process import read_images
 from benchmarks.peers.load import NothingMeasured, Target, closed_loop
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line, served
 from fruitstand.artefacts import write_json
-from fruitstand.memory import own_mib, resident_mib
+from fruitstand.machine.memory import own_mib, resident_mib
+from fruitstand.machine.provenance import provenance
+from fruitstand.stages import command_line, served
 
 SHARE = 0.7
 PEAK_IN_FLIGHT = 64

@@ -15,10 +15,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import command_line, served, step
 from fruitstand.artefacts import write_json
+from fruitstand.machine.provenance import provenance
 from fruitstand.runs import read_run
+from fruitstand.stages import command_line, served, step
 
 
 def measure(

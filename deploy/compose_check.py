@@ -19,12 +19,12 @@ import typer
 from tritonclient.utils import InferenceServerException
 
 from fruitstand.artefacts import read_json
-from fruitstand.connections import fetch_page, open_triton
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
 from fruitstand.errors import FruitstandError, ServerError
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.connections import fetch_page, open_triton
 from fruitstand_client import Client
-from fruitstand_client.sources import find_images
+from fruitstand_client.command.sources import find_images
 
 NUM_IMAGES, BATCH = 1000, 20
 NUM_TARGETS = 4

@@ -17,11 +17,11 @@ from typing import Annotated
 import typer
 
 from fruitstand.artefacts import write_json
-from serving.access import Access, read_access
-from serving.embedded import CONTROL_HEADER
-from serving.envoy_json import PACKAGE, Json, address
-from serving.gateway_config import bootstrap
-from serving.gateway_routes import routes
+from serving.gateway.access import Access, read_access
+from serving.gateway.config import bootstrap
+from serving.gateway.envoy_json import PACKAGE, Json, address
+from serving.gateway.routes import routes
+from serving.triton.embedded import CONTROL_HEADER
 
 BASE = Path(__file__).parent / "kubernetes" / "base" / "envoy"
 FOLDER = Path("/etc/envoy")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fruitstand.artefacts import write_json
 from fruitstand.contract import FRUIT_CLASSIFIER
-from serving.envoy_json import PACKAGE, Json, address, typed
-from serving.gateway_limits import IN_FLIGHT_PER_REPLICA
-from serving.gateway_routes import HEALTH, INFERENCE, METHODS
+from serving.gateway.envoy_json import PACKAGE, Json, address, typed
+from serving.gateway.limits import IN_FLIGHT_PER_REPLICA
+from serving.gateway.routes import HEALTH, INFERENCE, METHODS
 
 FILE = Path(__file__).parent / "kubernetes" / "overlays" / "cpu" / "front" / "front.json"
 LISTEN = "0.0.0.0"

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from serving import doctor
-from serving.doctor import OK, WARN, check_ports, gpu_driver
+from serving.triton import doctor
+from serving.triton.doctor import OK, WARN, check_ports, gpu_driver
 
 ROOT = Path("/app")
 PROMETHEUS_USER = 65534, 65534

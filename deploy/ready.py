@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from fruitstand.errors import FruitstandError
-from fruitstand.versions import read_version, serving_state
-from serving.web import WebServer
+from fruitstand.repository.versions import read_version, serving_state
+from serving.page.web import WebServer
 
 PORTS = {
     "GATEWAY_PORT": 8001,

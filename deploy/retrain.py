@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 
 from fruitstand.artefacts import write_json
-from fruitstand.cli_shared import MaxSlowdown
+from fruitstand.cli_options import MaxSlowdown
 from fruitstand.errors import FruitstandError, GateFailed, ServerError, UsageError
 from fruitstand.manifest import read_prepared
-from fruitstand.versions import read_version, serving_state
-from serving.embedded import EmbeddedServer
+from fruitstand.repository.versions import read_version, serving_state
+from serving.triton.embedded import EmbeddedServer
 
 MAX_TOP1_LOSS = 0.005
 DRIFTED = 1

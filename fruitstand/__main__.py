@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 
-from fruitstand.background import with_rests
+from fruitstand.machine.background import with_rests
 
 NICENESS_OF_A_PROMOTION = 10
 """Between its rests."""

@@ -1,83 +1,126 @@
-"""The `fruitstand` command: one verb a stage.
+"""The `fruitstand` command: a table of verbs, each loaded when it is called.
 
-stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A stage is imported when its verb
-is called, so that `--help` is quick and no verb needs another's packages.
+stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A verb's code lives with its
+stage, in `<room>/commands.py`; nothing of it is imported for `--help`, so no verb needs another's packages.
 """
 
 import importlib
 import logging
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from fruitstand import __version__, cli_client, cli_loadtests, cli_serving, cli_training, cli_tune
-from fruitstand.cli_access import certs_app, keys_app
-from fruitstand.cli_data import app as data_app
-from fruitstand.cli_drift import app as drift_app
-from fruitstand.cli_models import app as models_app
-from fruitstand.cli_score import score
-from fruitstand.cli_shared import Json, MaxSlowdown, Repository, SignKey, needs, print_json
+from fruitstand import __version__
 from fruitstand.errors import FruitstandError
 
-LAZY = {"attest": ("serving.attest.commands", "serve-cpu")}
-"""Verbs whose code lives with their stage: module, and the extra that brings its packages."""
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a verb's code is, and its line in `fruitstand --help`."""
+
+    module: str
+    attribute: str
+    """A Typer app with subcommands, or the function of a single command."""
+    help: str
 
 
-class Verbs(TyperGroup):
-    """The verbs; those in `LAZY` are imported when they are asked for."""
+VERBS: dict[str, dict[str, Verb]] = {
+    "Start": {
+        "demo": Verb("loadtests.demo", "demo", "Prepare, train, export, serve and classify, with one table."),
+        "doctor": Verb("serving.commands", "doctor", "Check whether this machine can serve."),
+    },
+    "Data and training": {
+        "data": Verb("training.commands", "data_app", "Prepare image folders, and check them."),
+        "train": Verb("training.commands", "train", "Train a timm ResNet."),
+        "evaluate": Verb("training.commands", "evaluate", "Measure a run or a server: the same report."),
+    },
+    "Versions": {
+        "export": Verb("export.commands", "export", "Turn a run into ONNX, check it, and publish it."),
+        "models": Verb("export.commands", "app", "Publish, list, promote and remove versions."),
+    },
+    "Serving": {
+        "serve": Verb("serving.commands", "serve", "Serve a model repository in the foreground."),
+        "gateway": Verb("serving.commands", "gateway", "Put Envoy before servers that run already."),
+        "attest": Verb("serving.attest.commands", "attest", "Check a running server against its repository."),
+        "certs": Verb("serving.gateway.commands", "certs_app", "Certificates for TLS."),
+        "keys": Verb("serving.gateway.commands", "keys_app", "API keys of the gateway."),
+    },
+    "Answers": {
+        "classify": Verb("fruitstand_client.commands", "classify", "Classify images with a served model."),
+        "score": Verb("scoring.commands", "score", "Score any number of images offline, exactly once."),
+    },
+    "Measuring": {
+        "loadtest": Verb("loadtests.commands", "loadtest", "Run a load profile with Locust."),
+        "profile": Verb("loadtests.commands", "profile", "Sweep loads and batches with perf_analyzer."),
+        "tune": Verb("loadtests.commands", "tune", "Find the fastest settings within a p99 budget."),
+        "diagnose": Verb("loadtests.commands", "diagnose", "Say what limits a server under load."),
+        "drift": Verb("monitoring.commands", "app", "Compare what was served with what the model knows."),
+    },
+}
+"""By heading, in the order of a project."""
+
+
+class LazyGroup(TyperGroup):
+    """The verbs of `VERBS`, each imported when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names."""
-        return [*super().list_commands(ctx), *LAZY]
+        """All verbs, in the order of the table."""
+        return [name for verbs in VERBS.values() for name in verbs]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One verb; from an installation without its stage, one that says so."""
-        if cmd_name not in LAZY:
-            return super().get_command(ctx, cmd_name)
-        module, extra = LAZY[cmd_name]
-        verb = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        try:
-            verb.command(cmd_name)(getattr(importlib.import_module(module), cmd_name))
-        except ModuleNotFoundError as exc:
-            verb.command(cmd_name, help="Not in this installation.")(_missing(exc, extra))
-        return typer.main.get_command(verb)
+        """Import one verb; None where there is no such verb."""
+        verb = next((verbs[cmd_name] for verbs in VERBS.values() if cmd_name in verbs), None)
+        return None if verb is None else load(verb)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As Typer does, with the table's names as near matches of a typing error."""
+        self.commands = dict.fromkeys(self.list_commands(ctx))  # type: ignore[assignment]  # only keys are read
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The table, without importing anything of it."""
+        for heading, verbs in VERBS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
 
 
-def _missing(error: ModuleNotFoundError, extra: str) -> Any:
-    def verb() -> None:
-        with needs(extra):
-            raise error
+def load(verb: Verb) -> Any:
+    """Import a verb's code; a click command.
 
-    return verb
+    Raises:
+        UsageError: its stage is not installed: only a checkout has it.
+    """
+    from fruitstand.cli_options import needs
+
+    with needs():
+        found = getattr(importlib.import_module(verb.module), verb.attribute)
+    if isinstance(found, typer.Typer):
+        return get_command(found)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command()(found)
+    return get_command(single)
 
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=LazyGroup,
     help="Train an image classifier, prove it, and serve it at high throughput.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(data_app, name="data")
-app.add_typer(models_app, name="models")
-app.add_typer(certs_app, name="certs")
-app.add_typer(keys_app, name="keys")
-app.add_typer(drift_app, name="drift")
-app.command()(cli_training.train)
-app.command()(cli_training.evaluate)
-app.command()(cli_serving.serve)
-app.command()(cli_serving.gateway)
-app.command()(cli_serving.doctor)
-app.command()(cli_client.classify)
-app.command()(score)
-app.command()(cli_loadtests.loadtest)
-app.command()(cli_loadtests.profile)
-app.command()(cli_tune.tune)
-app.command()(cli_loadtests.diagnose)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        print(__version__)
+        raise typer.Exit
 
 
 def main() -> None:
@@ -95,55 +138,3 @@ def main() -> None:
     except OSError as exc:
         print(f"fruitstand: error: {exc.filename or 'input or output'}: {exc.strerror}", file=sys.stderr)
         sys.exit(1)
-
-
-@app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Options of the command itself."""
-    if version:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Option(help="Finished run.")],
-    repository: Repository = Path("model_repository"),
-    variants: Annotated[str, typer.Option(help="Comma-separated.")] = "fp32,int8,fp16",
-    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
-    compare_int8: Annotated[
-        bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
-    ] = False,
-    sign: SignKey = None,
-    max_slowdown: MaxSlowdown = 1.1,
-    as_json: Json = False,
-) -> None:
-    """Turn a run into ONNX, check it, and publish it as the next version."""
-    with needs("export"):
-        from export.export import export as run_export
-
-        names = tuple(name.strip() for name in variants.split(","))
-        result = run_export(
-            run,
-            repository=repository,
-            variants=names,
-            data_directory=data,
-            compare_int8=compare_int8,
-            sign_key=sign,
-            max_slowdown=max_slowdown,
-        )
-    if as_json:
-        print_json(result)
-        return
-    for gate in result["gates"]:
-        allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
-        print(f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}")
-    if int8 := result["reports"].get("int8"):
-        for attempt in int8["attempts"]:
-            for engine, one in attempt["engines"].items():
-                print(
-                    f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
-                    f" {one['top1_agreement']:.4f}, {one['speedup_over_fp32']:.2f} x fp32"
-                )
-        print(f"int8: {int8['choice']}, served by {int8['engine']}")
-    print(f"published version {result['version']} in {result['repository']}")

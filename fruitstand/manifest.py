@@ -52,7 +52,7 @@ class PreparedData:
     split_kind: str
     """What the split claims: classic, object or film; empty in a manifest from before this was recorded."""
     split_details: dict[str, Any]
-    """How it was made, see `training.splits`."""
+    """How it was made, see `training.data.splits`."""
 
     def split(self, name: str) -> list[ManifestRow]:
         """The rows of one split, in manifest order.

@@ -1,8 +1,8 @@
 """Samples of classified images, which drift is measured on: numbers, and the image only if asked.
 
-The server writes them while it serves (`serving.sampler`), export writes those of the validation images into
-each version (`drift_reference.npz`), `fruitstand drift record` makes them from a folder. numpy is imported
-inside, as everywhere in this package.
+The server writes them while it serves (`serving.engine.sampler`), export writes those of the validation
+images into each version (`drift_reference.npz`), `fruitstand drift record` makes them from a folder. numpy is
+imported inside, as everywhere in this package.
 """
 
 from collections.abc import Sequence

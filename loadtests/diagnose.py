@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fruitstand.contract import IMAGE_GUARD
 from fruitstand.errors import UsageError
-from fruitstand.threads import thread_budget
+from fruitstand.machine.threads import thread_budget
 from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
 
 MIN_REQUESTS = 20

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fruitstand.sample_images import encode
+from fruitstand.images.synthetic import encode
 
 BACKGROUND_FROM = 235
 """A pixel is background when its three values reach it."""

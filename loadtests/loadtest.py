@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import provenance
 from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
-from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee, judged_points
-from loadtests.plots import draw
-from loadtests.profiles import Profile, named_profile
-from loadtests.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
-from loadtests.result import RESULT, read_result, write_result
-from loadtests.sample_files import read_sample
+from fruitstand.machine.provenance import provenance
+from loadtests.generator.health import limits_found
+from loadtests.generator.profiles import Profile, named_profile
+from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
+from loadtests.generator.sample_files import read_sample
+from loadtests.results.knee import find_knee, judged_points
+from loadtests.results.plots import draw
+from loadtests.results.result import RESULT, read_result, write_result
+from loadtests.results.slo import judge, read_slo
 from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
-from loadtests.slo import judge, read_slo
 
 log = logging.getLogger("fruitstand.loadtest")
 
@@ -70,7 +70,7 @@ def loadtest(
     """Run one profile; write `result.json`, `report.html` and plots to `out`.
 
     Args:
-        profile: one of `loadtests.profiles.PROFILES`.
+        profile: one of `loadtests.generator.profiles.PROFILES`.
         url: HOST:PORT of the server's gRPC endpoint.
         images: folder with the images to send.
         out: folder for the results.

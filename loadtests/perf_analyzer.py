@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.connections import direct_environment
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
+from fruitstand.network.connections import direct_environment
 
 WHEELS = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 DEBIAN_PACKAGE = "libb64-0d"

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fruitstand.connections import open_channel
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.network.connections import open_channel
 from fruitstand_client import Client
 from fruitstand_client.errors import translate
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.provenance import provenance
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand.errors import FruitstandError, UsageError
-from loadtests.knee import find_knee
+from fruitstand.machine.provenance import provenance
+from loadtests.generator.profiles import CLOSED, OPEN
+from loadtests.generator.sample_files import read_sample
 from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, write_images
-from loadtests.plots import draw
-from loadtests.profiles import CLOSED, OPEN
-from loadtests.result import RESULT, write_result
-from loadtests.sample_files import read_sample
+from loadtests.results.knee import find_knee
+from loadtests.results.plots import draw
+from loadtests.results.result import RESULT, write_result
 from loadtests.server_statistics import ServedModel, breakdown, growth
 
 log = logging.getLogger("fruitstand.profile")

@@ -20,12 +20,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from benchmarks.provenance import provenance
-from benchmarks.stages import served
 from fruitstand.artefacts import atomic_file, write_json
 from fruitstand.errors import FruitstandError, UsageError
-from fruitstand.threads import thread_budget
-from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.machine.provenance import provenance
+from fruitstand.machine.threads import thread_budget
+from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.stages import served
 from loadtests.sweep import profile
 
 log = logging.getLogger("fruitstand.tune")

@@ -9,7 +9,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 
 def padded_batch(paths: list[Path]) -> np.ndarray:

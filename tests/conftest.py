@@ -9,7 +9,7 @@ import pytest
 
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.runs import Run, read_run
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 from tests import prebuilt
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fruitstand.versions import published_versions, serving_state
+from fruitstand.repository.versions import published_versions, serving_state
 from tests.nightly.chaos import crash
 from tests.nightly.chaos.material import ANY_SPEED
 from tests.nightly.chaos.wholeness import litter, torn

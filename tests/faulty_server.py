@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-import serving.embedded
+import serving.triton.embedded
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE, PROBABILITIES
-from fruitstand.versions import GOLDEN_LIST, MANIFEST_NAME
-from serving.embedded import EmbeddedServer
+from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME
+from serving.triton.embedded import EmbeddedServer
 from tests.repositories import DECODE, edit
 
 Plant = Callable[[Path], object]
@@ -96,14 +96,14 @@ def faulty_server(
         backends: faults of the code that serves it.
     """
     copy = shutil.copytree(repository, folder / "model_repository")
-    code = shutil.copytree(serving.embedded.BACKENDS, folder / "backends")
+    code = shutil.copytree(serving.triton.embedded.BACKENDS, folder / "backends")
     for plant in files:
         plant(copy)
     for plant in backends:
         plant(code)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.embedded.BACKENDS", code)
+        patch.setattr("serving.triton.embedded.BACKENDS", code)
         # The embedded server looks at its golden images when it starts; NVIDIA's container does not.
-        patch.setattr("serving.readiness.MAX_GOLDEN_DISTANCE", 1.0)
+        patch.setattr("serving.triton.readiness.MAX_GOLDEN_DISTANCE", 1.0)
         with EmbeddedServer(copy, log_path=folder / "triton.log") as server:
             yield server

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import grpc
 
-from fruitstand.tls import Tls
+from fruitstand.network.tls import Tls
 from fruitstand_client.wire import Wire
-from serving.embedded import claim_ports
-from serving.gateway import Gateway
+from serving.gateway.envoy import Gateway
+from serving.triton.embedded import claim_ports
 from tests.model_server import KillableServer
 
 DEADLINE_S = 10.0

@@ -15,7 +15,7 @@ def data() -> Path:
     """`prepared/`: four painted classes, 40 images each."""
 
     def build(folder: Path) -> None:
-        from training.prepare import prepare_data
+        from training.data.prepare import prepare_data
 
         prepare_data(source="generated", out=folder / "prepared", num_classes=4, images_per_class=40)
 
@@ -27,8 +27,8 @@ def trained() -> Path:
     prepared = data() / "prepared"
 
     def build(folder: Path) -> None:
-        from training.config import TrainConfig
-        from training.train import train
+        from training.fit.config import TrainConfig
+        from training.fit.train import train
 
         config = TrainConfig(model_name="resnet10t", epochs=3, batch_size=8, lr=0.02)
         train(config, data_directory=prepared, out=folder / "tiny")
@@ -41,7 +41,7 @@ def published() -> Path:
     ingredient = trained()
 
     def build(folder: Path) -> None:
-        from export.export import export
+        from export.publish.export import export
 
         run = shutil.copytree(ingredient / "tiny", folder / "tiny")
         export(run, repository=folder / "model_repository", data_directory=None)
@@ -54,7 +54,7 @@ def two_versions() -> Path:
     first, ingredient = trained(), published()
 
     def build(folder: Path) -> None:
-        from export.export import export
+        from export.publish.export import export
         from tests.nightly.chaos.bad_candidates import less_sure
 
         run = less_sure(first / "tiny", folder / "second")

@@ -8,12 +8,12 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.config_lint import lint_repository
-from export.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
+from export.lint.config_lint import lint_repository
+from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
 from fruitstand.artefacts import sha256_file, write_bytes, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import labels_sha256
-from fruitstand.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
+from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
 
 VERSION = 2
 DECODE = f"{IMAGE_DECODE}/config.pbtxt"
@@ -126,7 +126,7 @@ def broken_rules(repository: Path, *, config_name: str | None = None) -> set[str
 
 def rule_names(module: str) -> set[str]:
     """The rules that a module of `export` names."""
-    source = (Path(__file__).parents[1] / "export" / f"{module}.py").read_text()
+    source = (Path(__file__).parents[1] / "export" / "lint" / f"{module}.py").read_text()
     return set(re.findall(r'(?:yield (?:\(\s*)?|Finding\(\s*[\w.]+,\s*)"([a-z_]+)"', source))
 
 

@@ -70,7 +70,7 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
 
     Args:
         path: PNG to write.
-        bins: see `training.metrics.reliability_bins`.
+        bins: see `training.evaluate.metrics.reliability_bins`.
         title: of the plot.
     """
     figure, (top, bottom) = plt.subplots(

@@ -21,14 +21,14 @@ from benchmarks.in_process import in_process_images_per_s
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
 from benchmarks.peers.measure import IN_FLIGHT, OURS, Case, Round, measure
-from benchmarks.provenance import provenance
 from benchmarks.ratios import ratio
-from benchmarks.stages import command_line, console
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import DataError, FruitstandError, UsageError
-from fruitstand.versions import MANIFEST_NAME, serving_state
-from loadtests.sample_files import read_sample
+from fruitstand.machine.provenance import provenance
+from fruitstand.repository.versions import MANIFEST_NAME, serving_state
+from fruitstand.stages import command_line, console
+from loadtests.generator.sample_files import read_sample
 
 NUM_IMAGES = 256
 VARIANTS = {"fp32": ("model.onnx", "cpu"), "int8": ("model.int8.onnx", "openvino")}

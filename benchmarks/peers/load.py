@@ -14,8 +14,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from benchmarks.peers.catalogue import Peer
-from fruitstand.connections import open_channel
 from fruitstand.errors import FruitstandError
+from fruitstand.network.connections import open_channel
 from fruitstand_client.wire import MODEL_INFER, Wire
 
 Send = Callable[[int], Awaitable[bytes | None]]

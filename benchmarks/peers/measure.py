@@ -21,9 +21,9 @@ from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
 from benchmarks.peers.environments import install
 from benchmarks.peers.load import Target, closed_loop, labels
-from benchmarks.stages import served
 from fruitstand.errors import FruitstandError
-from fruitstand.threads import thread_budget, thread_environment
+from fruitstand.machine.threads import thread_budget, thread_environment
+from fruitstand.stages import served
 
 Result = TypeVar("Result")
 OURS = "fruitstand"

@@ -9,7 +9,7 @@
 Needs tritonclient[grpc] and numpy, nothing of the training side.
 """
 
-from fruitstand.tls import Tls
+from fruitstand.network.tls import Tls
 from fruitstand_client.client import AsyncClient, Client
 from fruitstand_client.errors import (
     DeadlineExceeded,

@@ -16,7 +16,7 @@ from typing import Any
 
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
-from fruitstand.tls import Tls
+from fruitstand.network.tls import Tls
 from fruitstand_client.errors import RequestFailed
 from fruitstand_client.exchange import Call, Exchange, Read, Steps
 from fruitstand_client.images import MAX_ENCODED_BYTES, Image

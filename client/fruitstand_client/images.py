@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import fruitstand.errors
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
-from fruitstand.image_conversion import as_supported
+from fruitstand.images.conversion import as_supported
 from fruitstand_client.errors import ImageRejected
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read_batches(images: Iterable[Image], *, batch_bytes: int) -> Iterator[list[
 def read_image(image: Image) -> EncodedImage:
     """Read one image and look at its header; a file that is too large is not read.
 
-    A format that the server does not read becomes PNG, see `fruitstand.image_conversion`.
+    A format that the server does not read becomes PNG, see `fruitstand.images.conversion`.
 
     Raises:
         UsageError: it is of no kind in `Image`, or an array and Pillow is not installed.

@@ -16,10 +16,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from fruitstand.connections import Endpoint, open_channel, parse_endpoints, proxy_variable
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
-from fruitstand.tls import Tls
+from fruitstand.network.connections import Endpoint, open_channel, parse_endpoints, proxy_variable
+from fruitstand.network.tls import Tls
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
 from fruitstand_client.tracing import trace_headers

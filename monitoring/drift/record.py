@@ -8,10 +8,10 @@ import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.image_conversion import as_supported
-from fruitstand.reference_decode import decode_reference
+from fruitstand.images.conversion import as_supported
+from fruitstand.images.reference_decode import decode_reference
+from fruitstand.repository.versions import read_version
 from fruitstand.samples import describe, join_samples, write_samples
-from fruitstand.versions import read_version
 
 Answer = tuple[int, dict[str, float]]
 """The version that answered, and its probabilities by label."""

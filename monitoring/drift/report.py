@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import read_json, sha256_file, write_bytes, write_json
-from fruitstand.audit import published_at
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.repository.audit_log import published_at
+from fruitstand.repository.versions import read_version
 from fruitstand.samples import (
     IMAGE_STATISTICS,
     REFERENCE_NAME,
@@ -23,7 +24,6 @@ from fruitstand.samples import (
     join_samples,
     read_samples,
 )
-from fruitstand.versions import read_version
 from monitoring.drift.calibration import thresholds
 from monitoring.drift.measures import measure
 

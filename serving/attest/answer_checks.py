@@ -6,8 +6,8 @@ import numpy as np
 
 from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, MAX_BATCH_SIZE, PIXELS
 from fruitstand.errors import FruitstandError
-from fruitstand.sample_images import supported_images
-from fruitstand.tolerances import (
+from fruitstand.images.synthetic import supported_images
+from fruitstand.repository.tolerances import (
     MAX_DECODE_DIFF,
     MAX_FP16_ABS_DIFF,
     MAX_INT8_DISTANCE,
@@ -15,7 +15,7 @@ from fruitstand.tolerances import (
     MIN_MARGIN,
     all_but_share_or_one_image,
 )
-from fruitstand.versions import MAX_GOLDEN_DISTANCE
+from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE
 from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Reference, decode_all, reference_answers, why_not
 from serving.attest.subject import Subject

@@ -11,10 +11,10 @@ from tritonclient.grpc import service_pb2
 from fruitstand import __version__
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
-from fruitstand.hardware import hardware
+from fruitstand.images.synthetic import canary_image
+from fruitstand.machine.hardware import hardware
+from fruitstand.network.tls import Tls
 from fruitstand.progress import track
-from fruitstand.sample_images import canary_image
-from fruitstand.tls import Tls
 from serving.attest.answer_checks import check_golden, check_parity
 from serving.attest.caller import CHANNELS, Server
 from serving.attest.check import Check, Status, judged, not_seen

@@ -12,10 +12,10 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fruitstand.connections import open_channel, parse_endpoints
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
-from fruitstand.tls import Tls
+from fruitstand.network.connections import open_channel, parse_endpoints
+from fruitstand.network.tls import Tls
 
 CHANNELS = 4
 """Connections for bursts: Envoy and others allow some hundred streams on each."""

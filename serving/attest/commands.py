@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_shared import Ca, Cert, Json, connection, needs, print_json
+from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
 
 
 def attest(

@@ -12,8 +12,8 @@ from fruitstand.contract import (
     PIXELS,
     PROBABILITIES,
 )
-from fruitstand.sample_images import canary_image
-from fruitstand.tolerances import MAX_SUM_ERROR
+from fruitstand.images.synthetic import canary_image
+from fruitstand.repository.tolerances import MAX_SUM_ERROR
 from serving.attest.caller import Server
 from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Promise

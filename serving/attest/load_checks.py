@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, MAX_BATCH_SIZE
-from fruitstand.sample_images import canary_image, encode, pattern
+from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.check import Check, judged, not_seen, quantile_ms
 from serving.attest.promise import Reference

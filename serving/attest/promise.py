@@ -10,9 +10,15 @@ import onnxruntime
 
 from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, UsageError
-from fruitstand.reference_decode import decode_reference
-from fruitstand.threads import thread_budget
-from fruitstand.versions import Version, published_versions, read_version, serving_state, verify_version
+from fruitstand.images.reference_decode import decode_reference
+from fruitstand.machine.threads import thread_budget
+from fruitstand.repository.versions import (
+    Version,
+    published_versions,
+    read_version,
+    serving_state,
+    verify_version,
+)
 
 _PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
 

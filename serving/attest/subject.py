@@ -7,7 +7,7 @@ from tritonclient.grpc import service_pb2
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import FruitstandError
-from fruitstand.versions import Version
+from fruitstand.repository.versions import Version
 from serving.attest.caller import Server
 from serving.attest.promise import Promise, served_files, why_not
 

@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 import torch
 
-from export.checks import open_session, run_batches
-from fruitstand.reference_decode import decode_reference
+from export.gates.checks import open_session, run_batches
+from fruitstand.images.reference_decode import decode_reference
 from fruitstand.runs import Run
 from fruitstand_client import Client
-from serving.embedded import EmbeddedServer
-from serving.tensorrt_libraries import load_tensorrt
-from training.augment import to_size
+from serving.engine.tensorrt_libraries import load_tensorrt
+from serving.triton.embedded import EmbeddedServer
+from training.fit.augmentation import to_size
 
 
 def missing() -> str:

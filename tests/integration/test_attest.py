@@ -14,17 +14,17 @@ from typing import Any
 import psutil
 import pytest
 
-from export.promote import promote
+from export.publish.promote import promote
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
-from fruitstand.versions import MANIFEST_NAME
+from fruitstand.repository.versions import MANIFEST_NAME
 from serving.attest.attest import NAMES, attest
 from serving.attest.check import Status
 from serving.attest.report import Report
-from serving.embedded import EmbeddedServer, claim_ports
-from serving.gateway import Gateway
+from serving.gateway.envoy import Gateway
+from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests import faulty_server as faults
 from tests.faulty_server import faulty_server
 
@@ -38,9 +38,9 @@ CONTROL_METHODS = (
 @pytest.fixture(scope="module")
 def tiny(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the smallest ResNet for 32 pixels, fp32 only."""
-    from export.export import export
-    from training.config import TrainConfig
-    from training.train import train
+    from export.publish.export import export
+    from training.fit.config import TrainConfig
+    from training.fit.train import train
 
     folder = tmp_path_factory.mktemp("tiny")
     config = TrainConfig(model_name="resnet10t", epochs=3, batch_size=8, lr=0.02, input_size=32)
@@ -159,7 +159,7 @@ def test_control_that_is_open_behind_a_gateway(
     plain: EmbeddedServer, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server without its key, and a gateway that lets every method through."""
-    monkeypatch.setattr("serving.gateway_routes.METHODS", ("ModelInfer", "ServerReady", *CONTROL_METHODS))
+    monkeypatch.setattr("serving.gateway.routes.METHODS", ("ModelInfer", "ServerReady", *CONTROL_METHODS))
     port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
     gateway = Gateway(
         listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=None,

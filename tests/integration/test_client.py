@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fruitstand_client import AsyncClient, Client
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 NUM_IMAGES = int(os.environ.get("FRUITSTAND_RESTART_IMAGES", "600"))
 """In the run whose server is restarted."""
@@ -109,7 +109,7 @@ def test_a_truncated_image_is_refused_among_others_too(
     server: EmbeddedServer, test_images: list[Path]
 ) -> None:
     """The zeros that pad a request are not decoded as the rest of a file."""
-    from fruitstand.sample_images import encode, pattern
+    from fruitstand.images.synthetic import encode, pattern
 
     files = [encode(pattern(100, 100), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")]
     cut = [file[: len(file) // 2] for file in files]

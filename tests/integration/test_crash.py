@@ -10,13 +10,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.publish import publish
-from export.render import LABELS_FILE
-from export.repository import locked, prune, write_served
+from export.publish.publish import publish
+from export.publish.render import LABELS_FILE
+from export.publish.repository import locked, prune, write_served
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.labels import read_labels
+from fruitstand.repository.versions import LOADED_CONFIG, ServingState, published_versions, serving_state
 from fruitstand.runs import Run, read_run
-from fruitstand.versions import LOADED_CONFIG, ServingState, published_versions, serving_state
 from tests.crash import Crasher, assert_whole, litter
 from tests.nightly.chaos.wholeness import small_disk
 from tests.repositories import place_version

@@ -10,10 +10,10 @@ import pytest
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
-from fruitstand.versions import LOADED_CONFIG
+from fruitstand.repository.versions import LOADED_CONFIG
 from fruitstand_client import Client
 from loadtests.diagnose import diagnose
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 WATCH_S = 3.0
 NUM_WINDOWS = 5

@@ -17,14 +17,14 @@ import psutil
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand.tls import Tls
+from fruitstand.network.tls import Tls
 from fruitstand_client import Client
-from serving.access import check_exposure, read_access
-from serving.api_keys import add_api_key, disable_api_key, read_api_keys
-from serving.certificates import write_dev_certificates
-from serving.gateway import Gateway
-from serving.gateway_limits import MAX_REQUEST_BYTES
-from serving.gateway_routes import METHODS
+from serving.gateway.access import check_exposure, read_access
+from serving.gateway.api_keys import add_api_key, disable_api_key, read_api_keys
+from serving.gateway.certificates import write_dev_certificates
+from serving.gateway.envoy import Gateway
+from serving.gateway.limits import MAX_REQUEST_BYTES
+from serving.gateway.routes import METHODS
 from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, opened, status, wait_for
 from tests.model_server import KillableServer
 

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from fruitstand_client import Client
-from serving.gateway import Gateway
-from serving.gateway_config import ADMIN_SOCKET
+from serving.gateway.config import ADMIN_SOCKET
+from serving.gateway.envoy import Gateway
 from tests.gateway_calls import counter, inference, opened, status, wait_for
 from tests.model_server import KillableServer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import UsageError
-from serving.embedded import claim_ports
-from serving.serve_gateway import serve_gateway
+from serving.gateway.serve_gateway import serve_gateway
+from serving.triton.embedded import claim_ports
 from tests.gateway_calls import inference, status, wait_for
 from tests.model_server import KillableServer
 

@@ -20,9 +20,9 @@ from fruitstand.contract import (
     IMAGE_GUARD,
     PROBABILITIES,
 )
-from fruitstand.image_kinds import ImageKind, image_kinds
+from fruitstand.images.kinds import ImageKind, image_kinds
 from loadtests.server_statistics import ServedModel
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 from tests.callers import padded_batch
 from tests.gateway_calls import wait_for
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
-from serving.api_keys import add_api_key
-from serving.certificates import write_dev_certificates
-from serving.embedded import EmbeddedServer, claim_ports
-from serving.gateway import Gateway
+from serving.gateway.api_keys import add_api_key
+from serving.gateway.certificates import write_dev_certificates
+from serving.gateway.envoy import Gateway
+from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.command import fruitstand
 
 TIMEOUT_S = 200

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from benchmarks.isolation import among_bad, among_many, ask
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 
 def test_each_gets_its_own_answer_and_another_one_is_noticed(

@@ -10,9 +10,9 @@ from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from loadtests.perf_analyzer import install_perf_analyzer
-from loadtests.result import read_result
-from serving.embedded import EmbeddedServer, claim_ports
-from serving.gateway import Gateway
+from loadtests.results.result import read_result
+from serving.gateway.envoy import Gateway
+from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.command import fruitstand
 
 NUM_USERS = 8

@@ -25,7 +25,7 @@ from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
 from fruitstand.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.drift.report import drift_report
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules, targets
 
 NO_IMAGE = b"no image at all"

@@ -16,9 +16,9 @@ import pytest
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
-from fruitstand.sample_images import encode, pattern
-from serving import embedded
-from serving.embedded import EmbeddedServer
+from fruitstand.images.synthetic import encode, pattern
+from serving.triton import embedded
+from serving.triton.embedded import EmbeddedServer
 
 QUEUE_SIZE = 16
 DEADLINE_US = 1_500_000
@@ -29,7 +29,7 @@ GATED_DECODER = """
 
 import fcntl
 
-from serving.decoder import Decoder
+from serving.engine.decoder import Decoder
 
 
 def gated(self, encoded, decode=Decoder.decode):

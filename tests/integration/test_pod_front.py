@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy import pod_front
-from serving.embedded import EmbeddedServer, claim_ports
-from serving.gateway import envoy_program
+from serving.gateway.envoy import envoy_program
+from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.gateway_calls import status, wait_for
 from tests.integration.test_gateway_cluster import page
 

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from export.promote import promote
+from export.publish.promote import promote
 from fruitstand.errors import ServerError
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import Client, ImageRejected
 from tests.gateway_calls import status, wait_for
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
+from fruitstand.repository.versions import serving_state
 from fruitstand.samples import REFERENCE_NAME, read_samples, write_samples
-from fruitstand.versions import serving_state
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 TRAINING = ("--epochs", "3", "--set", "batch_size=8", "--set", "lr=0.02")
 
@@ -52,7 +52,7 @@ def test_nothing_happens_while_the_data_is_known_and_nothing_drifted(
 @pytest.mark.nightly
 def test_new_data_becomes_the_served_version_on_a_running_server(own: Path, tmp_path: Path) -> None:
     """Trained, gated, published, tried by the canary, promoted."""
-    from training.prepare import prepare_data
+    from training.data.prepare import prepare_data
 
     data = tmp_path / "data"
     prepare_data(source="generated", out=data, num_classes=4, images_per_class=44)

@@ -7,7 +7,7 @@ import pytest
 from fruitstand.samples import REFERENCE_NAME, join_samples, read_samples, write_samples
 from fruitstand_client import Client
 from monitoring.drift.report import drift_report
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 
 def test_served_images_are_sampled_with_their_features(

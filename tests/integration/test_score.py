@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.scoring.model import pin_repository
-from deploy.scoring.score import score
 from fruitstand.artefacts import sha256_file
 from fruitstand.errors import ArtefactError
-from fruitstand.sample_images import encode, pattern
-from fruitstand.versions import read_version
+from fruitstand.images.synthetic import encode, pattern
+from fruitstand.repository.versions import read_version
 from fruitstand_client import Client
-from serving.embedded import EmbeddedServer
+from scoring.model import pin_repository
+from scoring.score import score
+from serving.triton.embedded import EmbeddedServer
 from tests.command import fruitstand
 from tests.images import refused
 
@@ -71,8 +71,8 @@ def test_this_process_alone_takes_all_processors(
         assert (num_threads, top_k) == (7, 2)
         raise _Seen
 
-    monkeypatch.setattr("deploy.scoring.score.Worker", worker)
-    monkeypatch.setattr("deploy.scoring.score.thread_budget", lambda: 7)
+    monkeypatch.setattr("scoring.score.Worker", worker)
+    monkeypatch.setattr("scoring.score.thread_budget", lambda: 7)
     with pytest.raises(_Seen):
         score(
             many_images, out=tmp_path, repository=repository, url=None, num_workers=0, partition_size=64,

@@ -15,17 +15,17 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from export.promote import promote
-from fruitstand.connections import fetch_page
+from export.publish.promote import promote
 from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
 from fruitstand.errors import ArtefactError, ServerError, UsageError
-from fruitstand.image_kinds import image_kinds
+from fruitstand.images.kinds import image_kinds
+from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
+from fruitstand.network.connections import fetch_page
+from fruitstand.repository.versions import LOADED_CONFIG
 from fruitstand.runs import Run
-from fruitstand.sample_images import encode, pattern, supported_images
-from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client, ModelNotFound, Prediction
-from serving.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
+from serving.triton.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
 from tests.command import fruitstand
 from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
@@ -113,8 +113,8 @@ def test_served_answers_are_those_of_the_exported_model(
     server: EmbeddedServer, repository: Path, run: Run, test_images: list[Path]
 ) -> None:
     """DALI, Triton and the ensemble change nothing: the yardstick and the published file say the same."""
-    from export.checks import open_session, run_batches
-    from fruitstand.reference_decode import decode_reference
+    from export.gates.checks import open_session, run_batches
+    from fruitstand.images.reference_decode import decode_reference
 
     with Client(server.url, batch_size=16) as client:
         answers = [
@@ -218,9 +218,9 @@ def test_neighbours_answers_are_bit_equal_where_the_engine_is_batch_invariant(
     server: EmbeddedServer, repository: Path, distinct_images: list[bytes]
 ) -> None:
     """First it is found out whether a row's answer depends on its batch; if not, it may not when served."""
-    from export.checks import open_session, run_batches
+    from export.gates.checks import open_session, run_batches
     from fruitstand.contract import Preprocessing
-    from fruitstand.reference_decode import decode_reference
+    from fruitstand.images.reference_decode import decode_reference
 
     version = repository / "fruit_resnet" / "1"
     engine = json.loads((version / "manifest.json").read_text())["reports"]["int8"]["engine"]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from export.promote import promote, rollback
-from export.publish import publish
-from export.render import WARMUP_IMAGE
-from export.repository import prune
-from fruitstand.audit import read_audit
+from export.publish.promote import promote, rollback
+from export.publish.publish import publish
+from export.publish.render import WARMUP_IMAGE
+from export.publish.repository import prune
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ArtefactError, ServerError, UsageError
-from fruitstand.signing import make_key
-from fruitstand.versions import MANIFEST_NAME, published_versions
-from serving.embedded import EmbeddedServer
+from fruitstand.repository.audit_log import read_audit
+from fruitstand.repository.signing import make_key
+from fruitstand.repository.versions import MANIFEST_NAME, published_versions
+from serving.triton.embedded import EmbeddedServer
 from tests.callers import ask_once, padded_batch
 from tests.repositories import place_version
 

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from fruitstand.errors import UsageError
 from fruitstand_client import Client
-from serving.embedded import EmbeddedServer, claim_ports
-from serving.gateway import Gateway
+from serving.gateway.envoy import Gateway
 from serving.tracing import Tracing, read_tracing
+from serving.triton.embedded import EmbeddedServer, claim_ports
 
 
 @dataclass(frozen=True)

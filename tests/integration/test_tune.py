@@ -5,7 +5,7 @@ import pytest
 
 from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.manifest import PreparedData
-from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from loadtests.perf_analyzer import install_perf_analyzer
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'fruitstand[tune]'")

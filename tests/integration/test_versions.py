@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.export import export
-from export.live import LiveServer
-from export.promote import promote, rollback
-from export.publish import publish
-from export.quantize import CHOICES
-from export.repository import write_served
+from export.onnx.quantize import CHOICES
+from export.publish.export import export
+from export.publish.live_server import LiveServer
+from export.publish.promote import promote, rollback
+from export.publish.publish import publish
+from export.publish.repository import write_served
 from fruitstand.artefacts import read_json, sha256_file, write_json
-from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError
 from fruitstand.manifest import ManifestRow, PreparedData
-from fruitstand.runs import META_NAME, read_run
-from fruitstand.versions import (
+from fruitstand.repository.audit_log import read_audit
+from fruitstand.repository.versions import (
     MANIFEST_NAME,
     ServingState,
     Version,
@@ -31,7 +30,8 @@ from fruitstand.versions import (
     published_versions,
     serving_state,
 )
-from serving.embedded import EmbeddedServer
+from fruitstand.runs import META_NAME, read_run
+from serving.triton.embedded import EmbeddedServer
 from tests.callers import Caller, ask_once, padded_batch
 from tests.crash import Crasher, assert_whole, litter
 from tests.nightly.chaos import bad_candidates as candidates
@@ -142,8 +142,8 @@ def export_inaccurate(versions: Path, candidate: Path, url: str) -> None:
         return np.zeros((len(rows), *preprocessing.input_size, 3), np.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.candidate.decode_rows", black)
-        patch.setattr("export.int8.CHOICES", CHOICES[:1])
+        patch.setattr("export.publish.candidate.decode_rows", black)
+        patch.setattr("export.onnx.int8.CHOICES", CHOICES[:1])
         with pytest.raises(GateFailed, match=r"top1_agreement: got 0\.\d+, allowed at least"):
             export(run.directory, repository=versions, variants=("int8",), data_directory=None)
     publish(versions, candidate)
@@ -303,7 +303,7 @@ def test_what_fails_after_the_switch_is_a_warning(
         write_served(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("export.promote.write_served", write_twice)
+        patch.setattr("export.publish.promote.write_served", write_twice)
         assert promote(versions, 2, url=live.url).version == 2
     assert ask_once(live, batch)[0] == 2
     assert read_audit(versions)[-1]["done"] is True

@@ -21,8 +21,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand_client import Client
-from serving.embedded import EmbeddedServer
-from serving.web import WebServer
+from serving.page.web import WebServer
+from serving.triton.embedded import EmbeddedServer
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (

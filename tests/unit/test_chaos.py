@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fruitstand.artefacts import write_json
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from tests.nightly.chaos.control_calls import grpc_paths, http_calls
 from tests.nightly.chaos.counters import answers_by_code, total
 from tests.nightly.chaos.delay_proxy import DelayProxy

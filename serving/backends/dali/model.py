@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from fruitstand.dali_pipeline import PYTHON_FILE, SERIALIZED_FILE
 from fruitstand.errors import ImageRejected, ServerError
-from fruitstand.threads import thread_budget
-from serving.decoder import Decoder
-from serving.pipeline import Pipeline, check_outputs
-from serving.settings import checked_parameters
+from fruitstand.images.dali_pipeline import PYTHON_FILE, SERIALIZED_FILE
+from fruitstand.machine.threads import thread_budget
+from serving.engine.decoder import Decoder
+from serving.engine.pipeline import Pipeline, check_outputs
+from serving.engine.settings import checked_parameters
 
 
 class TritonPythonModel:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from fruitstand.background import NICENESS, as_usual, for_good, in_the_background, is_beside_another
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
-from fruitstand.versions import on_trial
-from serving.sampler import sampler_from_environment
+from fruitstand.machine.background import NICENESS, as_usual, for_good, in_the_background, is_beside_another
+from fruitstand.repository.versions import on_trial
+from serving.engine.sampler import sampler_from_environment
 
 TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 """Of inputs that are warmed up: those that a classifier of images may have."""
@@ -26,7 +26,7 @@ class TritonPythonModel:
         config = auto_complete_model_config.as_dict()
         if config["input"] and config["output"]:
             return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
-        from serving.onnx_signature import complete
+        from serving.engine.onnx_signature import complete
 
         session = _open(Path(pb_utils.get_model_dir()), config, None)
         inputs, outputs, max_batch_size = complete(config, session)
@@ -65,10 +65,10 @@ class TritonPythonModel:
 
     def _load(self, args: dict[str, str]) -> None:
         # Here, not above: importing them takes a second, and is part of the load.
-        from serving.division import DividedSession, divide
-        from serving.onnx_session import intra_op_threads, run_options
-        from serving.onnx_signature import check_signature
-        from serving.sized import SizedSession, plans_each_size
+        from serving.engine.division import DividedSession, divide
+        from serving.engine.onnx_session import intra_op_threads, run_options
+        from serving.engine.onnx_signature import check_signature
+        from serving.engine.sized import SizedSession, plans_each_size
 
         config = json.loads(args["model_config"])
         on_gpu = args["model_instance_kind"] == "GPU"
@@ -168,7 +168,7 @@ class _Refused:
 
 def _open(version_directory: Path, config: dict, device_id: "int | None", callers: int = 1):
     """Only what the server's trusted keys signed, where it has any."""
-    from serving.onnx_session import open_session
+    from serving.engine.onnx_session import open_session
 
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
     trusted = Path(keys) if keys else None

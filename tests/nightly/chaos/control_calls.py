@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from fruitstand.connections import open_channel
+from fruitstand.network.connections import open_channel
 
 SERVICE = "/inference.GRPCInferenceService/"
 METHODS = (

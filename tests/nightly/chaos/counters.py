@@ -2,7 +2,7 @@
 
 import re
 
-from fruitstand.connections import fetch_page
+from fruitstand.network.connections import fetch_page
 
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 

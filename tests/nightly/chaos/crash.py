@@ -24,7 +24,13 @@ from typing import Any
 
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_PRELOADED = ("fruitstand.cli", "export.candidate", "export.export", "export.promote", "export.publish")
+_PRELOADED = (
+    "fruitstand.cli",
+    "export.publish.candidate",
+    "export.publish.export",
+    "export.publish.promote",
+    "export.publish.publish",
+)
 """What the commands import; no session or pool may be open when a child is forked."""
 
 

@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2
 
-from fruitstand.connections import open_channel
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
+from fruitstand.network.connections import open_channel
 from fruitstand_client.wire import MODEL_INFER
 from tests.nightly.chaos.pictures import picture
 from tests.nightly.chaos.stack import Stack

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fruitstand.connections import fetch_page
 from fruitstand.errors import ServerError
+from fruitstand.network.connections import fetch_page
 from tests.nightly.chaos.stack import Stack
 
 MONITORING = Path(__file__).parents[3] / "monitoring"

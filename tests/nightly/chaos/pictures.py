@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 
 
 def picture(size_bytes: int = 0) -> bytes:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fruitstand.memory import process_tree
+from fruitstand.machine.memory import process_tree
 from tests.nightly.chaos.stack import Stack
 
 

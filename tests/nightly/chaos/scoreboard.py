@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import read_json, write_bytes, write_json
-from fruitstand.checkout import git_commit
 from fruitstand.errors import FruitstandError
-from fruitstand.hardware import hardware
+from fruitstand.machine.hardware import hardware
+from fruitstand.machine.provenance import git_commit
 from tests.nightly.chaos.material import Material
 from tests.nightly.chaos.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
 from tests.nightly.chaos.setting import Setting, Tier

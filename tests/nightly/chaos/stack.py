@@ -12,8 +12,8 @@ from typing import Any
 
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
-from fruitstand.memory import process_tree, resident_mib
-from fruitstand.tls import Tls
+from fruitstand.machine.memory import process_tree, resident_mib
+from fruitstand.network.tls import Tls
 from tests.nightly.chaos.commands import fruitstand
 from tests.nightly.chaos.counters import answers_by_code, fetch, total
 

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError
-from fruitstand.versions import LOADED_CONFIG, published_versions, serving_state, verify_version
+from fruitstand.repository.versions import LOADED_CONFIG, published_versions, serving_state, verify_version
 
 
 def torn(repository: Path) -> list[str]:

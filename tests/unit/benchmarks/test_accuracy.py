@@ -18,7 +18,7 @@ TRAINING = ("--set", "input_size=32", "--set", "batch_size=4")
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the result of a measurement of a minute, made by the command."""
-    from training.painter import paint_dataset
+    from training.data.painter import paint_dataset
 
     folder = tmp_path_factory.mktemp("accuracy")
     paint_dataset(folder, num_classes=2, images_per_class=24, seed=1)

@@ -1,8 +1,8 @@
 import pytest
 
-from benchmarks.demo import _check
-from benchmarks.provenance import provenance
 from fruitstand.errors import GateFailed
+from fruitstand.machine.provenance import provenance
+from loadtests.demo import _check
 
 GOOD = {"top1_offline": 0.995, "top1_served": 0.9935, "num_images": 3495, "server_version": "2.51.0"}
 

@@ -12,7 +12,7 @@ from benchmarks.limits import CONCURRENCIES, REQUEST_BATCHES, Load, summarise
 from benchmarks.peers.load import NothingMeasured, Target, closed_loop
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.manifest import PreparedData
-from serving.embedded import EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 
 
 def test_ratios_are_taken_within_a_round() -> None:

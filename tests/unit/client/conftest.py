@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from tests.both_clients import Classify, awaiting, blocking
 
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import ImageRejected, Prediction, RankedLabel
-from fruitstand_client.archives import archive_images
+from fruitstand_client.command.archives import archive_images
+from fruitstand_client.command.output import FORMATS, TextRows, open_rows
+from fruitstand_client.command.sources import count_images, find_images
 from fruitstand_client.images import image_name, read_image
-from fruitstand_client.output import FORMATS, TextRows, open_rows
-from fruitstand_client.sources import count_images, find_images
 
 GOOD = Prediction("a [1].jpg", (RankedLabel("Apple, red", 0.75), RankedLabel("Pear", 0.2)), "3")
 BAD = Prediction("b\udcff.jpg", failure=ImageRejected("not an image"))
@@ -222,7 +222,8 @@ def test_one_flipped_byte_in_a_zip_fails_one_image(method: int, offset: int, tmp
 def test_the_client_imports_nothing_it_does_not_need() -> None:
     """No torch, no Pillow; gRPC and numpy not before the first client, so that the import is quick."""
     heavy = "{'torch', 'timm', 'onnx', 'onnxruntime', 'nvidia', 'PIL', 'pyarrow', 'grpc', 'numpy'}"
-    script = f"import sys, fruitstand_client, fruitstand_client.classify; print(*{heavy} & set(sys.modules))"
+    script = "import sys, fruitstand_client, fruitstand_client.command.classify;"
+    script += f"print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
     script = (

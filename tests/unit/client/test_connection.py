@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import (
     AsyncClient,
     Client,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client.images import MAX_ENCODED_BYTES, read_image
 
 JPEG = encode(pattern(60, 40))

@@ -8,14 +8,14 @@ from threading import Thread
 
 import pytest
 
-from fruitstand.connections import (
+from fruitstand.errors import UsageError
+from fruitstand.network.connections import (
     direct_environment,
     fetch_page,
     is_loopback,
     open_channel,
     open_triton,
 )
-from fruitstand.errors import UsageError
 from fruitstand_client import Client, RequestFailed, ServerUnreachable, Tls
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import model_server
@@ -181,4 +181,4 @@ def test_no_other_module_opens_channels_or_pages() -> None:
         if any(call in path.read_text() for call in pattern)
     }
     # An init container has Python alone, and its archive is outside of the cluster.
-    assert found == {"fruitstand/connections.py", "deploy/kubernetes/base/fetch_models.py"}
+    assert found == {"fruitstand/network/connections.py", "deploy/kubernetes/base/fetch_models.py"}

@@ -28,7 +28,7 @@ def test_the_task_calls_verbs_and_flags_that_exist() -> None:
     assert len(calls) == 3
     for call in calls:
         words = [word for word in call.split() if not word.startswith(("$", '"'))]
-        command = get_command(app).commands[words[0]]
+        command = get_command(app).get_command(None, words[0])
         if hasattr(command, "commands"):
             command = command.commands[words[1]]
         flags = {flag for one in command.params for flag in one.opts}

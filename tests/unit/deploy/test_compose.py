@@ -14,9 +14,9 @@ import yaml
 from deploy import preflight
 from deploy.ready import PORTS, report
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
-from fruitstand.sample_images import canary_image
-from serving import doctor
-from serving.embedded import CONTROL_HEADER, RESTRICTED_GRPC, RESTRICTED_HTTP
+from fruitstand.images.synthetic import canary_image
+from serving.triton import doctor
+from serving.triton.embedded import CONTROL_HEADER, RESTRICTED_GRPC, RESTRICTED_HTTP
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -356,7 +356,11 @@ def test_ready_says_what_answers_where(repository: Path) -> None:
 def test_the_bill_of_materials_names_what_is_installed() -> None:
     """CycloneDX, with package URLs."""
     done = subprocess.run(
-        [sys.executable, "-m", "fruitstand.sbom"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "fruitstand.machine.sbom"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     document = json.loads(done.stdout)
     assert document["bomFormat"] == "CycloneDX"

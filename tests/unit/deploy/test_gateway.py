@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from deploy.gateway import BASE, MAX_REPLICAS, main, render
-from serving.access import Access
-from serving.api_keys import add_api_key
-from serving.certificates import write_dev_certificates
-from serving.gateway import envoy_program
-from serving.gateway_config import bootstrap
+from serving.gateway.access import Access
+from serving.gateway.api_keys import add_api_key
+from serving.gateway.certificates import write_dev_certificates
+from serving.gateway.config import bootstrap
+from serving.gateway.envoy import envoy_program
 
 KUBERNETES = BASE.parents[1]
 KUSTOMIZATION = yaml.safe_load((BASE.parent / "kustomization.yaml").read_text())

@@ -5,10 +5,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.scoring.job import open_job
-from deploy.scoring.model import Answer, PinnedServer
-from deploy.scoring.partitions import Image
 from fruitstand.errors import ArtefactError, UsageError
+from scoring.job import open_job
+from scoring.model import Answer, PinnedServer
+from scoring.partitions import Image
 
 RECORD: dict[str, Any] = {
     "inputs": {"num_images": 3, "sha256": "a" * 64},

@@ -13,10 +13,10 @@ import yaml
 from deploy import pod_front
 from deploy.gateway import render
 from fruitstand.contract import MAX_BATCH_SIZE, Preprocessing
-from serving.access import Access
-from serving.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
-from serving.gateway import envoy_program
-from serving.gateway_config import MAX_CALL_S
+from serving.gateway.access import Access
+from serving.gateway.config import MAX_CALL_S
+from serving.gateway.envoy import envoy_program
+from serving.triton.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.scoring.partitions import Image, Inputs, find_inputs
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, UsageError
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
+from scoring.partitions import Image, Inputs, find_inputs
 
 NUM_IMAGES = 10
 COLUMNS = ("image", "path")

@@ -12,29 +12,29 @@ import pytest
 import safetensors.numpy
 import torch
 
-from export.candidate import build_candidate
-from export.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
-from export.checks import installed_engines, open_session, run_batches
-from export.decode_parity import decode_as_served
-from export.export import export
-from export.gates import at_most
-from export.golden import NUM_IMAGES, choose_golden
-from export.graph import load_served_model
-from export.int8 import Attempt
-from export.measured import Measured
-from export.quantize import CHOICES, ONLY_COMPARED, Int8Choice
-from export.render import FP16_MODEL
-from export.timing import Speed
+from export.gates.checks import installed_engines, open_session, run_batches
+from export.gates.decode_parity import decode_as_served
+from export.gates.gate import at_most
+from export.gates.measured import Measured
+from export.gates.timing import Speed
+from export.onnx.graph import load_served_model
+from export.onnx.int8 import Attempt
+from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice
+from export.publish.candidate import build_candidate
+from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
+from export.publish.export import export
+from export.publish.golden import NUM_IMAGES, choose_golden
+from export.publish.render import FP16_MODEL
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
+from fruitstand.images.reference_decode import decode_reference
 from fruitstand.manifest import PreparedData, read_prepared
-from fruitstand.reference_decode import decode_reference
+from fruitstand.repository.versions import GOLDEN_LIST, read_version
 from fruitstand.runs import META_NAME, Run, read_run
 from fruitstand.samples import REFERENCE_NAME, read_samples
-from fruitstand.versions import GOLDEN_LIST, read_version
-from training.model import Classifier
-from training.pixels import pixel_cache
+from training.fit.model import Classifier
+from training.fit.pixel_cache import pixel_cache
 
 ONNX_FILES = ("model.onnx", "model.int8.onnx", FP16_MODEL)
 
@@ -125,7 +125,7 @@ def test_real_images_leave_their_licence_in_the_file(run: Run) -> None:
     """Weights learned from Fruits-360 carry its name."""
     from dataclasses import replace
 
-    from export.metadata import file_metadata
+    from export.onnx.metadata import file_metadata
 
     real = replace(run, meta={**run.meta, "data": {**run.meta["data"], "source": "fruits-360.zip"}})
     assert "CC BY-SA 4.0" in file_metadata(real)["license_weights"]
@@ -238,9 +238,9 @@ def test_when_no_choice_holds_the_best_one_fails_its_gate(
     copied_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every choice was tried, and the record has the numbers of each."""
-    monkeypatch.setattr("export.measured.MIN_AGREEMENT", 2.0)
-    monkeypatch.setattr("export.checks.all_but_share_or_one_image", lambda share, _: share)
-    monkeypatch.setattr("export.int8.CHOICES", CHOICES[:2])
+    monkeypatch.setattr("export.gates.measured.MIN_AGREEMENT", 2.0)
+    monkeypatch.setattr("export.gates.checks.all_but_share_or_one_image", lambda share, _: share)
+    monkeypatch.setattr("export.onnx.int8.CHOICES", CHOICES[:2])
     with pytest.raises(GateFailed, match=r"int8_\w+_top1_agreement: got .*, allowed at least 2"):
         build_candidate(_at_size(copied_run, 32), read_prepared(copied_run.data_directory), ("int8",))
     record = read_json(copied_run.directory / CANDIDATE_FOLDER / CANDIDATE_NAME)

@@ -8,10 +8,10 @@ from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.config_lint import lint_repository
+from export.lint.config_lint import lint_repository
 from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE, IMAGE_DECODE_DALI
 from fruitstand.errors import ArtefactError
-from fruitstand.triton_keys import LATER_FIELDS
+from fruitstand.repository.triton_keys import LATER_FIELDS
 from tests.repositories import (
     DECODE,
     ENSEMBLE,

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.render import INT8_MODEL
+from export.publish.render import INT8_MODEL
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.synthetic import encode, pattern
 from tests.repositories import (
     DECODE,
     ENSEMBLE,

@@ -7,20 +7,20 @@ import onnx
 import pytest
 import torch
 
-from export.candidate_files import CANDIDATE_FOLDER
-from export.checks import CHECKED_BATCHES, open_session, run_batches
-from export.export import export
-from export.graph import load_served_model
-from export.publish import publish
-from export.render import TEMPLATES
-from export.repository import LOCK_NAME
+from export.gates.checks import CHECKED_BATCHES, open_session, run_batches
+from export.onnx.graph import load_served_model
+from export.publish.candidate_files import CANDIDATE_FOLDER
+from export.publish.export import export
+from export.publish.publish import publish
+from export.publish.render import TEMPLATES
+from export.publish.repository import LOCK_NAME
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
 from fruitstand.manifest import read_prepared
+from fruitstand.repository.versions import published_versions
 from fruitstand.runs import META_NAME, Run
-from fruitstand.versions import published_versions
-from training.pixels import pixel_cache
+from training.fit.pixel_cache import pixel_cache
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_failed_gate_publishes_nothing(
     copied_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number is named, the candidate stays outside the repository."""
-    monkeypatch.setattr("export.candidate.MAX_ABS_DIFF", -1.0)
+    monkeypatch.setattr("export.publish.candidate.MAX_ABS_DIFF", -1.0)
     with pytest.raises(GateFailed, match="torch_vs_model_batch_1"):
         export(copied_run, repository=tmp_path / "repository", variants=("fp32",), data_directory=None)
     assert published_versions(tmp_path / "repository") == []
@@ -125,7 +125,7 @@ def test_a_configuration_with_a_known_trap_is_not_published(
     templates = shutil.copytree(TEMPLATES, tmp_path / "templates")
     config = templates / "image_decode" / "config.pbtxt"
     config.write_text(config.read_text().replace("allow_ragged_batch: true", ""))
-    monkeypatch.setattr("export.render.TEMPLATES", templates)
+    monkeypatch.setattr("export.publish.render.TEMPLATES", templates)
     with pytest.raises(GateFailed, match=r"config_findings: got 1, allowed at most 0 .*ragged_batch"):
         publish(tmp_path / "new", run.directory / CANDIDATE_FOLDER)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [LOCK_NAME, "audit.jsonl"]

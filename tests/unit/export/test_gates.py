@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from export.gates import at_least, at_most, share_or_one_image
-from fruitstand.tolerances import all_but_share_or_one_image
+from export.gates.gate import at_least, at_most, share_or_one_image
+from fruitstand.repository.tolerances import all_but_share_or_one_image
 
 
 @pytest.mark.parametrize(

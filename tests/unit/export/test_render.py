@@ -7,10 +7,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import fruitstand
-from export.render import LABELS_FILE, SWITCH, render_repository, write_repository
+from export.publish.render import LABELS_FILE, SWITCH, render_repository, write_repository
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, IMAGE_GUARD, Preprocessing
 from fruitstand.labels import read_labels
-from fruitstand.versions import LOADED_CONFIG, ServingState
+from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 COMMITTED = Path(__file__).parents[3] / "model_repository"
 LABELS = read_labels(COMMITTED / LABELS_FILE)
@@ -20,7 +20,7 @@ CONFIGS = [str(path) for path in render_repository(Preprocessing(), LABELS) if p
 def test_the_committed_repository_is_what_the_contract_renders() -> None:
     """Neither the files nor the contract can drift from the other."""
     for relative, content in render_repository(Preprocessing(), LABELS).items():
-        assert (COMMITTED / relative).read_bytes() == content, f"{relative}: run python -m export.render"
+        assert (COMMITTED / relative).read_bytes() == content, f"{relative}: python -m export.publish.render"
 
 
 @pytest.mark.parametrize("config", CONFIGS)

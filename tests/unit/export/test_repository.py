@@ -7,10 +7,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.audit import audited, record
-from export.promote import promote, rollback
-from export.render import LABELS_FILE, write_repository
-from export.repository import (
+from export.publish.audit import audited, record
+from export.publish.promote import promote, rollback
+from export.publish.render import LABELS_FILE, write_repository
+from export.publish.repository import (
     LOCK_NAME,
     check_repository,
     configure,
@@ -22,12 +22,12 @@ from export.repository import (
     write_served,
 )
 from fruitstand.artefacts import read_json, write_json
-from fruitstand.audit import AUDIT_NAME, read_audit
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels
-from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
-from fruitstand.versions import (
+from fruitstand.repository.audit_log import AUDIT_NAME, read_audit
+from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.repository.versions import (
     LOADED_CONFIG,
     MANIFEST_NAME,
     ServingState,

@@ -6,10 +6,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.structure import structure_findings, structure_gate, structure_problems
+from export.gates.structure import structure_findings, structure_gate, structure_problems
 from fruitstand.contract import Preprocessing
+from fruitstand.repository.versions import MANIFEST_NAME, Version
 from fruitstand.runs import Run
-from fruitstand.versions import MANIFEST_NAME, Version
 
 FILES = ["model.onnx", "model.int8.onnx", "model.fp16.onnx"]
 

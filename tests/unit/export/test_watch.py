@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.watch import Seen, worse
+from export.publish.canary_watch import Seen, worse
 
 OLD = Seen(answered=1000, failed=10, busy_us=1000 * 5_000)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand import __main__, background
-from fruitstand.background import IDLE, REST_S, USUAL, can_return, in_the_background, with_rests
+from fruitstand import __main__
+from fruitstand.machine import background
+from fruitstand.machine.background import IDLE, REST_S, USUAL, can_return, in_the_background, with_rests
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_without_a_way_back_nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) 
 def test_the_way_back_is_tried() -> None:
     """Root has it; a process without capabilities and limit has not."""
     source = (
-        "import os, resource; from fruitstand.background import can_return\n"
+        "import os, resource; from fruitstand.machine.background import can_return\n"
         "root = can_return(); resource.setrlimit(resource.RLIMIT_NICE, (0, 0)); os.setuid(65534)\n"
         "print(root, can_return())"
     )
@@ -120,7 +121,7 @@ def test_another_process_of_the_instance_is_seen(tmp_path: Path) -> None:
         program.symlink_to(sys.executable)
     source = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from fruitstand.background import is_beside_another\n"
+        "from fruitstand.machine.background import is_beside_another\n"
         "print(is_beside_another(sys.argv[2]), flush=True); sys.stdin.read()"
     )
 
@@ -144,7 +145,7 @@ def test_what_was_started_with_a_niceness_returns() -> None:
     """As serving/stub.sh starts it: in all its threads."""
     needs_a_way_back()
     source = (
-        "import os, threading; from fruitstand.background import in_the_background\n"
+        "import os, threading; from fruitstand.machine.background import in_the_background\n"
         "stop = threading.Event(); other = threading.Thread(target=stop.wait); other.start()\n"
         "def seen(): return [os.getpriority(os.PRIO_PROCESS, t) for t in (0, other.native_id)]\n"
         "before = seen()\n"
@@ -162,7 +163,7 @@ def test_what_was_started_with_a_niceness_returns() -> None:
 def test_what_ends_gives_way_for_good() -> None:
     """Everybody may, also without a way back."""
     source = (
-        "import os, threading; from fruitstand.background import for_good\n"
+        "import os, threading; from fruitstand.machine.background import for_good\n"
         "stop = threading.Event(); other = threading.Thread(target=stop.wait); other.start(); for_good()\n"
         "print([os.sched_getscheduler(t) for t in (0, other.native_id)]); stop.set()"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.cli_shared import connection
+from fruitstand.cli_options import connection
 from fruitstand.contract import API_KEY_VARIABLE
 from fruitstand.errors import UsageError
 from fruitstand_client import Tls

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.dali_pipeline import served_pipeline
 from fruitstand.errors import ArtefactError
+from fruitstand.images.dali_pipeline import served_pipeline
 
 
 def test_the_latest_version_is_the_served_one(tmp_path: Path) -> None:

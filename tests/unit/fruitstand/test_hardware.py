@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.hardware import hardware
+from fruitstand.machine.hardware import hardware
 
 
 @pytest.mark.parametrize(

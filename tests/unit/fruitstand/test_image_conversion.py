@@ -9,17 +9,17 @@ from PIL import Image, features
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_conversion import CONVERTED_SUFFIXES, as_supported
+from fruitstand.images.conversion import CONVERTED_SUFFIXES, as_supported
 from fruitstand.images.header import read_header
-from fruitstand.reference_decode import decode_reference
-from fruitstand.sample_images import encode, pattern
+from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client.images import read_image
 from tests.both_clients import Classify, awaiting, blocking
 from tests.model_server import model_server
-from training.copy_images import copy_images
-from training.layout import find_images
-from training.painter import paint_dataset
-from training.tree import open_tree
+from training.data.class_folders import find_images
+from training.data.copy_images import copy_images
+from training.data.file_tree import open_tree
+from training.data.painter import paint_dataset
 
 PREPROCESSING = Preprocessing()
 PICTURE = pattern(64, 48)

@@ -5,8 +5,8 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.image_kinds import ImageKind, image_kinds, table
 from fruitstand.images.jpeg import MAX_SCANS
+from fruitstand.images.kinds import ImageKind, image_kinds, table
 from fruitstand.images.structure import inspect_image
 
 ONLY_A_DECODER_KNOWS = {
@@ -53,7 +53,7 @@ def test_every_cut_of_a_file_is_refused(name: str) -> None:
 
 def test_a_hostile_file_costs_little_time() -> None:
     """Megabytes of empty segments, chunks or scans end at a limit, not at the file's end."""
-    from fruitstand.sample_images import PNG_SIGNATURE, png_chunk
+    from fruitstand.images.synthetic import PNG_SIGNATURE, png_chunk
 
     plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_progressive")
     scan = plain.index(b"\xff\xda")

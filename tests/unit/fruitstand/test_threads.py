@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand.threads import THREADS_VARIABLE, cgroup_cpus, thread_budget, thread_environment
+from fruitstand.machine.threads import THREADS_VARIABLE, cgroup_cpus, thread_budget, thread_environment
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import ArtefactError
-from fruitstand.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 
 
 def test_settings_survive_a_file(tmp_path: Path) -> None:

@@ -2,12 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from export.render import write_repository
+from export.publish.render import write_repository
 from fruitstand.artefacts import sha256_file, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.signing import SIGNATURE_NAME, check_signature, make_key, read_private_key, sign_manifest
-from fruitstand.versions import (
+from fruitstand.repository.signing import (
+    SIGNATURE_NAME,
+    check_signature,
+    make_key,
+    read_private_key,
+    sign_manifest,
+)
+from fruitstand.repository.versions import (
     GOLDEN_LIST,
     Golden,
     ServingState,

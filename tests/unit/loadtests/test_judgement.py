@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from fruitstand.errors import UsageError
-from loadtests.compare import compare, gate
-from loadtests.generator_health import limits_found
-from loadtests.knee import find_knee, judged_points
+from loadtests.generator.health import limits_found
+from loadtests.generator.profiles import PROFILES, named_profile
 from loadtests.loadtest import DEFAULT_SLO
-from loadtests.profiles import PROFILES, named_profile
-from loadtests.slo import judge, read_slo
+from loadtests.results.compare import compare, gate
+from loadtests.results.knee import find_knee, judged_points
+from loadtests.results.slo import judge, read_slo
 from loadtests.sweep import parse_loads
 
 

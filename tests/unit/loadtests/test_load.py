@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from fruitstand.errors import UsageError
-from fruitstand.sample_images import encode, pattern
-from fruitstand.tls import Tls
+from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.tls import Tls
 from fruitstand_client.prediction import Prediction
 from tests.model_server import Received, model_server
 from tests.nightly.chaos.load import Load, capacity

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fruitstand_client.errors import translate
-from loadtests.recording import ANSWERED, FAILED, MISSED, REJECTED, Recording, outcome_of
+from loadtests.generator.recording import ANSWERED, FAILED, MISSED, REJECTED, Recording, outcome_of
 
 
 def test_percentiles_are_within_one_percent_of_the_true_ones() -> None:

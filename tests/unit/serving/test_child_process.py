@@ -13,8 +13,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.child_process import start_process
-from serving.launch import MAX_OPEN_FILES
+from serving.triton.child_process import start_process
+from serving.triton.launch import MAX_OPEN_FILES
 from tests.model_server import KillableServer
 
 STARTS = 40
@@ -69,7 +69,7 @@ def test_what_cannot_be_executed_is_one_line(tmp_path: Path) -> None:
 def test_it_ends_with_its_starter(*, runs: bool) -> None:
     """Killed, the starter can tell nobody; the kernel does. Also before the program runs."""
     source = (
-        "from serving.child_process import start_process\n"
+        "from serving.triton.child_process import start_process\n"
         "print(start_process(['/bin/sleep', '600'], env=None, log_path=None).pid, flush=True)\n"
         "input()\n"
     )

@@ -3,13 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.render import write_repository
+from export.publish.render import write_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
-from fruitstand.image_kinds import ImageKind, image_kinds
-from fruitstand.reference_decode import decode_reference
-from fruitstand.sample_images import encode, pattern, supported_images
-from serving.decoder import Decoder
+from fruitstand.images.kinds import ImageKind, image_kinds
+from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.synthetic import encode, pattern, supported_images
+from serving.engine.decoder import Decoder
 
 MAX_MEAN_DIFF = 1.0
 """Of 255, mean over an image's pixels: the parity the contract asks for."""

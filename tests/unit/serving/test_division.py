@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serving.division import MAX_PART, MIN_PART, DividedSession, divide
-from serving.onnx_session import open_session
+from serving.engine.division import MAX_PART, MIN_PART, DividedSession, divide
+from serving.engine.onnx_session import open_session
 from tests.repositories import place_version
 from tests.unit.serving.test_onnx_session import accelerators, config, doubling_model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.threads import THREADS_VARIABLE
-from serving import doctor
+from fruitstand.machine.threads import THREADS_VARIABLE
+from serving.triton import doctor
 
 
 def found(name: str, ports: tuple[int, ...] = ()) -> doctor.Finding:

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from fruitstand.errors import ArtefactError, ServerError
-from fruitstand.signing import make_key, read_private_key, sign_manifest
-from fruitstand.threads import THREADS_VARIABLE
-from fruitstand.versions import MANIFEST_NAME
-from serving.onnx_session import execution_providers, open_session, run_options, session_options
-from serving.onnx_signature import check_signature, complete
+from fruitstand.machine.threads import THREADS_VARIABLE
+from fruitstand.repository.signing import make_key, read_private_key, sign_manifest
+from fruitstand.repository.versions import MANIFEST_NAME
+from serving.engine.onnx_session import execution_providers, open_session, run_options, session_options
+from serving.engine.onnx_signature import check_signature, complete
 from tests.repositories import place_version
 
 

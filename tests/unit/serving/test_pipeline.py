@@ -5,10 +5,10 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ServerError
-from fruitstand.image_kinds import image_kinds
-from fruitstand.sample_images import encode, pattern
-from serving.decoder import Decoder
-from serving.pipeline import Pipeline, check_outputs
+from fruitstand.images.kinds import image_kinds
+from fruitstand.images.synthetic import encode, pattern
+from serving.engine.decoder import Decoder
+from serving.engine.pipeline import Pipeline, check_outputs
 
 TWO_AND_TWO = """
 from nvidia.dali import fn, pipeline_def, types

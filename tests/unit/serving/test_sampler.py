@@ -8,8 +8,8 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand.samples import read_samples
-from serving import sampler as module
-from serving.sampler import Sampler, sampler_from_environment
+from serving.engine import sampler as module
+from serving.engine.sampler import Sampler, sampler_from_environment
 
 PIXELS = np.full((4, 20, 20, 3), 200, np.uint8)
 ANSWERS = np.full((4, 5), 0.2, np.float32)

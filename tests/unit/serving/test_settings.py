@@ -6,9 +6,17 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from fruitstand.backend_settings import BOTH, HONOURED, NO_EFFECT, REFUSED, SETTINGS, Setting, table
 from fruitstand.errors import ServerError
-from serving.settings import checked_parameters
+from fruitstand.repository.backend_settings import (
+    BOTH,
+    HONOURED,
+    NO_EFFECT,
+    REFUSED,
+    SETTINGS,
+    Setting,
+    table,
+)
+from serving.engine.settings import checked_parameters
 
 MODELS = {"onnxruntime": "fruit_resnet", "dali": "image_decode"}
 CASES = [

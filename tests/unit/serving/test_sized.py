@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serving.onnx_session import open_session
-from serving.sized import SizedSession, plans_each_size
+from serving.engine.onnx_session import open_session
+from serving.engine.sized import SizedSession, plans_each_size
 from tests.repositories import place_version
 from tests.unit.serving.test_onnx_session import config, doubling_model
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.tensorrt_libraries import needed_major
+from serving.engine.tensorrt_libraries import needed_major
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from serving.tensorrt_libraries import load_tensorrt
+from serving.engine.tensorrt_libraries import load_tensorrt
 print(load_tensorrt(Path(sys.argv[1])))
 """
 PACKAGE = """

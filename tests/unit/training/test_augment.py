@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fruitstand.manifest import ManifestRow
-from training.augment import augment, to_size
-from training.config import TrainConfig
-from training.pixels import ShuffledBatches, balanced_weights
+from training.fit.augmentation import augment, to_size
+from training.fit.config import TrainConfig
+from training.fit.pixel_cache import ShuffledBatches, balanced_weights
 
 PLAIN = TrainConfig(rotation_deg=0, min_scale=1.0, max_scale=1.0, shift=0, light=0)
 

@@ -6,9 +6,9 @@ import pytest
 
 from fruitstand.errors import DataError
 from fruitstand.manifest import PreparedData
-from training import baseline as module
-from training.baseline import find_baseline, nearest_neighbours
-from training.thumbnails import brightness, thumbnails
+from training.evaluate import baseline as module
+from training.evaluate.baseline import find_baseline, nearest_neighbours
+from training.evaluate.thumbnails import brightness, thumbnails
 
 
 def _levels(num: int, seed: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fruitstand.errors import DataError
 from fruitstand.manifest import ManifestRow, PreparedData, read_prepared, write_manifest
-from training.check import check_data
-from training.prepare import prepare_data
+from training.data.check.check import check_data
+from training.data.prepare import prepare_data
 
 
 def _check(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:

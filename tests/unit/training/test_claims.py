@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import ManifestRow, PreparedData
-from training.claims import broken_claims, shared
-from training.splits import film_of, variety_of
+from training.data.check.claims import broken_claims, shared
+from training.data.splits import film_of, variety_of
 
 
 def _row(variety: str, film: str, split: str, digest: str = "") -> ManifestRow:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
-from training.config import TrainConfig, with_settings
-from training.recipes import classic, object_disjoint, resolve_config
+from training.fit.config import TrainConfig, with_settings
+from training.fit.recipes import classic, object_disjoint, resolve_config
 
 
 @pytest.mark.parametrize(

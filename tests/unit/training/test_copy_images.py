@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import DataError
-from training import copy_images as module
-from training.copy_images import copy_images
-from training.layout import find_images
-from training.painter import paint_dataset
-from training.tree import open_tree
+from training.data import copy_images as module
+from training.data.class_folders import find_images
+from training.data.copy_images import copy_images
+from training.data.file_tree import open_tree
+from training.data.painter import paint_dataset
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from fruitstand.errors import DataError, UsageError
 from fruitstand.labels import write_labels
 from fruitstand.manifest import LABELS_NAME, PreparedData, read_prepared, write_manifest
 from fruitstand.runs import Run
-from training.evaluate import evaluate_answers, evaluate_run
-from training.evaluation import report_answers
-from training.mistakes import Mistake, write_mistake_sheet
-from training.predict import predict_probabilities
+from training.evaluate.evaluate import evaluate_answers, evaluate_run
+from training.evaluate.mistakes import Mistake, write_mistake_sheet
+from training.evaluate.predict import predict_probabilities
+from training.evaluate.report import report_answers
 
 FILES = {
     "evaluation.json",

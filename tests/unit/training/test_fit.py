@@ -10,9 +10,9 @@ from fruitstand.artefacts import read_json
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run, read_run
-from training.config import TrainConfig
-from training.model import create_model, load_from_run
-from training.train import train
+from training.fit.config import TrainConfig
+from training.fit.model import create_model, load_from_run
+from training.fit.train import train
 
 TINY = TrainConfig(
     model_name="resnet10t",
@@ -91,7 +91,7 @@ def test_training_stops_when_validation_stands_still(prepared: PreparedData, tmp
 @pytest.mark.parametrize("opt", ["adamw", "lamb", "nadam"])
 def test_any_optimiser_of_timm_trains(opt: str) -> None:
     """By name; biases and norms do not decay."""
-    from training.steps import create_optimizer
+    from training.fit.steps import create_optimizer
 
     model = create_model("resnet10t", num_classes=2)
     optimizer = create_optimizer(model, replace(TINY, opt=opt, weight_decay=0.1))
@@ -112,7 +112,7 @@ def test_an_unknown_optimiser_is_named(prepared: PreparedData, tmp_path: Path) -
 
 def test_the_schedule_rises_to_lr_and_falls_to_min_lr() -> None:
     """By update, the peak at the end of the rise."""
-    from training.steps import create_schedule
+    from training.fit.steps import create_schedule
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     schedule = create_schedule(optimizer, replace(TINY, lr=0.1, epochs=4, warmup_share=0.25), 10)
@@ -129,8 +129,8 @@ def test_the_schedule_rises_to_lr_and_falls_to_min_lr() -> None:
 def test_dali_trains_on_the_pixels_that_are_served(prepared: PreparedData, tmp_path: Path) -> None:
     """Its batches differ from the cache's by less than a level, in the same order, epoch after epoch."""
     from fruitstand.contract import Preprocessing
-    from training.dali_loader import DaliLoader
-    from training.pixels import ShuffledBatches, SplitPixels, pixel_cache
+    from training.fit.dali_loader import DaliLoader
+    from training.fit.pixel_cache import ShuffledBatches, SplitPixels, pixel_cache
 
     preprocessing = Preprocessing(input_size=(64, 64))
     cached = SplitPixels(prepared, pixel_cache(prepared, preprocessing), "train")

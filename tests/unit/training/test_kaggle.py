@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import UsageError
-from training import kaggle
+from training.data import kaggle
 
 
 def test_without_a_network_the_download_fails_with_one_clear_line(tmp_path: Path) -> None:

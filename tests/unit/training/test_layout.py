@@ -1,8 +1,8 @@
 import pytest
 
 from fruitstand.errors import DataError
-from training.layout import find_images, find_root, fruit_of
-from training.tree import Listing
+from training.data.class_folders import find_images, find_root, fruit_of
+from training.data.file_tree import Listing
 
 
 def _listing(*files: str) -> Listing:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from training.metrics import classification_metrics, reliability_bins
+from training.evaluate.metrics import classification_metrics, reliability_bins
 
 
 def _random(num: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import pytest
 from fruitstand.artefacts import read_json
 from fruitstand.manifest import PreparedData, read_prepared, write_manifest
 from fruitstand.runs import Run, read_run
-from training.evaluate import evaluate_run
-from training.model_card import CARD_NAME, render_card
+from training.evaluate.evaluate import evaluate_run
+from training.evaluate.model_card import CARD_NAME, render_card
 
 FIXED = (
     "1-NN", "top-1", "top-5", "95 %", "macro F1", "Fruits-360", "copyright 2017-", "CC BY-SA 4.0",

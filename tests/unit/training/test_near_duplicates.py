@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from training.near_duplicates import MAX_DIFFERENCE, close_pairs, find_near_duplicates
-from training.survey import Look, Survey
+from training.data.check.near_duplicates import MAX_DIFFERENCE, close_pairs, find_near_duplicates
+from training.data.check.survey import Look, Survey
 
 
 def _hashes(num: int, seed: int = 0) -> np.ndarray:

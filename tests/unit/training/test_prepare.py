@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from fruitstand.errors import ArtefactError, DataError, UsageError
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand.manifest import PreparedData, read_prepared
-from fruitstand.sample_images import encode, pattern
-from training.claims import broken_claims, shared
-from training.layout import find_images
-from training.painter import paint_dataset
-from training.prepare import prepare_data
-from training.splits import film_of
-from training.tree import open_tree
+from training.data.check.claims import broken_claims, shared
+from training.data.class_folders import find_images
+from training.data.file_tree import open_tree
+from training.data.painter import paint_dataset
+from training.data.prepare import prepare_data
+from training.data.splits import film_of
 
 
 @pytest.fixture

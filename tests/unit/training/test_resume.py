@@ -11,9 +11,9 @@ import pytest
 from fruitstand.artefacts import read_json
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
-from training.config import TrainConfig
-from training.history import WALL_CLOCK
-from training.train import read_interrupted, read_resumed, train
+from training.fit.config import TrainConfig
+from training.fit.history import WALL_CLOCK
+from training.fit.train import read_interrupted, read_resumed, train
 
 DEADLINE_S = 240
 NUM_KILLS = min(3, int(os.environ.get("FRUITSTAND_KILLS", "1")))
@@ -45,7 +45,7 @@ EVERYTHING = TrainConfig(
 def context() -> ForkServerContext:
     """Children that have imported everything already and can be killed at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.fit"])
+    context.set_forkserver_preload(["training.fit.fit"])
     return context
 
 
@@ -111,7 +111,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_bits_of_one_that_was_not(
 
 def test_a_checkpoint_that_is_none_is_named(prepared: PreparedData, tmp_path: Path) -> None:
     """A damaged file is an error that says what to do."""
-    from training.checkpoint import read_checkpoint
+    from training.fit.checkpoint import read_checkpoint
 
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(ArtefactError, match="--overwrite"):

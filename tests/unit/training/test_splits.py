@@ -3,8 +3,8 @@ from collections import Counter
 import pytest
 
 from fruitstand.manifest import ManifestRow
-from training.claims import shared
-from training.splits import Division, divide, film_of, variety_of
+from training.data.check.claims import shared
+from training.data.splits import Division, divide, film_of, variety_of
 
 
 def _rows(

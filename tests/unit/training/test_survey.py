@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fruitstand.images.synthetic import encode, pattern
 from fruitstand.manifest import PreparedData
-from fruitstand.sample_images import encode, pattern
-from training.survey import THUMBNAIL_SIZE, difference_hashes, survey
+from training.data.check.survey import THUMBNAIL_SIZE, difference_hashes, survey
 
 
 @pytest.fixture

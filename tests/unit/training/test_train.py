@@ -11,11 +11,11 @@ from fruitstand.artefacts import sha256_file
 from fruitstand.errors import DataError, TrainingError, UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
-from training.checkpoint import read_checkpoint
-from training.config import TrainConfig
-from training.evaluate import evaluate_run
-from training.model import create_model
-from training.train import train
+from training.evaluate.evaluate import evaluate_run
+from training.fit.checkpoint import read_checkpoint
+from training.fit.config import TrainConfig
+from training.fit.model import create_model
+from training.fit.train import train
 
 TINY = TrainConfig(model_name="resnet10t", epochs=2, batch_size=24, lr=0.02, input_size=32, small_share=0.0)
 
@@ -107,7 +107,7 @@ def test_pretrained_weights_out_of_reach_are_an_error(
 @pytest.mark.parametrize("model_name", ["resnet10t", "resnet18", "resnet50", "resnet101"])
 def test_any_resnet_of_timm_can_be_made(model_name: str) -> None:
     """The classifier has our classes, the contract timm's mean and std."""
-    from training.model import resolve_preprocessing
+    from training.fit.model import resolve_preprocessing
 
     model = create_model(model_name, num_classes=7)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)

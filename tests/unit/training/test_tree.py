@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand.errors import DataError
-from training.tree import open_tree
+from training.data.file_tree import open_tree
 
 
 def _zip(path: Path, members: dict[str, bytes]) -> Path:

@@ -1,5 +1,5 @@
 from fruitstand.manifest import ManifestRow
-from training.twins import without_twins
+from training.data.twins import without_twins
 
 
 def _row(variety: str, digest: str, split: str, label: str = "Apple") -> ManifestRow:

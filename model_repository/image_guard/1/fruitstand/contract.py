@@ -1,6 +1,6 @@
 """The contract between training, export, serving and the client: names, shapes and preprocessing.
 
-Decode and resize happen in front of the model (DALI when serving, `fruitstand.reference_decode`
+Decode and resize happen in front of the model (DALI when serving, `fruitstand.images.reference_decode`
 elsewhere); mean and std live inside the ONNX graph. So between the two steps travel raw RGB bytes, and no
 caller can normalise wrongly.
 """

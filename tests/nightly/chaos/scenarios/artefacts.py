@@ -15,10 +15,10 @@ from typing import Any
 from fruitstand.artefacts import sha256_file
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ServerError
+from fruitstand.machine.memory import process_tree
 from fruitstand.manifest import read_prepared
-from fruitstand.memory import process_tree
+from fruitstand.repository.versions import published_versions, serving_state
 from fruitstand.runs import WEIGHTS_NAME
-from fruitstand.versions import published_versions, serving_state
 from fruitstand_client import Client
 from tests.nightly.chaos.commands import fruitstand, must
 from tests.nightly.chaos.crash import Crasher

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from fruitstand.connections import open_channel
 from fruitstand.contract import Preprocessing
-from fruitstand.image_kinds import ImageKind, image_kinds
-from fruitstand.sample_images import encode
+from fruitstand.images.kinds import ImageKind, image_kinds
+from fruitstand.images.synthetic import encode
+from fruitstand.network.connections import open_channel
 from fruitstand_client import Client, RequestFailed
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER
@@ -102,7 +102,7 @@ def _as_decoded(content: bytes) -> bytes:
     """The pixels that the yardstick makes of a file, in one that every decoder reads alike."""
     from PIL import Image
 
-    from fruitstand.reference_decode import decode_reference
+    from fruitstand.images.reference_decode import decode_reference
 
     return encode(Image.fromarray(decode_reference(content, Preprocessing())), "PNG")
 

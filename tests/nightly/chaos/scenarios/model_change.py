@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.contract import FRUIT_RESNET
-from fruitstand.versions import published_versions, serving_state
+from fruitstand.repository.versions import published_versions, serving_state
 from fruitstand_client import Client
 from fruitstand_client.prediction import Prediction
 from tests.nightly.chaos import bad_candidates

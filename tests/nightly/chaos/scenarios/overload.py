@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from fruitstand.contract import FRUIT_RESNET
-from fruitstand.versions import published_versions
+from fruitstand.repository.versions import published_versions
 from tests.nightly.chaos import bad_candidates
 from tests.nightly.chaos.commands import must
 from tests.nightly.chaos.load import Ledger, Load, capacity

@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 
-from fruitstand.connections import open_channel
 from fruitstand.contract import API_KEY_HEADER, FRUIT_RESNET
-from fruitstand.tls import Tls
-from fruitstand.versions import published_versions
+from fruitstand.network.connections import open_channel
+from fruitstand.network.tls import Tls
+from fruitstand.repository.versions import published_versions
 from fruitstand_client import Client, RequestFailed
 from tests.nightly.chaos.authority import Certificate, make_certificate
 from tests.nightly.chaos.commands import must, run

@@ -3,7 +3,7 @@ import pytest
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.header import read_header
-from fruitstand.sample_images import encode, pattern, supported_images
+from fruitstand.images.synthetic import encode, pattern, supported_images
 from tests.images import refused
 
 IN_THE_HEADER = (

@@ -8,7 +8,7 @@ from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.jpeg import MAX_STRAY_BYTES, MAX_WALKED_SCAN_BYTES
 from fruitstand.images.structure import inspect_image
-from fruitstand.sample_images import encode
+from fruitstand.images.synthetic import encode
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def read_size(view: memoryview) -> tuple[int, int]:
 
 
 def picture_only(view: memoryview) -> memoryview:
-    """The file as it is: a BMP has no metadata.
+    """The file up to the picture's end: a BMP has no metadata.
 
     Raises:
         ImageRejected: the file ends before the picture does, or is of a kind that decoders read differently.
@@ -67,6 +67,7 @@ def picture_only(view: memoryview) -> memoryview:
         raise ImageRejected("damaged: a BMP whose palette does not fit")
     width, height = read_size(view)
     row_bytes = (width * depth + 31) // 32 * 4
-    if offset < palette_start or max(offset + row_bytes * height, palette_start + palette_bytes) > len(view):
+    end = max(offset + row_bytes * height, palette_start + palette_bytes)
+    if offset < palette_start or end > len(view):
         raise ImageRejected("truncated: the file ends before the image does")
-    return view
+    return view[:end]

@@ -122,7 +122,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
     end = _end_of_scans(view, position, is_progressive)
     orientation = turn(exif, xmp)
     if not kept and orientation == 1 and view[end + 1] == _EOI:
-        return view
+        return view[: end + 2]
     parts = [*kept, view[kept_from:end]]
     parts[0] = parts[0][2:]
     return b"".join((b"\xff\xd8", _exif_segment(orientation), *parts, b"\xff\xd9"))
@@ -156,7 +156,7 @@ def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
             rest = max(position, limit - 1)  # the marker may lie across the limit
             end = bytes(view[rest:]).rfind(b"\xff\xd9")
             if end < 0:
-                raise ImageRejected(_TRUNCATED)
+                raise ImageRejected("truncated: the JPEG has no end marker, so a part of it may be missing")
             return rest + end
         start = found.start()
         marker = view[start + 1]

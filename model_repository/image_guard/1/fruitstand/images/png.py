@@ -95,7 +95,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
         raise ImageRejected("damaged: a PNG without picture data")
     orientation = turn(exif, xmp)
     if not kept and orientation == 1:
-        return view
+        return view[:end]
     kept.append(view[kept_from : end - 12])
     if orientation > 1:
         kept.append(_chunk(b"eXIf", exif_block(orientation)))

@@ -28,7 +28,7 @@ class Inspected:
 
     header: ImageHeader
     content: bytes | memoryview
-    """What a decoder gets: the file itself, or a copy without what is no part of the picture."""
+    """What a decoder gets: the file up to the picture's end, or a copy without what is no part of it."""
 
 
 def inspect_image(encoded: bytes | memoryview, preprocessing: Preprocessing) -> Inspected:

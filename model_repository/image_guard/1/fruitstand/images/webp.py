@@ -12,7 +12,7 @@ MIN_DECODER_BYTES = 32
 _TRUNCATED = "truncated: the file ends before the image does"
 _EXTENDED_BYTES = 10
 _EXIF_FLAG, _XMP_FLAG, _ANIMATION_FLAG = 0x08, 0x04, 0x02
-_METADATA_FLAGS = 0x20 | _EXIF_FLAG | _XMP_FLAG
+_PICTURE_FLAGS = 0x10 | _ANIMATION_FLAG  # alpha, animation
 _STILL, _ANIMATED = frozenset((b"VP8 ", b"VP8L")), frozenset((b"ANMF",))
 _BEFORE_A_PICTURE = frozenset((b"ALPH", b"ANIM"))
 
@@ -48,10 +48,11 @@ def picture_only(view: memoryview) -> memoryview | bytes:
     end = size + 8
     if end > len(view):
         raise ImageRejected(_TRUNCATED)
+    view = view[:end]  # of a damaged picture DALI would read on behind its end
     if bytes(view[12:16]) == b"VP8X":
-        return _without_metadata(view, end)
+        return _without_metadata(view)
     _check_start_code(bytes(view[12:16]), view[20:26])
-    return view if len(view) >= MIN_DECODER_BYTES else bytes(view).ljust(MIN_DECODER_BYTES, b"\0")
+    return view if end >= MIN_DECODER_BYTES else bytes(view).ljust(MIN_DECODER_BYTES, b"\0")
 
 
 def _check_start_code(kind: bytes, content: memoryview) -> None:
@@ -61,7 +62,7 @@ def _check_start_code(kind: bytes, content: memoryview) -> None:
         raise ImageRejected("damaged: a WebP without its start code")
 
 
-def _without_metadata(view: memoryview, end: int) -> memoryview | bytes:
+def _without_metadata(view: memoryview) -> memoryview | bytes:
     (extended_bytes,) = struct.unpack_from("<I", view, 16)
     if extended_bytes != _EXTENDED_BYTES:
         raise ImageRejected("damaged: a WebP with a header of no known length")
@@ -70,10 +71,10 @@ def _without_metadata(view: memoryview, end: int) -> memoryview | bytes:
     kept: list[memoryview | bytes] = []
     exif, xmp, num_dropped, has_picture = b"", b"", 0, False
     for _ in range(MAX_CHUNKS):
-        if position + 8 > end:
+        if position + 8 > len(view):
             break
         kind, length = struct.unpack_from("<4sI", view, position)
-        content = view[position + 8 : min(position + 8 + length, end)]
+        content = view[position + 8 : position + 8 + length]
         if not has_picture and (kind in pictures or kind in _BEFORE_A_PICTURE):
             if len(content) < length:
                 raise ImageRejected(_TRUNCATED)
@@ -93,12 +94,12 @@ def _without_metadata(view: memoryview, end: int) -> memoryview | bytes:
     if not has_picture:
         raise ImageRejected("damaged: a WebP without picture data")
     orientation = turn(exif, xmp)
-    if not num_dropped and not flags & _METADATA_FLAGS:
+    if not num_dropped and not flags & ~_PICTURE_FLAGS:
         return view
-    flags &= ~_METADATA_FLAGS
+    flags &= _PICTURE_FLAGS
     if orientation > 1:
         flags |= _EXIF_FLAG
         block = exif_block(orientation)
         kept.insert(0, b"EXIF" + struct.pack("<I", len(block)) + block)
-    body = b"".join((b"WEBPVP8X", view[16:20], bytes((flags,)), view[21:30], *kept))
+    body = b"".join((b"WEBPVP8X", view[16:20], bytes((flags, 0, 0, 0)), view[24:30], *kept))
     return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -1,0 +1,1 @@
+"""`fruitstand classify`: where images come from, and where answers go."""

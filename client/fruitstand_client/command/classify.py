@@ -1,0 +1,168 @@
+"""`fruitstand classify`: images named on the command line, predictions out."""
+
+import logging
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fruitstand.errors import UsageError
+from fruitstand.progress import track
+from fruitstand_client.client import Client
+from fruitstand_client.command.output import FORMATS, Rows, open_rows
+from fruitstand_client.command.resume import (
+    RESUMED_FORMATS,
+    PartialRows,
+    open_partial,
+    partial_path,
+    skip_done,
+    written_rows,
+)
+from fruitstand_client.command.sources import count_images, find_images
+from fruitstand_client.errors import ImageRejected
+from fruitstand_client.images import image_name
+from fruitstand_client.prediction import Prediction
+
+log = logging.getLogger("fruitstand.classify")
+
+NUM_REASONS = 5
+"""Kinds of failure that the summary names, the most frequent first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """Where the answers go."""
+
+    format: str = "table"
+    """table, jsonl, csv or parquet."""
+    path: Path | None = None
+    """The file; None writes to stdout."""
+    resume: bool = False
+    """Go on with what an interrupted run left of that file."""
+    sheet: Path | None = None
+    """Image file for a contact sheet."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"--format: got {self.format!r}, allowed {', '.join(FORMATS)}")
+        if self.resume and (self.path is None or self.format not in RESUMED_FORMATS):
+            raise UsageError("--resume needs --out FILE and --format jsonl or csv")
+        if self.path is None and self.format == "parquet":
+            raise UsageError("--format parquet is not written to stdout; give --out FILE")
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether an interrupted run leaves rows to go on with; a device keeps none."""
+        return (
+            self.path is not None
+            and self.format in RESUMED_FORMATS
+            and (self.path.is_file() or not self.path.exists())
+        )
+
+
+def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output, **settings: Any) -> int:
+    """Classify what the arguments name and write a row an image, in order.
+
+    Args:
+        arguments: see `fruitstand_client.command.sources.find_images`.
+        url: of the server; see `fruitstand_client.Client`.
+        top_k: classes in each answer.
+        output: where the rows go.
+        settings: of `fruitstand_client.Client`.
+
+    Returns:
+        How many images got no answer.
+
+    Raises:
+        UsageError: an argument that names no image, or a setting outside what is allowed.
+        RequestFailed: the server did not answer; the rows so far are kept where they can be resumed.
+    """
+    if output.resume and output.path is not None and _is_complete(output.path):
+        return _look_again(output.path, output.format, arguments)
+    total = count_images(arguments)
+    images = find_images(arguments)
+    summary = _Summary()
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(Client(url, **settings))
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
+        rows: Rows
+        num_done = 0
+        if output.is_resumable and output.path is not None:
+            partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
+            images = skip_done(partial_path(output.path), output.format, images)
+            num_done = partial.num_done
+            summary.go_on(partial)
+            rows = partial
+        else:
+            rows = stack.enter_context(open_rows(output.format, output.path))
+        sheet = None
+        if output.sheet is not None:
+            from fruitstand_client.command.sheet import ContactSheet
+
+            sheet = ContactSheet(output.sheet)
+            images = sheet.watch(images)
+        answers = client.classify_stream(images, top_k=top_k)
+        for answer in track(answers, total=total, completed=num_done, description="classify"):
+            rows.write(answer)
+            summary.add(answer)
+            if sheet is not None:
+                sheet.add(answer)
+        if sheet is not None:
+            sheet.save()
+    summary.tell()
+    return summary.num_failed
+
+
+def _is_complete(out: Path) -> bool:
+    return out.is_file() and not partial_path(out).exists()
+
+
+def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
+    """How many failed in a run that is complete, if it was one of the same images."""
+    for image in skip_done(out, output_format, find_images(arguments)):
+        raise UsageError(
+            f"{out}: complete, but without a row for {image_name(image)}; give the same images, or choose"
+            " another --out"
+        )
+    log.info("%s is complete, nothing is left to do", out)
+    return sum(row.failed for row in written_rows(out, output_format))
+
+
+class _Summary:
+    """What a run's end says on stderr."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._num_now = self.num_failed = 0
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def go_on(self, partial: PartialRows) -> None:
+        """Count what an earlier run did."""
+        if partial.num_done:
+            log.info("going on after %d images that have their row", partial.num_done)
+        if partial.num_failed:
+            self.num_failed = self._reasons["in the interrupted run"] = partial.num_failed
+
+    def add(self, answer: Prediction) -> None:
+        """Count one image."""
+        self._num_now += 1
+        if answer.failure is None:
+            return
+        self.num_failed += 1
+        # What follows the colon differs from image to image.
+        is_own = isinstance(answer.failure, ImageRejected)
+        reason = str(answer.failure).partition(": ")[0] if is_own else type(answer.failure).__name__
+        self._reasons[reason] += 1
+        self._examples.setdefault(reason, f", such as {answer.path or 'an image'}: {answer.failure}")
+
+    def tell(self) -> None:
+        """Rate and failures."""
+        rate = self._num_now / (time.monotonic() - self._started)
+        log.info("%d images, %.0f images/s, %d without an answer", self._num_now, rate, self.num_failed)
+        for reason, count in self._reasons.most_common(NUM_REASONS):
+            log.info("  %d %s%s", count, reason, self._examples.get(reason, ""))

@@ -1,0 +1,98 @@
+"""A contact sheet: small pictures with what the model said of them, as one image."""
+
+import io
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fruitstand.artefacts import atomic_file
+from fruitstand.errors import UsageError
+from fruitstand_client.command.sources import Source
+from fruitstand_client.images import read_image
+from fruitstand_client.prediction import Prediction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MAX_PICTURES = 200
+"""More would be no sheet to look at."""
+SIDE = 120
+TEXT_HEIGHT = 34
+COLUMNS = 8
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # what Pillow raises
+GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
+
+
+class ContactSheet:
+    """Collects the first images of a run and their predictions."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare a sheet that will be written to `path`.
+
+        Raises:
+            UsageError: Pillow is missing, or it knows no image format of that name.
+        """
+        try:
+            from PIL import Image as pillow
+        except ModuleNotFoundError as exc:
+            raise UsageError("--sheet needs Pillow: pip install 'fruitstand[classify]'") from exc
+        self._pillow = pillow
+        self._path = path
+        self._format = pillow.registered_extensions().get(path.suffix.lower(), "")
+        if self._format not in pillow.SAVE:
+            raise UsageError(f"--sheet: got {path.name}, expected an image's name such as sheet.png")
+        self._pictures: list[Picture | None] = []
+        self._predictions: list[Prediction] = []
+
+    def watch(self, images: Iterable[Source]) -> Iterator[Source]:
+        """The same images; of the first ones a small picture is kept."""
+        for image in images:
+            if len(self._pictures) >= MAX_PICTURES:
+                yield image
+                continue
+            read = read_image(image)
+            self._pictures.append(self._small(read.content))
+            yield read
+
+    def add(self, prediction: Prediction) -> None:
+        """Note an answer; they come in the order of the images."""
+        if len(self._predictions) < MAX_PICTURES:
+            self._predictions.append(prediction)
+
+    def save(self) -> None:
+        """Write the sheet."""
+        from PIL import ImageDraw, ImageFont
+
+        num_rows = -(-len(self._predictions) // COLUMNS)
+        columns = min(COLUMNS, max(1, len(self._predictions)))
+        sheet = self._pillow.new("RGB", (columns * SIDE, max(1, num_rows) * (SIDE + TEXT_HEIGHT)), "white")
+        draw = ImageDraw.Draw(sheet)
+        font = ImageFont.load_default(12)
+        for number, prediction in enumerate(self._predictions):
+            left, top = number % COLUMNS * SIDE, number // COLUMNS * (SIDE + TEXT_HEIGHT)
+            picture = self._pictures[number]
+            if picture is None:
+                draw.rectangle((left + 6, top + 6, left + SIDE - 7, top + SIDE - 7), outline=GREY)
+                draw.line((left + 6, top + 6, left + SIDE - 7, top + SIDE - 7), fill=GREY)
+            else:
+                sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
+            if prediction.error is None:
+                lines, colour = (prediction.label or "", f"{prediction.probability:.3f}"), GREEN
+            else:
+                lines, colour = ("no answer", prediction.error), RED
+            for row, line in enumerate(lines):
+                while line and draw.textlength(line, font) > SIDE - 6:
+                    line = line[:-2] + "…" if len(line) > 2 else ""
+                draw.text((left + 3, top + SIDE + 2 + 15 * row), line, fill=colour, font=font)
+        with atomic_file(self._path) as temporary:
+            sheet.save(temporary, self._format)
+
+    def _small(self, content: bytes) -> "Picture | None":
+        try:
+            with self._pillow.open(io.BytesIO(content)) as opened:
+                picture = opened.convert("RGB")
+        except (*_DAMAGED, self._pillow.DecompressionBombError):
+            return None
+        picture.thumbnail((SIDE - 8, SIDE - 8))
+        return picture

@@ -1,0 +1,54 @@
+"""`fruitstand classify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fruitstand.cli_options import Ca, Cert, Url, connection, needs
+from fruitstand.errors import UsageError
+
+
+def classify(
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, patterns, zip, tar, or - for a list of paths on stdin."),
+    ],
+    url: Url = "127.0.0.1:8001",
+    top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
+    output_format: Annotated[str, typer.Option("--format", help="table, jsonl, csv or parquet.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the --out of an interrupted run.")
+    ] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw the first 200 with their labels, such as sheet.png.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
+    in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
+    deadline_s: Annotated[float, typer.Option(help="For each request and its repetitions, seconds.")] = 30.0,
+    ca: Ca = None,
+    cert: Cert = None,
+) -> None:
+    """Classify images with a served model; exit 1 when an image got no answer.
+
+    An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
+    or --cert.
+    """
+    with needs("client"):
+        from fruitstand_client.command.classify import Output, classify_paths
+
+        if named := next((one for one in images if "://" in one), None):
+            raise UsageError(f"{named}: is a URL; download the images first, then name the files")
+        num_failed = classify_paths(
+            images,
+            url=url,
+            top_k=top_k,
+            output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
+            batch_size=batch_size,
+            in_flight=in_flight,
+            deadline_s=deadline_s,
+            **connection(url, ca, cert),
+        )
+    if num_failed:
+        raise typer.Exit(1)

@@ -1,0 +1,235 @@
+"""`fruitstand export` and `fruitstand models`: the versions in a model repository."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_options import Json, MaxSlowdown, Repository, SignKey, TrustedKeys, needs, print_json
+from fruitstand.repository.tuning import read_tuning
+
+app = typer.Typer(
+    help="Publish, list, promote and remove versions.", no_args_is_help=True, rich_markup_mode=None
+)
+
+REPOSITORY = Path("model_repository")
+LiveUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FRUITSTAND_URL",
+        help="HOST:PORT of the running server's gRPC endpoint; left out, the next one to start serves it.",
+    ),
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FRUITSTAND_CONTROL",
+        help="Of servers behind a gateway, instead of --url: the file that its ready line names.",
+    ),
+]
+
+
+@app.command()
+def publish(
+    candidate: Annotated[Path, typer.Argument(help="What `fruitstand export` made: RUN/export.")],
+    repository: Repository = REPOSITORY,
+    sign: SignKey = None,
+    max_slowdown: MaxSlowdown = 1.1,
+    as_json: Json = False,
+) -> None:
+    """Check a candidate against the repository and publish it as the next version."""
+    with needs("export"):
+        from export.publish.publish import publish as run_publish
+
+        manifest = run_publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign)
+    if as_json:
+        print_json(manifest)
+    else:
+        print(f"published version {manifest['version']} in {repository}")
+
+
+@app.command(name="list")
+def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
+    """Show every version, and which one is served."""
+    with needs("export"):
+        from export.publish.repository import list_versions
+
+        rows = list_versions(repository)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        if "damaged" in row:
+            print(f"{row['version']:4}  {row['role']:8}  {row['damaged']}")
+            continue
+        size_mib = row["size_bytes"] / 2**20
+        print(
+            f"{row['version']:4}  {row['role']:8}  {row['model_name']:12}  {size_mib:7.1f} MiB"
+            f"  {row['serve']['cpu_model']} on {row['serve']['cpu_engine']}  from {row['source_run']}"
+        )
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
+    repository: Repository = REPOSITORY,
+    url: LiveUrl = None,
+    control: Control = None,
+    watch_s: Annotated[
+        float,
+        typer.Option(min=0, help="Serve it on one server first, seconds; take it back where it is worse."),
+    ] = 0.0,
+    trusted_keys: TrustedKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a version: load it, compare its golden answers, switch; no request fails."""
+    with needs("export"):
+        from export.publish.promote import promote as run_promote
+
+        state = run_promote(
+            repository, version, url=url, control=control, watch_s=watch_s, trusted_keys=trusted_keys
+        )
+    _print_state(state, url, control, as_json)
+
+
+@app.command()
+def rollback(
+    repository: Repository = REPOSITORY,
+    url: LiveUrl = None,
+    control: Control = None,
+    trusted_keys: TrustedKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the version that was served before."""
+    with needs("export"):
+        from export.publish.promote import rollback as run_rollback
+
+        state = run_rollback(repository, url=url, control=control, trusted_keys=trusted_keys)
+    _print_state(state, url, control, as_json)
+
+
+@app.command()
+def configure(
+    tuning: Annotated[Path, typer.Argument(help="What `fruitstand tune` wrote: DIR/tuning.json.")],
+    repository: Repository = REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Write settings of queues, threads and instances into the repository; the next start takes them."""
+    with needs("export"):
+        from export.publish.repository import configure as run_configure
+
+        settings = read_tuning(tuning)
+        run_configure(repository, settings)
+    if as_json:
+        print_json(settings.to_dict())
+    else:
+        print(f"{repository}: configured; restart the server to take it")
+
+
+@app.command()
+def prune(
+    repository: Repository = REPOSITORY,
+    keep: Annotated[int, typer.Option(help="Versions to keep besides the served and the previous one.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Remove the oldest versions; the served one and the one before it stay."""
+    with needs("export"):
+        from export.publish.repository import prune as run_prune
+
+        removed = run_prune(repository, keep=keep)
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"removed {', '.join(map(str, removed)) or 'nothing'}")
+
+
+@app.command()
+def check(
+    repository: Repository = REPOSITORY, trusted_keys: TrustedKeys = None, as_json: Json = False
+) -> None:
+    """Hold every file against its manifest, and configurations and graphs against the known traps."""
+    with needs("export"):
+        from export.gates.structure import structure_findings
+        from export.lint.config_lint import lint_repository
+        from export.publish.repository import check_repository, drifted_files
+
+        versions = check_repository(repository, trusted_keys=trusted_keys)
+        findings = [str(one) for one in lint_repository(repository)]
+        findings += [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
+        findings += structure_findings(versions)
+    result = {"versions": [one.number for one in versions], "findings": findings}
+    if as_json:
+        print_json(result)
+    else:
+        for line in result["findings"]:
+            print(line)
+        print(f"{len(versions)} versions as published, {len(findings)} findings")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def keygen(
+    out: Annotated[Path, typer.Argument(help="Private key to make; beside it comes <name>.pub.")],
+) -> None:
+    """Make a key pair for --sign and --trusted-keys."""
+    with needs("export"):
+        from fruitstand.repository.signing import make_key
+
+        print(f"private key {out}, public key {make_key(out)}: keep the first, hand out the second")
+
+
+def _print_state(state: Any, url: str | None, control: Path | None, as_json: bool) -> None:
+    if as_json:
+        live = url is not None or control is not None
+        print_json({"version": state.version, "previous": state.previous, "live": live})
+        return
+    if control is not None:
+        where = "answers behind the gateway"
+    else:
+        where = f"answers at {url}" if url is not None else "will be served by the next server that starts"
+    before = f", before it version {state.previous}" if state.previous is not None else ""
+    print(f"version {state.version} {where}{before}")
+
+
+def export(
+    run: Annotated[Path, typer.Option(help="Finished run.")],
+    repository: Repository = Path("model_repository"),
+    variants: Annotated[str, typer.Option(help="Comma-separated.")] = "fp32,int8,fp16",
+    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
+    compare_int8: Annotated[
+        bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
+    ] = False,
+    sign: SignKey = None,
+    max_slowdown: MaxSlowdown = 1.1,
+    as_json: Json = False,
+) -> None:
+    """Turn a run into ONNX, check it, and publish it as the next version."""
+    with needs("export"):
+        from export.publish.export import export as run_export
+
+        names = tuple(name.strip() for name in variants.split(","))
+        result = run_export(
+            run,
+            repository=repository,
+            variants=names,
+            data_directory=data,
+            compare_int8=compare_int8,
+            sign_key=sign,
+            max_slowdown=max_slowdown,
+        )
+    if as_json:
+        print_json(result)
+        return
+    for gate in result["gates"]:
+        allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
+        print(f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}")
+    if int8 := result["reports"].get("int8"):
+        for attempt in int8["attempts"]:
+            for engine, one in attempt["engines"].items():
+                print(
+                    f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
+                    f" {one['top1_agreement']:.4f}, {one['speedup_over_fp32']:.2f} x fp32"
+                )
+        print(f"int8: {int8['choice']}, served by {int8['engine']}")
+    print(f"published version {result['version']} in {result['repository']}")

@@ -1,0 +1,77 @@
+"""How a file answers on one engine, and how fast, beside the fp32 file that it was made from."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from export.gates.checks import agreement_gate, distance_gate, run_batches, top1_loss_gate
+from export.gates.gate import Gate
+from export.gates.timing import Speed, compare
+from export.gates.validation import Validation
+from fruitstand.repository.tolerances import MIN_AGREEMENT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One file on one engine."""
+
+    engine: str
+    gates: list[Gate]
+    agreement: float
+    """Share of the validation images answered as PyTorch does."""
+    top1: float
+    distance: float
+    speed: Speed
+    """Beside the fp32 file on the same engine."""
+
+    @property
+    def passed(self) -> bool:
+        """On this engine the file may be served."""
+        return all(gate.passed for gate in self.gates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "passed": self.passed,
+            "top1": self.top1,
+            "top1_agreement": self.agreement,
+            "distance": self.distance if math.isfinite(self.distance) else None,
+            "images_per_s": round(self.speed.images_per_s, 1),
+            "speedup_over_fp32": round(self.speed.ratio, 3),
+            "speedup_spread": [round(self.speed.slowest, 3), round(self.speed.fastest, 3)],
+        }
+
+
+def measure(
+    name: str,
+    engine: str,
+    session: onnxruntime.InferenceSession,
+    fp32: onnxruntime.InferenceSession,
+    validation: Validation,
+) -> Measured:
+    """Measure a file on the validation images.
+
+    Args:
+        name: what the gates' names begin with.
+        engine: that both sessions run on.
+        session: of the file.
+        fp32: of the file that it was made from.
+        validation: the held-back images.
+    """
+    got, expected = run_batches(session, validation.pixels_nhwc_u8), validation.reference
+    gates = [
+        agreement_gate(name, got, expected, MIN_AGREEMENT),
+        top1_loss_gate(name, got, expected, validation.targets),
+        distance_gate(name, got, expected),
+    ]
+    return Measured(
+        engine=engine,
+        gates=gates,
+        agreement=gates[0].value,
+        top1=float(np.mean(got.argmax(axis=1) == validation.targets)),
+        distance=gates[2].value,
+        speed=compare(session, fp32, validation.pixels_nhwc_u8),
+    )

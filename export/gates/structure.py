@@ -1,0 +1,129 @@
+"""Does a file have the contract's inputs and outputs, and can the oldest server read it?"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import Message
+
+from export.gates.gate import Gate, at_most
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.repository.versions import Version
+
+_EXTERNAL = onnx.TensorProto.EXTERNAL
+
+MAX_OPSET = 21
+MAX_IR_VERSION = 10
+"""Both: the newest that ONNX Runtime 1.19.2 reads, which Triton 24.10 carries."""
+
+
+def structure_gate(path: Path, preprocessing: Preprocessing, num_classes: int) -> Gate:
+    """How many things are not as the contract wants them; none may be."""
+    problems = structure_problems(path, preprocessing, num_classes)
+    return at_most(f"structure_{path.stem}", len(problems), 0, detail="; ".join(problems))
+
+
+def structure_findings(versions: Iterable[Version]) -> list[str]:
+    """What today's rules find in versions that were published before: one line for each problem.
+
+    Args:
+        versions: published ones, each as its manifest says.
+    """
+    findings = []
+    for version in versions:
+        manifest = version.manifest
+        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        for name in sorted(name for name in manifest["files"] if name.endswith(".onnx")):
+            problems = structure_problems(version.directory / name, preprocessing, len(manifest["labels"]))
+            findings += [f"version {version.number}, {name}: {problem}" for problem in problems]
+    return findings
+
+
+def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: int) -> list[str]:
+    """What is wrong with an ONNX file: names, types, shapes, a fixed batch axis, versions, foreign parts.
+
+    Args:
+        path: the file.
+        preprocessing: for the input's height and width.
+        num_classes: of the output.
+
+    Returns:
+        One line each; empty when the file may be served.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+        outside = next((one for one in _tensors(model) if one.data_location == _EXTERNAL), None)
+        if outside is not None:  # loading it would read a file that no manifest names
+            return [f"tensor {outside.name!r} lies outside the file; a served model holds all its weights"]
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:  # protobuf, the checker and the shape inference raise a dozen kinds
+        return [f"no valid ONNX file: {str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc)}"]
+    height, width = preprocessing.input_size
+    graph, element = model.graph, onnx.TensorProto
+    problems = _version_problems(model)
+    problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
+    problems += _byte_input_problems(graph)
+    # Features may come along, last: only drift detection takes them.
+    answers = [value for value in graph.output if value.name != FEATURES]
+    problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
+    return problems
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for child in value if descriptor.is_repeated else [value]:
+                yield from _tensors(child)
+
+
+def _version_problems(model: onnx.ModelProto) -> list[str]:
+    problems = []
+    if model.ir_version > MAX_IR_VERSION:
+        problems.append(f"IR version {model.ir_version}, at most {MAX_IR_VERSION} is read")
+    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    if not 1 <= opset <= MAX_OPSET:
+        problems.append(f"opset {opset}, 1 to {MAX_OPSET} are read")
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    if foreign:
+        problems.append(f"operators of {min(foreign)!r}, which not every engine has")
+    return problems
+
+
+def _byte_input_problems(graph: onnx.GraphProto) -> list[str]:
+    """Which operators take a uint8 input besides Cast.
+
+    ONNX Runtime leaves such an operator to CUDA. TensorRT's part of the graph then begins at a tensor that
+    its optimization profile does not name, and the model does not load.
+
+    Source:
+        NVIDIA/TensorRT issue 3985; onnx-tensorrt `docs/operators.md`, UINT8 under Cast.
+    """
+    problems = []
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+            takers = {node.op_type for node in graph.node if value.name in node.input} - {"Cast"}
+            if takers:
+                problems.append(
+                    f"input {value.name} is uint8 and goes into {', '.join(sorted(takers))}; TensorRT takes"
+                    " uint8 only into a Cast: cast first, export again"
+                )
+    return problems
+
+
+def _value_problems(kind: str, values, name: str, element_type: int, dims: list[int]) -> list[str]:
+    if [value.name for value in values] != [name]:
+        return [f"{kind}s are {[value.name for value in values]}, expected [{name!r}]"]
+    tensor = values[0].type.tensor_type
+    if not tensor.shape.dim:
+        return [f"{kind} {name} has no shape"]
+    batch, *rest = tensor.shape.dim
+    problems = []
+    if not batch.dim_param:
+        problems.append(f"the {kind}'s batch axis is fixed to {batch.dim_value}, not symbolic")
+    if tensor.elem_type != element_type or [dim.dim_value for dim in rest] != dims:
+        problems.append(f"{kind} {name} is not {dims} of the contract's type")
+    return problems

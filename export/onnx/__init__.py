@@ -1,0 +1,1 @@
+"""The ONNX files of a version: fp32, fp16 and int8."""

@@ -1,0 +1,114 @@
+"""The ONNX graph: raw pixels in, probabilities out and the features they come from, any batch size."""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import safetensors.torch
+import timm
+import torch
+
+from export.onnx.metadata import set_metadata, write_model
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.runs import Run
+
+OPSET = 18
+"""Read by every ONNX Runtime since 1.15; 24.10's native backend carries 1.19.2."""
+IR_VERSION = 10
+"""Of the file format; the newest that ONNX Runtime 1.19.2 reads."""
+EXAMPLE_BATCH = 4
+"""At least 2, or the exporter takes the batch for a constant."""
+
+
+class ServedModel(torch.nn.Module):
+    """Normalisation, network and softmax as one module: what the server runs."""
+
+    def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        std = 255 * torch.tensor(preprocessing.std)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.register_buffer("scale", (1 / std).view(1, 3, 1, 1))
+        self.register_buffer("shift", (-255 * torch.tensor(preprocessing.mean) / std).view(1, 3, 1, 1))
+
+    def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
+        # Cast first: TensorRT takes a uint8 input into a Cast and into nothing else.
+        batch = pixels_nhwc_u8.float().permute(0, 3, 1, 2) * self.scale + self.shift
+        return self.model(batch).softmax(dim=1)
+
+
+class _MeanPool(torch.nn.Module):
+    """Mean over height and width."""
+
+    def forward(self, features_nchw: torch.Tensor) -> torch.Tensor:
+        return features_nchw.mean(dim=(2, 3))
+
+
+def load_served_model(run: Run) -> ServedModel:
+    """The run's network as it will be served, in evaluation mode."""
+    model = timm.create_model(run.model_name, num_classes=len(run.labels))
+    model.load_state_dict(safetensors.torch.load_file(run.weights))
+    return ServedModel(model, run.preprocessing).eval()
+
+
+def export_onnx(
+    model: ServedModel, preprocessing: Preprocessing, path: Path, metadata: dict[str, str]
+) -> None:
+    """Write `model` as one ONNX file with a symbolic batch axis.
+
+    Args:
+        model: in evaluation mode.
+        preprocessing: for the input's height and width.
+        path: of the file; weights are inside it.
+        metadata: for the file's `metadata_props`.
+    """
+    model = copy.deepcopy(model)
+    if model.model.global_pool.pool_type == "avg":
+        # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
+        model.model.global_pool = _MeanPool()
+    height, width = preprocessing.input_size
+    example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals on every run; what it produces is checked afterwards.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[PIXELS],
+            output_names=[PROBABILITIES],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    proto = program.model_proto
+    proto.ir_version = IR_VERSION
+    graph = proto.graph
+    # Stack traces and module paths of the exporting machine.
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    _expose_features(proto)
+    set_metadata(proto, metadata)
+    write_model(proto, path)
+
+
+def _expose_features(proto: onnx.ModelProto) -> None:
+    """Add what the last layer reads as a second output; what is not asked for is not copied.
+
+    The copy stands at the end, so that what converts the network leaves it alone.
+    """
+    graph = proto.graph
+    last = next(node for node in reversed(graph.node) if node.op_type in ("Gemm", "MatMul"))
+    (batch, _) = graph.output[0].type.tensor_type.shape.dim
+    weights = next(one for one in graph.initializer if one.name == last.input[1])
+    transposed = any(one.name == "transB" and one.i for one in last.attribute)
+    width = weights.dims[1 if transposed else 0]
+    graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [FEATURES], name="features"))
+    graph.output.append(
+        onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, [batch.dim_param, width])
+    )

@@ -1,0 +1,171 @@
+"""int8: static quantisation in QDQ form, unsigned activations and signed per-channel weights."""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+from export.onnx.calibration import ActivationRanges
+from export.onnx.metadata import set_metadata, write_model
+from fruitstand.errors import ArtefactError
+
+MIN_INPUT_CHANNELS = 32
+"""Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
+# The normalisation's addition is among the additions: without either, OpenVINO's AVX2 kernels answer
+# wrongly. The gates in export/onnx/int8.py notice.
+QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Int8Choice:
+    """One way to make an int8 file."""
+
+    calibration: str = "minmax"
+    """minmax, percentile_P with P in percent, or entropy; see `ActivationRanges`."""
+    additions: bool = True
+    """Compute the residual additions in int8 too; without, they are exact and cost time."""
+    last_in_fp32: bool = False
+    """Keep the classifier, the last layer, in fp32."""
+    weight_bits: int = 7
+    """8 only for a comparison: such a file is wrong on processors without VNNI or AMX."""
+
+    def __post_init__(self) -> None:
+        if self.calibration.partition("_")[0] not in ("minmax", "percentile", "entropy"):
+            raise ValueError(
+                f"calibration: got {self.calibration!r}, allowed minmax, percentile_P and entropy"
+            )
+        if self.weight_bits not in (7, 8):
+            raise ValueError(f"weight_bits: got {self.weight_bits}, allowed 7 and 8")
+
+    @property
+    def name(self) -> str:
+        """For reports, such as percentile_99.99+last_in_fp32."""
+        return (
+            self.calibration
+            + ("" if self.additions else "+additions_in_fp32")
+            + ("+last_in_fp32" if self.last_in_fp32 else "")
+            + ("+8_bit_weights" if self.weight_bits == 8 else "")
+        )
+
+
+CHOICES = (
+    Int8Choice(),
+    Int8Choice(calibration="percentile_99.99"),
+    Int8Choice(calibration="percentile_99.9"),
+    Int8Choice(calibration="entropy"),
+    Int8Choice(last_in_fp32=True),
+    Int8Choice(calibration="percentile_99.99", last_in_fp32=True),
+    Int8Choice(additions=False),
+    Int8Choice(calibration="percentile_99.99", additions=False),
+)
+"""In the order in which export tries them; the numbers are in docs/DECISIONS.md."""
+ONLY_COMPARED = (Int8Choice(weight_bits=8),)
+"""Measured beside the others to see what they cost here, and never served."""
+
+
+class Quantizer:
+    """Makes int8 files from one fp32 file; what the choices share is computed once.
+
+    Weights that are served keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two
+    products in 16 bits, and full 8-bit weights overflow there without a word.
+
+    Source:
+        ONNX Runtime, "Quantize ONNX models", section on U8S8 saturation.
+    """
+
+    def __init__(self, fp32: Path, calibration_nhwc_u8: np.ndarray, *, scratch: Path) -> None:
+        """Prepare the file.
+
+        Args:
+            fp32: the file that `export_onnx` wrote.
+            calibration_nhwc_u8: (N, H, W, 3) uint8 training images that set the activations' ranges.
+            scratch: an empty folder for files in between.
+        """
+        self._prepared = scratch / "prepared.onnx"
+        self._metadata = {prop.key: prop.value for prop in onnx.load(fp32).metadata_props}
+        _optimize(fp32, self._prepared)
+        self._ranges = ActivationRanges(
+            self._prepared, QUANTIZED_OPERATORS, calibration_nhwc_u8, scratch=scratch
+        )
+
+    def write(self, choice: Int8Choice, int8: Path) -> None:
+        """Write the int8 file that a choice makes."""
+        with _full_disk_named(self._prepared, self._prepared.parent):
+            model = load_model_with_shape_infer(self._prepared)
+        operators = [name for name in QUANTIZED_OPERATORS if choice.additions or name != "Add"]
+        with _quiet_root_logger():
+            quantizer = QDQQuantizer(
+                model,
+                True,  # weights per channel
+                choice.weight_bits == 7,  # reduce_range
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                self._ranges(choice.calibration),
+                [],
+                _kept_in_fp32(model.graph, choice),
+                operators,
+                {},
+            )
+            quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        made = quantizer.model.model
+        set_metadata(made, self._metadata)
+        write_model(made, int8)
+
+
+def _optimize(fp32: Path, prepared: Path) -> None:
+    """What ONNX Runtime's `quant_pre_process` does, without its folder that a kill would leave behind."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(prepared)
+    with _full_disk_named(fp32, prepared.parent):
+        onnxruntime.InferenceSession(fp32, options, providers=["CPUExecutionProvider"])
+        model = onnx.load(prepared)
+    write_model(onnx.shape_inference.infer_shapes(model), prepared)
+
+
+@contextlib.contextmanager
+def _full_disk_named(model: Path, writes_to: Path) -> Iterator[None]:
+    """Around tools that write a copy of a model: they fail without a reason, or not at all.
+
+    Where the disk is full they leave half a file, and what reads it next does not understand it.
+    """
+    try:
+        yield
+    except Exception as exc:  # ONNX Runtime has one class per status code, protobuf its own
+        is_full = shutil.disk_usage(writes_to).free < model.stat().st_size
+        reason = os.strerror(errno.ENOSPC) if is_full else " ".join(str(exc).split())
+        raise ArtefactError(f"{model}: cannot be prepared to be quantised: {reason}") from exc
+
+
+@contextlib.contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The quantiser tells the root logger of everything that it leaves alone on purpose."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def _kept_in_fp32(graph: onnx.GraphProto, choice: Int8Choice) -> list[str]:
+    """Names of the stem's convolutions, and of the classifier where it is to stay."""
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    stem = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_INPUT_CHANNELS
+    ]
+    last = [node.name for node in graph.node if node.op_type == "Gemm"]
+    return stem + (last if choice.last_in_fp32 else [])

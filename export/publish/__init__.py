@@ -1,0 +1,1 @@
+"""Candidates, publication, promotion and rollback in a model repository."""

@@ -1,0 +1,218 @@
+"""Build a candidate in a run's folder: ONNX files, golden images, and `candidate.json` with every gate.
+
+The folder appears whole. When a gate fails, the building ends there and `candidate.json` says so: what has
+not passed can be looked at, and is not published.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.gates.checks import (
+    GPU_ENGINE,
+    agreement_gate,
+    extreme_pixels_gate,
+    has_engine,
+    open_session,
+    parity_gates,
+    run_batches,
+)
+from export.gates.decode_parity import decode_gates
+from export.gates.gate import Gate, at_least
+from export.gates.measured import measure
+from export.gates.structure import structure_gate
+from export.gates.validation import Validation, read_validation
+from export.onnx.fp16 import convert_fp16
+from export.onnx.graph import IR_VERSION, OPSET, ServedModel, export_onnx, load_served_model
+from export.onnx.int8 import make_int8
+from export.onnx.metadata import file_metadata
+from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
+from export.publish.golden import write_golden
+from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
+from fruitstand import __version__
+from fruitstand.artefacts import atomic_directory, sha256_file, sweep_temporaries, write_json
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, PROBABILITIES
+from fruitstand.errors import GateFailed
+from fruitstand.images.reference_decode import decode_rows
+from fruitstand.labels import labels_sha256
+from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF
+from fruitstand.runs import Run
+from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
+
+log = logging.getLogger("fruitstand.export")
+
+NUM_CALIBRATION_IMAGES = 512
+NUM_PARITY_IMAGES = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class _Draft:
+    """A candidate while it is built."""
+
+    run: Run
+    directory: Path
+    gates: list[Gate] = field(default_factory=list)
+    reports: dict[str, Any] = field(default_factory=dict)
+    serve: dict[str, str] = field(default_factory=dict)
+
+    def require(self, gates: list[Gate]) -> None:
+        """Record gates; the first that fails ends the building."""
+        self.gates += gates
+        failed = [gate for gate in gates if not gate.passed]
+        if failed:
+            raise GateFailed(str(failed[0]))
+
+    def require_readable(self, path: Path) -> None:
+        """The gates that need no images; a file with another structure cannot be asked anything."""
+        self.require([structure_gate(path, self.run.preprocessing, len(self.run.labels))])
+
+
+def build_candidate(
+    run: Run, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool = False
+) -> Path:
+    """Build and check a run's candidate; an older one stays until this one is there.
+
+    Args:
+        run: a finished run.
+        data: prepared images of the run's classes; train calibrates int8, val is what the gates measure on.
+        variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
+        compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+
+    Returns:
+        The candidate's folder.
+
+    Raises:
+        GateFailed: a check missed its limit; the candidate is there, marked as not passed.
+        DataError: an image was changed since it was prepared.
+    """
+    directory = run.directory / CANDIDATE_FOLDER
+    sweep_temporaries(run.directory)
+    failure: GateFailed | None = None
+    with atomic_directory(directory, replace=True) as staged:
+        draft = _Draft(run=run, directory=staged)
+        try:
+            _build(draft, data, variants, compare_int8=compare_int8)
+        except GateFailed as exc:
+            failure = exc
+        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None))
+    if failure:
+        raise GateFailed(f"{failure}; nothing was published, the candidate is in {directory}") from failure
+    return directory
+
+
+def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool) -> None:
+    run = draft.run
+    log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
+    model = load_served_model(run)
+    validation = read_validation(data, run.preprocessing, model)
+    draft.serve = {"cpu_model": FP32_MODEL, "cpu_engine": "cpu", "gpu_model": FP32_MODEL}
+    _add_fp32(draft, model, validation)
+    if "fp16" in variants:
+        _add_fp16(draft, model, validation)
+    if "int8" in variants:
+        _add_int8(draft, data, validation, compare=compare_int8)
+    served = draft.directory / draft.serve["cpu_model"]
+    count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
+    draft.require([at_least("golden_images", count, 1)])
+    session = open_session(served, draft.serve["cpu_engine"])
+    answers, features = (
+        run_batches(session, validation.served_nhwc_u8, name) for name in (PROBABILITIES, FEATURES)
+    )
+    reference = describe(validation.served_nhwc_u8, answers, features)
+    write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
+
+
+def _add_fp32(draft: _Draft, model: ServedModel, validation: Validation) -> None:
+    run, fp32 = draft.run, draft.directory / FP32_MODEL
+    export_onnx(model, run.preprocessing, fp32, file_metadata(run))
+    draft.require_readable(fp32)
+    pixels = validation.pixels_nhwc_u8
+    parity = parity_gates(fp32, model, _some(pixels), max_abs_diff=MAX_ABS_DIFF)
+    draft.require([*parity, extreme_pixels_gate(fp32, run.preprocessing)])
+    answers = run_batches(open_session(fp32), pixels)
+    draft.require([agreement_gate("fp32", answers, validation.reference)])
+    log.info("decode with the pipeline that will be served, and with the yardstick")
+    draft.require(decode_gates(fp32, run.preprocessing, pixels, validation.served_nhwc_u8))
+
+
+def _add_fp16(draft: _Draft, model: ServedModel, validation: Validation) -> None:
+    """The processor simulates fp16: the answers are a GPU's, the speed is not. A GPU here is asked."""
+    run, fp32, fp16 = draft.run, draft.directory / FP32_MODEL, draft.directory / FP16_MODEL
+    convert_fp16(fp32, fp16)
+    draft.require_readable(fp16)
+    parity = parity_gates(fp16, model, _some(validation.pixels_nhwc_u8), max_abs_diff=MAX_FP16_ABS_DIFF)
+    draft.require([*parity, extreme_pixels_gate(fp16, run.preprocessing)])
+    engines = {"fp16": "cpu"} | ({"fp16_gpu": GPU_ENGINE} if has_engine(GPU_ENGINE) else {})
+    measured = {
+        name: measure(name, engine, open_session(fp16, engine), open_session(fp32, engine), validation)
+        for name, engine in engines.items()
+    }
+    draft.reports["fp16"] = {
+        "num_images": len(validation.targets),
+        "simulated_on": "cpu",
+        "engines": {one.engine: one.to_dict() for one in measured.values()},
+    }
+    for one in measured.values():
+        draft.require(one.gates)
+    draft.serve["gpu_model"] = FP16_MODEL
+
+
+def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, compare: bool) -> None:
+    run, int8 = draft.run, draft.directory / INT8_MODEL
+    rows = _stratified(data.split("train"), NUM_CALIBRATION_IMAGES)
+    log.info("quantise with %d training images", len(rows))
+    calibration = np.stack(list(decode_rows(data, rows, run.preprocessing)))
+    measured, draft.reports["int8"] = make_int8(
+        draft.directory / FP32_MODEL, int8, calibration, validation, compare=compare
+    )
+    draft.require_readable(int8)
+    draft.require([*measured.gates, extreme_pixels_gate(int8, run.preprocessing, measured.engine)])
+    draft.serve |= {"cpu_model": INT8_MODEL, "cpu_engine": measured.engine}
+
+
+def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> dict[str, Any]:
+    """What `candidate.json` holds."""
+    run = draft.run
+    files = sorted(path for path in draft.directory.rglob("*") if path.is_file())
+    return {
+        "fruitstand_version": __version__,
+        "passed": passed,
+        "model_name": run.model_name,
+        "labels": run.labels,
+        "labels_sha256": labels_sha256(run.labels),
+        "preprocessing": run.preprocessing.to_dict(),
+        "source_run": {
+            "name": run.directory.resolve().name,
+            "weights_sha256": run.meta["weights_sha256"],
+            "git_commit": run.meta["git_commit"],
+            "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
+        },
+        "gates_data": {"source": data.source, "manifest_sha256": data.manifest_sha256},
+        "gates": [gate.to_dict() for gate in draft.gates],
+        "reports": draft.reports,
+        "requires": {"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
+        "files": {
+            path.relative_to(draft.directory).as_posix(): {
+                "sha256": sha256_file(path),
+                "size_bytes": path.stat().st_size,
+            }
+            for path in files
+        },
+        "serve": draft.serve,
+    }
+
+
+def _some(pixels: np.ndarray) -> np.ndarray:
+    """At most `NUM_PARITY_IMAGES`, from all over the split."""
+    return pixels[:: -(-len(pixels) // NUM_PARITY_IMAGES)]
+
+
+def _stratified(rows: list[ManifestRow], count: int) -> list[ManifestRow]:
+    """At most `count` rows, every class with its share, spread evenly over its films and frames."""
+    ordered = sorted(rows, key=lambda row: (row.label, row.film, row.frame))
+    positions = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[position] for position in positions]

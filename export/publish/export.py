@@ -1,0 +1,79 @@
+"""`fruitstand export`: a finished run becomes the next version in a model repository.
+
+The candidate is built and checked in the run's own `export/` folder; the repository only ever sees what
+passed.
+"""
+
+import logging
+from pathlib import Path
+
+from export.gates.gate import MAX_SLOWDOWN
+from export.publish.repository import check_same_contract, reference_version
+from fruitstand.errors import UsageError
+from fruitstand.labels import labels_sha256
+from fruitstand.repository.signing import read_private_key
+from fruitstand.runs import read_run, read_run_data
+
+log = logging.getLogger("fruitstand.export")
+
+VARIANTS = ("fp32", "int8", "fp16")
+
+
+def export(
+    run_directory: Path,
+    *,
+    repository: Path,
+    variants: tuple[str, ...] = VARIANTS,
+    data_directory: Path | None,
+    compare_int8: bool = False,
+    sign_key: Path | None = None,
+    max_slowdown: float = MAX_SLOWDOWN,
+) -> dict:
+    """Export, check and publish a run.
+
+    Args:
+        run_directory: a finished run.
+        repository: the model repository.
+        variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
+        data_directory: the prepared folder; None takes the one the run was trained on.
+        compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+        sign_key: an Ed25519 private key, PEM, to sign the version with.
+        max_slowdown: how many times as slow as the served version it may be.
+
+    Returns:
+        The published version's number, path and gates.
+
+    Raises:
+        UsageError: an unknown variant, data of other classes than the run's, or the key cannot be used.
+        ArtefactError: the run is half written or altered, or the repository serves other classes.
+        GateFailed: a check missed its limit; the candidate stays in the run's folder.
+    """
+    _check_variants(variants, compare_int8=compare_int8)
+    run = read_run(run_directory)
+    data = read_run_data(run, data_directory)
+    data.split("val")
+    if sign_key is not None:
+        read_private_key(sign_key)
+    check_same_contract(
+        repository,
+        reference_version(repository),
+        labels_sha256=labels_sha256(run.labels),
+        preprocessing=run.preprocessing.to_dict(),
+    )
+
+    # Only now: it takes seconds to import, and what can be refused has been.
+    from export.publish.candidate import build_candidate
+    from export.publish.publish import publish
+
+    candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
+    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
+    log.info("published version %d in %s", manifest["version"], repository)
+    return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}
+
+
+def _check_variants(variants: tuple[str, ...], *, compare_int8: bool) -> None:
+    unknown = set(variants) - set(VARIANTS)
+    if unknown:
+        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
+    if compare_int8 and "int8" not in variants:
+        raise UsageError("--compare-int8: there is nothing to compare without int8 among --variants")

@@ -1,0 +1,114 @@
+"""A running server while its versions are changed, over the gRPC model control API."""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from fruitstand.contract import (
+    ENCODED,
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE,
+    IMAGE_DECODE,
+    PIXELS,
+    PROBABILITIES,
+)
+from fruitstand.errors import GateFailed, ServerError
+from fruitstand.network.connections import open_triton
+from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, Version
+
+LOAD_TIMEOUT_S = 300.0
+"""For one model; building a TensorRT engine takes minutes."""
+CALL_TIMEOUT_S = 30.0
+
+
+class LiveServer:
+    """The model control side of one server."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, metrics_url: str = "") -> None:
+        """Prepare a connection to HOST:PORT of the gRPC endpoint.
+
+        Args:
+            url: of the server itself, not of a gateway.
+            headers: what lets a call change models, where the server asks for it.
+            metrics_url: of its Prometheus page, for who compares servers.
+        """
+        self.metrics_url = metrics_url
+        self._url, self._headers = url, dict(headers or {})
+        self._triton = open_triton(url)
+
+    def __enter__(self) -> "LiveServer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._triton.close()
+
+    def load(self, model: str) -> None:
+        """Load a model as its folder says now; versions no longer asked for are unloaded afterwards.
+
+        Raises:
+            ServerError: the server refuses, does not answer, or the model cannot be loaded.
+        """
+        try:
+            self._triton.load_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as exc:
+            hint = "; behind a gateway it takes --control" if _is_refused(exc) else ""
+            raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}{hint}") from exc
+
+    def check_golden(self, version: Version) -> None:
+        """Send the golden images through the decode step and one pinned version of the classifier.
+
+        As one batch: callers wait for it once, and it takes the server a fraction of what each alone would.
+
+        Raises:
+            GateFailed: an answer is not the expected one.
+            ServerError: the server does not answer.
+        """
+        known = version.golden()
+        files = [golden.path.read_bytes() for golden in known]
+        longest = max(map(len, files))
+        encoded = np.frombuffer(b"".join(file.ljust(longest, b"\0") for file in files), np.uint8)
+        pixels = self._infer(IMAGE_DECODE, ENCODED, encoded.reshape(len(files), longest), PIXELS)
+        answers = self._infer(
+            FRUIT_RESNET, PIXELS, pixels.as_numpy(PIXELS), PROBABILITIES, version=version.number
+        )
+        for golden, answer in zip(known, answers.as_numpy(PROBABILITIES).tolist(), strict=True):
+            distance = golden.distance(answer)
+            if distance > MAX_GOLDEN_DISTANCE:
+                raise GateFailed(
+                    f"version {version.number} answers {golden.path.name} otherwise than when it was checked:"
+                    f" distance {distance:.3g}, allowed at most {MAX_GOLDEN_DISTANCE}; it was not promoted"
+                )
+
+    def answering_version(self, encoded: bytes) -> int:
+        """Ask the ensemble about an image without naming a version: which one answers?
+
+        Raises:
+            ServerError: none does.
+        """
+        result = self._infer(FRUIT_CLASSIFIER, IMAGE, np.frombuffer(encoded, np.uint8)[None], PROBABILITIES)
+        return int(result.get_response().model_version)
+
+    def _infer(
+        self, model: str, name: str, array_u8: np.ndarray, output: str, *, version: int | None = None
+    ) -> triton.InferResult:
+        tensor = triton.InferInput(name, list(array_u8.shape), "UINT8")
+        tensor.set_data_from_numpy(array_u8)
+        try:
+            return self._triton.infer(
+                model,
+                [tensor],
+                model_version="" if version is None else str(version),
+                outputs=[triton.InferRequestedOutput(output)],
+                client_timeout=CALL_TIMEOUT_S,
+            )
+        except InferenceServerException as exc:
+            raise ServerError(f"{self._url}: {model} did not answer: {exc.message()}") from exc
+
+
+def _is_refused(error: InferenceServerException) -> bool:
+    """The gateway does not let it through, or the server asks for a key."""
+    return "PERMISSION_DENIED" in str(error.status()) or "restricted" in error.message()

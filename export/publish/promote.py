@@ -1,0 +1,226 @@
+"""`fruitstand models promote` and `rollback`: another version is served, without a failed request.
+
+On a running server: load the new version beside the old one, replay its golden images on it, switch the
+ensemble. The old version answers until the switch and the new one after it; Triton keeps a queue for each
+version, so no batch mixes them. The old one stays loaded until the next promotion, so that going back loads
+nothing; a server that starts loads what is served. Whatever goes wrong before the switch is undone, and the
+old version answers throughout. Servers behind a gateway take each step together; while the ensembles are
+switched, one after the other in half a second, both versions answer.
+"""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.publish.audit import audited
+from export.publish.canary_watch import watch
+from export.publish.live_server import LiveServer
+from export.publish.repository import locked, write_served
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
+from fruitstand.errors import FruitstandError, ServerError, UsageError
+from fruitstand.repository.model_control import read_control
+from fruitstand.repository.versions import (
+    ServingState,
+    Version,
+    published_versions,
+    serving_state,
+    verify_version,
+)
+
+log = logging.getLogger("fruitstand.export")
+
+DRAIN_S = 0.6
+"""For all servers together: so long both versions may answer."""
+
+
+def promote(
+    repository: Path,
+    number: int,
+    *,
+    url: str | None = None,
+    control: Path | None = None,
+    watch_s: float = 0.0,
+    trusted_keys: Path | None = None,
+) -> ServingState:
+    """Serve another version.
+
+    Args:
+        repository: the model repository, the same folder that the server reads.
+        number: of a published version.
+        url: HOST:PORT of the running server's gRPC endpoint.
+        control: of servers behind a gateway: the file that its ready line names. Without it and without a
+            url the next server to start serves the version.
+        watch_s: of several servers one serves it for so long before the others do; where it fails more often
+            or is slower than they are, it is taken back. 0: all at once.
+        trusted_keys: a folder with public keys, one of which must have signed the version.
+
+    Returns:
+        What is served now, and what was.
+
+    Raises:
+        UsageError: no model repository, no such version, or no such file.
+        ArtefactError: the version was altered or is not signed as asked, or somebody else changes the
+            repository.
+        GateFailed: the golden images got other answers, or the version was worse while it was watched.
+        ServerError: the server refuses, does not answer, or reads another repository.
+    """
+    with locked(repository), audited(repository, "promote", number) as details:
+        servers = _servers(url, control)
+        if watch_s and len(servers) < 2:
+            raise UsageError("watching a version takes several servers behind a gateway, and --control")
+        return _switch(repository, number, servers, trusted_keys, details, watch_s)
+
+
+def rollback(
+    repository: Path,
+    *,
+    url: str | None = None,
+    control: Path | None = None,
+    trusted_keys: Path | None = None,
+) -> ServingState:
+    """Serve the version that was served before; as `promote`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    with locked(repository), audited(repository, "rollback", None) as details:
+        state = serving_state(repository)
+        if state is None or state.previous is None:
+            raise UsageError(f"{repository}: nothing was served before the present version")
+        details["version"] = state.previous
+        return _switch(repository, state.previous, _servers(url, control), trusted_keys, details)
+
+
+def _servers(url: str | None, control: Path | None) -> list[LiveServer]:
+    if control is not None:
+        told = read_control(control)
+        pairs = zip(told.servers, told.metrics, strict=True)
+        return [LiveServer(one, told.headers, metrics_url=metrics) for one, metrics in pairs]
+    return [] if url is None else [LiveServer(url)]
+
+
+def _switch(
+    repository: Path,
+    number: int,
+    servers: list[LiveServer],
+    trusted_keys: Path | None,
+    details: dict,
+    watch_s: float = 0.0,
+) -> ServingState:
+    version = verify_version(repository, number, trusted_keys=trusted_keys)
+    details["live"] = bool(servers)
+    if not servers:
+        new = _after(serving_state(repository), number)
+        write_served(repository, new)
+    else:
+        with contextlib.ExitStack() as stack:
+            for server in servers:
+                stack.enter_context(server)
+            new = _switch_live(repository, servers, version, watch_s)
+    details["previous"] = new.previous
+    return new
+
+
+def _after(old: ServingState | None, number: int) -> ServingState:
+    if old is None:
+        return ServingState(number)
+    return old if number == old.version else ServingState(number, previous=old.version)
+
+
+def _switch_live(
+    repository: Path, servers: list[LiveServer], version: Version, watch_s: float
+) -> ServingState:
+    sample = version.golden()[0].path.read_bytes()
+    old, answering = _answering(repository, servers, sample)
+    new = _after(old, version.number)
+    # What describes all versions is read from the one just verified: the old one's manifest may be damaged.
+    write = functools.partial(write_served, repository, described_by=version)
+    try:
+        write(old, also_loaded=(version.number, *answering))
+        for server in servers:
+            server.load(FRUIT_RESNET)
+            server.check_golden(version)
+            _let_queues_drain(servers)
+        write(new, also_loaded=(old.version, *answering))
+        first, *rest = servers
+        first.load(FRUIT_CLASSIFIER)
+        if watch_s:
+            watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
+        for server in rest:
+            _let_queues_drain(servers)
+            server.load(FRUIT_CLASSIFIER)
+        for server in servers:
+            number = server.answering_version(sample)
+            if number != version.number:
+                raise ServerError(f"version {number} answers after the switch to version {version.number}")
+    except BaseException:
+        with _warning(f"serving version {old.version} again is not complete; promote it once more"):
+            write(old)
+            # In this order: the ensemble must not pin what is unloaded next.
+            _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
+        raise
+    with _warning(f"version {new.version} answers, but a server that starts would load {old.version} too"):
+        write(new)
+    return new
+
+
+def _let_queues_drain(servers: list[LiveServer]) -> None:
+    """While a server loads, its callers go to the others, which are not to load at the same time."""
+    if len(servers) > 1:
+        time.sleep(DRAIN_S / len(servers))
+
+
+def _load_all(servers: list[LiveServer], *models: str) -> None:
+    """On each server, whatever becomes of the others.
+
+    Raises:
+        ServerError: of the first that failed.
+    """
+    failures = []
+    for server in servers:
+        try:
+            for model in models:
+                server.load(model)
+        except ServerError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
+
+
+def _answering(
+    repository: Path, servers: list[LiveServer], sample: bytes
+) -> tuple[ServingState, tuple[int, ...]]:
+    """What the servers serve, which may be other than what the repository would: it is not to be unloaded.
+
+    Returns:
+        What they serve, and all versions that answer.
+    """
+    state = serving_state(repository)
+    numbers = tuple(dict.fromkeys(server.answering_version(sample) for server in servers))
+    for number in numbers:
+        if number not in published_versions(repository):
+            raise ServerError(
+                f"version {number} answers, which {repository} does not have; does the server read another"
+                " one?"
+            )
+    if state is not None and numbers == (state.version,):
+        return state, numbers
+    log.warning(
+        "version %s answers, another than the repository's; it stays until the switch",
+        " and ".join(map(str, numbers)),
+    )
+    if state is not None and state.version in numbers:
+        return state, numbers
+    return ServingState(numbers[0], previous=None if state is None else state.version), numbers
+
+
+@contextlib.contextmanager
+def _warning(meaning: str) -> Iterator[None]:
+    """Around what comes after the outcome is settled: a failure there is told, and changes nothing."""
+    try:
+        yield
+    except (FruitstandError, OSError, KeyboardInterrupt) as exc:
+        log.warning("%s: %s", meaning, str(exc) or type(exc).__name__)

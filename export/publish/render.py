@@ -1,0 +1,208 @@
+"""Render what Triton reads (`config.pbtxt`, `dali.py`, labels) from the contract and `export/templates`.
+
+The rendered files are committed in `model_repository/`; a test fails when they differ from this.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from fruitstand import contract
+from fruitstand.artefacts import write_bytes
+from fruitstand.contract import Preprocessing
+from fruitstand.labels import labels_text
+from fruitstand.repository.tuning import DEFAULTS, Tuning
+from fruitstand.repository.versions import LOADED_CONFIG, ServingState
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
+WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
+"""A painted fruit; decoded once before the decode step is called ready."""
+
+_DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
+_GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
+_GPU_GUARDED = Path(contract.IMAGE_DECODE, "configs", "gpu.pbtxt")
+_IMAGE_MODULES = ("__init__", "bmp", "header", "jpeg", "orientation", "png", "structure", "webp")
+_GUARD_IMPORTS = (
+    "__init__.py",
+    "contract.py",
+    "errors.py",
+    *(f"images/{name}.py" for name in _IMAGE_MODULES),
+)
+
+COPIES = {
+    Path(contract.IMAGE_GUARD, "warmup", WARMUP_IMAGE.name): WARMUP_IMAGE,
+    Path(contract.IMAGE_DECODE_DALI, "warmup", WARMUP_IMAGE.name): WARMUP_IMAGE,
+    Path(contract.IMAGE_DECODE_DALI, "1", "dali.py"): _DALI_FILE,
+    Path(contract.IMAGE_DECODE_DALI, "configs", "gpu-trt.pbtxt"): _GPU_DALI,
+    Path(contract.IMAGE_DECODE, "configs", "gpu-trt.pbtxt"): _GPU_GUARDED,
+    Path(contract.IMAGE_DECODE, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): (_GPU_GUARDED),
+    Path(contract.FRUIT_RESNET, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): LOADED_CONFIG,
+}
+"""Rendered files that are the same in two places, by the one that is a template."""
+
+UNNAMED = Path(contract.FRUIT_RESNET, "config.pbtxt")
+"""For a server that is told no `--model-config-name`. No promotion may change it: where anything in a model's
+folder is newer than it was, besides `configs` and the folders of versions, Triton loads every version again
+(core, `ModelTimestamp`), and only the new one where it is not."""
+
+SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
+"""Pins the served version; rendered last."""
+
+FP32_MODEL = "model.onnx"
+INT8_MODEL = "model.int8.onnx"
+FP16_MODEL = "model.fp16.onnx"
+
+_CPU_OPTIMIZATION = {
+    "openvino": (
+        'optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" } ] } }'
+    ),
+    "cpu": "# ONNX Runtime's own kernels: OpenVINO's answered wrongly where this was exported.",
+}
+_DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedFiles:
+    """What of a version is served where."""
+
+    cpu_model: str = INT8_MODEL
+    """The file served without a GPU."""
+    cpu_engine: str = "openvino"
+    """"openvino", or "cpu" for ONNX Runtime's own kernels."""
+    gpu_model: str = FP16_MODEL
+    """The file served on a GPU."""
+
+
+def render_repository(
+    preprocessing: Preprocessing,
+    labels: list[str],
+    *,
+    files: ServedFiles = ServedFiles(),
+    state: ServingState | None = None,
+    also_loaded: tuple[int, ...] = (),
+    tuning: Tuning = DEFAULTS,
+) -> dict[Path, bytes]:
+    """Every rendered file of a model repository, in the order in which they may be written.
+
+    Args:
+        preprocessing: the contract of the model to be served.
+        labels: its classes, in the order of its outputs.
+        files: what of it is served.
+        state: the version to be served, and the one before; None where nothing was published yet.
+        also_loaded: versions of the classifier to be loaded besides.
+        tuning: how the steps are queued and computed on processors.
+
+    Returns:
+        Content by path relative to the repository.
+    """
+    # Nothing published: the files name the first version, and do not say that it is served.
+    number = 1 if state is None else state.version
+    loaded = ", ".join(map(str, sorted({number, *also_loaded})))
+    values = (
+        _model_values(preprocessing, labels, files)
+        | _tuning_values(tuning)
+        | {
+            "pinned_version": number,
+            "served_version": "" if state is None else number,
+            "previous_version": "" if state is None or state.previous is None else state.previous,
+            "version_policy": f"specific {{ versions: [ {loaded} ] }}",
+        }
+    )
+    rendered = {}
+    for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
+        relative, content = path.relative_to(TEMPLATES), path.read_bytes()
+        if relative != WARMUP_IMAGE:
+            content = Template(content.decode()).substitute(values).encode()
+        rendered[relative] = content
+    for copy, original in COPIES.items():
+        rendered[copy] = rendered[original]
+    # The container has no fruitstand: the guard brings what it shares with the embedded server.
+    package = Path(contract.__file__).parent
+    for path in (package / name for name in _GUARD_IMPORTS):
+        copy = Path(contract.IMAGE_GUARD, "1", package.name, path.relative_to(package))
+        rendered[copy] = path.read_bytes()
+    template = Template((TEMPLATES / LOADED_CONFIG).read_text())
+    rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
+    rendered[LABELS_FILE] = labels_text(labels).encode()
+    # Triton wants a version folder of the ensemble; its number is what every answer names.
+    readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
+    rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
+    rendered[SWITCH] = rendered.pop(SWITCH)
+    return rendered
+
+
+def _model_values(preprocessing: Preprocessing, labels: list[str], files: ServedFiles) -> dict[str, Any]:
+    """What the templates take from a model, whichever of its versions is served."""
+    height, width = preprocessing.input_size
+    return {
+        "image_decode": contract.IMAGE_DECODE,
+        "image_decode_dali": contract.IMAGE_DECODE_DALI,
+        "image_guard": contract.IMAGE_GUARD,
+        "fruit_resnet": contract.FRUIT_RESNET,
+        "fruit_classifier": contract.FRUIT_CLASSIFIER,
+        "image": contract.IMAGE,
+        "encoded": contract.ENCODED,
+        "pixels": contract.PIXELS,
+        "probabilities": contract.PROBABILITIES,
+        "max_batch_size": contract.MAX_BATCH_SIZE,
+        "num_classes": len(labels),
+        "height": height,
+        "width": width,
+        "resize_mode": preprocessing.resize_mode,
+        "antialias": preprocessing.antialias,
+        "max_encoded_bytes": preprocessing.max_encoded_bytes,
+        "max_pixels": preprocessing.max_pixels,
+        "max_resized_height": preprocessing.max_pixels // width,
+        "max_resized_width": preprocessing.max_pixels // height,
+        "dali_interpolation": _DALI_INTERPOLATION[preprocessing.interpolation],
+        "cpu_model": files.cpu_model,
+        "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
+        "gpu_model": files.gpu_model,
+        "warmup_image": WARMUP_IMAGE.name,
+        "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
+    }
+
+
+def _tuning_values(tuning: Tuning) -> dict[str, Any]:
+    """What the templates take from the tuning; what is left out there is not written at all."""
+    preferred, threads = tuning.infer_preferred_batch, tuning.infer_threads
+    parameter = 'parameters {{ key: "intra_op_thread_count" value: {{ string_value: "{}" }} }}'
+    return tuning.to_dict() | {
+        "infer_preferred": f"preferred_batch_size: [ {preferred} ] " if preferred else "",
+        "infer_threads": "\n" + parameter.format(threads) if threads else "",
+    }
+
+
+def write_repository(
+    repository: Path, preprocessing: Preprocessing, labels: list[str], **choices: Any
+) -> list[Path]:
+    """Bring a repository's rendered files up to date; return those that changed.
+
+    Args:
+        repository: the model repository.
+        preprocessing: as for `render_repository`; so are the others.
+        labels: the classes.
+        choices: `files`, `state`, `also_loaded` and `tuning`.
+    """
+    changed = []
+    for relative, content in render_repository(preprocessing, labels, **choices).items():
+        path = repository / relative
+        if not path.is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
+            changed.append(relative)
+    return changed
+
+
+def main() -> None:
+    """Render the committed repository again, for the classes its label file names."""
+    from fruitstand.labels import read_labels
+
+    repository = TEMPLATES.parents[1] / "model_repository"
+    for path in write_repository(repository, Preprocessing(), read_labels(repository / LABELS_FILE)):
+        print(f"rendered {path}")
+
+
+if __name__ == "__main__":
+    main()

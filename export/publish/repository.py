@@ -1,0 +1,284 @@
+"""A model repository under change: one writer at a time, one file that switches, a log of what was done.
+
+The ensemble's configuration pins the served version and is written last: until then the old version is
+served, from then on the new one. What a killed command left half done is put right by the next one.
+"""
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from export.publish.audit import audited
+from export.publish.render import ServedFiles, render_repository, write_repository
+from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, MODELS, Preprocessing
+from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.repository.audit_log import read_audit
+from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
+from fruitstand.repository.versions import (
+    ServingState,
+    Version,
+    loaded_versions,
+    published_versions,
+    read_version,
+    serving_state,
+    verify_version,
+)
+
+log = logging.getLogger("fruitstand.export")
+
+LOCK_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
+    """Be the only one who changes the repository, and remove what killed writers left.
+
+    Args:
+        repository: the model repository.
+        create: make it when it is missing.
+
+    Raises:
+        UsageError: no model repository there.
+        ArtefactError: somebody else is changing it now.
+    """
+    if create:
+        repository.mkdir(parents=True, exist_ok=True)
+    elif not (repository / FRUIT_RESNET).is_dir():
+        raise UsageError(f"{repository}: no model repository; name one with --repository")
+    with (repository / LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ArtefactError(
+                f"{repository}: another command is changing it; try again when that has ended"
+            ) from exc
+        sweep_temporaries(repository)
+        # Only where this stage alone writes: the folder named may be another one by mistake.
+        for model in MODELS:
+            below = [path for path in (repository / model).rglob("*") if path.is_dir()]
+            for directory in (repository / model, *below):
+                sweep_temporaries(directory, of_anyone=True)
+        _finish_interrupted(repository)
+        yield
+
+
+def _finish_interrupted(repository: Path) -> None:
+    """Render again what a promotion left half done."""
+    state = serving_state(repository)
+    if state is None:
+        return
+    try:
+        write_served(repository, state)
+    except ArtefactError as exc:  # what is rendered stays; another version can still be promoted
+        log.warning("version %d is served and damaged: %s", state.version, exc)
+
+
+def write_served(
+    repository: Path,
+    state: ServingState,
+    *,
+    also_loaded: tuple[int, ...] = (),
+    described_by: Version | None = None,
+) -> None:
+    """Render everything for the version to be served; Triton reads it when it loads next.
+
+    At no moment does the ensemble pin a version that the classifier would not load.
+
+    Args:
+        repository: the model repository.
+        state: what is to be served.
+        also_loaded: versions of the classifier to be loaded besides, without being asked.
+        described_by: a version to take classes, preprocessing and files from, which are the same for all
+            versions; None takes the one to be served.
+
+    Raises:
+        ArtefactError: the manifest of the version to be served is damaged.
+    """
+    pinned = serving_state(repository)
+    if pinned is not None and pinned.version not in (state.version, *also_loaded):
+        write_served(repository, state, also_loaded=(*also_loaded, pinned.version), described_by=described_by)
+    version = described_by or read_version(repository, state.version)
+    write_repository(
+        repository,
+        *_described(version),
+        state=state,
+        also_loaded=also_loaded,
+        files=_files(version),
+        tuning=read_tuning(repository),
+    )
+
+
+def _described(version: Version) -> tuple[Preprocessing, list[str]]:
+    return Preprocessing.from_dict(version.manifest["preprocessing"]), version.manifest["labels"]
+
+
+def _files(version: Version) -> ServedFiles:
+    return ServedFiles(**version.manifest["serve"])
+
+
+def reference_version(repository: Path) -> Version | None:
+    """The version that others have to agree with: the served one, else the newest; None when there is none.
+
+    Raises:
+        ArtefactError: its manifest is damaged.
+    """
+    state, versions = serving_state(repository), published_versions(repository)
+    if state is not None:
+        return read_version(repository, state.version)
+    return read_version(repository, versions[-1]) if versions else None
+
+
+def check_same_contract(repository: Path, reference: Version | None, **claims: Any) -> None:
+    """One label file, one decode step and one configuration serve all versions of a repository.
+
+    Args:
+        repository: the model repository.
+        reference: a version of it; None agrees with everything.
+        claims: of a run or a candidate: `labels_sha256`, `preprocessing`, `serve`, as in a manifest.
+
+    Raises:
+        ArtefactError: one of them differs.
+    """
+    what = {
+        "labels_sha256": "other classes",
+        "preprocessing": "images preprocessed in another way",
+        "serve": "other files or on another engine",
+    }
+    for key, claim in claims.items() if reference is not None else ():
+        if reference.manifest[key] != claim:
+            got = f" ({reference.manifest[key]}, not {claim})" if key == "serve" else ""
+            raise ArtefactError(
+                f"{repository}: serves {what[key]} in version {reference.number}{got}, and one configuration"
+                " serves all versions; publish into another repository with --repository"
+            )
+
+
+def next_number(repository: Path) -> int:
+    """Of the next version; also numbers that were pruned are not given again."""
+    known = [0, *published_versions(repository)]
+    for entry in read_audit(repository):
+        if entry["action"] == "publish" and entry["done"]:
+            known.append(entry["version"])
+        known += entry.get("removed", [])  # also what was killed between its publication and its line
+    return max(known) + 1
+
+
+def list_versions(repository: Path) -> list[dict[str, Any]]:
+    """Every version with what it is and which is served, oldest first; a damaged one says why.
+
+    Raises:
+        UsageError: nothing is published there.
+    """
+    state = serving_state(repository)
+    roles = {state.previous: "previous", state.version: "served"} if state is not None else {}
+    rows = []
+    for number in _published(repository):
+        row: dict[str, Any] = {"version": number, "role": roles.get(number, "")}
+        try:
+            manifest = read_version(repository, number).manifest
+        except ArtefactError as exc:
+            rows.append({**row, "damaged": str(exc)})
+            continue
+        rows.append(
+            {
+                **row,
+                "model_name": manifest["model_name"],
+                "source_run": manifest["source_run"]["name"],
+                "serve": manifest["serve"],
+                "size_bytes": sum(entry["size_bytes"] for entry in manifest["files"].values()),
+            }
+        )
+    return rows
+
+
+def check_repository(repository: Path, *, trusted_keys: Path | None) -> list[Version]:
+    """Hold every version against its manifest.
+
+    Raises:
+        UsageError: nothing is published there.
+        ArtefactError: a file is altered, missing or added, or a signature is not trusted.
+    """
+    return [
+        verify_version(repository, number, trusted_keys=trusted_keys) for number in _published(repository)
+    ]
+
+
+def _published(repository: Path) -> list[int]:
+    numbers = published_versions(repository)
+    if not numbers:
+        raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+    return numbers
+
+
+def drifted_files(repository: Path) -> list[Path]:
+    """Rendered files that are not what the served version's manifest gives; none are signed themselves."""
+    state = serving_state(repository)
+    if state is None:
+        return []
+    version = read_version(repository, state.version)
+    rendered = render_repository(
+        *_described(version),
+        state=state,
+        also_loaded=tuple(loaded_versions(repository)),
+        files=_files(version),
+        tuning=read_tuning(repository),
+    )
+    return [
+        relative
+        for relative, content in rendered.items()
+        if not (repository / relative).is_file() or (repository / relative).read_bytes() != content
+    ]
+
+
+def configure(repository: Path, tuning: Tuning) -> None:
+    """Write the settings into the repository's configuration; the server takes them when it starts next.
+
+    Args:
+        repository: the model repository.
+        tuning: the settings.
+
+    Raises:
+        UsageError: nothing is published there.
+        ArtefactError: somebody else is changing it, or the served version is damaged.
+    """
+    with locked(repository), audited(repository, "configure", None) as details:
+        details |= tuning.to_dict()
+        state = serving_state(repository)
+        if state is None:
+            raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+        write_json(repository / TUNING_NAME, tuning.to_dict())
+        write_served(repository, state)
+
+
+def prune(repository: Path, *, keep: int) -> list[int]:
+    """Remove the oldest versions; the served one and the one before it always stay.
+
+    Args:
+        repository: the model repository.
+        keep: how many of the newest to keep besides those two.
+
+    Returns:
+        The numbers removed.
+
+    Raises:
+        UsageError: nothing is published there, or `keep` is negative.
+    """
+    if keep < 0:
+        raise UsageError(f"--keep: got {keep}, allowed 0 or more")
+    with locked(repository), audited(repository, "prune", None) as details:
+        state = serving_state(repository)
+        if state is None:
+            raise UsageError(f"{repository}: nothing is served there, so nothing is known to be spare")
+        kept = {state.version, state.previous, *loaded_versions(repository)}
+        spare = [number for number in published_versions(repository) if number not in kept]
+        removed = spare[: max(0, len(spare) - keep)]
+        for number in removed:
+            # The manifest goes last: what is cut short between the two is begun again.
+            remove_directory(repository / FRUIT_CLASSIFIER / str(number))
+            remove_directory(repository / FRUIT_RESNET / str(number))
+        details["removed"] = removed
+    return removed

@@ -1,0 +1,82 @@
+"""What several verbs of the command share: flags, JSON output, and a word on missing packages."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.contract import API_KEY_VARIABLE
+from fruitstand.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
+Ca = Annotated[
+    Path | None, typer.Option(help="TLS: PEM file of the CA to trust, 'system' for the usual ones.")
+]
+Cert = Annotated[Path | None, typer.Option(help="TLS: PEM file with this client's certificate and key.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Repository = Annotated[Path, typer.Option(help="Model repository.")]
+SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
+MaxSlowdown = Annotated[
+    float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
+]
+TrustedKeys = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FRUITSTAND_TRUSTED_KEYS", help="Folder with public keys: refuse what none of them signed."
+    ),
+]
+
+
+STAGES = ("training", "export", "serving", "scoring", "deploy", "loadtests", "monitoring")
+"""Packages that a checkout has and the wheel has not."""
+
+
+@contextlib.contextmanager
+def needs(extra: str | None = None) -> Iterator[None]:
+    """Turn a failed import into one line that says what to install.
+
+    Args:
+        extra: the one whose packages the code needs; None where only a stage may be missing.
+
+    Raises:
+        UsageError: a stage or a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing in STAGES:
+            raise UsageError(
+                f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
+            ) from exc
+        if extra is None:
+            raise
+        raise UsageError(f"{missing} is not installed: pip install 'fruitstand[{extra}]'") from exc
+
+
+def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str, Any]:
+    """Settings of a client: TLS as the flags say, and the API key of the environment.
+
+    Raises:
+        UsageError: flags for TLS, but no server to use them with.
+    """
+    tls = None
+    if ca is not None or cert is not None:
+        if url is None:
+            raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
+        from fruitstand.network.tls import Tls
+
+        # Absolute: processes that are started elsewhere open them too.
+        trusted = None if ca is None or ca == Path("system") else ca.absolute()
+        tls = Tls(ca=trusted, certificate=None if cert is None else cert.absolute())
+    return {"tls": tls, "api_key": os.environ.get(API_KEY_VARIABLE)}
+
+
+def print_json(value: Any) -> None:
+    """A verb's result as one JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

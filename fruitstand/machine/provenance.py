@@ -1,0 +1,48 @@
+"""Where an artefact or a number comes from: commit, lock, machine, date, command."""
+
+import datetime
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from fruitstand.artefacts import sha256_file
+from fruitstand.machine.hardware import hardware
+
+
+def git_commit(directory: Path) -> str | None:
+    """The commit of the checkout around `directory`, with "+" when it has changes; None outside one."""
+    command = ["git", "-C", str(directory), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def lock_sha256(directory: Path) -> str | None:
+    """The sha256 of the checkout's lock file, as hex; None outside a checkout."""
+    path = directory / "requirements.lock"
+    return sha256_file(path) if path.is_file() else None
+
+
+def provenance() -> dict[str, object]:
+    """Hardware, date, commit and command of this process, as every result file carries them."""
+    return {
+        "hardware": hardware(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(Path(__file__).parent),
+        # Of an absolute path only its last part: where a machine keeps its data is nobody's business.
+        "command": shlex.join(
+            [
+                "python",
+                "-m",
+                _module(),
+                *(Path(word).name if word[:1] == "/" else word for word in sys.argv[1:]),
+            ]
+        ),
+    }
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name

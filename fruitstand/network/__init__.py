@@ -1,0 +1,1 @@
+"""Connections that this project opens: gRPC channels, pages, TLS."""

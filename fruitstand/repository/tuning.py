@@ -1,0 +1,86 @@
+"""How a repository's two steps are queued and computed on processors: what `fruitstand tune` finds.
+
+`export/publish/render.py` writes the settings of `tuning.json` into `config.pbtxt`; a promotion keeps them.
+Without the file the defaults hold. The greatest batch is no setting: it is the contract's, a client may send
+that many images a request.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from fruitstand.artefacts import read_json
+from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.errors import ArtefactError
+
+TUNING_NAME = "tuning.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """Settings of the decode and the infer step."""
+
+    decode_queue_delay_us: int = 1000
+    """How long the first image waits for others to be decoded with it."""
+    decode_instances: int = 1
+    decode_threads: int = -1
+    """Of each instance; -1 is the machine's budget."""
+    infer_queue_delay_us: int = 1000
+    """How long decoded images wait for others."""
+    infer_preferred_batch: int = 0
+    """The batch that ends the wait early; 0 prefers none but the greatest."""
+    infer_instances: int = 1
+    infer_threads: int = 0
+    """Of each instance; 0 is its share of the machine's budget."""
+    max_queue_size: int = 1024
+    """Requests that may wait for the first step; what is over it is refused at once."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("decode_queue_delay_us", 0, 1_000_000),
+            ("decode_instances", 1, 64),
+            ("decode_threads", -1, 1024),
+            ("infer_queue_delay_us", 0, 1_000_000),
+            ("infer_preferred_batch", 0, MAX_BATCH_SIZE),
+            ("infer_instances", 1, 64),
+            ("infer_threads", 0, 1024),
+            ("max_queue_size", 1, 1_000_000),
+        ):
+            value = getattr(self, name)
+            if (
+                type(value) is not int
+                or not least <= value <= most
+                or (name == "decode_threads" and not value)
+            ):
+                raise ValueError(f"{name}: got {value!r}, allowed a whole number from {least} to {most}")
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return asdict(self)
+
+
+DEFAULTS = Tuning()
+
+
+def read_tuning(path: Path) -> Tuning:
+    """Read settings.
+
+    Args:
+        path: the file, or a model repository; one without the file has the defaults.
+
+    Raises:
+        ArtefactError: no such file, or not settings.
+    """
+    if path.is_dir():
+        path = path / TUNING_NAME
+        if not path.is_file():
+            return DEFAULTS
+    settings = read_json(path)
+    known = {field.name for field in fields(Tuning)}
+    if unknown := set(settings) - known:
+        raise ArtefactError(
+            f"{path}: unknown {', '.join(sorted(unknown))}; allowed {', '.join(sorted(known))}"
+        )
+    try:
+        return Tuning(**settings)
+    except ValueError as exc:
+        raise ArtefactError(f"{path}: {exc}") from exc

@@ -1,0 +1,65 @@
+"""The product as a user runs it: `fruitstand` verbs as processes."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from fruitstand.contract import CPU_CONFIG
+from fruitstand.errors import FruitstandError, ServerError
+
+console = Console(stderr=True, highlight=False)
+
+
+def command_line(measure: Callable[..., object]) -> None:
+    """A benchmark's command line: what goes wrong is one line on stderr, and the exit code that fits it."""
+    try:
+        typer.run(measure)
+    except FruitstandError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+
+
+def step(name: str, *arguments: object) -> dict[str, Any]:
+    """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
+    command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
+    console.print(f"[bold]{name}[/]  fruitstand {' '.join(command[3:])}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@contextlib.contextmanager
+def served(repository: Path, *, log: Path, config_name: str = CPU_CONFIG) -> Iterator[str]:
+    """`fruitstand serve` on free ports; its gRPC address.
+
+    Args:
+        repository: the model repository.
+        log: tritonserver's log goes there.
+        config_name: of `configs/<name>.pbtxt`.
+
+    Raises:
+        ServerError: it ended instead of serving.
+    """
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
+    for port in ("grpc", "http", "metrics"):
+        command += [f"--{port}-port", "0"]
+    command += ["--log", str(log), "--config-name", config_name]
+    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            if not ready:
+                raise ServerError(f"'fruitstand serve' ended with status {process.wait()}; see {log}")
+            yield json.loads(ready)["grpc"]
+        finally:
+            process.terminate()

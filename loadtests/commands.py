@@ -1,0 +1,229 @@
+"""`fruitstand loadtest`, `profile` and `diagnose`: how fast is it, how fast can it be, and why."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_options import Json, Repository, Url, needs, print_json
+from fruitstand.errors import UsageError
+
+Images = Annotated[Path, typer.Option(help="Folder with the images to send.")]
+
+
+def loadtest(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the result, the report and the plots.")],
+    profile: Annotated[str, typer.Option(help="ramp, break, steady, spike or soak.")] = "ramp",
+    url: Url = "127.0.0.1:8001",
+    slo: Annotated[Path | None, typer.Option(help="TOML file; default: loadtests/slo.toml.")] = None,
+    peak: Annotated[
+        str | None, typer.Option(help="Images/s the server can take, or the result of a ramp.")
+    ] = None,
+    request_batches: Annotated[
+        str, typer.Option(help="Images in a request; of several, with commas, each draws one.")
+    ] = "1",
+    stage_s: Annotated[float, typer.Option(help="Length of one stage, seconds.")] = 10.0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that send; 0: the one that also counts.")
+    ] = 0,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="For each request, seconds.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Run a load profile with Locust; exit 1 when it misses an objective of the SLO file."""
+    with needs("loadtest"):
+        from loadtests.loadtest import DEFAULT_SLO
+        from loadtests.loadtest import loadtest as run_loadtest
+
+        result = run_loadtest(
+            profile=profile,
+            url=url,
+            images=images,
+            out=out,
+            slo=slo or DEFAULT_SLO,
+            stage_s=stage_s,
+            peak=peak,
+            request_batches=numbers("request-batches", request_batches),
+            workers=workers,
+            deadline_s=deadline_s,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        _print_points(result)
+        for one in result["slo"]:
+            met = "met" if one["met"] else "MISSED"
+            print(f"{met}: {one['objective']} {_number(one['measured'])}, objective {one['limit']:g}")
+        print(f"report: {out / 'report.html'}")
+    if not all(one["met"] for one in result["slo"]):
+        raise typer.Exit(1)
+
+
+def profile(
+    images: Annotated[Path | None, typer.Option(help="Folder with the images to send.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result and the plots.")] = None,
+    url: Url = "127.0.0.1:8001",
+    loads: Annotated[str, typer.Option(help="In flight, such as 1,8; or a second: 100/s.")] = "1,4,16,64",
+    request_batches: Annotated[str, typer.Option(help="Images in a request, with commas.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
+    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 6.0,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Images go through it; on the server's machine.")
+    ] = False,
+    metrics_url: Annotated[
+        str | None, typer.Option(help="HOST:PORT/metrics of the server, to collect them as well.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BEFORE AFTER", help="Measure nothing: compare two results."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Result to keep up with; exit 1 when it does not.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep loads and request batches with perf_analyzer; or compare two results."""
+    with needs("loadtest"):
+        from loadtests.results.compare import compare as run_compare
+        from loadtests.results.compare import gate
+        from loadtests.results.result import read_result
+        from loadtests.sweep import profile as run_profile
+
+        if compare is not None:
+            _print_comparison(run_compare(*map(read_result, compare)), as_json)
+            return
+        if images is None or out is None:
+            raise UsageError("--images and --out are missing: what to send, and where the result goes")
+        reference = read_result(baseline) if baseline is not None else None
+        result = run_profile(
+            url=url,
+            images=images,
+            out=out,
+            loads=loads,
+            request_batches=numbers("request-batches", request_batches),
+            rounds=rounds,
+            seconds=seconds,
+            shared_memory=shared_memory,
+            metrics_url=metrics_url,
+        )
+        kept = gate(reference, result) if reference is not None else []
+    if as_json:
+        print_json({**result, "baseline": kept})
+    else:
+        _print_points(result)
+        for row in kept:
+            verdict = "kept" if row["ok"] else "SLOWER"
+            print(f"{verdict}: {_where(row)}: {row['ratio']} x baseline, tolerance {row['tolerance']:.0%}")
+        print(f"result: {out / 'result.json'}")
+    if not all(row["ok"] for row in kept):
+        raise typer.Exit(1)
+
+
+def diagnose(
+    url: Url = "127.0.0.1:8001",
+    seconds: Annotated[float, typer.Option(help="How long to watch the load.")] = 10.0,
+    num_cores: Annotated[
+        int | None, typer.Option(min=1, help="Of the server's machine, if it is another one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why a server under load is as fast as it is."""
+    with needs("loadtest"):
+        from loadtests.diagnose import diagnose as run_diagnose
+
+        result = run_diagnose(url, seconds=seconds, num_cores=num_cores)
+    if as_json:
+        print_json(result)
+        return
+    print(f"{result['images_per_s']:.1f} images/s, {result['in_flight']:.1f} requests under way")
+    for step in result["steps"]:
+        times = ", ".join(f"{name.replace('_', ' ')} {ms:.2f} ms" for name, ms in step["mean_ms"].items())
+        print(f"{step['name']}: {step['mean_batch']:.1f} images a batch, busy {step['busy']:.0%}; {times}")
+    for one in result["findings"]:
+        print(f"{one['model']}: {one['words']}\n    {one['remedy']}")
+
+
+def _print_comparison(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        spread = f"{row['low']} to {row['high']}"
+        print(f"{_where(row)}, {row['quantity']}: {row['ratio']} x ({spread}): {row['verdict']}")
+
+
+def _where(row: dict[str, Any]) -> str:
+    unit = "in flight" if row["loop"] == "closed" else "images/s offered"
+    return f"{row['load']:g} {unit}, batch {row['request_batch']:g}"
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        UsageError: something else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UsageError(f"--{flag}: got {text!r}, expected whole numbers from 1 with commas between")
+    return tuple(int(word) for word in words)
+
+
+def _print_points(result: dict[str, Any]) -> None:
+    unit = {"closed": "in flight", "open": "offered/s"}[result["points"][0]["loop"]]
+    latencies = " ".join(f"{name:>8}" for name in ("p50 ms", "p95 ms", "p99 ms"))
+    print(f"{unit:>10} {'batch':>6} {'images/s':>9} {latencies} {'unanswered':>11}")
+    for point in result["points"]:
+        latency = [_number(point["latency_ms"][name]) for name in ("p50", "p95", "p99")]
+        unanswered = point["num_requests"] - point["num_answered"]
+        print(
+            f"{point['load']:10.0f} {point['request_batch']:6g} {point['images_per_s']:9.1f}"
+            f" {latency[0]:>8} {latency[1]:>8} {latency[2]:>8} {unanswered:11}"
+        )
+    for knee in result["knees"]:
+        words = "knee" if knee["reached"] else "no knee: still growing"
+        print(
+            f"{words} at {knee['load']:.0f}: {knee['images_per_s']:.1f} images/s, p99"
+            f" {_number(knee['p99_ms'])} ms (request batch {knee['request_batch']:g})"
+        )
+    for reason in result["generator"]["reasons"]:
+        print(f"the load generator, not the server, was the limit: {reason}")
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def tune(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the result; the same one goes on with a search.")],
+    p99_ms: Annotated[float, typer.Option(help="Budget: of 100 requests one may take longer.")],
+    repository: Repository = Path("model_repository"),
+    in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 64,
+    request_batch: Annotated[int, typer.Option(help="Images in a request.")] = 1,
+    trials: Annotated[int, typer.Option(help="Settings to try.")] = 24,
+    seconds: Annotated[float, typer.Option(help="Of load for each.")] = 6.0,
+    as_json: Json = False,
+) -> None:
+    """Find the settings with the most images/s under a p99 budget; `models configure` takes them."""
+    with needs("tune"):
+        from loadtests.tune import Search
+        from loadtests.tune import tune as run_tune
+
+        search = Search(
+            p99_ms=p99_ms, in_flight=in_flight, request_batch=request_batch, trials=trials, seconds=seconds
+        )
+        result = run_tune(repository, images, out=out, search=search)
+    if as_json:
+        print_json(result)
+        return
+    print(f"{'p99 ms':>8} {'images/s':>9}  settings on the frontier")
+    for one in result["summary"]["frontier"]:
+        settings = ", ".join(f"{name} {value}" for name, value in one["settings"].items())
+        print(f"{one['p99_ms']:8.1f} {one['images_per_s']:9.1f}  {settings}")
+    ratio = result["summary"]["best_over_in_use"]
+    if result["summary"]["changed"]:
+        print(f"{ratio} times the images/s of the settings in use, in every round. To take them:")
+        print(f"fruitstand models configure {out / 'tuning.json'} --repository {repository}")
+    else:
+        print("nothing beat the settings in use in every round; they stay")

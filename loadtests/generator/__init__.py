@@ -1,0 +1,1 @@
+"""What a Locust worker does and records."""

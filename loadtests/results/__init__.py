@@ -1,0 +1,1 @@
+"""Results of load tests: schema, objectives, knee, comparison, plots."""

@@ -1,0 +1,141 @@
+"""`fruitstand drift`: is what is served still what the model was trained for?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fruitstand.cli_options import Ca, Cert, Json, Port, Repository, Url, connection, needs, print_json
+
+app = typer.Typer(
+    help="Compare what was served with what the model knows.", no_args_is_help=True, rich_markup_mode=None
+)
+
+MAX_CLASSES = 1 << 16
+"""A server answers with all of its classes when it is asked for more than it has."""
+WindowSize = Annotated[int, typer.Option(min=50, help="Images in a window.")]
+
+
+@app.command()
+def report(
+    samples: Annotated[Path, typer.Argument(help="Folder a server fills (FRUITSTAND_SAMPLES), or a file.")],
+    out: Annotated[Path, typer.Option(help="Folder for drift.json, drift.prom and drift.html.")],
+    repository: Repository = Path("model_repository"),
+    reference: Annotated[
+        Path | None, typer.Option(help="Clean samples; default: those in the model version.")
+    ] = None,
+    window_size: WindowSize = 500,
+    as_json: Json = False,
+) -> None:
+    """Compare the newest samples with the reference of their version; exit 1 when they have drifted."""
+    with needs("drift"):
+        from monitoring.drift.report import drift_report
+
+        result = drift_report(
+            samples, repository=repository, reference=reference, window_size=window_size, out=out
+        )
+    if as_json:
+        print_json(result)
+    else:
+        for name, one in result["measures"].items():
+            verdict = "DRIFTED" if one["drifted"] else "clean"
+            print(f"{verdict:8} {name:20} {one['value']:8.4f}, threshold {one['threshold']:.4f}")
+        print(f"report: {out / 'drift.html'}")
+    if result["drifted"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    samples: Annotated[Path, typer.Argument(help="Folder that servers fill (FRUITSTAND_SAMPLES).")],
+    out: Annotated[Path, typer.Option(help="Folder for drift.json, drift.prom and drift.html.")],
+    repository: Repository = Path("model_repository"),
+    reference: Annotated[
+        Path | None, typer.Option(help="Clean samples; default: those in the model version.")
+    ] = None,
+    window_size: WindowSize = 500,
+    interval_s: Annotated[float, typer.Option(min=1, help="From one report to the next.")] = 600.0,
+    port: Port = 9102,
+) -> None:
+    """Report every few minutes, and show the newest report: /metrics for Prometheus, / for people."""
+    with needs("drift"):
+        from monitoring.drift.watch import watch_drift
+
+        watch_drift(
+            samples,
+            repository=repository,
+            reference=reference,
+            window_size=window_size,
+            out=out,
+            interval_s=interval_s,
+            port=port,
+        )
+
+
+@app.command()
+def record(
+    images: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as window.npz.")],
+    url: Url = "127.0.0.1:8001",
+    repository: Repository = Path("model_repository"),
+    keep_images: Annotated[int, typer.Option(min=0, help="Keep the pixels of the first so many.")] = 0,
+    ca: Ca = None,
+    cert: Cert = None,
+    as_json: Json = False,
+) -> None:
+    """Let a server classify images and write their samples: a reference, or a window of any server.
+
+    An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
+    or --cert.
+    """
+    with needs("client"):
+        from fruitstand_client.command.sources import find_images
+
+        paths = [one for one in find_images(images) if isinstance(one, Path)]
+    with needs("drift"):
+        from monitoring.drift.record import record_samples
+
+        answers = _ask(url, paths, ca, cert)
+        result = record_samples(paths, answers, repository=repository, out=out, num_kept=keep_images)
+    if as_json:
+        print_json(result)
+    else:
+        print(f"{out}: {result['num_samples']} samples of version {result['version']}")
+
+
+def _ask(
+    url: str, paths: list[Path], ca: Path | None, cert: Path | None
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """For each image the version that answered, and its probabilities by label."""
+    from fruitstand.progress import track
+    from fruitstand_client import Client
+
+    with Client(url, **connection(url, ca, cert)) as client:
+        answers = client.classify_stream(paths, top_k=MAX_CLASSES)
+        for one in track(answers, total=len(paths), description="record"):
+            if one.failure is not None:
+                raise one.failure
+            yield int(one.model_version or 0), {rank.label: rank.probability for rank in one.top_k}
+
+
+@app.command()
+def power(
+    reference: Annotated[Path, typer.Option(help="Samples that the thresholds come from.")],
+    clean: Annotated[Path, typer.Option(help="Other clean samples.")],
+    drifted: Annotated[list[Path] | None, typer.Option(help="Samples of changed images; repeatable.")] = None,
+    unseen: Annotated[Path | None, typer.Option(help="Samples of classes the model does not know.")] = None,
+    window_size: WindowSize = 500,
+    as_json: Json = False,
+) -> None:
+    """Measure how often drift of known kinds is found, and how often clean windows are taken for it."""
+    with needs("drift"):
+        from monitoring.drift.power import drift_power
+
+        result = drift_power(reference, clean, drifted or [], unseen, window_size=window_size)
+    if as_json:
+        print_json(result)
+        return
+    for name, one in result["kinds"].items():
+        best = max(one["by_measure"], key=one["by_measure"].__getitem__)
+        print(f"{name:14} found {one['share_found']:6.1%}, most often by {best}")

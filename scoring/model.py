@@ -1,0 +1,239 @@
+"""What answers the images of a job: the served version's own decode and session, or a server.
+
+A model is pinned before anything is scored. Every worker loads what was pinned and refuses anything else, so
+a promotion in the middle of a job cannot mix two versions.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitstand.artefacts import sha256_file
+from fruitstand.contract import API_KEY_VARIABLE, ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.errors import ArtefactError, ImageRejected, ServerError
+from fruitstand.images.dali_pipeline import served_pipeline
+from fruitstand.network.tls import Tls
+from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
+
+ALL_CLASSES = 2**16
+"""More than a model has; Triton answers with as many as there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The most probable classes of one image."""
+
+    labels: Sequence[str]
+    """Most probable first."""
+    probabilities: Sequence[float]
+    """In the same order, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedVersion:
+    """A published version in a model repository."""
+
+    repository: Path
+    version: int
+    manifest_sha256: str
+    """Of its manifest, which holds the sha256 of every file."""
+    pipeline: Path
+    """The DALI pipeline in front of it, relative to the repository."""
+    pipeline_sha256: str
+    config: dict[str, Any]
+    """Of the classifier, as Triton hands it to a backend."""
+
+    def identity(self) -> dict[str, str | None]:
+        """What a job may not change half way."""
+        return {
+            "version": str(self.version),
+            "manifest_sha256": self.manifest_sha256,
+            "pipeline_sha256": self.pipeline_sha256,
+        }
+
+    def open(self, *, num_threads: int, top_k: int) -> "LocalModel":
+        """Load it into this process."""
+        return LocalModel(self, num_threads=num_threads, top_k=top_k)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedServer:
+    """The version that a server answers with."""
+
+    url: str
+    version: str
+    labels_sha256: str
+    """Of its classes: another repository counts its versions from 1 as well."""
+    tls: Tls | None = None
+    """Of the connection; the API key is no part of it, for each machine has it in its environment."""
+
+    def identity(self) -> dict[str, str | None]:
+        """What a job may not change half way; a server does not tell its manifest's hash."""
+        return {
+            "version": self.version,
+            "manifest_sha256": None,
+            "url": self.url,
+            "labels_sha256": self.labels_sha256,
+        }
+
+    def open(self, *, num_threads: int, top_k: int) -> "ServedModel":
+        """Connect to it."""
+        return ServedModel(self, top_k=top_k)
+
+
+def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion:
+    """Verify the version a repository serves, as the server does before it starts, and pin it.
+
+    Raises:
+        UsageError: no repository, or nothing published in it.
+        ArtefactError: a version was altered, is not signed as asked, or has no DALI pipeline.
+    """
+    from serving.triton.embedded import checked_repository
+
+    repository, version = checked_repository(repository, trusted_keys)
+    pipeline = served_pipeline(repository)
+    return PinnedVersion(
+        repository=repository,
+        version=version.number,
+        manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
+        pipeline=pipeline.relative_to(repository),
+        pipeline_sha256=sha256_file(pipeline),
+        config=_read_config(repository / LOADED_CONFIG),
+    )
+
+
+def pin_server(url: str, tls: Tls | None) -> PinnedServer:
+    """Ask a server which version answers, and with which classes, by an image.
+
+    Args:
+        url: HOST:PORT.
+        tls: of the connection.
+
+    Raises:
+        ClientError: it does not answer.
+        ServerError: it has no answer for a sound image.
+    """
+    from fruitstand.images.synthetic import canary_image
+    from fruitstand_client import Client
+
+    with Client(url, tls=tls, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
+        (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)
+    if prediction.error or prediction.model_version is None:
+        raise ServerError(f"{url}: a canary image was not answered: {prediction.error}")
+    # Sorted: which class comes before which may hang on the last digit.
+    labels = "\n".join(sorted(rank.label for rank in prediction.top_k))
+    labels_sha256 = hashlib.sha256(labels.encode()).hexdigest()
+    return PinnedServer(url, prediction.model_version, labels_sha256, tls)
+
+
+class LocalModel:
+    """The decode and the session of the embedded server's backends, in this process; one per thread."""
+
+    def __init__(self, pinned: PinnedVersion, *, num_threads: int, top_k: int) -> None:
+        """Load the pinned version.
+
+        Args:
+            pinned: what to load.
+            num_threads: of the decode and of the session.
+            top_k: classes in each answer.
+
+        Raises:
+            ArtefactError: the repository does not hold what was pinned.
+            ServerError: the model cannot be loaded here.
+        """
+        from serving.engine.decoder import Decoder
+        from serving.engine.onnx_session import open_session
+
+        version = read_version(pinned.repository, pinned.version)
+        pipeline = pinned.repository / pinned.pipeline
+        for path, expected in (
+            (version.directory / MANIFEST_NAME, pinned.manifest_sha256),
+            (pipeline, pinned.pipeline_sha256),
+        ):
+            if not path.is_file() or sha256_file(path) != expected:
+                raise ArtefactError(f"{path}: not as the job began; every machine needs the same files")
+        self._labels = np.array(version.manifest["labels"], dtype=object)
+        self._top_k = min(top_k, len(self._labels))
+        self._decoder = Decoder(
+            pipeline, input_name=ENCODED, max_batch_size=MAX_BATCH_SIZE, num_threads=num_threads
+        )
+        # Holds the model file against the manifest once more, on the machine that loads it.
+        self._session = open_session(
+            version.directory, pinned.config, device_id=None, num_threads=num_threads
+        )
+
+    def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
+        """Classify up to 64 encoded images; for each its answer, or why it was refused."""
+        decoded = self._decoder.decode([np.frombuffer(one, np.uint8) for one in encoded])
+        pixels = [one for one in decoded if not isinstance(one, ImageRejected)]
+        if not pixels:
+            return list(map(str, decoded))
+        (probabilities,) = self._session.run([PROBABILITIES], {PIXELS: np.stack(pixels)})
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._top_k]
+        ranked = np.take_along_axis(probabilities, order, axis=1)
+        answers = map(Answer, self._labels[order].tolist(), ranked.tolist())
+        return [str(one) if isinstance(one, ImageRejected) else next(answers) for one in decoded]
+
+
+class ServedModel:
+    """A server's endpoint, asked through the client."""
+
+    def __init__(self, pinned: PinnedServer, *, top_k: int) -> None:
+        """Prepare the connection.
+
+        Args:
+            pinned: where, and which version has to answer.
+            top_k: classes in each answer.
+        """
+        from fruitstand_client import Client
+
+        self._pinned, self._top_k = pinned, top_k
+        self._client = Client(
+            pinned.url,
+            batch_size=MAX_BATCH_SIZE,
+            tls=pinned.tls,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+        )
+
+    def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
+        """Classify encoded images; for each its answer, or why it was refused.
+
+        Raises:
+            ServerError: another version answers than the job began with.
+            ClientError: the server does not answer.
+        """
+        answers: list[Answer | str] = []
+        for one in self._client.classify_stream(encoded, top_k=self._top_k):
+            # Only a refused image belongs into the error table; all else ends the job, to be gone on with.
+            if one.failure is not None and not isinstance(one.failure, ImageRejected):
+                raise one.failure
+            if one.error is not None:
+                answers.append(one.error)
+                continue
+            if one.model_version != self._pinned.version:
+                raise ServerError(
+                    f"{self._pinned.url}: answers with version {one.model_version}, the job began with"
+                    f" {self._pinned.version}; roll back, or score into another --out"
+                )
+            answers.append(
+                Answer([rank.label for rank in one.top_k], [rank.probability for rank in one.top_k])
+            )
+        return answers
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A `config.pbtxt` with the keys of the JSON that Triton hands to a backend."""
+    from google.protobuf import json_format, text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        message = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        raise ArtefactError(f"{path}: cannot be read ({exc}); run 'fruitstand models check'") from exc
+    config: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return config

@@ -1,0 +1,137 @@
+"""The verbs of the serving stage: `serve`, `gateway` and `doctor`."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_options import Json, Port, Repository, TrustedKeys, needs, print_json
+from fruitstand.contract import CPU_CONFIG
+from fruitstand.errors import UsageError
+
+Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Let FRUITSTAND_LISTEN be seen by others without TLS.")
+]
+LOOPBACK = "127.0.0.1"
+
+
+def serve(
+    repository: Repository = Path("model_repository"),
+    grpc_port: Port = 8001,
+    http_port: Port = 8000,
+    metrics_port: Port = 8002,
+    config_name: Annotated[str, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
+    log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
+    trusted_keys: TrustedKeys = None,
+    web_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve a page to try it; 0 takes a free one.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Servers; more than one needs --gateway.")] = 1,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port.")
+    ] = False,
+    access: Access = None,
+    insecure: Insecure = False,
+) -> None:
+    """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
+    listen = os.environ.get("FRUITSTAND_LISTEN", LOOPBACK)
+    if not gateway and (replicas > 1 or access is not None or insecure or listen != LOOPBACK):
+        raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
+    if gateway and web_port is not None:
+        raise UsageError("--web-port is of the server without --gateway; leave one of them out")
+    with needs("serve-cpu"):
+        if gateway:
+            from serving.replicas.serve_replicas import serve_replicas
+
+            serve_replicas(
+                repository,
+                replicas=replicas,
+                listen=listen,
+                port=grpc_port,
+                metrics_port=metrics_port,
+                config_name=config_name,
+                log_path=log,
+                trusted_keys=trusted_keys,
+                access_directory=access,
+                insecure=insecure,
+                tracing=_tracing(),
+            )
+            return
+
+        from serving.triton.serve import serve as run_server
+
+        run_server(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            config_name=config_name,
+            log_path=log,
+            trusted_keys=trusted_keys,
+            web_port=web_port,
+            control_key=_control_key(),
+            tracing=_tracing(),
+        )
+
+
+def gateway(
+    replica: Annotated[
+        list[int], typer.Option(min=1, max=65535, help="gRPC port of a server on this machine; repeatable.")
+    ],
+    port: Port = 8001,
+    metrics_port: Port = 9901,
+    access: Access = None,
+    log: Annotated[Path | None, typer.Option(help="Append Envoy's log and the access log.")] = None,
+    insecure: Insecure = False,
+) -> None:
+    """Put Envoy before servers that run already; one JSON line on stdout says when it listens."""
+    with needs("gateway"):
+        from serving.gateway.serve_gateway import serve_gateway
+
+        serve_gateway(
+            replica,
+            listen=os.environ.get("FRUITSTAND_LISTEN", LOOPBACK),
+            port=port,
+            metrics_port=metrics_port,
+            log_path=log,
+            access_directory=access,
+            insecure=insecure,
+            tracing=_tracing(),
+        )
+
+
+def _control_key() -> str | None:
+    """Behind a gateway of somebody else's, as in compose: the key that `fruitstand models` sends."""
+    control = os.environ.get("FRUITSTAND_CONTROL")
+    if not control:
+        return None
+
+    from fruitstand.repository.model_control import read_control
+
+    return read_control(Path(control)).key
+
+
+def _tracing() -> Any:
+    from serving.tracing import read_tracing
+
+    return read_tracing(os.environ.get("FRUITSTAND_TRACES"), os.environ.get("FRUITSTAND_TRACES_SHARE"))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check whether this machine can serve; exit 1 when it cannot."""
+    with needs("serve-cpu"):
+        from serving.triton.doctor import FAIL, examine
+
+        findings = examine()
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings]})
+    else:
+        for one in findings:
+            print(
+                f"{one.verdict:4}  {one.name}: {one.found}" + (f"\n      fix: {one.fix}" if one.fix else "")
+            )
+    if any(one.verdict == FAIL for one in findings):
+        raise typer.Exit(1)

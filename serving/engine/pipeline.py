@@ -1,0 +1,105 @@
+"""A DALI pipeline built as a Triton model configuration asks for it: inputs by name, outputs by order."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitstand.errors import ArtefactError, ServerError
+from fruitstand.images.dali_pipeline import load_pipeline_definition
+
+
+class Pipeline:
+    """A built pipeline; not thread-safe, one per thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_batch_size: int,
+        num_threads: int | None = None,
+        device_id: int | None = None,
+    ) -> None:
+        """Build the pipeline.
+
+        Args:
+            path: a `dali.py` with one function under `@autoserialize`, or a serialised pipeline.
+            max_batch_size: samples in one run.
+            num_threads: None keeps the pipeline's own.
+            device_id: of the GPU; None runs on the processor.
+
+        Raises:
+            ArtefactError: the file holds no or several pipelines.
+            ServerError: the pipeline cannot be built, as one with GPU operators on the processor.
+        """
+        self._name = path.name
+        self._options: dict[str, Any] = {"batch_size": max_batch_size, "device_id": device_id}
+        if num_threads is not None:
+            self._options["num_threads"] = num_threads
+        if device_id is not None:
+            os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"
+        self._define = load_pipeline_definition(path)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Make a fresh pipeline in place of the one that is there."""
+        try:
+            self._pipeline = self._define(**self._options)
+            self._pipeline.build()
+        except ArtefactError:
+            raise
+        except Exception as exc:  # DALI raises RuntimeError, ValueError and TypeError here
+            reason = str(exc).strip().splitlines()[-1]
+            raise ServerError(f"{self._name}: the pipeline cannot be built: {reason}") from exc
+
+    @property
+    def output_types(self) -> list[np.dtype]:
+        """The outputs' types, where the pipeline declares them (`output_dtype`); else none."""
+        declared = [dtype for dtype in self._pipeline.output_dtype() if dtype is not None]
+        return [np.dtype(_numpy_name(dtype.name)) for dtype in declared]
+
+    @property
+    def num_outputs(self) -> int:
+        """How many there are."""
+        return len(self._pipeline.output_dtype())
+
+    def run(self, feeds: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Process one batch.
+
+        Args:
+            feeds: for each input its samples.
+
+        Returns:
+            For each output a batch, (N, ...), a view that the next run overwrites.
+
+        Raises:
+            Exception: whatever DALI and its decoders raise; RuntimeError and MemoryError have been seen.
+        """
+        for name, samples in feeds.items():
+            self._pipeline.feed_input(name, samples)
+        return [np.asarray(output.as_cpu().as_tensor()) for output in self._pipeline.run()]
+
+
+def check_outputs(config: dict[str, Any], pipeline: Pipeline) -> None:
+    """Hold a configuration's outputs against the pipeline's, as the native backend does.
+
+    Raises:
+        ServerError: another number of them, or another type where the pipeline declares its own.
+    """
+    asked = config["output"]
+    if len(asked) != pipeline.num_outputs:
+        raise ServerError(
+            f"{config['name']}: {len(asked)} outputs configured, the pipeline has {pipeline.num_outputs}"
+        )
+    for tensor, declared in zip(asked, pipeline.output_types, strict=False):
+        wanted = np.dtype(_numpy_name(tensor["data_type"].removeprefix("TYPE_")))
+        if wanted != declared:
+            raise ServerError(f"{config['name']}: {tensor['name']} is {wanted}, the pipeline's is {declared}")
+
+
+def _numpy_name(name: str) -> str:
+    """For DALI's name of a type, or for Triton's."""
+    special = {"FLOAT": "float32", "FP32": "float32", "FLOAT16": "float16", "FP16": "float16"}
+    return {**special, "FLOAT64": "float64", "FP64": "float64"}.get(name, name.lower())

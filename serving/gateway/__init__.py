@@ -1,0 +1,1 @@
+"""Envoy in front of the servers: who may call what, how often, and where calls go."""

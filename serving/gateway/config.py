@@ -1,0 +1,252 @@
+"""Envoy's configuration for the gateway, as JSON documents that Envoy watches.
+
+The bootstrap and the listener never change; routes (with callers' keys), endpoints and certificates are files
+of their own, so that they change without closing a connection. The names `gateway` (statistics) and `triton`
+(cluster) are those that monitoring reads.
+
+Source:
+    Envoy's "Configuring Envoy as an edge proxy" and the FAQ on transient failures.
+"""
+
+from pathlib import Path
+
+from serving.gateway.access import Access
+from serving.gateway.envoy_json import PACKAGE, Json, address, typed, watched
+from serving.gateway.limits import BUFFER_BYTES, IDLE_S, MAX_CALL_S, MAX_CONNECTIONS, MAX_REQUEST_BYTES
+from serving.gateway.upstream import named_servers, triton_cluster, watched_servers
+
+ADMIN_SOCKET = "admin"
+"""In the gateway's folder, which nobody else may enter."""
+SHOWN = ("/stats/prometheus", "/ready")
+
+
+def bootstrap(
+    folder: Path,
+    *,
+    metrics_port: int,
+    listen: str,
+    port: int,
+    tls: Access,
+    replicas: int,
+    metrics_listen: str = "127.0.0.1",
+    admin: Json | None = None,
+    dns: tuple[str, int] | None = None,
+) -> Json:
+    """The document Envoy is started with.
+
+    Args:
+        folder: of the watched files.
+        metrics_port: of the Prometheus page and `/ready`, which is all that is shown of the admin endpoint.
+        listen: address to listen on.
+        port: of the gateway.
+        tls: whether to speak TLS and to ask for clients' certificates.
+        replicas: how many servers there are, at most.
+        metrics_listen: address of the Prometheus page.
+        admin: address of the admin endpoint; None makes a Unix socket in the folder.
+        dns: name and port that all servers are found under; None watches the file of endpoints.
+    """
+    admin = admin or {"pipe": {"path": str(folder / ADMIN_SOCKET), "mode": 0o600}}
+    servers = watched_servers(folder) if dns is None else named_servers("triton", *dns)
+    return {
+        "node": {"id": "gateway", "cluster": "fruitstand"},
+        "admin": {"address": admin},
+        "static_resources": {
+            "listeners": [
+                _listener(folder, listen=listen, port=port, tls=tls),
+                _metrics_listener(metrics_listen, metrics_port),
+            ],
+            "clusters": [triton_cluster(servers, replicas), _admin_cluster(admin)],
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                typed(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=MAX_CONNECTIONS,
+                ),
+                typed(
+                    "envoy.resource_monitors.fixed_heap",
+                    "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                    max_heap_size_bytes=2 << 30,
+                ),
+            ],
+            "actions": [
+                {
+                    "name": f"envoy.overload_actions.{action}",
+                    "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": at}}],
+                }
+                for action, at in (("shrink_heap", 0.9), ("stop_accepting_requests", 0.95))
+            ],
+        },
+    }
+
+
+def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
+    chain: Json = {"filters": [_connection_manager(folder)]}
+    if tls.certificate is not None:
+        context: Json = {
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+            "alpn_protocols": ["h2"],
+            "tls_certificate_sds_secret_configs": [_secret(folder, "server")],
+        }
+        if tls.clients_ca is not None:
+            context["validation_context_sds_secret_config"] = _secret(folder, "clients")
+        chain["transport_socket"] = typed(
+            "envoy.transport_sockets.tls",
+            "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            common_tls_context=context,
+            require_client_certificate=tls.clients_ca is not None,
+        )
+        chain["transport_socket_connect_timeout"] = "5s"
+    return {
+        "name": "gateway",
+        "address": address(listen, port),
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "enable_reuse_port": False,  # a second gateway on the port is an error, not a partner
+        "filter_chains": [chain],
+    }
+
+
+def _metrics_listener(listen: str, port: int) -> Json:
+    """Of the admin endpoint no more: the rest ends Envoy, or shows keys' hashes and certificates."""
+    shown = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in SHOWN]
+    manager = typed(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="metrics",
+        route_config={"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": shown}]},
+        http_filters=[typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")],
+    )
+    return {
+        "name": "metrics",
+        "address": address(listen, port),
+        "enable_reuse_port": False,
+        "filter_chains": [{"filters": [manager]}],
+    }
+
+
+def _admin_cluster(admin: Json) -> Json:
+    endpoint = {"endpoint": {"address": admin}}
+    return {
+        "name": "admin",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "admin", "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _connection_manager(folder: Path) -> Json:
+    return typed(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="gateway",
+        codec_type="AUTO",
+        server_name="fruitstand",
+        use_remote_address=True,
+        preserve_external_request_id=True,  # the client's, in its errors as well
+        # Paths are compared as they come, each route with one whole path, and passed on as they came.
+        normalize_path=False,
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",
+        request_headers_timeout="5s",
+        request_timeout=f"{IDLE_S}s",
+        stream_idle_timeout=f"{MAX_CALL_S + 5}s",
+        drain_timeout="5s",
+        common_http_protocol_options={
+            "idle_timeout": f"{IDLE_S}s",
+            "headers_with_underscores_action": "REJECT_REQUEST",
+        },
+        http2_protocol_options={
+            "max_concurrent_streams": 512,
+            "initial_stream_window_size": 1 << 20,
+            "initial_connection_window_size": 4 << 20,
+        },
+        rds={"route_config_name": "gateway", "config_source": watched(folder, "routes")},
+        http_filters=[
+            typed(
+                "envoy.filters.http.grpc_stats",
+                "extensions.filters.http.grpc_stats.v3.FilterConfig",
+                emit_filter_state=True,
+                enable_upstream_stats=True,
+                individual_method_stats_allowlist={
+                    "services": [{"name": "inference.GRPCInferenceService", "method_names": ["ModelInfer"]}]
+                },
+            ),
+            typed("envoy.filters.http.lua", "extensions.filters.http.lua.v3.Lua"),
+            typed(
+                "envoy.filters.http.local_ratelimit",
+                "extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+                stat_prefix="gateway",
+            ),
+            typed(
+                "envoy.filters.http.buffer",
+                "extensions.filters.http.buffer.v3.Buffer",
+                max_request_bytes=MAX_REQUEST_BYTES,
+            ),
+            typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
+        ],
+        local_reply_config={
+            "mappers": [
+                {  # too large: Envoy knows no gRPC status for 413
+                    "filter": _status_is(413),
+                    "headers_to_add": [
+                        {
+                            "header": {"key": "grpc-status", "value": "8"},
+                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                        }
+                    ],
+                }
+            ]
+        },
+        access_log=[_access_log()],
+    )
+
+
+def _access_log() -> Json:
+    return typed(
+        "envoy.access_loggers.stderr",
+        "extensions.access_loggers.stream.v3.StderrAccessLog",
+        log_format={
+            "json_format": {
+                "time": "%START_TIME%",
+                "request_id": "%REQ(X-REQUEST-ID):64%",
+                "key_name": "%DYNAMIC_METADATA(fruitstand:key_name)%",
+                "model_version": "%DYNAMIC_METADATA(fruitstand:model_version)%",
+                "method": "%REQ(:PATH):128%",
+                "grpc_status": "%GRPC_STATUS%",
+                "http_status": "%RESPONSE_CODE%",
+                "reason": "%RESPONSE_CODE_DETAILS%",
+                "flags": "%RESPONSE_FLAGS%",
+                "duration_ms": "%DURATION%",
+                "replica_ms": "%RESPONSE_DURATION%",
+                "replica": "%UPSTREAM_HOST%",
+                "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+                "request_bytes": "%BYTES_RECEIVED%",
+                "response_bytes": "%BYTES_SENT%",
+            }
+        },
+    )
+
+
+def secrets(access: Access) -> dict[str, Json]:
+    """The certificates, by the name of their secret."""
+    found: dict[str, Json] = {}
+    if access.certificate is not None:
+        found["server"] = {
+            "tls_certificate": {
+                "certificate_chain": {"inline_string": access.certificate},
+                "private_key": {"inline_string": access.private_key},
+            }
+        }
+    if access.clients_ca is not None:
+        found["clients"] = {"validation_context": {"trusted_ca": {"inline_string": access.clients_ca}}}
+    kind = f"{PACKAGE}.extensions.transport_sockets.tls.v3.Secret"
+    return {name: {"@type": kind, "name": name, **secret} for name, secret in found.items()}
+
+
+def _secret(folder: Path, name: str) -> Json:
+    return {"name": name, "sds_config": watched(folder, name)}
+
+
+def _status_is(code: int) -> Json:
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"gateway.status_{code}"}}
+    return {"status_code_filter": {"comparison": comparison}}

@@ -1,0 +1,1 @@
+"""The web page that tries the served model."""

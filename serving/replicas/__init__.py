@@ -1,0 +1,1 @@
+"""Several servers on one machine, watched and restarted."""

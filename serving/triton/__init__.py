@@ -1,0 +1,1 @@
+"""The embedded tritonserver: start, readiness, diagnosis of the machine."""

@@ -1,0 +1,81 @@
+"""`fruitstand serve`: the embedded server in the foreground."""
+
+import contextlib
+import json
+import signal
+from pathlib import Path
+
+from fruitstand.errors import ServerError
+from serving.page.web import WebServer
+from serving.tracing import Tracing
+from serving.triton.embedded import EmbeddedServer
+
+
+def serve(
+    repository: Path,
+    *,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    config_name: str,
+    log_path: Path | None,
+    trusted_keys: Path | None = None,
+    web_port: int | None = None,
+    control_key: str | None = None,
+    tracing: Tracing | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
+
+    Once the server answers, one line of JSON with its URLs goes to stdout.
+
+    Args:
+        repository: the model repository.
+        grpc_port: 0 takes a free one; so do the other ports.
+        http_port: of the REST endpoint.
+        metrics_port: of the Prometheus endpoint.
+        config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
+        log_path: of tritonserver's log; None sends it to stderr.
+        trusted_keys: a folder with public keys, one of which must have signed the served version.
+        web_port: of the page to try the model with; None serves none, 0 takes a free one.
+        control_key: see `EmbeddedServer`; None leaves model control open to this machine.
+        tracing: where spans go; None makes none.
+
+    Raises:
+        UsageError: no repository, nothing published, or a port is taken.
+        ArtefactError: the version to be served was altered, or is not signed as asked.
+        ServerError: the server did not start, or ended by itself.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    with contextlib.nullcontext() if web_port is None else WebServer(web_port) as web:
+        server = EmbeddedServer(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            config_name=config_name,
+            log_path=log_path,
+            trusted_keys=trusted_keys,
+            control_key=control_key,
+            tracing=tracing,
+        )
+        try:
+            server.start()
+            urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
+            if web is not None:
+                web.start(server.http_port)
+                urls["web"] = web.url
+            print(json.dumps({"ready": True, **urls}), flush=True)
+            status = server.wait()
+            raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for number in previous:
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
+            server.stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)

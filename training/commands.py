@@ -1,0 +1,269 @@
+"""`fruitstand data prepare`, `data check`, `train` and `evaluate`."""
+
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
+from fruitstand.errors import UsageError
+
+data_app = typer.Typer(
+    help="Prepare image folders, and check them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+class SplitKind(StrEnum):
+    """What is held out for the test."""
+
+    classic = "classic"
+    object = "object"
+    film = "film"
+
+
+class Validation(StrEnum):
+    """How validation is cut from Training."""
+
+    film = "film"
+    frame = "frame"
+
+
+class LabelLevel(StrEnum):
+    """Which folder level is the class, where a data set has two."""
+
+    fruit = "fruit"
+    variety = "variety"
+
+
+@data_app.command()
+def prepare(
+    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    split: Annotated[
+        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
+    ] = SplitKind.classic,
+    validation: Annotated[
+        Validation,
+        typer.Option(help="Whole films or the middle of each, or one frame in ten."),
+    ] = Validation.film,
+    subset: Annotated[
+        str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")
+    ] = "",
+    label_level: Annotated[
+        LabelLevel, typer.Option(help="Class level of two-level data.")
+    ] = LabelLevel.fruit,
+    num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
+    images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the painter and of the split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Arrange images and labels, split them, write the manifest and a report."""
+    with needs("train"):
+        from training.data.prepare import prepare_data
+
+        report: dict[str, Any] = prepare_data(
+            source=source,
+            out=out,
+            split=split.value,
+            validation=validation.value,
+            subset=subset,
+            label_level=label_level.value,
+            num_classes=num_classes,
+            images_per_class=images_per_class,
+            seed=seed,
+        )
+    if as_json:
+        print_json(report)
+        return
+    if report["generated"]:
+        print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
+    counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
+    print(f"{out}: {report['num_classes']} classes; {counts}")
+    details = report["split_details"]
+    print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
+    for label in details["left_out"]:
+        print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
+    for twin in report["twins"]:
+        print(
+            f"left out {twin['object']!r}: its {twin['num_images']} images are"
+            f" {'of the same films as' if 'shared' in twin else 'byte for byte'} those of {twin['same_as']!r}"
+        )
+    if report["converted_from"]:
+        formats = ", ".join(f"{count} from {name}" for name, count in report["converted_from"].items())
+        print(f"converted to PNG: {formats}")
+    if report["num_skipped"]:
+        print(f"skipped {report['num_skipped']} files that cannot be decoded:")
+        for one in report["skipped"]:
+            print(f"  {one['file']}: {one['reason']}")
+
+
+@data_app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for damage, duplicates and leaks; exit 1 when a split is not what it claims."""
+    with needs("train"):
+        from training.data.check.check import check_data
+
+        result: dict[str, Any] = check_data(directory, out=out)
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(result["summary"]))
+        print(f"report: {(out or directory / 'check') / 'check.html'}")
+    for failure in result["failures"]:
+        print(f"fruitstand: error: {failure}", file=sys.stderr)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+MAX_CLASSES = 1 << 16
+"""A server answers with all of its classes when it is asked for more than it has."""
+
+
+class Split(StrEnum):
+    """Parts of a prepared folder."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
+    data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="A timm ResNet; default: resnet18.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="classic, object, or auto: what suits the data's split.")
+    ] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/fit/config.py; repeatable."),
+    ] = None,
+    finetune_from: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    devices: Annotated[int, typer.Option(help="Processes, each with a GPU or its share of the cores.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; needs --out only.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a timm ResNet."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    given = {"model_name": model, "epochs": epochs}
+    given = {key: value for key, value in given.items() if value is not None}
+    with needs("train"):
+        from training.fit.recipes import resolve_config
+        from training.fit.train import read_resumed
+        from training.fit.train import train as run_training
+
+        try:
+            if resume:
+                again = {"recipe": recipe, "data": data, "finetune_from": finetune_from}
+                config, data, finetune_from, devices = read_resumed(out, settings or [], given, **again)
+            elif data is None:
+                raise UsageError("--data is missing: the folder that 'fruitstand data prepare' made")
+            else:
+                config = resolve_config(recipe, data, settings or [], given)
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
+        meta = run_training(
+            config,
+            data_directory=data,
+            out=out,
+            finetune_from=finetune_from,
+            devices=devices,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    if meta is None:  # another process reports
+        return
+    split, metrics = next(iter(meta["metrics"].items()))
+    if as_json:
+        print_json({"run": str(out), "train_s": meta["train_s"], "split": split, **metrics})
+    else:
+        print(f"{out}: {config.model_name}, {meta['train_s']:.0f} s, {split} top1 {metrics['top1']:.4f}")
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Option(help="Evaluate a run offline.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Evaluate a server, HOST:PORT of its gRPC endpoint.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
+    split: Annotated[Split, typer.Option(help="Which part.")] = Split.test,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; default: RUN/evaluation/DATA-SPLIT, and the model card."),
+    ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run, or a server; the same numbers and the same report for both.
+
+    A server's API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only
+    with --ca or --cert.
+    """
+    if (run is None) == (url is None):
+        raise UsageError("give either --run or --url")
+    settings = connection(url, ca, cert)
+    with needs("train"):
+        from training.evaluate.evaluate import evaluate_answers, evaluate_run
+
+        if run is not None:
+            result = evaluate_run(run, data_directory=data, split=split.value, out=out)
+        elif data is None or url is None:
+            raise UsageError("--url needs --data: the prepared folder whose images to send")
+        else:
+            result = evaluate_answers(
+                data, split.value, lambda paths: _ask_server(url, paths, settings), out=out, url=url
+            )
+    if as_json:
+        print_json(result)
+    else:
+        _print_evaluation(result)
+
+
+def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterator[dict[str, float] | str]:
+    """For each image the served probabilities by label, or why there are none."""
+    with needs("client"):
+        from fruitstand_client import Client
+    from fruitstand.progress import track
+
+    with Client(url, **settings) as client:
+        answers = client.classify_stream(paths, top_k=MAX_CLASSES)
+        for one in track(answers, total=len(paths), description="classify"):
+            yield one.error or {rank.label: rank.probability for rank in one.top_k}
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    """The numbers, each beside what needs no training."""
+    baseline = result["baseline"]
+    nearest, majority = baseline["nearest_neighbour"], baseline["majority"]
+    what = f"{result['data_source']}, {result['split_kind']} split, {result['split']}"
+    print(f"{what}: {result['num_images']} images")
+    print(f"{'':12} {'model':>8} {'1-NN':>8} {'majority':>8}")
+    for key in ("top1", "macro_f1"):
+        print(f"{key:12} {result[key]:8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")
+    for key in ("top5", "ece"):
+        print(f"{key:12} {result[key]:8.4f}")
+    low, high = result["top1_interval"]
+    print(f"top1 is between {low:.4f} and {high:.4f} with 95 % confidence, if images were independent")
+    seen = result["seen_in_training"]
+    if seen is not None:
+        counts = ", ".join(f"{what} {count}" for what, count in seen.items())
+        print(f"images whose file, film or object was in training: {counts}")
+    worst = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))[:5]
+    print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
+    for pair in result["confusions"][:3]:
+        print(f"mistaken {pair['count']} times: {pair['truth']!r} for {pair['answer']!r}")

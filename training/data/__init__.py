@@ -1,0 +1,1 @@
+"""Data sets: find the images, check them, split them, and write a prepared folder."""

@@ -1,0 +1,174 @@
+"""Images that show nearly the same, found among all pairs in bounded memory.
+
+Two images are near duplicates when their dHashes differ in at most `MAX_DISTANCE` of 64 bits and their
+thumbnails in at most `MAX_DIFFERENCE` levels in the mean. The hash sees shapes and shading and no colour; the
+thumbnail tells a red apple from a green one. Pairs are counted as they are found and not kept: neighbouring
+frames of a film alone make millions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.check.survey import Survey
+from training.data.class_folders import SPLITS
+
+MAX_DISTANCE = 6
+"""Bits of 64."""
+MAX_DIFFERENCE = 6.0
+"""Mean absolute difference of the thumbnails, of 255 levels."""
+BLOCK = 1024
+"""Images compared with as many others at a time."""
+PAIRS_AT_ONCE = 1 << 15
+HASH_BITS = 64
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An example."""
+
+    first: int
+    """Row number."""
+    second: int
+    """Row number."""
+    distance: int
+    """Bits."""
+    difference: float
+    """Levels, 0 to 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicates:
+    """What was found among N images of G groups."""
+
+    num_pairs: Ints
+    """(3, 3) pairs between splits, in the order of `SPLITS`; each pair counts once, above the diagonal."""
+    in_split: npt.NDArray[np.bool_]
+    """(N, 3) whether an image has a near duplicate in a split."""
+    in_group: npt.NDArray[np.bool_]
+    """(N, G) whether an image has a near duplicate in a group."""
+    closest_groups: dict[tuple[int, int], Pair]
+    """For two groups, lower number first, the closest pair between them."""
+    closest_leaks: dict[int, Pair]
+    """For a group, its test image closest to an image outside the test split; the test image first."""
+
+
+def close_pairs(hashes: npt.NDArray[np.uint64], max_distance: int) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """All pairs of hashes that differ in at most `max_distance` bits.
+
+    Hashes are sorted by their number of ones: where those differ by more than `max_distance` the hashes do
+    too, and need no comparison. Between the others, a product of vectors of +1 and -1 counts the equal bits.
+
+    Args:
+        hashes: (N,) uint64.
+        max_distance: bits.
+
+    Yields:
+        First and second positions and distances in bits, (M,) each, M at most `BLOCK` squared; every pair
+        once.
+    """
+    bits = np.unpackbits(hashes.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1)
+    num_ones = bits.sum(axis=1, dtype=np.int64)
+    order = np.argsort(num_ones, kind="stable")
+    num_ones = num_ones[order]
+    signs = bits[order].astype(np.float32) * 2 - 1
+    for start in range(0, len(hashes), BLOCK):
+        block = signs[start : start + BLOCK]
+        end = np.searchsorted(num_ones, num_ones[start + len(block) - 1] + max_distance, side="right")
+        for other in range(start, int(end), BLOCK):
+            agreement = block @ signs[other : other + BLOCK].T
+            first, second = np.nonzero(agreement >= HASH_BITS - 2 * max_distance)
+            distance = ((HASH_BITS - agreement[first, second]) / 2).astype(np.int64)
+            keep = first + start < second + other
+            yield order[first[keep] + start], order[second[keep] + other], distance[keep]
+
+
+def find_near_duplicates(
+    survey: Survey, *, splits: Sequence[str], groups: Sequence[int], num_groups: int
+) -> NearDuplicates:
+    """Compare every readable image with every other one.
+
+    Args:
+        survey: of the N images.
+        splits: of each image its split.
+        groups: of each image a number from 0 to `num_groups` - 1.
+        num_groups: G.
+    """
+    found = _Tally(
+        np.array([SPLITS.index(split) for split in splits], np.int64), np.array(groups, np.int64), num_groups
+    )
+    readable = np.array([index for index, look in enumerate(survey.looks) if look is not None], np.int64)
+    thumbnails = survey.thumbnails.reshape(len(survey.looks), -1).astype(np.int16)
+    for pairs in close_pairs(survey.hashes[readable], MAX_DISTANCE):
+        for start in range(0, len(pairs[0]), PAIRS_AT_ONCE):
+            first, second, distance = (part[start : start + PAIRS_AT_ONCE] for part in pairs)
+            first, second = readable[first], readable[second]
+            difference = np.abs(thumbnails[first] - thumbnails[second]).mean(axis=1)
+            near = difference <= MAX_DIFFERENCE
+            found.add(first[near], second[near], distance[near], difference[near])
+    return found.result()
+
+
+class _Tally:
+    """Counts and closest examples so far."""
+
+    def __init__(self, splits: Ints, groups: Ints, num_groups: int) -> None:
+        self._splits, self._groups, self._num_groups = splits, groups, num_groups
+        self._num_pairs = np.zeros(len(SPLITS) ** 2, np.int64)
+        self._in_split = np.zeros((len(splits), len(SPLITS)), np.bool_)
+        self._in_group = np.zeros((len(splits), num_groups), np.bool_)
+        self._closest_groups: dict[int, Pair] = {}
+        self._closest_leaks: dict[int, Pair] = {}
+
+    def add(self, first: Ints, second: Ints, distance: Ints, difference: npt.NDArray[np.float64]) -> None:
+        """Take account of some pairs."""
+        # The row number is the tie-break, so that the order of the search decides nothing.
+        first, second = np.minimum(first, second), np.maximum(first, second)
+        splits, groups = self._splits, self._groups
+        low, high = np.sort((splits[first], splits[second]), axis=0)
+        self._num_pairs += np.bincount(low * len(SPLITS) + high, minlength=len(self._num_pairs))
+        for one, other in ((first, second), (second, first)):
+            self._in_split[one, splits[other]] = True
+            self._in_group[one, groups[other]] = True
+        test = SPLITS.index("test")
+        for one, other in ((first, second), (second, first)):
+            leak = (splits[one] == test) & (splits[other] != test)
+            _keep(self._closest_leaks, groups[one], leak, one, other, distance, difference)
+            lower = groups[one] < groups[other]
+            key = groups[one] * self._num_groups + groups[other]
+            _keep(self._closest_groups, key, lower, one, other, distance, difference)
+
+    def result(self) -> NearDuplicates:
+        """All of it."""
+        closest = {divmod(key, self._num_groups): pair for key, pair in sorted(self._closest_groups.items())}
+        leaks = dict(sorted(self._closest_leaks.items()))
+        square = self._num_pairs.reshape(len(SPLITS), len(SPLITS))
+        return NearDuplicates(square, self._in_split, self._in_group, closest, leaks)
+
+
+def _keep(
+    best: dict[int, Pair],
+    keys: Ints,
+    chosen: npt.NDArray[np.bool_],
+    first: Ints,
+    second: Ints,
+    distance: Ints,
+    difference: npt.NDArray[np.float64],
+) -> None:
+    """Keep of the chosen pairs the closest for each key."""
+    chosen_at = np.flatnonzero(chosen)
+    order = chosen_at[np.lexsort((second[chosen_at], first[chosen_at], difference[chosen_at]))]
+    for key, at in zip(*np.unique(keys[order], return_index=True), strict=True):
+        index = order[at]
+        pair = Pair(int(first[index]), int(second[index]), int(distance[index]), float(difference[index]))
+        old = best.get(int(key))
+        if old is None or _rank(pair) < _rank(old):
+            best[int(key)] = pair
+
+
+def _rank(pair: Pair) -> tuple[float, int, int]:
+    return pair.difference, pair.first, pair.second

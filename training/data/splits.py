@@ -1,0 +1,177 @@
+"""Which image is for training, for validation and for the test: `--split classic`, `object` or `film`.
+
+    classic   Test is the data set's own. It is cut from the same films as Training: good for comparing with
+              published figures, not for conclusions.
+    object    Whole varieties are for Test only: the data set's own Test where it keeps to that, else one
+              variety in five of each fruit. The classes are the fruits.
+    film      Whole films are for Test only: one in four of each class.
+
+Validation is a tenth of what is left, cut from it the same way where a class has varieties or films enough.
+Where it has not, a tenth from the middle of each film is taken, and some frames on either side of it are left
+out. Not from the end: films are a little longer than a turn, and their last frames show the first side again.
+
+`--validation frame` takes one frame in ten instead: such a validation has its neighbours in Training, as the
+classic Test has, and leaves Training every variety, every film and every part of the turn.
+
+The same seed and data give the same split: units are ordered by a hash of seed and name.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from fruitstand.manifest import ManifestRow
+from training.data.class_folders import SPLITS
+
+SPLIT_KINDS = ("classic", "object", "film")
+VALIDATION_KINDS = ("film", "frame")
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = {"object": 0.2, "film": 0.25}
+MIN_UNITS = {"object": 3, "film": 5}
+"""With fewer varieties or films, a whole one for validation would cost the class too much of its training."""
+MAX_GAP = 5
+"""Frames left out on either side of a block; a film of fewer than 100 gives a twentieth."""
+
+Unit = Callable[[ManifestRow], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The outcome of a split."""
+
+    rows: list[ManifestRow]
+    """Ordered by split, object, film and frame."""
+    details: dict[str, object]
+    """What was done, for manifest and report."""
+
+
+def variety_of(row: ManifestRow) -> tuple[str, ...]:
+    """The photographed object."""
+    return (row.object,)
+
+
+def film_of(row: ManifestRow) -> tuple[str, ...]:
+    """One turn of one object."""
+    return (row.object, row.film)
+
+
+def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str = "film") -> Division:
+    """Give every image its split.
+
+    Args:
+        rows: as the data set has split them.
+        kind: one of `SPLIT_KINDS`.
+        validation: one of `VALIDATION_KINDS`.
+        seed: chooses the varieties or films that are held out.
+    """
+    rows = list(rows)
+    unit: Unit = variety_of if kind == "object" else film_of
+    left_out: list[str] = []
+    test = "the data set's own"
+    if kind == "film" or (kind == "object" and not _is_disjoint(rows, unit)):
+        rows, left_out = _with_test(rows, kind=kind, unit=unit, seed=seed)
+        test = "whole films" if kind == "film" else "whole varieties"
+    details: dict[str, object] = {"seed": seed, "test": test, "left_out": left_out}
+    if any(row.split == "val" for row in rows):
+        details |= {"validation": "the data set's own", "validation_blocks": [], "num_gap": 0}
+    elif validation == "frame":
+        # Nothing is claimed of train against validation then, whatever Test is.
+        blocks = [] if kind == "classic" else sorted({row.label for row in rows})
+        details |= {"validation": "one frame in ten", "validation_blocks": blocks, "num_gap": 0}
+        rows = _with_every_tenth(rows)
+    else:
+        num_before = len(rows)
+        rows, blocks = _with_validation(rows, kind=kind, unit=unit, seed=seed)
+        whole, middle = f"whole {'varieties' if kind == 'object' else 'films'}", "the middle of each film"
+        if len(blocks) == len({row.label for row in rows}):
+            details["validation"] = middle
+        else:
+            details["validation"] = whole + (f", but {middle} for {len(blocks)} classes" if blocks else "")
+        details["validation_blocks"] = blocks
+        details["num_gap"] = num_before - len(rows)
+    rows.sort(key=_order)
+    return Division(rows, details)
+
+
+def _is_disjoint(rows: list[ManifestRow], unit: Unit) -> bool:
+    units = defaultdict(set)
+    for row in rows:
+        units[unit(row)].add(row.split)
+    return all(len(splits) == 1 for splits in units.values())
+
+
+def _with_test(
+    rows: list[ManifestRow], *, kind: str, unit: Unit, seed: int
+) -> tuple[list[ManifestRow], list[str]]:
+    """Hold whole units of each class out; return the rows and the classes that have only one unit."""
+    result, left_out = [], []
+    for label, members in _by_label(rows).items():
+        units = _shuffled({unit(row) for row in members}, seed)
+        if len(units) == 1:
+            left_out.append(label)
+            continue
+        held_out = set(units[: max(1, round(TEST_SHARE[kind] * len(units)))])
+        result += [replace(row, split="test" if unit(row) in held_out else "train") for row in members]
+    return result, left_out
+
+
+def _with_validation(
+    rows: list[ManifestRow], *, kind: str, unit: Unit, seed: int
+) -> tuple[list[ManifestRow], list[str]]:
+    """Take a tenth of Training; return the rows and the classes for which whole units were too much."""
+    result = [row for row in rows if row.split == "test"]
+    blocks = []
+    for label, members in _by_label(row for row in rows if row.split == "train").items():
+        units = _shuffled({unit(row) for row in members}, seed)
+        if len(units) >= MIN_UNITS["object" if kind == "object" else "film"]:
+            held_out = set(units[: max(1, round(VALIDATION_SHARE * len(units)))])
+            result += [replace(row, split="val") if unit(row) in held_out else row for row in members]
+        else:
+            result += _cut_blocks(members)
+            blocks.append(label)
+    return result, blocks
+
+
+def _with_every_tenth(rows: list[ManifestRow]) -> list[ManifestRow]:
+    """The second of every ten training frames, so that a class of two images has one of each kind."""
+    result = [row for row in rows if row.split == "test"]
+    for members in _by_label(row for row in rows if row.split == "train").values():
+        ordered = sorted(members, key=_order)
+        result += [
+            replace(row, split="val") if number % 10 == 1 else row for number, row in enumerate(ordered)
+        ]
+    return result
+
+
+def _order(row: ManifestRow) -> tuple[int, str, str, int, str]:
+    return SPLITS.index(row.split), row.object, row.film, row.frame, row.path
+
+
+def _cut_blocks(members: list[ManifestRow]) -> list[ManifestRow]:
+    """A tenth from the middle of each film for validation; the frames next to it are left out."""
+    films: dict[tuple[str, ...], list[ManifestRow]] = defaultdict(list)
+    for row in sorted(members, key=_order):
+        films[film_of(row)].append(row)
+    train, val = [], []
+    for film in films.values():
+        size = round(VALIDATION_SHARE * len(film) + 0.01)  # five frames give one
+        gap = min(MAX_GAP, len(film) // 20) if size else 0
+        start = (len(film) - size) // 2
+        train += film[: start - gap] + film[start + size + gap :]
+        val += film[start : start + size]
+    if not val and len(train) > 1:
+        val.append(train.pop())
+    return train + [replace(row, split="val") for row in val]
+
+
+def _by_label(rows: Iterable[ManifestRow]) -> dict[str, list[ManifestRow]]:
+    members: dict[str, list[ManifestRow]] = defaultdict(list)
+    for row in rows:
+        members[row.label].append(row)
+    return dict(sorted(members.items()))
+
+
+def _shuffled(units: set[tuple[str, ...]], seed: int) -> list[tuple[str, ...]]:
+    return sorted(units, key=lambda unit: hashlib.sha256("\0".join((str(seed), *unit)).encode()).digest())

@@ -1,0 +1,1 @@
+"""How good a run or a server is: metrics, baselines, report, model card."""

@@ -1,0 +1,193 @@
+"""The report on a classifier's answers for one split: numbers, tables and pictures in one folder.
+
+evaluation.json    everything below as numbers
+per_class.csv      recall, precision, F1 and count of each class
+confusion.csv      a line for each class that has images, a column for each answer
+slices.csv         accuracy of each fruit, variety and range of brightness
+mistakes.csv       every wrong answer, the surest first
+confusion.png  reliability.png  mistakes.png
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fruitstand.artefacts import atomic_directory, write_bytes, write_json
+from fruitstand.errors import UsageError
+from fruitstand.manifest import PreparedData
+from training.data.same_films import THUMBNAIL_SIDE
+from training.evaluate.baseline import Baseline, find_baseline
+from training.evaluate.metrics import classification_metrics, confusion_matrix, reliability_bins
+from training.evaluate.mistakes import Mistake, write_mistake_sheet
+from training.evaluate.slices import slice_accuracies, wilson_interval
+from training.evaluate.thumbnails import brightness, thumbnails
+from training.plots import plot_confusion, plot_reliability
+
+EVALUATION_NAME = "evaluation.json"
+
+
+def report_answers(
+    data: PreparedData,
+    split: str,
+    labels: list[str],
+    probabilities: np.ndarray,
+    *,
+    out: Path | None,
+    about: dict[str, object],
+) -> dict:
+    """Measure answers, and write the report.
+
+    Args:
+        data: the prepared folder.
+        split: train, val or test.
+        labels: C class names the classifier knows; those of the data are among them.
+        probabilities: (N, C) float32 for the split's rows, in manifest order.
+        out: the folder to write, replaced when it holds an earlier report; None writes nothing.
+        about: what answered; becomes part of the report.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        UsageError: `out` holds something else.
+        DataError: an image was changed since it was prepared.
+    """
+    if out is not None:
+        check_report_folder(out)
+    rows, number = data.split(split), {label: index for index, label in enumerate(labels)}
+    targets = np.array([number[row.label] for row in rows])
+    answers = probabilities.argmax(axis=1)
+    right = answers == targets
+    small = thumbnails(data)
+    baseline = find_baseline(data, split, small)
+    nearest = np.array([number[label] for label in baseline.nearest])
+    of_split = np.array([row.split == split for row in data.rows])
+    confusion = confusion_matrix(probabilities, targets, len(labels))
+    metrics = classification_metrics(probabilities, targets, labels)
+    slices = slice_accuracies(rows, brightness(small[of_split]), right, nearest == targets)
+    result = {
+        **about,
+        "data": data.directory.resolve().name,
+        "data_source": data.source,
+        "split": split,
+        "split_kind": data.split_kind,
+        "manifest_sha256": data.manifest_sha256,
+        **metrics,
+        "top1_interval": list(wilson_interval(int(right.sum()), len(rows))),
+        "baseline": _baseline_scores(baseline, nearest, targets, number, labels),
+        "reliability": reliability_bins(probabilities, targets),
+        "slices": slices,
+        "confusions": _confusions(confusion, labels),
+    }
+    if out is not None:
+        mistakes = [
+            Mistake(
+                path=rows[i].path,
+                object=rows[i].object,
+                truth=rows[i].label,
+                answer=labels[answers[i]],
+                confidence=float(probabilities[i, answers[i]]),
+            )
+            for i in np.flatnonzero(~right)
+        ]
+        mistakes.sort(key=lambda one: (-one.confidence, one.path))
+        _write(out, data, result, confusion, labels, mistakes)
+    return result
+
+
+def check_report_folder(out: Path) -> None:
+    """Refuse to replace a folder that is no earlier report.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / EVALUATION_NAME).is_file()):
+        raise UsageError(f"{out}: exists and is no evaluation, so it is left alone; choose another --out")
+
+
+def _baseline_scores(
+    baseline: Baseline, nearest: np.ndarray, targets: np.ndarray, number: dict[str, int], labels: list[str]
+) -> dict:
+    """The same numbers for the nearest neighbour and for the commonest class."""
+    answered = {"nearest_neighbour": nearest, "majority": np.full_like(targets, number[baseline.majority])}
+    scores = {}
+    for name, answers in answered.items():
+        certain = np.zeros((len(targets), len(labels)), np.float32)
+        certain[np.arange(len(targets)), answers] = 1
+        metrics = classification_metrics(certain, targets, labels)
+        recalls = {label: row["recall"] for label, row in metrics["per_class"].items()}
+        scores[name] = {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "recall": recalls}
+    scores["majority"] = {"label": baseline.majority, **scores["majority"]}
+    del scores["majority"]["recall"]  # 1 for that class, 0 for the others
+    scores["nearest_neighbour"] |= {"num_train_images": baseline.num_train, "side_px": THUMBNAIL_SIDE}
+    return scores
+
+
+def _confusions(confusion: np.ndarray, labels: list[str]) -> list[dict]:
+    """Every pair of classes that was confused, the most frequent first."""
+    wrong = confusion - np.diag(np.diag(confusion))
+    pairs = [
+        {
+            "truth": labels[i],
+            "answer": labels[j],
+            "count": int(wrong[i, j]),
+            "share": float(wrong[i, j] / confusion[i].sum()),
+        }
+        for i, j in zip(*np.nonzero(wrong), strict=True)
+    ]
+    return sorted(pairs, key=lambda one: (-one["count"], one["truth"], one["answer"]))
+
+
+def _write(
+    out: Path,
+    data: PreparedData,
+    result: dict,
+    confusion: np.ndarray,
+    labels: list[str],
+    mistakes: Sequence[Mistake],
+) -> None:
+    title = f"{data.source}, {data.split_kind} split, {result['split']}"
+    with atomic_directory(out, replace=True) as staged:
+        write_json(staged / EVALUATION_NAME, result)
+        nearest = result["baseline"]["nearest_neighbour"]["recall"]
+        _write_csv(
+            staged / "per_class.csv",
+            ["label", "recall", "precision", "f1", "count", "nearest_neighbour_recall"],
+            ([label, *row.values(), nearest[label]] for label, row in result["per_class"].items()),
+        )
+        _write_csv(
+            staged / "confusion.csv",
+            ["truth", *labels],
+            ([labels[i], *confusion[i].tolist()] for i in np.flatnonzero(confusion.sum(axis=1))),
+        )
+        _write_csv(
+            staged / "slices.csv",
+            ["slice", "name", "num_images", "top1", "low_95", "high_95", "nearest_neighbour", "small"],
+            (
+                [
+                    *(kind, one["name"], one["num_images"], one["top1"]),
+                    *(*one["interval"], one["nearest_neighbour"], one["small"]),
+                ]
+                for kind, members in result["slices"].items()
+                for one in members
+            ),
+        )
+        _write_csv(
+            staged / "mistakes.csv",
+            ["path", "truth", "answer", "confidence"],
+            ([one.path, one.truth, one.answer, f"{one.confidence:.4f}"] for one in mistakes),
+        )
+        plot_confusion(staged / "confusion.png", confusion, labels, title)
+        plot_reliability(staged / "reliability.png", result["reliability"], title)
+        write_mistake_sheet(staged / "mistakes.png", data.directory, mistakes, title)
+
+
+def _write_csv(path: Path, head: list[str], lines: Iterable[list]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+    write_bytes(path, text.getvalue().encode())

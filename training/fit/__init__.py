@@ -1,0 +1,1 @@
+"""One training run: configuration, model, augmentation, loop, checkpoints."""

@@ -1,0 +1,277 @@
+"""Epochs, validation and checkpoints. A run killed at any step goes on to the same bits.
+
+That is why the loop is ours and not Lightning's Trainer: what a run's state consists of has to be a list one
+can read. It is `Progress` and the tensors of model, average and optimiser. The order of the images,
+augmentation, dropout and lr are functions of seed, epoch, step and rank, so they have no state. Lightning
+Fabric brings processes, precision and devices.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from timm.utils import ModelEmaV3, distribute_bn
+from torch.utils.data import DataLoader
+
+from fruitstand.artefacts import atomic_file
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import TrainingError
+from fruitstand.runs import CHECKPOINT_NAME
+from training.fit.checkpoint import check_finite, read_checkpoint, write_checkpoint
+from training.fit.config import TrainConfig
+from training.fit.history import METRICS_NAME, EpochLog, write_history
+from training.fit.model import Classifier
+from training.fit.pixel_cache import ShuffledBatches
+from training.fit.steps import Step, create_optimizer, create_schedule
+
+BEST_NAME = "best.safetensors"
+GPU_LOSSES = 16
+"""Losses read at a time from a GPU: each look makes the CPU wait for it."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0
+    """Epochs done."""
+    batch: int = 0
+    """Batches done of the one after."""
+    step: int = 0
+    """Updates done in all."""
+    loss_sum: float = 0.0
+    """Over those batches."""
+    seconds: float = 0.0
+    """Spent on them."""
+    wait_seconds: float = 0.0
+    """Of these, waited for data."""
+    best_top1: float = -1.0
+    """On validation."""
+    best_epoch: int = -1
+    stopped: bool = False
+    """Ended early, for want of progress."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """A row an epoch."""
+
+
+class Loop:
+    """Trains one model into a run folder."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: TrainConfig,
+        classifier: Classifier,
+        preprocessing: Preprocessing,
+        batches: ShuffledBatches,
+        loader: DataLoader,
+        val_loader: DataLoader,
+        out: Path,
+        on_epoch: Callable[[dict[str, float]], None],
+    ) -> None:
+        """Take the parts; `on_epoch` gets each epoch's row, in the first process."""
+        self.fabric, self._config, self._out, self._on_epoch = fabric, config, out, on_epoch
+        self._batches, self._loader, self._val_loader = batches, loader, val_loader
+        self._classifier = classifier.to(fabric.device)
+        self._model = classifier.model
+        self._wrapped, self._optimizer = fabric.setup(self._model, create_optimizer(self._model, config))
+        self._schedule = create_schedule(self._optimizer.optimizer, config, len(batches))
+        self._ema = None
+        if config.ema_decay:
+            self._ema = ModelEmaV3(self._model, decay=config.ema_decay, use_warmup=True)
+        averaged = self._ema.module if self._ema is not None else self._model
+        self.evaluated = Classifier(averaged, preprocessing).to(fabric.device)
+        """What is validated and saved: the moving average where there is one."""
+        self.step = Step(fabric, self._classifier, self._wrapped, self._optimizer, config)
+        self.progress = Progress()
+        self._losses: list[torch.Tensor] = []
+        self._saved_at = time.monotonic()
+        self._log = EpochLog(config.epochs, silent=not fabric.is_global_zero)
+
+    def run(self, *, resume: bool) -> Progress:
+        """Train to the end, or from the last checkpoint to the end.
+
+        Raises:
+            TrainingError: the loss or a weight is no number any more.
+            ArtefactError: the checkpoint cannot be read.
+        """
+        if resume:
+            self._restore(read_checkpoint(self._out / CHECKPOINT_NAME))
+        self._schedule.step_update(self.progress.step)
+        try:
+            while self.progress.epoch < self._config.epochs and not self.progress.stopped:
+                self._train_epoch()
+                self._end_epoch()
+        finally:
+            self._log.stop()
+        if self._config.keep == "best":
+            state = safetensors.torch.load_file(self._out / BEST_NAME)
+            self.evaluated.model.load_state_dict(state)
+        return self.progress
+
+    def check_agreement(self) -> list[str]:
+        """The sha256 of the weights that each process ended with.
+
+        Raises:
+            TrainingError: they differ, so the processes have trained past each other.
+        """
+        digest = hashlib.sha256()
+        for tensor in self.evaluated.model.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        hashes = [digest.hexdigest()] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(hashes, digest.hexdigest())
+        if len(set(hashes)) > 1:
+            raise TrainingError(f"the processes ended with different weights: {', '.join(hashes)}")
+        return hashes
+
+    def _train_epoch(self) -> None:
+        """The batches of this epoch that are not done yet."""
+        config, progress = self._config, self.progress
+        size, total = config.train_size(progress.epoch), len(self._batches)
+        self._batches.start_at(progress.epoch, progress.batch)
+        self._log.start(progress.epoch, size=size, done=progress.batch, total=total)
+        self._model.train()
+        read_each = GPU_LOSSES if self.fabric.device.type == "cuda" else 1
+        moment = time.monotonic()
+        batches = iter(self._loader)
+        while progress.batch < total:
+            pixels, targets = self.fabric.to_device(next(batches))
+            progress.wait_seconds += time.monotonic() - moment
+            self._losses.append(self.step(pixels, targets, size=size, step=progress.step))
+            progress.batch += 1
+            progress.step += 1
+            self._schedule.step_update(progress.step)
+            if self._ema is not None:
+                self._ema.update(self._model, step=progress.step)
+            if len(self._losses) == read_each or progress.batch == total:
+                self._read_losses()
+            self._log.advance()
+            now = time.monotonic()
+            progress.seconds += now - moment
+            moment = now
+            if not self._losses and now - self._saved_at >= config.checkpoint_seconds:
+                self._save()
+                moment = time.monotonic()
+
+    def _read_losses(self) -> None:
+        """Add the losses up over steps and processes, and see that they are numbers.
+
+        Raises:
+            TrainingError: one is not; names its step.
+        """
+        losses = torch.stack(self._losses).double()
+        first = self.progress.step - len(self._losses)
+        self._losses.clear()
+        if self.fabric.world_size > 1:
+            losses = self.fabric.all_reduce(losses, reduce_op="mean")
+        for step, loss in enumerate(losses.tolist(), start=first):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} at step {step}; the last good checkpoint stays:"
+                    " train again with a smaller lr, --set lr=..."
+                )
+            self.progress.loss_sum += loss
+
+    def _end_epoch(self) -> None:
+        """Validate, record, save, and decide whether to go on."""
+        config, progress = self._config, self.progress
+        self._log.stop()
+        if self.fabric.world_size > 1:
+            # Each process normalised by its own images: from here on the first one's statistics count.
+            # The same order in each: they would receive each other's otherwise.
+            distribute_bn(self._model, self.fabric.world_size)
+            if self._ema is not None:
+                distribute_bn(self._ema.module, self.fabric.world_size)
+        check_finite(self.evaluated.model.state_dict().values(), step=progress.step)
+        started = time.monotonic()
+        val_loss, val_top1 = self._validate()
+        total = progress.batch
+        row = {
+            "epoch": progress.epoch,
+            "size_px": config.train_size(progress.epoch),
+            "train_loss": progress.loss_sum / total,
+            "val_loss": val_loss,
+            "val_top1": val_top1,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "images_per_s": round(total * self._batches.batch_size / progress.seconds, 1),
+            "data_wait_pct": round(100 * progress.wait_seconds / progress.seconds, 2),
+            "seconds": round(progress.seconds + time.monotonic() - started, 2),
+        }
+        if val_top1 > progress.best_top1:
+            progress.best_top1, progress.best_epoch = val_top1, progress.epoch
+            if config.keep == "best" and self.fabric.is_global_zero:
+                with atomic_file(self._out / BEST_NAME) as temporary:
+                    safetensors.torch.save_file(contiguous_state(self.evaluated.model), temporary)
+        if config.patience:
+            # While the images are small, a standstill says nothing.
+            best_epoch = max(progress.best_epoch, config.first_full_size_epoch())
+            progress.stopped = progress.epoch - best_epoch >= config.patience
+        progress.history.append(row)
+        progress.epoch += 1
+        progress.batch, progress.loss_sum, progress.seconds, progress.wait_seconds = 0, 0.0, 0.0, 0.0
+        self._save()
+        self._log.print(row)
+        if progress.stopped:
+            self._log.note(f"stopped early: no better validation in {config.patience} epochs")
+        if self.fabric.is_global_zero:
+            write_history(self._out / METRICS_NAME, progress.history)
+            self._on_epoch(row)
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        """Mean loss and top-1 at the size that is served."""
+        self.evaluated.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        for pixels, targets in self._val_loader:
+            pixels, targets = self.fabric.to_device((pixels, targets))
+            with self.fabric.autocast():
+                logits = self.evaluated(pixels.permute(0, 3, 1, 2).float()).float()
+            sums[0] += F.cross_entropy(logits, targets, reduction="sum")
+            sums[1] += (logits.argmax(dim=1) == targets).sum()
+            sums[2] += len(targets)
+        if self.fabric.world_size > 1:
+            sums = self.fabric.all_reduce(sums, reduce_op="sum")
+        loss, hits, num_images = sums.tolist()
+        return loss / num_images, hits / num_images
+
+    def _save(self) -> None:
+        """Write the checkpoint, in the first process; all others hold the same."""
+        self._saved_at = time.monotonic()
+        if self.fabric.is_global_zero:
+            write_checkpoint(self._out / CHECKPOINT_NAME, self._state())
+        self._saved_at = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "progress": asdict(self.progress),
+            "model": self._model.state_dict(),
+            "ema": self._ema.module.state_dict() if self._ema is not None else None,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `_state`."""
+        self.progress = Progress(**state["progress"])
+        self._model.load_state_dict(state["model"])
+        if self._ema is not None:
+            self._ema.module.load_state_dict(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.fabric.is_global_zero:
+            # Killed between checkpoint and table, the table lacks a row.
+            write_history(self._out / METRICS_NAME, self.progress.history)
+
+
+def contiguous_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's state as safetensors takes it."""
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

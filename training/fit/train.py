@@ -1,0 +1,193 @@
+"""`fruitstand train`: a timm ResNet on a prepared folder, into a run folder.
+
+The folder fills in this order: `config.json` at the start, `augmentation.png` with what the model is shown,
+`last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json`
+last: without it the run is half written.
+
+What can be refused is refused here, before PyTorch is imported. With several processes only the first one
+touches the folder; `--devices N` starts the others, or torchrun starts all of them:
+
+    torchrun --nproc-per-node 2 -m fruitstand train --data data/fruits --out runs/first
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fruitstand.artefacts import read_json, sweep_temporaries, write_json
+from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.manifest import read_prepared
+from fruitstand.runs import CHECKPOINT_NAME, META_NAME, Run, read_run
+from training.fit.config import TrainConfig, resolved_precision, with_settings
+
+CONFIG_NAME = "config.json"
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data_directory: Path,
+    out: Path,
+    finetune_from: Path | None = None,
+    devices: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict | None:
+    """Train one model.
+
+    Args:
+        config: the settings.
+        data_directory: a prepared folder.
+        out: the run folder to make.
+        finetune_from: a finished run whose weights to start from.
+        devices: processes on this machine; torchrun's own number goes before it.
+        resume: go on with a run that was interrupted, from its last checkpoint.
+        overwrite: replace a run that is there.
+
+    Returns:
+        What `meta.json` holds; None in all processes but the first.
+
+    Raises:
+        UsageError: `out` is taken, resume does not fit what is there, or the settings do not fit the machine.
+        DataError: the prepared folder is not usable.
+        ArtefactError: the run to start from or to go on with is not usable.
+        TrainingError: pretrained weights cannot be had, or the loss is no number any more.
+    """
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if devices < 1:
+        raise UsageError(f"--devices: got {devices}, allowed 1 or more")
+    data = read_prepared(data_directory)
+    for split in ("train", "val"):
+        data.split(split)
+    source = None if finetune_from is None else _source(finetune_from, config, out)
+    config = replace(config, precision=resolved_precision(config.precision))
+    replaced = out.with_name(f"{out.name}.replaced")
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    if first:
+        record = {
+            "config": config.to_dict(),
+            "data": str(data.directory.resolve()),
+            "manifest": data.manifest_sha256,
+            "finetune_from": None if source is None else str(source.directory.resolve()),
+            "devices": devices,
+        }
+        if resume:
+            _claim_interrupted(out, record)
+            sweep_temporaries(out)
+        else:
+            record["replaces"] = _make_room(out, replaced, overwrite=overwrite)
+            write_json(out / CONFIG_NAME, record)
+        replaces = read_json(out / CONFIG_NAME).get("replaces", False)
+
+    from training.fit.fit import fit
+
+    try:
+        meta = fit(config, data, out, resume=resume, devices=devices, source=source)
+    except BaseException:
+        # Nothing was learned yet: leave the place as it was found.
+        if first and not (out / CHECKPOINT_NAME).exists():
+            shutil.rmtree(out)
+            if replaces and replaced.exists():
+                replaced.rename(out)
+        raise
+    if first and replaces and replaced.exists():
+        shutil.rmtree(replaced)
+    return meta
+
+
+def read_interrupted(out: Path) -> tuple[TrainConfig, Path, Path | None, int]:
+    """Settings, data, source of the weights and devices that an interrupted run was started with.
+
+    Raises:
+        UsageError: there is no run.
+        ArtefactError: its record is of another version.
+    """
+    if not (out / CONFIG_NAME).is_file():
+        raise UsageError(f"{out}: no {CONFIG_NAME} in it, so there is no run to resume")
+    record = read_json(out / CONFIG_NAME)
+    try:
+        source = record["finetune_from"]
+        config = TrainConfig.from_dict(record["config"])
+        return config, Path(record["data"]), None if source is None else Path(source), record["devices"]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ArtefactError(
+            f"{out / CONFIG_NAME}: not written by this version ({exc}); start anew with --overwrite"
+        ) from exc
+
+
+def read_resumed(
+    out: Path,
+    settings: list[str],
+    given: dict[str, Any],
+    *,
+    recipe: str,
+    data: Path | None,
+    finetune_from: Path | None,
+) -> tuple[TrainConfig, Path, Path | None, int]:
+    """The same, for a command whose flags may repeat what the run was started with.
+
+    Raises:
+        UsageError: there is no run, or a flag says something else than the run's record.
+        ArtefactError: its record is of another version.
+        ValueError: a setting is none.
+    """
+    config, started_data, source, devices = read_interrupted(out)
+    same = with_settings(replace(config, **given), settings) == config and recipe in ("auto", config.recipe)
+    same = same and (data is None or data.resolve() == started_data)
+    if not same or (finetune_from is not None and finetune_from.resolve() != source):
+        raise UsageError(
+            f"{out}: was started with other settings or data, see {CONFIG_NAME}; --resume needs --out alone"
+        )
+    return config, started_data, source, devices
+
+
+def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
+    """The run to start from, if that is possible."""
+    source = read_run(directory)
+    if source.model_name != config.model_name:
+        raise UsageError(
+            f"--finetune-from {directory}: is a {source.model_name}, the new run a {config.model_name};"
+            f" give --model {source.model_name}"
+        )
+    if config.pretrained:
+        raise UsageError("--finetune-from and pretrained exclude each other: weights come from one place")
+    if directory.resolve() == out.resolve():
+        raise UsageError(f"--finetune-from {directory}: is --out as well; choose another --out")
+    return source
+
+
+def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> bool:
+    """Make an empty run folder; the run it replaces waits in `replaced` until the new one is finished.
+
+    Returns:
+        Whether there is such a run.
+    """
+    taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if taken:
+        if not overwrite:
+            raise UsageError(
+                f"{out}: exists already; go on with --resume, replace it with --overwrite, or rename it"
+            )
+        if not (out / CONFIG_NAME).is_file():
+            raise UsageError(f"{out}: is no run folder, so --overwrite leaves it alone; choose another --out")
+        if replaced.exists():
+            raise UsageError(f"{replaced}: an earlier run was put aside there; look at it, then remove it")
+        out.rename(replaced)
+    out.mkdir(parents=True, exist_ok=True)
+    return taken
+
+
+def _claim_interrupted(out: Path, record: dict) -> None:
+    """Take over a run that was interrupted, or say why that cannot be."""
+    if (out / META_NAME).is_file():
+        raise UsageError(f"{out}: this run is finished; nothing to resume")
+    if not (out / CHECKPOINT_NAME).is_file():
+        raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; start anew with --overwrite")
+    started = read_json(out / CONFIG_NAME)
+    if {key: started.get(key) for key in record} != record:
+        raise ArtefactError(
+            f"{out}: was started with other settings or data, see {CONFIG_NAME};"
+            " resume with the same, or start anew with --overwrite"
+        )
