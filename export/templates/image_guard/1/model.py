@@ -1,9 +1,8 @@
 """Refuse images that are not whole. Rendered by `fruitstand export` from the contract: edit export/templates.
 
 NVIDIA's dali backend fails every request of a batch that holds one image it cannot decode, and a header
-that its parser cannot read ends the server. This step answers for such images, and passes on of the others
-what a decoder needs. It checks as the embedded server does: the folder `fruitstand` beside this file holds
-copies of its modules.
+that its parser cannot read ends the server. This step answers for such images, and passes the others on. It
+checks as the embedded server does: the folder `fruitstand` beside this file holds copies of its modules.
 """
 
 import numpy as np
@@ -32,8 +31,7 @@ class TritonPythonModel:
 
     def _answer(self, request) -> "pb_utils.InferenceResponse":
         encoded = pb_utils.get_input_tensor_by_name(request, "$encoded")
-        images = encoded.as_numpy()
-        pictures = []
+        images, pictures = encoded.as_numpy(), []
         for position, image in enumerate(images):
             try:
                 pictures.append(self._picture(image))
@@ -43,13 +41,15 @@ class TritonPythonModel:
                 pb_utils.Logger.log_info(f"request {request.request_id()[:64]!a}: {where}{exc}")
                 error = pb_utils.TritonError(f"{where}{exc}", pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=error)
-        padded = np.zeros((len(pictures), max(map(len, pictures), default=0)), np.uint8)
-        for row, picture in zip(padded, pictures, strict=True):
+        if all(len(one) == images.shape[1] and np.may_share_memory(one, images) for one in pictures):
+            return pb_utils.InferenceResponse([encoded])  # as they came: nothing is copied
+        rows = np.zeros((len(pictures), max(map(len, pictures))), np.uint8)
+        for row, picture in zip(rows, pictures, strict=True):
             row[: len(picture)] = picture
-        return pb_utils.InferenceResponse([pb_utils.Tensor("$encoded", padded)])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("$encoded", rows)])
 
     def _picture(self, image: np.ndarray) -> np.ndarray:
-        """What the decoder gets of an image; raise ImageRejected for one that it may not see."""
+        """What the decoder may see of a file; ImageRejected where that is nothing."""
         inspected = inspect_image(image.data, LIMITS)
         picture = np.frombuffer(inspected.content, np.uint8)
         if inspected.header.format == "JPEG":  # one that is whole hardly ever fails
