@@ -68,7 +68,7 @@ format: setup ## let ruff rewrite what it can
 	ruff format .
 
 test: setup ## all that a change can break: units and real servers, in minutes; WORKERS=N processes
-	pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 nightly: setup ## what takes long or a machine to itself: chaos, kills, full disks, tuning, retraining; larger numbers
 	$(NIGHTLY_NUMBERS) pytest -m "nightly or scaled"

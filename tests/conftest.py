@@ -20,7 +20,7 @@ PREBUILT = {"prepared", "run", "repository", "second_run", "two_versions"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, so that what a module's fixture starts is started once.
+    """Order the files for several workers, which `--dist loadfile` gives whole files: long ones first.
 
     On a fresh checkout the first file makes all of `tests.prebuilt`; those after it need nothing of it.
     """
@@ -29,7 +29,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     fixtures: dict[str, set[str]] = {}
     for item in items:
         name = item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(name))
         fixtures.setdefault(name, set()).update(getattr(item, "fixturenames", ()))
     builder = next((name for name in sorted(fixtures) if "two_versions" in fixtures[name]), None)
 

@@ -57,6 +57,7 @@ def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData,
     assert "/" not in result["command"].replace("--", "")
 
 
+@pytest.mark.nightly
 def test_several_processes_send_together(server: EmbeddedServer, test_images: list[Path]) -> None:
     """Also fewer requests in flight than there are processes."""
     files = [path.read_bytes() for path in test_images[:32]]
