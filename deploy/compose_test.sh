@@ -47,6 +47,9 @@ down() { cpu --profile cpu --profile gpu --profile loadtest --profile models dow
 check() { "$here/.venv/bin/python" -m deploy.compose_check "$@"; }
 for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
 docker info >/dev/null
+# Of a run that was killed, in an engine that is kept.
+docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes >/dev/null
+docker volume ls --quiet | xargs --no-run-if-empty docker volume rm >/dev/null
 
 # base NAME DOCKERFILE FOLDER
 base() { docker build --quiet --tag "$1" --file "$2" "$3" >/dev/null 2>>"$work/base.log"; }
