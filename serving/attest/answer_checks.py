@@ -20,7 +20,7 @@ from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Reference, decode_all, reference_answers, why_not
 from serving.attest.subject import Subject
 
-IN_FLIGHT = 8
+IN_FLIGHT = 16
 QUICK_SHARE = 4
 """With --quick one of so many images."""
 MODEL_CHUNK = 16

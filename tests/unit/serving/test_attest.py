@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.attest.caller import Answer
 from serving.attest.check import Check, Status
 from serving.attest.exposure_checks import judge_version
 from serving.attest.input_checks import LEAKS
@@ -90,6 +91,22 @@ def test_speed_is_held_against_what_was_asked_for() -> None:
     assert judge_speed(speeds(100, 5), None, 100).status == Status.PASSED
     assert judge_speed(speeds(99, 5), None, 100).status == Status.FAILED
     assert judge_speed(speeds(99, 5), None, None).status == Status.NOT_SEEN
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        pytest.param("failed to connect to all addresses; last error: ...", True, id="nobody_listens"),
+        pytest.param("recvmsg:Connection reset by peer", True, id="the_server_ended"),
+        pytest.param("Socket closed", True, id="closed"),
+        pytest.param("[request id: <id_unknown>] Exceeds maximum queue size", False, id="a_full_queue"),
+        pytest.param("Request timeout expired", False, id="waited_too_long"),
+        pytest.param("upstream connect error or disconnect: overflow", False, id="the_gateway_is_full"),
+    ],
+)
+def test_a_server_that_is_gone_has_refused_nothing(text: str, is_lost: bool) -> None:
+    """A full queue and a dead server are both UNAVAILABLE."""
+    assert Answer(status="UNAVAILABLE", text=text, latency_s=0.01).lost is is_lost
 
 
 @pytest.mark.parametrize(
