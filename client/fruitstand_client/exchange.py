@@ -14,7 +14,7 @@ from fruitstand_client.images import EncodedImage, Image, read_batches
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.retry import RetryPolicy, backoff_s
 
-LONE_REPEATS = 4
+LONE_REPEATS = 3
 """Requests for an image alone, after one that the server could not decode."""
 
 

@@ -1,33 +1,23 @@
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from export.publish.promote import promote
 from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
-from fruitstand.errors import ArtefactError, ServerError, UsageError
 from fruitstand.images.kinds import image_kinds
 from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
-from fruitstand.network.connections import fetch_page
 from fruitstand.repository.versions import LOADED_CONFIG
 from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
-from serving.triton.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
+from serving.triton.embedded import EmbeddedServer
 from tests.command import fruitstand
-from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
 NUM_BURSTS = 10
 
@@ -301,105 +291,6 @@ def test_evaluate_gives_the_same_numbers_for_a_server_as_for_a_run(
     assert abs(offline_metrics["top1"] - served_metrics["top1"]) <= 2 / 80
 
 
-def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
-    """SIGTERM ends it with status 0: no process, no shared-memory region, no temporary folder."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
-    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
-    ):
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        assert ready["ready"] is True
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 3  # tritonserver and a stub for each of the two backends
-        regions = f"{PREFIX}{process.pid}-*"  # other servers of this machine have theirs
-        assert [*SHARED_MEMORY.glob(regions)]
-        with Client(ready["grpc"]) as client:
-            (prediction,) = client.classify([encode(pattern(100, 100))])
-            assert prediction.error is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert alive == []
-    assert [*SHARED_MEMORY.glob(regions)] == []
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
-
-
-def test_serve_and_promote_work_beside_a_proxy_that_never_hears_of_them(
-    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The readiness probe, a promotion and its rollback, and a client with an API key."""
-    repository = shutil.copytree(two_versions, tmp_path / "model_repository")
-    with recording_proxy() as proxy:
-        for name in PROXY_VARIABLES:
-            monkeypatch.setenv(name, proxy.url)
-        for name in ("no_proxy", "no_grpc_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        with EmbeddedServer(repository, log_path=tmp_path / "log") as running:
-            assert promote(repository, 2, url=running.url).version == 2
-            with Client(running.url, api_key="a secret") as client:
-                (prediction,) = client.classify([encode(pattern(100, 100))])
-            assert prediction.model_version == "2"
-            fetch_page(running.metrics_url, timeout_s=20)
-    assert proxy.received == b""
-
-
-def test_a_server_that_was_killed_leaves_no_orphans(repository: Path, tmp_path: Path) -> None:
-    """Kill -9 of `fruitstand serve` ends tritonserver as well."""
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
-    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
-
-
-def test_a_taken_port_is_named(repository: Path) -> None:
-    """With the flag that changes it; no server is started."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"port {port} is in use.*--http-port"):
-            EmbeddedServer(repository, http_port=port)
-
-
-def test_a_folder_that_is_no_repository_is_refused(repository: Path, tmp_path: Path) -> None:
-    """As is one in which nothing is published."""
-    import shutil
-
-    with pytest.raises(UsageError, match="no model repository"):
-        EmbeddedServer(tmp_path)
-    copy = shutil.copytree(repository, tmp_path / "copy")
-    shutil.rmtree(copy / "fruit_resnet" / "1")
-    with pytest.raises(UsageError, match="no version of fruit_resnet"):
-        EmbeddedServer(copy)
-
-
-def test_a_model_that_cannot_be_loaded_is_named(repository: Path, tmp_path: Path) -> None:
-    """The start looks at the files again, and gives the server's own reason where it has one."""
-    import shutil
-
-    copy = shutil.copytree(repository, tmp_path / "copy")
-    model, pipeline = copy / "fruit_resnet" / "1" / "model.int8.onnx", copy / "image_decode" / "1" / "dali.py"
-    server, content = EmbeddedServer(copy, log_path=tmp_path / "log"), model.read_bytes()
-    model.write_bytes(b"torn")
-    with pytest.raises(ArtefactError, match=r"model\.int8\.onnx: altered"):
-        server.start()
-    assert not server.is_alive()
-    model.write_bytes(content)
-    pipeline.write_text("no pipeline\n")
-    with pytest.raises(ServerError, match=r"its log says: .*dali\.py"):
-        server.start()
-    assert not server.is_alive()
-
-
 def test_a_server_without_the_model_is_named(server: EmbeddedServer) -> None:
     """The client says what is missing and where."""
     client = triton.InferenceServerClient(server.url)
@@ -420,8 +311,6 @@ def test_predictions_name_what_they_are_for() -> None:
 
 def test_what_a_configuration_leaves_out_is_completed(repository: Path, tmp_path: Path) -> None:
     """With auto-complete on, the file's own input and output are served."""
-    import shutil
-
     copy = shutil.copytree(repository, tmp_path / "copy")
     config = copy / LOADED_CONFIG
     kept = [line for line in config.read_text().splitlines() if not line.startswith(("input [", "output ["))]
