@@ -22,7 +22,7 @@ from fruitstand.audit import read_audit
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, GateFailed, ServerError
 from fruitstand.manifest import ManifestRow, PreparedData
-from fruitstand.runs import META_NAME, read_run
+from fruitstand.runs import read_run
 from fruitstand.versions import (
     MANIFEST_NAME,
     ServingState,
@@ -132,10 +132,7 @@ def publish_changed(change: Callable[[Path], None]) -> Callable[[Path, Path, str
 
 
 def export_inaccurate(versions: Path, candidate: Path, url: str) -> None:
-    """Export again at 32 pixels, int8 calibrated on black images: measured, and published all the same."""
-    meta = read_json(candidate.parent / META_NAME)
-    meta["preprocessing"]["input_size"] = [32, 32]
-    write_json(candidate.parent / META_NAME, meta)
+    """Export again, int8 calibrated on black images: measured, and published all the same."""
     run = read_run(candidate.parent)
 
     def black(data: PreparedData, rows: list[ManifestRow], preprocessing: Preprocessing) -> np.ndarray:
