@@ -34,6 +34,9 @@ CPU_ENGINES = ("openvino", "cpu")
 CPU_CONFIG = "cpu"
 """The `--model-config-name` of a server without a GPU."""
 
+HOST_CONFIG = "host"
+"""The same for the embedded server's own backend, which queues and batches by itself."""
+
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""
 

@@ -7,11 +7,19 @@ from typing import Any
 
 from fruitstand.backend_settings import HONOURED, NO_EFFECT, REFUSED, SETTINGS
 from fruitstand.errors import ServerError
-from fruitstand.triton_keys import DALI_PARAMETERS, DEPRECATED_CUDA_PARAMETERS, ONNXRUNTIME_PARAMETERS
+from fruitstand.triton_keys import (
+    DALI_PARAMETERS,
+    DEPRECATED_CUDA_PARAMETERS,
+    HOST_PARAMETERS,
+    ONNXRUNTIME_PARAMETERS,
+)
 
 log = logging.getLogger("fruitstand.backend")
 
-_PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS}
+_PARAMETERS = {
+    "dali": {**DALI_PARAMETERS, **HOST_PARAMETERS},
+    "onnxruntime": {**ONNXRUNTIME_PARAMETERS, **HOST_PARAMETERS},
+}
 _UNSET = (None, "", 0, "0", False, [], {}, "FORMAT_NONE", "PRIORITY_DEFAULT")
 
 

@@ -66,8 +66,9 @@ class TritonPythonModel:
     def _load(self, args: dict[str, str]) -> None:
         # Here, not above: importing them takes a second, and is part of the load.
         from serving.division import DividedSession, divide
-        from serving.onnx_session import intra_op_threads, run_options
+        from serving.onnx_session import run_options
         from serving.onnx_signature import check_signature
+        from serving.session_plan import intra_op_threads
         from serving.sized import SizedSession, plans_each_size
 
         config = json.loads(args["model_config"])
