@@ -31,7 +31,7 @@ HOST_PARAMETERS = MappingProxyType(
         "max_queue_delay_microseconds": INTEGER,
     }
 )
-"""Queue limits of the embedded server's backend, in `configs/host.pbtxt`: under the names of Triton's batcher."""
+"""Queue limits of our own C++ backend, in `configs/host.pbtxt`, under the names of Triton's batcher."""
 
 GRAPH_LEVELS = MappingProxyType(
     {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}

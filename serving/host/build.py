@@ -2,7 +2,7 @@
 
     python -m serving.host.build
 
-prints the library's path. The library is cached under a name that is a hash of the sources, the Python and the
+prints the path of the library. Its name in the cache is a hash of the sources, the Python and the
 flags, so an image may carry it to a machine without a compiler.
 """
 

@@ -10,10 +10,10 @@ import pytest
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
-from fruitstand.versions import LOADED_CONFIG
 from fruitstand_client import Client
 from loadtests.diagnose import diagnose
 from serving.embedded import EmbeddedServer
+from tests.backends import on_host, served_config
 
 WATCH_S = 3.0
 
@@ -77,7 +77,11 @@ def _callers(url: str, images: list[bytes], number: int) -> Iterator[None]:
     [
         pytest.param(_no_ragged_flag, 8, "ragged_flag_missing", IMAGE_DECODE, id="ragged_flag"),
         # Planted in both steps: where the first lets two through together, the second has its batch.
-        pytest.param(_no_queue_delay, 2, "no_queue_delay", None, id="queue_delay"),
+        pytest.param(
+            *(_no_queue_delay, 2, "no_queue_delay", None),
+            id="queue_delay",
+            marks=pytest.mark.skipif(on_host(), reason="the host has no such delay"),
+        ),
         pytest.param(_batches_of_one, 4, "batch_size_cap", FRUIT_RESNET, id="batches_of_one"),
         pytest.param(_too_many_threads, 4, "threads_oversubscribed", FRUIT_RESNET, id="threads"),
         pytest.param(_nothing, 1, "client_limited", FRUIT_CLASSIFIER, id="client"),
@@ -94,8 +98,7 @@ def test_the_planted_cause_is_named(
 ) -> None:
     """And the other four planted causes are not, except that few callers are few callers."""
     copy = shutil.copytree(repository, tmp_path / "model_repository")
-    paths = {name: copy / name / "config.pbtxt" for name in (IMAGE_DECODE, FRUIT_CLASSIFIER)}
-    paths[FRUIT_RESNET] = copy / LOADED_CONFIG
+    paths = {name: served_config(copy, name) for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)}
     texts = {name: path.read_text() for name, path in paths.items()}
     plant(texts)
     for name, path in paths.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import re
 import shutil
 import threading
 import time
@@ -16,8 +17,10 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.sample_images import encode, pattern
-from serving import embedded
+from serving import backend_directory
 from serving.embedded import EmbeddedServer
+from serving.host import build
+from tests.backends import num_workers, served_config
 
 QUEUE_SIZE = 16
 SMALL = encode(pattern(100, 100))
@@ -62,24 +65,28 @@ EXPIRED = "Request timeout expired"
 def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """The server with a short queue in front of its first step, in which nothing waits too long by itself."""
     copy = shutil.copytree(repository, tmp_path_factory.mktemp("narrow") / "model_repository")
-    config = copy / IMAGE_DECODE / "config.pbtxt"
+    config = served_config(copy, IMAGE_DECODE)
     text = config.read_text()
     for key, old, new in (
         ("max_queue_size", 1024, QUEUE_SIZE),
         ("default_timeout_microseconds", 2_000_000, 60_000_000),
     ):
-        assert f"{key}: {old}\n" in text
-        text = text.replace(f"{key}: {old}\n", f"{key}: {new}\n")
+        written = re.compile(rf'({key}: |"{key}" value: {{ string_value: "){old}\b')
+        text, changes = written.subn(rf"\g<1>{new}", text)
+        assert changes == 1
     config.write_text(text)
-    backends = shutil.copytree(embedded.BACKENDS, copy.parent / "backends")
+    stubs = shutil.copytree(backend_directory.STUBS, copy.parent / "backends")
     for gate, path, text in (
         (DECODER_GATE, copy / IMAGE_DECODE / "1" / "dali.py", GATED_DECODER),
-        (MODEL_GATE, backends / "onnxruntime" / "model.py", GATED_MODEL),
+        (MODEL_GATE, stubs / "onnxruntime" / "model.py", GATED_MODEL),
     ):
         (copy / gate).touch()
         path.write_text(path.read_text() + text.format(gate=str(copy / gate)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "BACKENDS", backends)
+        patch.setattr(backend_directory, "STUBS", stubs)
+        # The C++ backend has such a gate too, where it is compiled with it.
+        patch.setenv(build.DEFINES_VARIABLE, "FRUITSTAND_GATE")
+        patch.setenv("FRUITSTAND_GATE", str(copy / MODEL_GATE))
         with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
             yield running
 
@@ -184,20 +191,21 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: Embedded
 def test_a_deadline_that_passes_in_the_second_queue_costs_no_inference(
     narrow: EmbeddedServer, calls: Calls
 ) -> None:
-    """Decoded in time, a request waits behind one that the model does not finish."""
+    """Decoded in time, requests wait behind those that the model does not finish."""
     before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
     with held(narrow, MODEL_GATE):
-        calls.send()
-        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + 1)
-        time.sleep(0.1)  # longer than a batch waits for others: the model has it
+        for number in range(num_workers()):
+            calls.send()
+            calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + number + 1)
+            time.sleep(0.1)  # longer than a batch waits for others: the model has it
         for _ in range(4):
             calls.send(timeout=300_000)
-        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + 5)
+        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + num_workers() + 4)
         time.sleep(0.4)
     outcomes = calls.count()
-    assert outcomes["answered"] == 1
+    assert outcomes["answered"] == num_workers()
     assert total(outcomes, EXPIRED) == 4
-    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == 1
+    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == num_workers()
 
 
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
