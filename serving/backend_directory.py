@@ -58,7 +58,7 @@ def choose_backends(
     reason = _unfit_repository(repository)
     if reason is None:
         try:
-            library = build.library(defines=tuple(environment.get(build.DEFINES_VARIABLE, "").split()))
+            library = build.library(environment.get(build.FLAGS_VARIABLE, "").split())
         except ServerError as exc:
             reason = str(exc)
         else:

@@ -6,7 +6,6 @@ prints the path of the library. Its name in the cache is a hash of the sources, 
 flags, so an image may carry it to a machine without a compiler.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -29,28 +28,23 @@ FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread"),
     *("-Wall", "-Wextra", "-Werror"),
 )
-SANITIZERS = ("address", "thread")
 CACHE_VARIABLE = "FRUITSTAND_CACHE"
-DEFINES_VARIABLE = "FRUITSTAND_HOST_DEFINES"
-"""Of the preprocessor, for tests; separated by spaces."""
+FLAGS_VARIABLE = "FRUITSTAND_HOST_FLAGS"
+"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address or thread, whose runtime tritonserver
+then has to preload."""
 BUILD_TIMEOUT_S = 300.0
 
 
-def library(*, sanitizer: str | None = None, defines: Sequence[str] = ()) -> Path:
+def library(more_flags: Sequence[str] = ()) -> Path:
     """The built library; it is built now if it is not in the cache.
 
     Args:
-        sanitizer: "address" or "thread", for tests; the server then needs that sanitizer's runtime preloaded.
-        defines: of the preprocessor, for tests.
+        more_flags: of the compiler.
 
     Raises:
         ServerError: something that a build needs is missing, or it failed; says what to install.
     """
-    flags = [*FLAGS, *(f"-D{one}" for one in defines)]
-    if sanitizer is not None:
-        if sanitizer not in SANITIZERS:
-            raise ServerError(f"sanitizer: got {sanitizer!r}, allowed {' or '.join(SANITIZERS)}")
-        flags += [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer"]
+    flags = [*FLAGS, *more_flags]
     path = cache_folder() / f"host-{_key(flags)}.so"
     if path.is_file():
         return path
@@ -147,14 +141,5 @@ def _build(path: Path, flags: Sequence[str]) -> None:
         made.replace(path)
 
 
-def main() -> None:
-    """Build and print the library's path."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--sanitizer", choices=SANITIZERS)
-    parser.add_argument("--define", action="append", default=[])
-    arguments = parser.parse_args()
-    print(library(sanitizer=arguments.sanitizer, defines=arguments.define))
-
-
 if __name__ == "__main__":
-    main()
+    print(library(sys.argv[1:]))

@@ -85,7 +85,7 @@ def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend_directory, "STUBS", stubs)
         # The C++ backend has such a gate too, where it is compiled with it.
-        patch.setenv(build.DEFINES_VARIABLE, "FRUITSTAND_GATE")
+        patch.setenv(build.FLAGS_VARIABLE, "-DFRUITSTAND_GATE")
         patch.setenv("FRUITSTAND_GATE", str(copy / MODEL_GATE))
         with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
             yield running
