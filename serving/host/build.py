@@ -30,8 +30,8 @@ FLAGS = (
 )
 CACHE_VARIABLE = "FRUITSTAND_CACHE"
 FLAGS_VARIABLE = "FRUITSTAND_HOST_FLAGS"
-"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address or thread, whose runtime tritonserver
-then has to preload."""
+"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address, whose runtime tritonserver then has
+to preload."""
 BUILD_TIMEOUT_S = 300.0
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from fruitstand.sample_images import encode, pattern
 from serving import backend_directory
 from serving.embedded import EmbeddedServer
 from serving.host import build
-from tests.backends import num_workers, served_config
+from tests.backends import num_workers, on_host, served_config
 
 QUEUE_SIZE = 16
 SMALL = encode(pattern(100, 100))
@@ -206,6 +207,40 @@ def test_a_deadline_that_passes_in_the_second_queue_costs_no_inference(
     assert outcomes["answered"] == num_workers()
     assert total(outcomes, EXPIRED) == 4
     assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == num_workers()
+
+
+@pytest.mark.skipif(not on_host(), reason="Triton's batcher looks at deadlines only when an instance is free")
+def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, calls: Calls) -> None:
+    """Every worker is held; the queue's own timer answers what expires behind them."""
+    before = calls.executed(IMAGE_DECODE)
+    with held(narrow, MODEL_GATE):
+        for number in range(num_workers()):
+            calls.send()
+            calls.wait_executed(IMAGE_DECODE, before + number + 1)
+        for _ in range(4):
+            calls.send(timeout=200_000)
+        deadline = time.monotonic() + 20
+        while len(calls.outcomes) < 4:
+            assert time.monotonic() < deadline, calls.outcomes
+            time.sleep(0.01)
+        assert all(EXPIRED in text for text in calls.outcomes)
+    assert calls.count()["answered"] == num_workers()
+
+
+def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
+    """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
+    metric = "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
+    pattern = re.compile(rf'^{metric}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
+
+    def num_waiting() -> int:
+        with urllib.request.urlopen(narrow.metrics_url) as page:
+            return int(pattern.findall(page.read().decode())[0])
+
+    with held(narrow, DECODER_GATE):
+        calls.send_until_one_is_turned_away()
+        assert num_waiting() >= QUEUE_SIZE
+    assert calls.count()["answered"] >= QUEUE_SIZE
+    assert num_waiting() == 0
 
 
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:
