@@ -66,11 +66,8 @@ def test_a_configuration_that_does_not_fit_the_file_is_refused() -> None:
     document = json.dumps(config(FRUIT_RESNET))
     (output,) = json.loads(document)["output"]
     classes = [int(dim) for dim in output["dims"]]
-    good = (
-        [("PIXELS", 2, [-1, 100, 100, 3])],
-        [("PROBABILITIES", 1, [-1, *classes]), ("FEATURES", 1, [-1, 512])],
-    )
-    models.check_file(document, *good)
+    outputs = [("PROBABILITIES", 1, [-1, *classes]), ("FEATURES", 1, [-1, 512])]
+    models.check_file(document, [("PIXELS", 2, [-1, 100, 100, 3])], outputs)
     with pytest.raises(ServerError, match="PIXELS is TYPE_UINT8"):
         models.check_file(document, [("PIXELS", 1, [-1, 100, 100, 3])], outputs)
 
