@@ -30,7 +30,7 @@ FLAGS = (
 )
 CACHE_VARIABLE = "FRUITSTAND_CACHE"
 FLAGS_VARIABLE = "FRUITSTAND_HOST_FLAGS"
-"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address, whose runtime tritonserver then has
+"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address, whose runtime tritonserver has
 to preload."""
 BUILD_TIMEOUT_S = 300.0
 

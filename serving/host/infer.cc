@@ -115,7 +115,7 @@ class Inference final : public Instance {
     check_file();
     warm_up(*parts_, part_);
     int64_t whole_below = MIN_PART * num_threads;
-    if (num_threads > 1) warm_up(*whole_, std::min(whole_below - 1, settings_.max_batch_size));
+    if (num_threads > 1) warm_up(*whole_, std::min(part_, whole_below - 1));
     open_sampler();
     joined_.resize(static_cast<size_t>(num_threads), std::vector<std::vector<uint8_t>>(settings_.inputs.size()));
     uint64_t wait_ns = settings_.max_queue_delay_us * 1000;

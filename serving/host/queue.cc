@@ -124,7 +124,10 @@ void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
   bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().is_empty();
   int64_t limit = policy_.max_images;
   bool is_whole = may_be_alone && images_waiting_ < policy_.whole_below;
-  if (policy_.may_split && !is_whole) limit = std::min(limit, (images_waiting_ + idle - 1) / idle);
+  if (is_whole)
+    limit = images_waiting_;
+  else if (policy_.may_split)
+    limit = std::min(limit, (images_waiting_ + idle - 1) / idle);
   uint64_t now = now_ns();
   while (!waiting_.empty() && batch->num_images < limit) {
     std::shared_ptr<Request> request = waiting_.front();
