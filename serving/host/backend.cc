@@ -59,6 +59,9 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* ha
 
 EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* handle) {
   return guarded([&] {
+    const char* name = nullptr;
+    host::check(TRITONBACKEND_ModelInstanceName(handle, &name));
+    host::log(TRITONSERVER_LOG_INFO, std::string("TRITONBACKEND_ModelInstanceInitialize: ") + name);
     std::unique_ptr<host::Instance> instance = model_of(handle).open_instance(handle);
     host::check(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
     instance.release();
