@@ -64,7 +64,7 @@ class Decoder final : public Instance {
       results = call(requests);
       for (size_t i = 0; i < requests.size(); ++i)
         read(PyList_GetItem(results.get(), static_cast<Py_ssize_t>(i)), &decoded[i]);
-    } catch (const Failure& failure) {
+    } catch (const std::exception& failure) {
       log(TRITONSERVER_LOG_ERROR, failure.what());
       for (Decoded& one : decoded) one.failure = std::make_unique<Failure>("the decode step failed");
     }

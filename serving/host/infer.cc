@@ -204,7 +204,7 @@ class Inference final : public Instance {
       for (const Value& result : results)
         if (result.shape().empty() || result.shape()[0] != batch.num_images)
           throw Failure("an output has another batch axis than the inputs");
-    } catch (const Failure& one) {
+    } catch (const std::exception& one) {
       log(TRITONSERVER_LOG_ERROR, one.what());
       failure = std::make_unique<Failure>("the model failed on this batch");
     }
