@@ -41,6 +41,15 @@ def test_a_machine_without_a_compiler_gets_the_stubs_and_is_told_why(
     assert "apt-get install g++" in caplog.text
 
 
+@NEEDS_BUILD
+def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image that was built elsewhere."""
+    built = build.library()
+    monkeypatch.setenv("CXX", "no compiler")
+    assert build.missing() is not None
+    assert choose(HOST).library == built
+
+
 def test_a_repository_of_an_older_release_gets_the_stubs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
