@@ -84,11 +84,18 @@ def compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: in FRUITSTAND_CACHE, else in the user's cache."""
+    """Where libraries are kept: in FRUITSTAND_CACHE, else in the user's cache.
+
+    Raises:
+        ServerError: the user has no home folder, as in a container.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fruitstand"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fruitstand"
+    except RuntimeError as exc:
+        raise ServerError(f"no home folder for the build's cache; set {CACHE_VARIABLE} to a folder") from exc
 
 
 def _libpython() -> str:
