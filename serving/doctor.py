@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.errors import UsageError
+from fruitstand.errors import ServerError, UsageError
 from fruitstand.threads import cgroup_cpus, thread_budget
 from serving.backend_directory import BACKENDS_VARIABLE, DEFAULT_BACKENDS, STUB
 from serving.host import build
@@ -103,9 +103,12 @@ def _own_backend() -> Finding:
     name = "CPU backend"
     if (os.environ.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS) == STUB:
         return Finding(name, OK, f"Python stubs; {BACKENDS_VARIABLE}=host takes our own")
-    reason = build.missing()
+    try:
+        reason, folder = build.missing(), build.cache_folder()
+    except ServerError as exc:
+        return Finding(name, WARN, "the slower Python stubs", str(exc))
     if reason is None:
-        return Finding(name, OK, f"our own, built by {build.compiler()} into {build.cache_folder()}")
+        return Finding(name, OK, f"our own, built by {build.compiler()} into {folder}")
     found, _, fix = reason.partition(": ")
     return Finding(name, WARN, f"the slower Python stubs: {found}", fix)
 
