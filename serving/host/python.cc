@@ -27,6 +27,12 @@ void start_python() {
   std::lock_guard<std::mutex> lock(mutex);
   if (Py_IsInitialized()) return;
   promote_libpython();
+  PyPreConfig before;
+  PyPreConfig_InitPythonConfig(&before);
+  before.parse_argv = 0;
+  before.configure_locale = 0;  // the process's locale is Triton's
+  before.utf8_mode = 1;
+  PyStatus status = Py_PreInitialize(&before);
   PyConfig config;
   PyConfig_InitPythonConfig(&config);
   config.install_signal_handlers = 0;  // SIGTERM is Triton's
@@ -34,7 +40,8 @@ void start_python() {
   config.buffered_stdio = 0;
   // From the program's path Python finds pyvenv.cfg, and so the environment's packages.
   const char* program = getenv("FRUITSTAND_PYTHON");
-  PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, program ? program : "python3");
+  if (!PyStatus_Exception(status))
+    status = PyConfig_SetBytesString(&config, &config.program_name, program ? program : "python3");
   if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
   PyConfig_Clear(&config);
   if (PyStatus_Exception(status))
