@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-import serving.triton.embedded
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE, PROBABILITIES
 from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME
+from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
 from tests.repositories import DECODE, edit
 
@@ -63,12 +63,14 @@ def other_weights(repository: Path) -> None:
 
 def no_isolation(backends: Path) -> None:
     """One bad image fails its whole batch, as NVIDIA's decoder does."""
-    decoded = "        decoded, start, responses = self._decoder.decode(images), 0, []\n"
+    answers = "        answers = iter(self._step.run([one for one in feeds if isinstance(one, dict)]))\n"
     fail = (
-        "        if any(isinstance(one, ImageRejected) for one in decoded):\n"
-        "            return [_refused('unsupported format in this batch') for _ in requests]\n"
+        "        answers = list(answers)\n"
+        "        if any(isinstance(one, str) for one in answers):\n"
+        "            answers = ['unsupported format in this batch'] * len(answers)\n"
+        "        answers = iter(answers)\n"
     )
-    _replace(backends / "dali" / "model.py", decoded, decoded + fail)
+    _replace(backends / "dali" / "model.py", answers, answers + fail)
 
 
 def slow(backends: Path) -> None:
@@ -96,13 +98,13 @@ def faulty_server(
         backends: faults of the code that serves it.
     """
     copy = shutil.copytree(repository, folder / "model_repository")
-    code = shutil.copytree(serving.triton.embedded.BACKENDS, folder / "backends")
+    code = shutil.copytree(backend_directory.STUBS, folder / "backends")
     for plant in files:
         plant(copy)
     for plant in backends:
         plant(code)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.triton.embedded.BACKENDS", code)
+        patch.setattr(backend_directory, "STUBS", code)
         # The embedded server looks at its golden images when it starts; NVIDIA's container does not.
         patch.setattr("serving.triton.readiness.MAX_GOLDEN_DISTANCE", 1.0)
         with EmbeddedServer(copy, log_path=folder / "triton.log") as server:
