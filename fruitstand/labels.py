@@ -12,14 +12,14 @@ def check_labels(labels: Sequence[str]) -> None:
     """Refuse labels that a label file cannot carry.
 
     Raises:
-        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break.
+        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break, also at its end.
     """
     if len(labels) < 2:
         raise ArtefactError(f"labels: got {len(labels)}, a classifier needs at least two")
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ArtefactError(f"labels: {twice!r} stands there twice")
-    bad = next((label for label in labels if not label.strip() or len(label.splitlines()) != 1), None)
+    bad = next((label for label in labels if not label.strip() or label.splitlines() != [label]), None)
     if bad is not None:
         raise ArtefactError(f"labels: {bad!r} is empty or has a line break")
 

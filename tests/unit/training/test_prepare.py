@@ -213,6 +213,10 @@ def _only_in_test(tree: Path) -> None:
     (tree / "Test" / "Durian" / "0_100.jpg").write_bytes(encode(pattern(100, 100)))
 
 
+def _renamed_in_training(tree: Path) -> None:
+    (tree / "Training" / "Generated 001 red").rename(tree / "Training" / "Apple")
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
@@ -223,6 +227,11 @@ def _only_in_test(tree: Path) -> None:
             _one_image, r"has 1 training image\(s\) and 0 for validation", id="class_with_one_image"
         ),
         pytest.param(_only_in_test, "'Durian' is in Test but not in Training", id="class_only_in_test"),
+        pytest.param(
+            _renamed_in_training,
+            r"'Generated 001 red' is in Test but not in Training \(in Training but not in Test: 'Apple'",
+            id="class_renamed_in_one_split",
+        ),
     ],
 )
 def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Path, tmp_path: Path) -> None:
