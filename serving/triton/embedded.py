@@ -25,7 +25,7 @@ from fruitstand.machine.background import can_return
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.repository.versions import Version, loaded_versions, serving_state, verify_version
 from serving.tracing import Tracing
-from serving.triton.child_process import start_process
+from serving.triton.child_process import forbids_programs, start_process
 
 BACKENDS = Path(__file__).parents[1] / "backends"
 STUB_STARTER = Path(__file__).parents[1] / "stub.sh"
@@ -133,6 +133,7 @@ class EmbeddedServer:
             timeout_s: to wait; None waits as long as the configuration may need.
 
         Raises:
+            UsageError: nothing can start from the temporary folder.
             ArtefactError: a version to be loaded was altered since, or is not signed as asked.
             ServerError: it ended by itself or was not ready in time; the last error of its log is named.
         """
@@ -143,6 +144,11 @@ class EmbeddedServer:
         # Again at each start: another version may have been promoted since.
         _, version = checked_repository(self.repository, self._trusted_keys)
         _sweep_leftovers()
+        if forbids_programs(temporary := Path(tempfile.gettempdir())):
+            raise UsageError(
+                f"{temporary}: is mounted noexec, and the server's backends start from there; set TMPDIR to a"
+                " folder on another file system"
+            )
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
             backends = _backend_directory(self._scratch)
