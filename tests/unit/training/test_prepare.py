@@ -17,6 +17,7 @@ from training.data.check.claims import broken_claims, shared
 from training.data.class_folders import find_images
 from training.data.file_tree import open_tree
 from training.data.painter import paint_dataset
+from tests.command import fruitstand
 from training.data.prepare import prepare_data
 from training.data.splits import film_of
 
@@ -241,6 +242,15 @@ def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Pa
         prepare_data(source=str(tree), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_class_without_test_images_is_named(tree: Path, tmp_path: Path) -> None:
+    """It can be trained, but no evaluation will see it."""
+    shutil.rmtree(tree / "Test" / "Generated 002 green")
+    done = fruitstand("data", "prepare", "--source", tree, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "class 'Generated 002 green' has no image in Test" in done.stdout
+    assert "Generated 001" not in done.stdout
 
 
 def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path, tmp_path: Path) -> None:
