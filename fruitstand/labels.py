@@ -12,7 +12,7 @@ def check_labels(labels: Sequence[str]) -> None:
     """Refuse labels that a label file cannot carry.
 
     Raises:
-        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break, also at its end.
+        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break.
     """
     if len(labels) < 2:
         raise ArtefactError(f"labels: got {len(labels)}, a classifier needs at least two")

@@ -152,10 +152,14 @@ def test_a_server_without_the_classifier_is_named(
 
 def test_a_server_that_goes_away_is_a_failure_and_no_wrong_use(repository: Path, tmp_path: Path) -> None:
     """Exit 1, and the thread that reads the counters ends without a traceback."""
-    with EmbeddedServer(repository, log_path=tmp_path / "log") as own, ServedModel(own.url) as model:
-        with pytest.raises(ServerError, match="no server answers"), StatisticsLog(model) as readings:
-            own.stop(at_once=True)
-            readings._thread.join(60)
+    with (
+        EmbeddedServer(repository, log_path=tmp_path / "log") as own,
+        ServedModel(own.url) as model,
+        pytest.raises(ServerError, match="no server answers"),
+        StatisticsLog(model) as readings,
+    ):
+        own.stop(at_once=True)
+        readings._thread.join(60)
     assert ServerError.exit_code == 1
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand.manifest import PreparedData, read_prepared
+from tests.command import fruitstand
 from training.data.check.claims import broken_claims, shared
 from training.data.class_folders import find_images
 from training.data.file_tree import open_tree
 from training.data.painter import paint_dataset
-from tests.command import fruitstand
 from training.data.prepare import prepare_data
 from training.data.splits import film_of
 
