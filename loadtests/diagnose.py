@@ -124,7 +124,8 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         return
     observed = f"batches do not form: {counters.mean_batch:.1f} images an execution"
     ragged = [tensor.name for tensor in config.input if -1 in tensor.dims and not tensor.allow_ragged_batch]
-    if not config.HasField("dynamic_batching"):
+    has_own_queue = "default_timeout_microseconds" in config.parameters
+    if not config.HasField("dynamic_batching") and not has_own_queue:
         words = f"{observed}; the configuration has no dynamic_batching"
         yield Finding("no_dynamic_batching", step, words, "add dynamic_batching { }")
     elif ragged:
@@ -134,6 +135,8 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         )
         remedy = "set allow_ragged_batch: true on that input"
         yield Finding("ragged_flag_missing", step, words, remedy)
+    elif has_own_queue:
+        return  # our own backend computes at once what is there: few in flight make small batches
     elif seen.in_flight > ONE_CALLER and config.dynamic_batching.max_queue_delay_microseconds == 0:
         words = (
             f"{observed}; max_queue_delay_microseconds is 0 and only {seen.in_flight:.1f} requests are under"

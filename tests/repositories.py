@@ -17,6 +17,8 @@ from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME, ServingSt
 
 VERSION = 2
 DECODE = f"{IMAGE_DECODE}/config.pbtxt"
+DECODE_SETS = f"{IMAGE_DECODE}/**/[ch]o*.pbtxt"
+"""config.pbtxt and host.pbtxt; those for NVIDIA's backends are ensembles and have no warm-up."""
 RESNET = f"{FRUIT_RESNET}/configs/cpu.pbtxt"
 RESNET_GPU = f"{FRUIT_RESNET}/configs/gpu.pbtxt"
 RESNET_TENSORRT = f"{FRUIT_RESNET}/configs/gpu-trt.pbtxt"

@@ -162,9 +162,12 @@ def _queue_findings(model: Model, *, is_first: bool) -> Iterator[Finding]:
 
     A later step that refuses what is too much can hang the ensemble before 26.02.
     """
-    if not model.config.HasField("dynamic_batching"):
+    if model.has_own_queue:
+        policy = _own_policy(model)
+    elif model.config.HasField("dynamic_batching"):
+        policy = model.config.dynamic_batching.default_queue_policy
+    else:
         return
-    policy = model.config.dynamic_batching.default_queue_policy
     if not is_first and policy.max_queue_size:
         message = f"max_queue_size {policy.max_queue_size} on a later step; only the first may have a limit"
         yield Finding(model.file, "later_queue_limit", message)
@@ -179,6 +182,20 @@ def _queue_findings(model: Model, *, is_first: bool) -> Iterator[Finding]:
     if missing:
         message = f"default_queue_policy lacks {', '.join(missing)}: work would pile up"
         yield Finding(model.file, "queue_policy", message)
+
+
+def _own_policy(model: Model) -> pb.ModelQueuePolicy:
+    """The limits that a model's parameters give the embedded server's own backend."""
+    given = {key: one.string_value for key, one in model.config.parameters.items()}
+
+    def number(key: str) -> int:
+        return int(given[key]) if given.get(key, "").isdecimal() else 0
+
+    return pb.ModelQueuePolicy(
+        default_timeout_microseconds=number("default_timeout_microseconds"),
+        allow_timeout_override=given.get("allow_timeout_override", "true") in ("1", "true"),
+        max_queue_size=number("max_queue_size"),
+    )
 
 
 def _tensor_findings(ensemble: Model, models: dict[str, Model | None]) -> Iterator[Finding]:

@@ -13,11 +13,11 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.lint.backend_rules import Fault, key_faults, optimization_faults
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import HOST_CONFIG, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
 from fruitstand.images.header import read_header
 from fruitstand.labels import read_labels
-from fruitstand.repository.triton_keys import DALI_PARAMETERS, ONNXRUNTIME_PARAMETERS
+from fruitstand.repository.triton_keys import DALI_PARAMETERS, HOST_PARAMETERS, ONNXRUNTIME_PARAMETERS
 from fruitstand.repository.versions import version_numbers
 
 _PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS, "python": {}}
@@ -41,6 +41,11 @@ class Model:
     file: Path
     """The configuration, relative to the repository."""
     config: pb.ModelConfig
+
+    @property
+    def has_own_queue(self) -> bool:
+        """Whether the embedded server's own backend reads it, which queues and batches by itself."""
+        return self.file.stem == HOST_CONFIG
 
     @property
     def is_ensemble(self) -> bool:
@@ -89,9 +94,10 @@ def model_faults(model: Model) -> Iterator[Fault]:
     if config.backend not in _PARAMETERS:
         yield "backend", f"backend is {config.backend!r}, expected one of {', '.join(_PARAMETERS)}"
         return
-    yield from _batching_faults(config)
+    yield from _batching_faults(model)
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    yield from key_faults(f"{config.backend} parameter", parameters, _PARAMETERS[config.backend])
+    allowed = {**_PARAMETERS[config.backend], **(HOST_PARAMETERS if model.has_own_queue else {})}
+    yield from key_faults(f"{config.backend} parameter", parameters, allowed)
     if config.backend == "onnxruntime":
         yield from optimization_faults(config)
     yield from _warmup_faults(model)
@@ -122,8 +128,14 @@ def _tensor_faults(config: pb.ModelConfig) -> Iterator[Fault]:
             )
 
 
-def _batching_faults(config: pb.ModelConfig) -> Iterator[Fault]:
-    if not config.HasField("dynamic_batching"):
+def _batching_faults(model: Model) -> Iterator[Fault]:
+    config = model.config
+    if model.has_own_queue and config.HasField("dynamic_batching"):
+        yield (
+            "dynamic_batching",
+            "dynamic_batching in front of a backend that forms its own batches costs time; remove it",
+        )
+    if not model.has_own_queue and not config.HasField("dynamic_batching"):
         yield (
             "dynamic_batching",
             "no dynamic_batching: nothing adds it here; write at least dynamic_batching { }",

@@ -12,6 +12,7 @@ from fruitstand.repository.triton_keys import (
     DALI_PARAMETERS,
     DEPRECATED_CUDA_PARAMETERS,
     GPU_ACCELERATORS,
+    HOST_PARAMETERS,
     ONNXRUNTIME_PARAMETERS,
     TENSORRT_PARAMETERS,
 )
@@ -46,6 +47,8 @@ _OURS_DIFFERS = (
 )
 _NOT_IN_24_10 = {"session.use_device_allocator_for_initializers": "natively ignored in 24.10, honoured since"}
 _BY_CORE = "Triton's core does it, for every backend"
+_HOST_ONLY = "in `configs/host.pbtxt`, for our own C++ backend; without effect on the Python stubs"
+HOST_EXAMPLES = dict.fromkeys(HOST_PARAMETERS, "7") | {"allow_timeout_override": "true"}
 
 SETTINGS = (
     *(
@@ -82,11 +85,16 @@ SETTINGS = (
     Setting(DALI, "model_operations.op_library_filename", "ops.so", NO_EFFECT, "of the onnxruntime backend"),
     Setting(DALI, "input.allow_ragged_batch", "true", HONOURED),
     Setting(DALI, "input.optional", "true", REFUSED, "every input is fed in every batch"),
+    *(
+        Setting(BOTH, f"parameters.{key}", HOST_EXAMPLES[key], HONOURED, _HOST_ONLY)
+        for key in HOST_PARAMETERS
+    ),
     Setting(BOTH, "default_model_filename", "other.file", HONOURED),
     Setting(BOTH, "output.label_filename", "labels.txt", HONOURED, _BY_CORE),
     Setting(BOTH, "max_batch_size", "0", REFUSED, "requests without a batch axis; natively for video and"
             " for models with a fixed batch"),
-    Setting(BOTH, "instance_group", "count: 2", HONOURED, f"{_BY_CORE}; each instance is a process here"),
+    Setting(BOTH, "instance_group", "count: 2", HONOURED, f"{_BY_CORE}; each instance is a process"
+            " on the stubs, threads on the host"),
     Setting(BOTH, "dynamic_batching", "default_queue_policy", HONOURED, _BY_CORE),
     Setting(BOTH, "model_warmup", "sample", HONOURED, _BY_CORE),
     Setting(BOTH, "response_cache", "enable: true", HONOURED, _BY_CORE),

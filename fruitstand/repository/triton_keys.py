@@ -23,6 +23,16 @@ LATER_FIELDS = MappingProxyType(
 DALI_PARAMETERS = MappingProxyType({"num_threads": "-1|[1-9][0-9]*"})
 """Model parameters that both servers honour; `split_along_outer_axis`, for video, exists only natively."""
 
+HOST_PARAMETERS = MappingProxyType(
+    {
+        "max_queue_size": "[1-9][0-9]*",
+        "default_timeout_microseconds": "[1-9][0-9]*",
+        "allow_timeout_override": BOOLEAN,
+        "max_queue_delay_microseconds": INTEGER,
+    }
+)
+"""Queue limits of our own C++ backend, in `configs/host.pbtxt`, under the names of Triton's batcher."""
+
 GRAPH_LEVELS = MappingProxyType(
     {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 )

@@ -78,6 +78,11 @@ class Sampler:
         """Whether the next batch should be offered."""
         return time.monotonic() >= self._next_s and self._thread.is_alive()
 
+    @property
+    def next_in_s(self) -> float:
+        """Seconds until the next sample is due; not positive when it is."""
+        return self._next_s - time.monotonic() if self._thread.is_alive() else float(2**31)
+
     def offer(
         self, pixels_nhwc_u8: np.ndarray, probabilities: np.ndarray, features: np.ndarray | None = None
     ) -> None:

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.errors import UsageError
+from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import cgroup_cpus, thread_budget
+from serving.host import build
+from serving.triton.backend_directory import BACKENDS_VARIABLE, DEFAULT_BACKENDS, STUB
 from serving.triton.child_process import forbids_programs
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -59,8 +61,8 @@ def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
         ports: that have to be free.
     """
     checks: tuple[Callable[[], Finding], ...] = (
-        _glibc, _python, _pytriton, _stub, _shared_memory, _temporary_folder, _processor, _engines, _dali,
-        gpu_driver, _threads,
+        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _processor, _engines,
+        _dali, gpu_driver, _threads,
     )  # fmt: skip
     return [*(check() for check in checks), *check_ports(ports)]
 
@@ -106,6 +108,21 @@ def _stub() -> Finding:
                 return Finding("Python backend", OK, f"stub for {wanted}, {library}")
     fix = "use Python 3.11 or 3.12 and install the serve-cpu extra"
     return Finding("Python backend", FAIL, f"no stub for Python {wanted}", fix)
+
+
+def _own_backend() -> Finding:
+    """What serves on a CPU: our own backend, which has to be built here, or the slower Python stubs."""
+    name = "CPU backend"
+    if (os.environ.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS) == STUB:
+        return Finding(name, OK, f"Python stubs; {BACKENDS_VARIABLE}=host takes our own")
+    try:
+        reason, folder = build.missing(), build.cache_folder()
+    except ServerError as exc:
+        return Finding(name, WARN, "the slower Python stubs", str(exc))
+    if reason is None:
+        return Finding(name, OK, f"our own, built by {build.compiler()} into {folder}")
+    found, _, fix = reason.partition(": ")
+    return Finding(name, WARN, f"the slower Python stubs: {found}", fix)
 
 
 def _shared_memory() -> Finding:

@@ -1,8 +1,7 @@
 """Run the tritonserver that the wheel nvidia-pytriton carries, on our model repository.
 
-The wheel brings the server and Triton's Python backend, no native ONNX Runtime or DALI backend. In their
-place stand two Python-based backends with the same names, `serving/backends/{dali,onnxruntime}`, so that the
-same `config.pbtxt` is served here and in NVIDIA's container.
+The wheel brings the server and Triton's Python backend, no native ONNX Runtime or DALI backend;
+`serving/triton/backend_directory.py` puts ours in their place.
 """
 
 import contextlib
@@ -25,12 +24,17 @@ from fruitstand.machine.background import can_return
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.repository.versions import Version, loaded_versions, serving_state, verify_version
 from serving.tracing import Tracing
+from serving.triton.backend_directory import (
+    STUB,
+    Backends,
+    choose_backends,
+    installed_triton,
+    make_backend_directory,
+)
 from serving.triton.child_process import forbids_programs, start_process
 
-BACKENDS = Path(__file__).parents[1] / "backends"
-STUB_STARTER = Path(__file__).parents[1] / "stub.sh"
 ANSWERING = "answering"
-"""A file beside it: the server answers, and what starts now gives way."""
+"""A file beside the Python backend's program: the server answers, and what starts now gives way."""
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 GPU_START_TIMEOUT_S = 900.0
@@ -151,15 +155,16 @@ class EmbeddedServer:
             )
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-            backends = _backend_directory(self._scratch)
-            self._launch(_installed_triton() / "bin" / "tritonserver", backends)
+            chosen = choose_backends(self.repository, self._config_name)
+            backends = make_backend_directory(self._scratch, chosen)
+            self._launch(installed_triton() / "bin" / "tritonserver", backends, chosen)
             wait_until_ready(
                 self.url,
                 deadline=time.monotonic() + timeout_s,
                 is_alive=self.is_alive,
                 golden=version.golden(),
             )
-            if can_return():
+            if chosen.kind == STUB and can_return():
                 (backends / "python" / ANSWERING).touch()
         except ServerError as exc:
             reason = self._last_error()
@@ -169,13 +174,15 @@ class EmbeddedServer:
             self.stop()
             raise
 
-    def _launch(self, binary: Path, backends: Path) -> None:
+    def _launch(self, binary: Path, backends: Path, chosen: Backends) -> None:
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         environment = _environment(self._trusted_keys, self._threads)
         self._process = start_process(
-            [str(binary), *self._arguments(backends)], env=environment, log_path=self._log_path
+            [str(binary), *self._arguments(backends, chosen.config_name)],
+            env=environment,
+            log_path=self._log_path,
         )
 
     def is_alive(self) -> bool:
@@ -215,7 +222,7 @@ class EmbeddedServer:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
-    def _arguments(self, backends: Path) -> list[str]:
+    def _arguments(self, backends: Path, config_name: str) -> list[str]:
         arguments = [
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
@@ -225,7 +232,7 @@ class EmbeddedServer:
             f"--http-port={self.http_port}",
             f"--metrics-address={LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
-            f"--model-config-name={self._config_name}",
+            f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
             # With true it is not ready while a version loads beside the one that answers, and a gateway gives
@@ -317,48 +324,16 @@ def claim_ports(wanted: dict[str, int]) -> list[int]:
     return ports
 
 
-def _installed_triton() -> Path:
-    """The wheel's tritonserver folder, its programs made executable (installers drop that bit)."""
-    from importlib.metadata import PackageNotFoundError, files
-
-    try:
-        listed = files("nvidia-pytriton") or []
-    except PackageNotFoundError as exc:
-        raise ServerError(
-            "nvidia-pytriton is not installed; install fruitstand with the serve-cpu extra"
-        ) from exc
-    binary = next(Path(str(path.locate())) for path in listed if path.name == "tritonserver")
-    if not os.access(binary, os.X_OK):
-        binary.chmod(0o755)
-    return binary.parent.parent
-
-
-def _backend_directory(scratch: Path) -> Path:
-    """A backend folder as Triton wants it: our two beside the wheel's Python backend and its stub."""
-    triton = _installed_triton()
-    backends = scratch / "backends"
-    shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
-    python = backends / "python"
-    python.mkdir()
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        shutil.copyfile(triton / "backends" / "python" / name, python / name)  # Triton refuses symlinks
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    for source, name in ((STUB_STARTER, stub.name), (stub, f"{stub.name}.program")):
-        shutil.copyfile(source, python / name)
-        (python / name).chmod(0o755)
-    return backends
-
-
 def _environment(trusted_keys: Path | None, threads: int) -> dict[str, str]:
-    """What the stub needs to find this environment's Python and its libraries, and whom to trust."""
-    site = _installed_triton().parent.parent
+    """What the backends need to find this environment's Python and its libraries, and whom to trust."""
+    site = installed_triton().parent.parent
     libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(filter(None, [*libraries, inherited])),
+        "FRUITSTAND_PYTHON": sys.executable,
         "PYTHONDONTWRITEBYTECODE": "1",
         "FRUITSTAND_TRUSTED_KEYS": str(trusted_keys.resolve()) if trusted_keys is not None else "",
         **thread_environment(threads),

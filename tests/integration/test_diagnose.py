@@ -10,10 +10,10 @@ import pytest
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
-from fruitstand.repository.versions import LOADED_CONFIG
 from fruitstand_client import Client
 from loadtests.diagnose import diagnose
 from serving.triton.embedded import EmbeddedServer
+from tests.backends import on_host, served_config
 
 WATCH_S = 3.0
 NUM_WINDOWS = 5
@@ -82,8 +82,7 @@ def _loaded(
 ) -> Iterator[EmbeddedServer]:
     """A server with faults in its configuration, and callers."""
     copy = shutil.copytree(repository, folder / "model_repository")
-    paths = {name: copy / name / "config.pbtxt" for name in (IMAGE_DECODE, FRUIT_CLASSIFIER)}
-    paths[FRUIT_RESNET] = copy / LOADED_CONFIG
+    paths = {name: served_config(copy, name) for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)}
     texts = {name: path.read_text() for name, path in paths.items()}
     for plant in plants:
         plant(texts)
@@ -129,7 +128,11 @@ def test_a_lone_caller_is_what_limits(server: EmbeddedServer, images: list[bytes
     [
         pytest.param(_no_ragged_flag, 8, "ragged_flag_missing", IMAGE_DECODE, id="ragged_flag"),
         # Planted in both steps: where the first lets two through together, the second has its batch.
-        pytest.param(_no_queue_delay, 2, "no_queue_delay", None, id="queue_delay"),
+        pytest.param(
+            *(_no_queue_delay, 2, "no_queue_delay", None),
+            id="queue_delay",
+            marks=pytest.mark.skipif(on_host(), reason="the host has no such delay"),
+        ),
         pytest.param(_batches_of_one, 4, "batch_size_cap", FRUIT_RESNET, id="batches_of_one"),
         pytest.param(_too_many_threads, 4, "threads_oversubscribed", FRUIT_RESNET, id="threads"),
         pytest.param(_nothing, 1, "client_limited", FRUIT_CLASSIFIER, id="client"),

@@ -63,7 +63,7 @@ def test_two_workers_account_for_every_call(
     done = fruitstand(
         "loadtest",
         *("--url", server.url, "--images", prepared.directory / "images" / "Test", "--out", out),
-        *("--profile", "spike", "--peak", "20", "--stage-s", "2", "--workers", "2"),
+        *("--profile", "spike", "--peak", "20", "--stage-s", "3", "--workers", "2"),
         *("--request-batches", "1,4", "--slo", slo),
     )
     assert done.returncode == 1, done.stderr
@@ -92,7 +92,7 @@ def test_behind_a_gateway_the_result_is_without_the_servers_side(
         gateway.start({server.grpc_port: True})
         out = tmp_path / "out"
         images = prepared.directory / "images" / "Test"
-        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "2")
+        flags = ("--profile", "spike", "--peak", "20", "--stage-s", "3")
         done = fruitstand("loadtest", "--url", gateway.url, "--images", images, "--out", out, *flags)
     finally:
         gateway.stop()

@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.images.synthetic import encode, pattern
-from serving.triton import embedded
+from serving.host import build
+from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
+from tests.backends import num_workers, on_host, served_config
 
 QUEUE_SIZE = 16
 DEADLINE_US = 1_500_000
@@ -65,24 +68,28 @@ EXPIRED = "Request timeout expired"
 def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """The server with a short queue in front of its first step, in which nothing waits too long by itself."""
     copy = shutil.copytree(repository, tmp_path_factory.mktemp("narrow") / "model_repository")
-    config = copy / IMAGE_DECODE / "config.pbtxt"
+    config = served_config(copy, IMAGE_DECODE)
     text = config.read_text()
     for key, old, new in (
         ("max_queue_size", 1024, QUEUE_SIZE),
         ("default_timeout_microseconds", 2_000_000, 60_000_000),
     ):
-        assert f"{key}: {old}\n" in text
-        text = text.replace(f"{key}: {old}\n", f"{key}: {new}\n")
+        written = re.compile(rf'({key}: |"{key}" value: {{ string_value: "){old}\b')
+        text, changes = written.subn(rf"\g<1>{new}", text)
+        assert changes == 1
     config.write_text(text)
-    backends = shutil.copytree(embedded.BACKENDS, copy.parent / "backends")
+    stubs = shutil.copytree(backend_directory.STUBS, copy.parent / "backends")
     for gate, path, text in (
         (DECODER_GATE, copy / IMAGE_DECODE / "1" / "dali.py", GATED_DECODER),
-        (MODEL_GATE, backends / "onnxruntime" / "model.py", GATED_MODEL),
+        (MODEL_GATE, stubs / "onnxruntime" / "model.py", GATED_MODEL),
     ):
         (copy / gate).touch()
         path.write_text(path.read_text() + text.format(gate=str(copy / gate)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "BACKENDS", backends)
+        patch.setattr(backend_directory, "STUBS", stubs)
+        # The C++ backend has such a gate too, where it is compiled with it.
+        patch.setenv(build.FLAGS_VARIABLE, "-DFRUITSTAND_GATE")
+        patch.setenv("FRUITSTAND_GATE", str(copy / MODEL_GATE))
         with EmbeddedServer(copy, log_path=copy.parent / "triton.log") as running:
             yield running
 
@@ -196,19 +203,56 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: Embedded
 def test_a_deadline_that_passes_in_the_second_queue_costs_no_inference(
     narrow: EmbeddedServer, calls: Calls
 ) -> None:
-    """Decoded in time, a request waits behind one that the model does not finish."""
+    """Decoded in time, requests wait behind those that the model does not finish."""
     before = {model: calls.executed(model) for model in (IMAGE_DECODE, FRUIT_RESNET)}
     with held(narrow, MODEL_GATE):
-        calls.send()
-        wait_for_a_waiter(narrow, MODEL_GATE)  # the model has it, and takes no other into its batch
+        for number in range(num_workers()):
+            calls.send()
+            calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + number + 1)
+            time.sleep(0.1)  # longer than a batch waits for others: the model has it
+        wait_for_a_waiter(narrow, MODEL_GATE)
         for _ in range(4):
             calls.send(timeout=DEADLINE_US)
-        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + 5)
+        calls.wait_executed(IMAGE_DECODE, before[IMAGE_DECODE] + num_workers() + 4)
         time.sleep(1.2 * DEADLINE_US / 1e6)
     outcomes = calls.count()
-    assert outcomes["answered"] == 1
+    assert outcomes["answered"] == num_workers()
     assert total(outcomes, EXPIRED) == 4
-    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == 1
+    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == num_workers()
+
+
+@pytest.mark.skipif(not on_host(), reason="Triton's batcher looks at deadlines only when an instance is free")
+def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, calls: Calls) -> None:
+    """Every worker is held; the queue's own timer answers what expires behind them."""
+    before = calls.executed(IMAGE_DECODE)
+    with held(narrow, MODEL_GATE):
+        for number in range(num_workers()):
+            calls.send()
+            calls.wait_executed(IMAGE_DECODE, before + number + 1)
+        for _ in range(4):
+            calls.send(timeout=200_000)
+        deadline = time.monotonic() + 20
+        while len(calls.outcomes) < 4:
+            assert time.monotonic() < deadline, calls.outcomes
+            time.sleep(0.01)
+        assert all(EXPIRED in text for text in calls.outcomes)
+    assert calls.count()["answered"] == num_workers()
+
+
+def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
+    """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
+    metric = "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
+    pattern = re.compile(rf'^{metric}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
+
+    def num_waiting() -> int:
+        with urllib.request.urlopen(narrow.metrics_url) as page:
+            return int(pattern.findall(page.read().decode())[0])
+
+    with held(narrow, DECODER_GATE):
+        calls.send_until_one_is_turned_away()
+        assert num_waiting() >= QUEUE_SIZE
+    assert calls.count()["answered"] >= QUEUE_SIZE
+    assert num_waiting() == 0
 
 
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:

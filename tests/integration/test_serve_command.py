@@ -18,6 +18,7 @@ from fruitstand.images.synthetic import encode, pattern
 from fruitstand.network.connections import fetch_page
 from fruitstand_client import Client
 from serving.triton.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
+from tests.backends import on_host
 from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
 NUM_BURSTS = 10
@@ -36,7 +37,8 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
         ready = json.loads(process.stdout.readline())
         assert ready["ready"] is True
         children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 3  # tritonserver and a stub for each of the two backends
+        # tritonserver, and a stub for each of the two backends where those are Python's
+        assert len(children) >= (1 if on_host() else 3)
         regions = f"{PREFIX}{process.pid}-*"  # other servers of this machine have theirs
         assert [*SHARED_MEMORY.glob(regions)]
         with Client(ready["grpc"]) as client:

@@ -13,10 +13,10 @@ from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE,
 from fruitstand.images.kinds import image_kinds
 from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
-from fruitstand.repository.versions import LOADED_CONFIG
 from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.triton.embedded import EmbeddedServer
+from tests.backends import served_config
 from tests.command import fruitstand
 
 NUM_BURSTS = 10
@@ -312,7 +312,7 @@ def test_predictions_name_what_they_are_for() -> None:
 def test_what_a_configuration_leaves_out_is_completed(repository: Path, tmp_path: Path) -> None:
     """With auto-complete on, the file's own input and output are served."""
     copy = shutil.copytree(repository, tmp_path / "copy")
-    config = copy / LOADED_CONFIG
+    config = served_config(copy, FRUIT_RESNET)
     kept = [line for line in config.read_text().splitlines() if not line.startswith(("input [", "output ["))]
     config.write_text("\n".join(kept))
     with EmbeddedServer(copy, log_path=tmp_path / "log", auto_complete=True) as running:

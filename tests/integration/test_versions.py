@@ -30,7 +30,7 @@ from fruitstand.repository.versions import (
     published_versions,
     serving_state,
 )
-from fruitstand.runs import META_NAME, read_run
+from fruitstand.runs import read_run
 from serving.triton.embedded import EmbeddedServer
 from tests.callers import Caller, ask_once, padded_batch
 from tests.crash import Crasher, assert_whole, litter
@@ -132,10 +132,7 @@ def publish_changed(change: Callable[[Path], None]) -> Callable[[Path, Path, str
 
 
 def export_inaccurate(versions: Path, candidate: Path, url: str) -> None:
-    """Export again at 32 pixels, int8 calibrated on black images: measured, and published all the same."""
-    meta = read_json(candidate.parent / META_NAME)
-    meta["preprocessing"]["input_size"] = [32, 32]
-    write_json(candidate.parent / META_NAME, meta)
+    """Export again, int8 calibrated on black images: measured, and published all the same."""
     run = read_run(candidate.parent)
 
     def black(data: PreparedData, rows: list[ManifestRow], preprocessing: Preprocessing) -> np.ndarray:

@@ -66,8 +66,9 @@ class TritonPythonModel:
     def _load(self, args: dict[str, str]) -> None:
         # Here, not above: importing them takes a second, and is part of the load.
         from serving.engine.division import DividedSession, divide
-        from serving.engine.onnx_session import intra_op_threads, run_options
+        from serving.engine.onnx_session import run_options
         from serving.engine.onnx_signature import check_signature
+        from serving.engine.session_plan import intra_op_threads
         from serving.engine.sized import SizedSession, plans_each_size
 
         config = json.loads(args["model_config"])

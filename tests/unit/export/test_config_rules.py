@@ -8,6 +8,7 @@ from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.images.synthetic import encode, pattern
 from tests.repositories import (
     DECODE,
+    DECODE_SETS,
     ENSEMBLE,
     EVERYWHERE,
     RESNET,
@@ -166,7 +167,7 @@ def as_string(config: pb.ModelConfig) -> None:
             "warmup_file",
             [
                 put(WARMUP_IMAGE, b"no image"),
-                edit(DECODE, lambda c: warmup(c).dims.__setitem__(0, 8)),
+                edit(DECODE_SETS, lambda c: warmup(c).dims.__setitem__(0, 8)),
             ],
             id="warmup_file_no_image",
         ),

@@ -26,7 +26,15 @@ def test_the_exit_status_is_the_worst_verdict() -> None:
     assert done.returncode == int("fail" in verdicts), done.stderr
     assert all(one["fix"] for one in findings if one["verdict"] != "ok")
     names = {one["name"] for one in findings}
-    assert names >= {"glibc", "Python", "tritonserver", "Python backend", "/dev/shm", "processor"}
+    assert names >= {
+        "glibc",
+        "Python",
+        "tritonserver",
+        "Python backend",
+        "CPU backend",
+        "/dev/shm",
+        "processor",
+    }
     assert names >= {"ONNX Runtime", "DALI", "GPU driver", "thread budget", "port 8001"}
 
 

@@ -45,6 +45,9 @@ CPU_CONFIG = "cpu"
 CPU_NATIVE_CONFIG = "cpu-native"
 """The same for a server with NVIDIA's own backends, which need the guard."""
 
+HOST_CONFIG = "host"
+"""The same for the embedded server's own backend, which queues and batches by itself."""
+
 MAX_BATCH_SIZE = 64
 """Images in one request, and in one batch on the server."""
 

@@ -1,0 +1,193 @@
+"""What a Triton model configuration asks of ONNX Runtime, as plain data.
+
+Two callers open a session from it: `serving/engine/onnx_session.py` through ONNX Runtime's Python API and
+`serving/host/engine.cc` through its C API. Honours what NVIDIA's onnxruntime backend honours;
+`docs/backends.md` lists every setting.
+
+Source:
+    triton-inference-server/onnxruntime_backend README, sections "Model Config Options" and "Optimization".
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fruitstand.errors import ServerError
+from fruitstand.machine.threads import thread_budget
+from fruitstand.repository.triton_keys import (
+    CPU_ACCELERATORS,
+    CUDA_PARAMETERS,
+    DEPRECATED_CUDA_PARAMETERS,
+    DEPRECATED_CUDA_VALUES,
+    GRAPH_LEVELS,
+    TENSORRT_OPTION_NAMES,
+    TENSORRT_PARAMETERS,
+)
+from fruitstand.repository.versions import verify_model_file
+from serving.engine.settings import checked_map, checked_parameters
+
+log = logging.getLogger("fruitstand.backend")
+
+ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+DEVICE_INITIALIZERS = "session.use_device_allocator_for_initializers"
+OPENVINO = "OpenVINOExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_TRUE = ("1", "true")
+
+Providers = list[tuple[str, dict[str, str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionSettings:
+    """Settings of a session, and of each call, that no accelerator changes."""
+
+    graph_level: str
+    """ONNX Runtime's name, such as ORT_ENABLE_ALL."""
+    intra_op_threads: int
+    inter_op_threads: int
+    is_parallel: bool
+    """Independent nodes of the graph run at the same time."""
+    uses_arena: bool
+    uses_memory_pattern: bool
+    session_entries: Mapping[str, str]
+    run_entries: Mapping[str, str]
+    operator_libraries: tuple[str, ...]
+    """Paths of custom operators."""
+
+
+def session_settings(config: dict[str, Any], *, device_id: int | None = None) -> SessionSettings:
+    """Settings from `parameters`, `optimization.graph` and `model_operations`.
+
+    Raises:
+        ServerError: an unknown key or value.
+    """
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    if level not in GRAPH_LEVELS:
+        raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
+    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
+    return SessionSettings(
+        graph_level=GRAPH_LEVELS[level],
+        intra_op_threads=intra_op_threads(config, device_id=device_id),
+        inter_op_threads=int(parameters.get("inter_op_thread_count", "0")),
+        is_parallel=parameters.get("execution_mode") == "1",
+        uses_arena=parameters.get("enable_mem_arena", "1") in _TRUE,
+        uses_memory_pattern=parameters.get("enable_mem_pattern", "1") in _TRUE,
+        session_entries={key: parameters[key] for key in (DEVICE_INITIALIZERS,) if key in parameters},
+        run_entries={key: parameters[key] for key in (ARENA_SHRINKAGE,) if key in parameters},
+        operator_libraries=tuple(config.get("model_operations", {}).get("op_library_filename", [])),
+    )
+
+
+def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) -> int:
+    """Threads of one instance's computation."""
+    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
+    # 0 is natively ONNX Runtime's own choice, which knows no cgroup. Instances on CPUs share the cores.
+    instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
+    share = max(1, thread_budget() // max(1, instances))
+    return int(parameters.get("intra_op_thread_count", "0")) or share
+
+
+def checked_model_file(
+    version_directory: Path, config: dict[str, Any], *, trusted_keys: Path | None = None
+) -> Path:
+    """The file to be opened, held against its published checksum.
+
+    Raises:
+        ArtefactError: the file is not the one that was published, or is not signed as asked.
+        ServerError: no such file.
+    """
+    path = version_directory / (config.get("default_model_filename") or "model.onnx")
+    if path.is_dir():
+        path = path / "model.onnx"
+    if not path.exists():
+        raise ServerError(f"{config['name']}: no file {path.name} in version {version_directory.name}")
+    verify_model_file(path, trusted_keys=trusted_keys)  # whoever asked for the load, other bytes stay out
+    return path
+
+
+def share_threads(providers: Providers, *, num_threads: int, callers: int) -> int:
+    """Give each of several callers its share of a session's threads; the share.
+
+    OpenVINO does not look at the session's own number and would take all cores: its options say it too.
+    """
+    for name, options in providers:
+        if name == OPENVINO:
+            options["num_of_threads"] = str(num_threads)
+            options["num_streams"] = str(callers)
+            # It would pin them to the first cores, the same ones in every process on the machine.
+            options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
+    return max(1, num_threads // callers)
+
+
+def load_failure(config: dict[str, Any], path: Path, reason: str) -> ServerError:
+    """What is said of a file that ONNX Runtime does not open; without the server's folders."""
+    words = " ".join(reason.replace(str(path), path.name).split())
+    return ServerError(f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime: {words}")
+
+
+def execution_providers(
+    config: dict[str, Any], *, device_id: int | None, available: Collection[str]
+) -> Providers:
+    """Execution providers from `optimization.execution_accelerators`, the preferred one first.
+
+    An accelerator that the installed ONNX Runtime lacks is named in the log, and the next one computes.
+
+    Args:
+        config: the model's configuration.
+        device_id: of the GPU; None for a KIND_CPU instance.
+        available: the providers of the installed ONNX Runtime.
+
+    Raises:
+        ServerError: an unknown accelerator or parameter, or a GPU instance without the CUDA provider.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    if device_id is None:
+        providers = _cpu_providers(config["name"], accelerators.get("cpu_execution_accelerator", []))
+    else:
+        providers = _gpu_providers(config, accelerators.get("gpu_execution_accelerator", []), device_id)
+    providers.append(("CPUExecutionProvider", {}))
+    for name, _ in providers:
+        if name == "CUDAExecutionProvider" and name not in available:
+            raise ServerError(
+                f"{config['name']}: a GPU instance, but the installed onnxruntime has no {name}; install the"
+                " serve-gpu extra"
+            )
+        if name not in available:
+            log.warning(
+                "%s: the installed onnxruntime has no %s, the next one computes", config["name"], name
+            )
+    return [provider for provider in providers if provider[0] in available]
+
+
+def _cpu_providers(name: str, accelerators: list[dict[str, Any]]) -> Providers:
+    for accelerator in accelerators:
+        if accelerator["name"] not in CPU_ACCELERATORS:
+            raise ServerError(f"{name}: unknown Execution Accelerator {accelerator['name']!r}")
+        if accelerator.get("parameters"):
+            log.warning("%s: parameters of openvino have no effect, as natively", name)
+    return [(OPENVINO, {"device_type": "CPU"}) for _ in accelerators]
+
+
+def _gpu_providers(config: dict[str, Any], accelerators: list[dict[str, Any]], device_id: int) -> Providers:
+    device = {"device_id": str(device_id)}
+    given = checked_parameters(config, "onnxruntime", on_gpu=True)
+    cuda = {
+        key: DEPRECATED_CUDA_VALUES.get(key, {}).get(given[key], given[key])
+        for key in DEPRECATED_CUDA_PARAMETERS
+        if key in given
+    }
+    providers = []
+    for accelerator in accelerators:
+        name, parameters = accelerator["name"], accelerator.get("parameters", {})
+        if name == "tensorrt":
+            checked_map(f"{config['name']}: tensorrt", parameters, TENSORRT_PARAMETERS)
+            named = {TENSORRT_OPTION_NAMES.get(key, key): value for key, value in parameters.items()}
+            providers.append((TENSORRT, {**device, **named}))
+        elif name == "cuda":
+            checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
+            cuda = {**cuda, **parameters}
+        else:
+            raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")
+    return [*providers, ("CUDAExecutionProvider", {**device, **cuda})]

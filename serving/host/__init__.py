@@ -1,0 +1,1 @@
+"""The embedded server's own backend: C++ inside tritonserver, and the Python that it calls."""

@@ -1,0 +1,334 @@
+"""What the C++ of this folder asks of Python: which files are opened and how, and the decode step itself.
+
+Every function takes and returns plain data. Nothing here imports `onnxruntime`: the process would hold the
+library twice, since the C++ opens the wheel's own.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.errors import FruitstandError, ServerError
+from fruitstand.repository.versions import on_trial
+from serving.engine.decode_step import DecodeStep
+from serving.engine.onnx_signature import check_signature, complete
+from serving.engine.sampler import Sampler, sampler_from_environment
+from serving.engine.session_plan import (
+    OPENVINO,
+    checked_model_file,
+    execution_providers,
+    load_failure,
+    session_settings,
+    share_threads,
+)
+
+_TYPES = {
+    # name of Triton: (Triton's number, ONNX's number, bytes, numpy's name, ONNX Runtime's name)
+    "TYPE_BOOL": (1, 9, 1, "bool", "tensor(bool)"),
+    "TYPE_UINT8": (2, 2, 1, "uint8", "tensor(uint8)"),
+    "TYPE_UINT16": (3, 4, 2, "uint16", "tensor(uint16)"),
+    "TYPE_UINT32": (4, 12, 4, "uint32", "tensor(uint32)"),
+    "TYPE_UINT64": (5, 13, 8, "uint64", "tensor(uint64)"),
+    "TYPE_INT8": (6, 3, 1, "int8", "tensor(int8)"),
+    "TYPE_INT16": (7, 5, 2, "int16", "tensor(int16)"),
+    "TYPE_INT32": (8, 6, 4, "int32", "tensor(int32)"),
+    "TYPE_INT64": (9, 7, 8, "int64", "tensor(int64)"),
+    "TYPE_FP16": (10, 10, 2, "float16", "tensor(float16)"),
+    "TYPE_FP32": (11, 1, 4, "float32", "tensor(float)"),
+    "TYPE_FP64": (12, 11, 8, "float64", "tensor(double)"),
+    "TYPE_BF16": (14, 16, 2, "", "tensor(bfloat16)"),
+}
+_GRAPH_LEVELS = {"ORT_DISABLE_ALL": 0, "ORT_ENABLE_BASIC": 1, "ORT_ENABLE_EXTENDED": 2, "ORT_ENABLE_ALL": 99}
+"""ONNX Runtime's numbers in its C API."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSettings:
+    """One input or output of a model's configuration."""
+
+    name: str
+    triton_type: int
+    onnx_type: int
+    item_size_bytes: int
+    dims: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """What the queue of a model needs to know."""
+
+    inputs: list[TensorSettings]
+    outputs: list[TensorSettings]
+    max_batch_size: int
+    is_ragged: bool
+    """Requests of any shape may share a batch."""
+    max_queue_size: int
+    """Requests that may wait; 0 is no limit."""
+    default_timeout_us: int
+    allow_timeout_override: bool
+    max_queue_delay_us: int
+    """How long decoded images wait while others are still in decode."""
+    num_warmup_requests: int
+
+
+def read_settings(config_json: str) -> ModelSettings:
+    """Tensors and queue limits of a configuration.
+
+    The limits stand in `parameters`, or in `dynamic_batching` where it was written for Triton's batcher.
+
+    Raises:
+        ServerError: a tensor has a type that this backend does not carry.
+    """
+    config = json.loads(config_json)
+    parameters = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
+    policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+
+    def limit(key: str) -> int:
+        return int(parameters.get(key, policy.get(key, 0)))
+
+    needs_one_length = any(
+        not one.get("allow_ragged_batch") for one in config["input"] if -1 in map(int, one["dims"])
+    )
+    override = parameters.get("allow_timeout_override", str(policy.get("allow_timeout_override", True)))
+    warmups = [one["batch_size"] * max(1, one.get("count", 0)) for one in config.get("model_warmup", [])]
+    return ModelSettings(
+        inputs=[_tensor_settings(config["name"], one) for one in config["input"]],
+        outputs=[_tensor_settings(config["name"], one) for one in config["output"]],
+        max_batch_size=int(config["max_batch_size"]),
+        is_ragged=not needs_one_length,
+        max_queue_size=limit("max_queue_size"),
+        default_timeout_us=limit("default_timeout_microseconds"),
+        allow_timeout_override=override.lower() in ("1", "true"),
+        max_queue_delay_us=int(parameters.get("max_queue_delay_microseconds", 0)),
+        num_warmup_requests=sum(warmups),
+    )
+
+
+def _tensor_settings(model: str, tensor: dict[str, Any]) -> TensorSettings:
+    data_type = tensor["data_type"]
+    if data_type not in _TYPES:
+        raise ServerError(f"{model}: {tensor['name']} is {data_type}, which this backend does not carry")
+    triton_type, onnx_type, size_bytes, *_ = _TYPES[data_type]
+    return TensorSettings(
+        name=tensor["name"],
+        triton_type=triton_type,
+        onnx_type=onnx_type,
+        item_size_bytes=size_bytes,
+        dims=list(map(int, tensor["dims"])),
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """One line: a known fault in its own words, another one with its kind."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, FruitstandError) else f"{type(error).__name__}: {words}"
+
+
+def refusal(model_directory: str, version: int, reason: str) -> str | None:
+    """What a version says that may not be served, if it is on trial; None for one that has to load."""
+    model = Path(model_directory)
+    return reason.replace(f"{model}/", "") if on_trial(model, version) else None
+
+
+class Decode:
+    """The decode step of one instance."""
+
+    def __init__(self, step: DecodeStep, types: Sequence[str]) -> None:
+        """Wrap it.
+
+        Args:
+            step: what computes.
+            types: NumPy's names of the inputs' types.
+        """
+        self._step, self._types = step, types
+
+    def decode(self, requests: list[tuple[tuple[memoryview, tuple[int, ...]], ...]]) -> list[Any]:
+        """Decode a batch.
+
+        Args:
+            requests: for each request its inputs, as bytes and shape.
+
+        Returns:
+            For each request a text that says what is wrong with it, or its outputs as (shape, [array, ...]).
+        """
+        feeds = [
+            {
+                name: np.frombuffer(view, dtype).reshape(shape)
+                for name, dtype, (view, shape) in zip(self._step.inputs, self._types, request, strict=True)
+            }
+            for request in requests
+        ]
+        return [
+            answer if isinstance(answer, str) else [(one.shape, one.parts) for one in answer]
+            for answer in self._step.run(feeds)
+        ]
+
+
+def open_decoder(model_directory: str, version: int, config_json: str) -> Decode:
+    """Build the pipeline of one instance on a CPU."""
+    config = json.loads(config_json)
+    step = DecodeStep(Path(model_directory, str(version)), config, device_id=None)
+    return Decode(step, [_TYPES[one["data_type"]][3] for one in config["input"]])
+
+
+def onnxruntime_library() -> str:
+    """Path of the C library in the installed `onnxruntime`.
+
+    Raises:
+        ServerError: it is not installed, or its wheel carries no such library.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(path for folder in folders for path in Path(folder, "capi").glob("libonnxruntime.so.*"))
+    if not found:
+        raise ServerError("no libonnxruntime.so in the installed onnxruntime; install the serve-cpu extra")
+    return str(found[-1])
+
+
+def plan_inference(
+    model_directory: str, version: int, config_json: str, available: list[str], callers: int
+) -> SimpleNamespace:
+    """What to open for one instance, and how, as plain data for `engine.cc`.
+
+    Args:
+        model_directory: `<repository>/<model>`.
+        version: of the model.
+        config_json: its configuration.
+        available: execution providers of the library.
+        callers: threads that will call the session at the same time.
+
+    Raises:
+        ArtefactError: the file is not the one that was published, or is not signed as asked.
+        ServerError: no model file, or an unknown key or value.
+    """
+    config = json.loads(config_json)
+    keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")
+    path = checked_model_file(
+        Path(model_directory, str(version)), config, trusted_keys=Path(keys) if keys else None
+    )
+    settings = session_settings(config)
+    providers = execution_providers(config, device_id=None, available=available)
+    share = share_threads(providers, num_threads=settings.intra_op_threads, callers=callers)
+    openvino = dict(providers).get(OPENVINO)
+    return SimpleNamespace(
+        model_path=str(path),
+        num_threads=settings.intra_op_threads,
+        graph_level=_GRAPH_LEVELS[settings.graph_level],
+        intra_op_threads=share,
+        inter_op_threads=settings.inter_op_threads,
+        execution_mode=int(settings.is_parallel),
+        uses_arena=settings.uses_arena,
+        uses_memory_pattern=settings.uses_memory_pattern,
+        uses_openvino=openvino is not None,
+        openvino_options=list((openvino or {}).items()),
+        session_entries=list(settings.session_entries.items()),
+        run_entries=list(settings.run_entries.items()),
+        operator_libraries=list(settings.operator_libraries),
+    )
+
+
+def describe_load_failure(config_json: str, path: str, reason: str) -> str:
+    """What is said of a file that ONNX Runtime does not open."""
+    return str(load_failure(json.loads(config_json), Path(path), reason))
+
+
+FileTensors = list[tuple[str, int, list[int]]]
+"""Name, ONNX's number of the type and dims of each input or output of an opened file."""
+
+
+class _File:
+    """An opened file's signature, as `serving.engine.onnx_signature` reads it."""
+
+    def __init__(self, inputs: FileTensors, outputs: FileTensors) -> None:
+        self._inputs, self._outputs = inputs, outputs
+
+    def get_inputs(self) -> list[Any]:
+        return list(map(_argument, self._inputs))
+
+    def get_outputs(self) -> list[Any]:
+        return list(map(_argument, self._outputs))
+
+
+def _argument(tensor: tuple[str, int, list[int]]) -> SimpleNamespace:
+    name, onnx_type, dims = tensor
+    types = {one[1]: one[4] for one in _TYPES.values()}
+    return SimpleNamespace(name=name, type=types.get(onnx_type, f"type {onnx_type}"), shape=dims)
+
+
+def check_file(config_json: str, inputs: FileTensors, outputs: FileTensors) -> None:
+    """Hold a configuration against the opened file.
+
+    Raises:
+        ServerError: number, name, type or dims differ, or the file has no batch axis.
+    """
+    check_signature(json.loads(config_json), _File(inputs, outputs))
+
+
+def is_complete(config_json: str) -> bool:
+    """Whether inputs and outputs are written; auto-complete then adds nothing, as natively."""
+    config = json.loads(config_json)
+    return bool(config.get("input") and config.get("output"))
+
+
+def completed_config(config_json: str, inputs: FileTensors, outputs: FileTensors) -> str:
+    """The configuration with what it leaves out taken from the opened file."""
+    config = json.loads(config_json)
+    found_inputs, found_outputs, config["max_batch_size"] = complete(config, _File(inputs, outputs))
+    for key, tensors in (("input", found_inputs), ("output", found_outputs)):
+        if not config.get(key):
+            config[key] = [
+                {"name": one.name, "data_type": one.data_type, "dims": one.dims} for one in tensors
+            ]
+    return json.dumps(config)
+
+
+class Sampling:
+    """The drift sampler of one instance."""
+
+    def __init__(self, sampler: Sampler, outputs: list[str], shape: tuple[int, ...]) -> None:
+        """Wrap it.
+
+        Args:
+            sampler: writes the samples.
+            outputs: of a sampled batch: those of the configuration, and features where the file has them.
+            shape: of one image.
+        """
+        self.outputs = outputs
+        self._sampler, self._shape = sampler, shape
+
+    def offer(self, num_images: int, views: list[memoryview]) -> int:
+        """Show a batch: its pixels, then the outputs; nanoseconds until the next one should be shown."""
+        pixels = np.frombuffer(views[0], np.uint8).reshape(num_images, *self._shape)
+        arrays = {
+            name: np.frombuffer(view, np.float32).reshape(num_images, -1)
+            for name, view in zip(self.outputs, views[1:], strict=True)
+            if name in (PROBABILITIES, FEATURES)
+        }
+        self._sampler.offer(pixels, arrays[PROBABILITIES], arrays.get(FEATURES))
+        return max(0, round(1e9 * self._sampler.next_in_s))
+
+    def close(self) -> None:
+        """Write what is there."""
+        self._sampler.close()
+
+
+def open_sampler(config_json: str, version: int, file_outputs: list[str]) -> Sampling | None:
+    """The sampler that the environment asks for; None without, or where the model classifies no images."""
+    config = json.loads(config_json)
+    outputs = [one["name"] for one in config["output"]]
+    if [one["name"] for one in config["input"]] != [PIXELS] or PROBABILITIES not in outputs:
+        return None
+    sampler = sampler_from_environment(version)
+    if sampler is None:
+        return None
+    if FEATURES in file_outputs and FEATURES not in outputs:
+        outputs.append(FEATURES)
+    return Sampling(sampler, outputs, tuple(map(int, config["input"][0]["dims"])))

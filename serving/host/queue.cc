@@ -1,0 +1,230 @@
+#include "queue.h"
+
+#include <algorithm>
+
+namespace host {
+
+namespace {
+
+constexpr uint64_t LOOK_EVERY_NS = 20'000'000;  // cancelled requests have no time of their own
+constexpr const char* DROPPED = "fruitstand_dropped_requests_total";
+constexpr const char* DROPPED_HELP = "Requests that were answered without being computed";
+
+std::chrono::steady_clock::time_point time_of(uint64_t ns) {
+  return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(ns));
+}
+
+}  // namespace
+
+Upstream& Upstream::shared() {
+  static Upstream upstream;
+  return upstream;
+}
+
+void Upstream::add(int64_t images) { images_ += images; }
+
+void Upstream::remove(int64_t images) {
+  if ((images_ -= images) != 0) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (Queue* queue : listeners_) queue->wake_all();
+}
+
+void Upstream::listen(Queue* queue) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  listeners_.insert(queue);
+}
+
+void Upstream::ignore(Queue* queue) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  listeners_.erase(queue);
+}
+
+Queue::Queue(const ModelSettings& settings, const BatchPolicy& policy, const std::string& model,
+             const std::string& version)
+    : settings_(settings),
+      policy_(policy),
+      pending_("fruitstand_pending_requests", TRITONSERVER_METRIC_KIND_GAUGE,
+               "Requests that wait in the embedded server's own queues", model, version),
+      rejected_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "REJECTED"),
+      cancelled_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "CANCELED") {
+  pending_.set(0);
+  if (policy_.max_wait_ns > 0) Upstream::shared().listen(this);
+  watcher_ = std::thread([this] { watch(); });
+}
+
+Queue::~Queue() {
+  Upstream::shared().ignore(this);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    is_closed_ = true;
+  }
+  timer_.notify_all();
+  watcher_.join();
+  for (auto& request : waiting_) request->drop(Failure("the model is unloaded", TRITONSERVER_ERROR_UNAVAILABLE));
+}
+
+bool Queue::push(std::shared_ptr<Request> request) {
+  bool is_cancelled = request->is_cancelled(), is_full = false;
+  if (!is_cancelled) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    is_full = settings_.max_queue_size != 0 && waiting_.size() >= settings_.max_queue_size;
+    if (!is_full) {
+      images_waiting_ += request->num_images();
+      uint64_t deadline_ns = request->deadline_ns();
+      waiting_.push_back(std::move(request));
+      changed();
+      is_active_ = true;
+      if (deadline_ns < next_look_ns_ || next_look_ns_ == UINT64_MAX) timer_.notify_one();
+    }
+  }
+  if (is_cancelled) {
+    drop({}, {request});
+  } else if (is_full) {
+    std::string id = *request->id() ? request->id() : "<id_unknown>";
+    request->drop(Failure("[request id: " + id + "] Exceeds maximum queue size", TRITONSERVER_ERROR_UNAVAILABLE));
+    rejected_.increment();
+    if (on_drop) on_drop(*request);
+  } else {
+    ready_.notify_one();
+  }
+  return !is_cancelled && !is_full;
+}
+
+bool Queue::take(Batch* batch, const std::atomic<bool>& shall_end) {
+  *batch = Batch();
+  for (;;) {
+    Requests expired, cancelled;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      ready_.wait(lock, [&] { return shall_end || !waiting_.empty(); });
+      if (shall_end) return false;
+      uint64_t now = now_ns();
+      if (should_wait(now)) {
+        ready_.wait_until(lock, time_of(waiting_.front()->arrived_ns() + policy_.max_wait_ns));
+        continue;
+      }
+      form(batch, &expired, &cancelled);
+      if (!batch->slices.empty()) ++num_busy_;
+      changed();
+      if (!waiting_.empty()) ready_.notify_one();
+    }
+    drop(expired, cancelled);
+    if (!batch->slices.empty()) return true;
+  }
+}
+
+bool Queue::should_wait(uint64_t now) const {
+  if (policy_.max_wait_ns == 0 || images_waiting_ >= policy_.enough_images || Upstream::shared().is_empty())
+    return false;
+  return now < waiting_.front()->arrived_ns() + policy_.max_wait_ns;
+}
+
+void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
+  int64_t idle = std::max<int64_t>(1, num_workers_ - num_busy_);  // the one that asks among them
+  bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().is_empty();
+  int64_t limit = policy_.max_images;
+  bool is_whole = may_be_alone && images_waiting_ < policy_.whole_below;
+  if (is_whole)
+    limit = images_waiting_;
+  else if (policy_.may_split)
+    limit = std::min(limit, (images_waiting_ + idle - 1) / idle);
+  uint64_t now = now_ns();
+  while (!waiting_.empty() && batch->num_images < limit) {
+    std::shared_ptr<Request> request = waiting_.front();
+    if (request->next_image == 0 && (request->is_expired(now) || request->is_cancelled())) {
+      (request->is_expired(now) ? expired : cancelled)->push_back(request);
+      images_waiting_ -= request->num_images();
+      waiting_.pop_front();
+      continue;
+    }
+    if (!batch->slices.empty() && !settings_.is_ragged && !request->same_shapes(*batch->slices[0].request)) break;
+    int64_t start = request->next_image, count = request->num_images() - start;
+    int64_t room = limit - batch->num_images;
+    if (policy_.may_split)
+      count = std::min(count, room);
+    else if (!batch->slices.empty() && count > policy_.max_images - batch->num_images)
+      break;
+    request->next_image += count;
+    images_waiting_ -= count;
+    batch->num_images += count;
+    if (request->next_image == request->num_images()) waiting_.pop_front();
+    batch->slices.push_back({std::move(request), start, count});
+  }
+  batch->is_alone = is_whole && waiting_.empty();
+}
+
+void Queue::done() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  --num_busy_;
+}
+
+void Queue::add_worker() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  ++num_workers_;
+}
+
+void Queue::remove_worker() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  --num_workers_;
+}
+
+void Queue::wake_all() {
+  // With the lock: one that has looked and does not wait yet would miss it.
+  std::lock_guard<std::mutex> lock(mutex_);
+  ready_.notify_all();
+}
+
+void Queue::changed() { pending_.set(static_cast<double>(waiting_.size())); }
+
+void Queue::watch() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!is_closed_) {
+    Requests expired, cancelled;
+    uint64_t now = now_ns(), soonest = UINT64_MAX;
+    std::deque<std::shared_ptr<Request>> kept;
+    for (auto& request : waiting_) {
+      bool is_untouched = request->next_image == 0;
+      Requests* leaves = is_untouched && request->is_expired(now)  ? &expired
+                         : is_untouched && request->is_cancelled() ? &cancelled
+                                                                   : nullptr;
+      if (leaves != nullptr) {
+        images_waiting_ -= request->num_images();
+        leaves->push_back(request);
+        continue;
+      }
+      if (is_untouched) soonest = std::min(soonest, request->deadline_ns());
+      kept.push_back(std::move(request));
+    }
+    waiting_.swap(kept);
+    if (!expired.empty() || !cancelled.empty()) {
+      changed();
+      lock.unlock();
+      drop(expired, cancelled);
+      lock.lock();
+      continue;
+    }
+    // It sleeps for good only after a while without requests: waking it costs each of them a little.
+    next_look_ns_ = std::min(soonest, is_active_ || !waiting_.empty() ? now + LOOK_EVERY_NS : UINT64_MAX);
+    is_active_ = false;
+    if (next_look_ns_ == UINT64_MAX)
+      timer_.wait(lock);
+    else
+      timer_.wait_until(lock, time_of(next_look_ns_));
+  }
+}
+
+void Queue::drop(const Requests& expired, const Requests& cancelled) {
+  for (auto& request : expired) {
+    request->drop(Failure("Request timeout expired", TRITONSERVER_ERROR_UNAVAILABLE));
+    rejected_.increment();
+  }
+  for (auto& request : cancelled) {
+    request->drop(Failure("", TRITONSERVER_ERROR_CANCELLED));
+    cancelled_.increment();
+  }
+  if (!on_drop) return;
+  for (auto& request : expired) on_drop(*request);
+  for (auto& request : cancelled) on_drop(*request);
+}
+
+}  // namespace host

@@ -1,0 +1,97 @@
+// The requests of one model version that wait, and who takes which of them when.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "request.h"
+
+namespace host {
+
+class Queue;
+
+// Images of all models that are still in decode. A worker of the next step waits for a larger batch only while there
+// are some, for only then more is sure to come.
+class Upstream {
+ public:
+  static Upstream& shared();
+  void add(int64_t images);
+  void remove(int64_t images);
+  bool is_empty() const { return images_.load() == 0; }
+  void listen(Queue* queue);
+  void ignore(Queue* queue);
+
+ private:
+  std::atomic<int64_t> images_{0};
+  std::mutex mutex_;
+  std::set<Queue*> listeners_;
+};
+
+// Part of a request that one worker computes.
+struct Slice {
+  std::shared_ptr<Request> request;
+  int64_t start, count;
+};
+
+struct Batch {
+  std::vector<Slice> slices;
+  int64_t num_images = 0;
+  bool is_alone = false;  // nothing else waits, is computed or is on its way
+};
+
+// How batches are formed.
+struct BatchPolicy {
+  int64_t max_images;         // in one batch
+  bool may_split;             // one request's images may be computed by several workers
+  int64_t whole_below = 0;    // a lone request with fewer images is not split
+  int64_t enough_images = 0;  // so many do not wait for more
+  uint64_t max_wait_ns = 0;   // 0 never waits
+};
+
+class Queue {
+ public:
+  Queue(const ModelSettings& settings, const BatchPolicy& policy, const std::string& model, const std::string& version);
+  ~Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  // Takes the request over. What is over the limit is answered at once; returns whether it waits now.
+  bool push(std::shared_ptr<Request> request);
+  // Blocks until there is work; false once the worker shall end.
+  bool take(Batch* batch, const std::atomic<bool>& shall_end);
+  void done();  // after each batch
+  void add_worker();
+  void remove_worker();
+  void wake_all();
+
+  // Called for each request that leaves without being computed, after its answer.
+  std::function<void(const Request&)> on_drop;
+
+ private:
+  using Requests = std::vector<std::shared_ptr<Request>>;
+  void watch();  // the timer's thread
+  void form(Batch* batch, Requests* expired, Requests* cancelled);
+  bool should_wait(uint64_t now) const;
+  void drop(const Requests& expired, const Requests& cancelled);
+  void changed();
+
+  const ModelSettings& settings_;
+  const BatchPolicy policy_;
+  std::mutex mutex_;
+  std::condition_variable ready_, timer_;
+  std::deque<std::shared_ptr<Request>> waiting_;
+  int64_t images_waiting_ = 0, num_workers_ = 0, num_busy_ = 0;
+  uint64_t next_look_ns_ = UINT64_MAX;
+  bool is_active_ = false, is_closed_ = false;
+  Metric pending_, rejected_, cancelled_;
+  std::thread watcher_;
+};
+
+}  // namespace host
