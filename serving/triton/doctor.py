@@ -61,8 +61,8 @@ def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
         ports: that have to be free.
     """
     checks: tuple[Callable[[], Finding], ...] = (
-        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _processor, _engines,
-        _dali, gpu_driver, _threads,
+        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _processor,
+        _engines, _dali, gpu_driver, _threads,
     )  # fmt: skip
     return [*(check() for check in checks), *check_ports(ports)]
 
