@@ -18,9 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
+from export.publish.repository import check_same_contract
 from fruitstand.artefacts import write_json
 from fruitstand.cli_options import MaxSlowdown
 from fruitstand.errors import FruitstandError, GateFailed, ServerError, UsageError
+from fruitstand.labels import labels_sha256
 from fruitstand.manifest import read_prepared
 from fruitstand.repository.versions import read_version, serving_state
 from serving.triton.embedded import EmbeddedServer
@@ -53,7 +55,10 @@ def retrain(
         print(f"nothing to do: version {old.number} knows this data and nothing has drifted")
         return
     print(f"retrain: {reason}", flush=True)
-    known = read_prepared(data).manifest_sha256[:12]
+    prepared = read_prepared(data)
+    # Export refuses other classes too, but only after the training.
+    check_same_contract(repository, old, labels_sha256=labels_sha256(prepared.labels))
+    known = prepared.manifest_sha256[:12]
     run = runs / f"retrain-{known}-after-{old.number}"
     arguments: list[object] = ["--model", model or old.manifest["model_name"]]
     arguments += ["--epochs", epochs] if epochs else []

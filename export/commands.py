@@ -151,11 +151,15 @@ def check(
     with needs("export"):
         from export.gates.structure import structure_findings
         from export.lint.config_lint import lint_repository
-        from export.publish.repository import check_repository, drifted_files
+        from export.publish.repository import check_repository, drifted_files, stray_files
 
         versions = check_repository(repository, trusted_keys=trusted_keys)
         findings = [str(one) for one in lint_repository(repository)]
         findings += [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
+        findings += [
+            f"{path}: was not rendered; remove it, the next promotion would load that model again"
+            for path in stray_files(repository)
+        ]
         findings += structure_findings(versions)
     result = {"versions": [one.number for one in versions], "findings": findings}
     if as_json:

@@ -19,7 +19,7 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ArtefactError(f"labels: {twice!r} stands there twice")
-    bad = next((label for label in labels if not label.strip() or len(label.splitlines()) != 1), None)
+    bad = next((label for label in labels if not label.strip() or label.splitlines() != [label]), None)
     if bad is not None:
         raise ArtefactError(f"labels: {bad!r} is empty or has a line break")
 

@@ -11,7 +11,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
-from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.network.connections import open_channel
 from fruitstand_client import Client
 from fruitstand_client.errors import translate
@@ -85,12 +85,14 @@ class ServedModel:
         self.url = url
         self._channel = open_channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._has_answered = False
         self.steps: list[str] = []
         self.configs: dict[str, Any] = {}
         try:
             self.server_version: str = self._ask(
                 "ServerMetadata", service_pb2.ServerMetadataRequest()
             ).version
+            self._has_answered = True
             self._read_configs()
         except BaseException as exc:
             if behind_gateway and isinstance(exc.__cause__, grpc.RpcError) and _is_forbidden(exc.__cause__):
@@ -166,7 +168,10 @@ class ServedModel:
         try:
             return getattr(self._stub, method)(request, timeout=TIMEOUT_S)
         except grpc.RpcError as exc:
-            raise UsageError(str(translate(exc.code().name, exc.details() or "", self.url))) from exc
+            # Lost later, the server failed: the command was right.
+            is_lost = self._has_answered and exc.code() is grpc.StatusCode.UNAVAILABLE
+            kind = ServerError if is_lost else UsageError
+            raise kind(str(translate(exc.code().name, exc.details() or "", self.url))) from exc
 
 
 class StatisticsLog:
@@ -200,7 +205,11 @@ class StatisticsLog:
 
     def _run(self) -> None:
         while not self._stop.wait(1.0):
-            self._readings.append((time.time(), self._model.read()))
+            try:
+                self._readings.append((time.time(), self._model.read()))
+            except FruitstandError as exc:
+                log.warning("no counters any more: %s", exc)
+                return
 
 
 def growth(before: Counters, after: Counters) -> Counters:

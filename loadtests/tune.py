@@ -160,7 +160,7 @@ class _Bench:
 
 def _study(out: Path, search: Search, in_use: Tuning) -> optuna.Study:
     """The search so far; a new one begins with the settings in use."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would show a failed trial's traceback
     storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
     sampler = optuna.samplers.TPESampler(n_startup_trials=8)
     study = optuna.create_study(
@@ -184,7 +184,11 @@ def _objective(trial: Trial, bench: _Bench, search: Search) -> float:
             "infer_threads": trial.suggest_int("infer_threads", 1, budget),
         }
     )
-    measured = bench.measure(tuning)
+    try:
+        measured = bench.measure(tuning)
+    except FruitstandError as exc:
+        log.warning("%s: not measured: %s", trial.params, exc)
+        raise
     trial.set_user_attr("p99_ms", measured.p99_ms)
     trial.set_constraint("p99_ms", measured.p99_ms - search.p99_ms)
     log.info("%s: %.1f images/s, p99 %.1f ms", trial.params, measured.images_per_s, measured.p99_ms)

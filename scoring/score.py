@@ -142,6 +142,8 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
     """Connect to a cluster, or start Ray here; the number of processors it has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15: whatever else runs here would go before
+    # Under `uv run` it would upload the working directory, of whatever size, and start workers with uv again.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     here = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}

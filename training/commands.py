@@ -86,6 +86,9 @@ def prepare(
     print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
     for label in details["left_out"]:
         print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
+    for label, images in report["images_per_class"].items():
+        if not images.get("test") and label not in details["left_out"]:
+            print(f"class {label!r} has no image in Test: no evaluation will see it")
     for twin in report["twins"]:
         print(
             f"left out {twin['object']!r}: its {twin['num_images']} images are"

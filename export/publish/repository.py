@@ -14,7 +14,15 @@ from typing import Any
 from export.publish.audit import audited
 from export.publish.render import ServedFiles, render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, MODELS, Preprocessing
+from fruitstand.contract import (
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE_DECODE,
+    IMAGE_DECODE_DALI,
+    IMAGE_GUARD,
+    MODELS,
+    Preprocessing,
+)
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.audit_log import read_audit
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
@@ -216,22 +224,46 @@ def _published(repository: Path) -> list[int]:
 
 def drifted_files(repository: Path) -> list[Path]:
     """Rendered files that are not what the served version's manifest gives; none are signed themselves."""
+    return [
+        relative
+        for relative, content in _rendered(repository).items()
+        if not (repository / relative).is_file() or (repository / relative).read_bytes() != content
+    ]
+
+
+def stray_files(repository: Path) -> list[Path]:
+    """Files in the folders before the classifier that were not rendered, such as `__pycache__`.
+
+    Triton loads a model again when a file in its folder is newer, as at the next promotion.
+    """
+    rendered = _rendered(repository)
+    if not rendered:
+        return []
+    found = (
+        path
+        for model in (IMAGE_GUARD, IMAGE_DECODE_DALI, IMAGE_DECODE)
+        for path in (repository / model).rglob("*")
+    )
+    return sorted(
+        path.relative_to(repository)
+        for path in found
+        if path.is_file() and path.relative_to(repository) not in rendered
+    )
+
+
+def _rendered(repository: Path) -> dict[Path, bytes]:
+    """What belongs to the served version, by relative path; nothing where none is served."""
     state = serving_state(repository)
     if state is None:
-        return []
+        return {}
     version = read_version(repository, state.version)
-    rendered = render_repository(
+    return render_repository(
         *_described(version),
         state=state,
         also_loaded=tuple(loaded_versions(repository)),
         files=_files(version),
         tuning=read_tuning(repository),
     )
-    return [
-        relative
-        for relative, content in rendered.items()
-        if not (repository / relative).is_file() or (repository / relative).read_bytes() != content
-    ]
 
 
 def configure(repository: Path, tuning: Tuning) -> None:

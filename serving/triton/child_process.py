@@ -1,4 +1,4 @@
-"""Start a server's process that cannot outlive us."""
+"""Start a server's process that cannot outlive us, and know where from it can start."""
 
 import os
 import subprocess
@@ -32,3 +32,8 @@ def start_process(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def forbids_programs(folder: Path) -> bool:
+    """Whether a folder's file system is mounted noexec: neither programs nor libraries start from it."""
+    return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)

@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import cgroup_cpus, thread_budget
 from serving.host import build
 from serving.triton.backend_directory import BACKENDS_VARIABLE, DEFAULT_BACKENDS, STUB
+from serving.triton.child_process import forbids_programs
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_GLIBC = (2, 35)
@@ -59,8 +61,8 @@ def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
         ports: that have to be free.
     """
     checks: tuple[Callable[[], Finding], ...] = (
-        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _processor, _engines, _dali,
-        gpu_driver, _threads,
+        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _processor,
+        _engines, _dali, gpu_driver, _threads,
     )  # fmt: skip
     return [*(check() for check in checks), *check_ports(ports)]
 
@@ -133,6 +135,15 @@ def _shared_memory() -> Finding:
     )
     fix = "" if verdict == OK else "free some, or give the container more: docker run --shm-size 1g"
     return Finding("/dev/shm", verdict, f"{free_mib} MiB free", fix)
+
+
+def _temporary_folder() -> Finding:
+    """Where the server's backends start from."""
+    folder = Path(tempfile.gettempdir())
+    if forbids_programs(folder):
+        fix = "set TMPDIR to a folder on another file system"
+        return Finding("temporary folder", FAIL, f"{folder} is mounted noexec", fix)
+    return Finding("temporary folder", OK, str(folder))
 
 
 def _processor() -> Finding:

@@ -31,7 +31,7 @@ from serving.triton.backend_directory import (
     installed_triton,
     make_backend_directory,
 )
-from serving.triton.child_process import start_process
+from serving.triton.child_process import forbids_programs, start_process
 
 ANSWERING = "answering"
 """A file beside the Python backend's program: the server answers, and what starts now gives way."""
@@ -137,6 +137,7 @@ class EmbeddedServer:
             timeout_s: to wait; None waits as long as the configuration may need.
 
         Raises:
+            UsageError: nothing can start from the temporary folder.
             ArtefactError: a version to be loaded was altered since, or is not signed as asked.
             ServerError: it ended by itself or was not ready in time; the last error of its log is named.
         """
@@ -147,6 +148,11 @@ class EmbeddedServer:
         # Again at each start: another version may have been promoted since.
         _, version = checked_repository(self.repository, self._trusted_keys)
         _sweep_leftovers()
+        if forbids_programs(temporary := Path(tempfile.gettempdir())):
+            raise UsageError(
+                f"{temporary}: is mounted noexec, and the server's backends start from there; set TMPDIR to a"
+                " folder on another file system"
+            )
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
             chosen = choose_backends(self.repository, self._config_name)

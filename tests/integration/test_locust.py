@@ -7,10 +7,11 @@ import pytest
 import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER
-from fruitstand.errors import UsageError
+from fruitstand.errors import ServerError, UsageError
 from fruitstand.manifest import PreparedData
 from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.results.result import read_result
+from loadtests.server_statistics import ServedModel, StatisticsLog
 from serving.gateway.envoy import Gateway
 from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.command import fruitstand
@@ -147,6 +148,19 @@ def test_a_server_without_the_classifier_is_named(
     finally:
         client.load_model(FRUIT_CLASSIFIER)
         client.close()
+
+
+def test_a_server_that_goes_away_is_a_failure_and_no_wrong_use(repository: Path, tmp_path: Path) -> None:
+    """Exit 1, and the thread that reads the counters ends without a traceback."""
+    with (
+        EmbeddedServer(repository, log_path=tmp_path / "log") as own,
+        ServedModel(own.url) as model,
+        pytest.raises(ServerError, match="no server answers"),
+        StatisticsLog(model) as readings,
+    ):
+        own.stop(at_once=True)
+        readings._thread.join(60)
+    assert ServerError.exit_code == 1
 
 
 def test_a_perf_analyzer_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

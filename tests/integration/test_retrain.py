@@ -10,6 +10,7 @@ from fruitstand.manifest import PreparedData
 from fruitstand.repository.versions import serving_state
 from fruitstand.samples import REFERENCE_NAME, read_samples, write_samples
 from serving.triton.embedded import EmbeddedServer
+from training.data.prepare import prepare_data
 
 TRAINING = ("--epochs", "3", "--set", "batch_size=8", "--set", "lr=0.02")
 
@@ -49,11 +50,19 @@ def test_nothing_happens_while_the_data_is_known_and_nothing_drifted(
     assert not (tmp_path / "runs").exists()
 
 
+def test_data_with_another_class_is_refused_before_anything_is_trained(own: Path, tmp_path: Path) -> None:
+    """One label file serves all versions of a repository."""
+    data = tmp_path / "data"
+    prepare_data(source="generated", out=data, num_classes=5, images_per_class=8)
+    done = retrain("--data", data, "--repository", own, "--runs", tmp_path / "runs")
+    assert done.returncode == 1
+    assert "serves other classes in version 1" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.nightly
 def test_new_data_becomes_the_served_version_on_a_running_server(own: Path, tmp_path: Path) -> None:
     """Trained, gated, published, tried by the canary, promoted."""
-    from training.data.prepare import prepare_data
-
     data = tmp_path / "data"
     prepare_data(source="generated", out=data, num_classes=4, images_per_class=44)
     with EmbeddedServer(own, log_path=tmp_path / "triton.log") as server:

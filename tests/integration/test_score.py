@@ -308,6 +308,30 @@ def test_ray_on_this_machine_ends_with_its_driver(
     assert result["num_scored_now"] == NUM_IMAGES - PARTITION_SIZE * len(left_by_the_kill) > 0
 
 
+@pytest.mark.nightly
+def test_uv_run_does_not_upload_the_working_directory(
+    repository: Path, test_images: list[Path], tmp_path: Path
+) -> None:
+    """Ray refuses to upload more than 512 MiB, and without its hook for uv uploads nothing."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'fruitstand[score]'")
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    source, checkout = tmp_path / "source", tmp_path / "checkout"
+    source.mkdir()
+    checkout.mkdir()
+    shutil.copy(test_images[0], source)
+    with (checkout / "large.bin").open("wb") as file:
+        file.truncate(600 * 2**20)
+    words = command(source, tmp_path / "out", "--repository", repository, "--workers", 1)
+    done = subprocess.run(
+        [uv, "run", "--no-project", *words],
+        cwd=checkout, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_predictions"] == 1
+
+
 def test_a_rerun_of_a_finished_job_scores_nothing(repository: Path, tmp_path: Path) -> None:
     """And one whose model or inputs changed is refused before it begins."""
     source, out = tmp_path / "source", tmp_path / "out"

@@ -71,6 +71,33 @@ def test_serve_and_promote_work_beside_a_proxy_that_never_hears_of_them(
     assert proxy.received == b""
 
 
+def test_a_temporary_folder_that_nothing_starts_from_is_named(repository: Path, tmp_path: Path) -> None:
+    """Triton itself says "failed to map segment from shared object"."""
+    mount = f"mount -t tmpfs -o noexec,size=16m none {tmp_path}"
+    private = ["unshare", "--mount", "sh", "-c", f'{mount} || exit 77; exec "$@"', "sh", sys.executable]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def fruitstand(*words: object) -> "subprocess.CompletedProcess[str]":
+        command = [*private, "-m", "fruitstand", *map(str, words)]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode == 77 or "unshare" in done.stderr:
+            pytest.skip("a mount of our own needs root and CAP_SYS_ADMIN")
+        return done
+
+    ports = [word for kind in ("grpc", "http", "metrics") for word in (f"--{kind}-port", 0)]
+    served = fruitstand("serve", "--repository", repository, *ports)
+    assert served.returncode == 2
+    assert f"{tmp_path}: is mounted noexec" in served.stderr
+    assert "set TMPDIR" in served.stderr
+    (found,) = [
+        one for one in json.loads(fruitstand("doctor", "--json").stdout)["findings"]
+        if one["name"] == "temporary folder"
+    ]  # fmt: skip
+    assert found["verdict"] == "fail"
+
+
 def test_a_server_that_was_killed_leaves_no_orphans(repository: Path, tmp_path: Path) -> None:
     """Kill -9 of `fruitstand serve` ends tritonserver as well."""
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,32 @@ def test_a_search_for_nothing_is_refused(field: str, value: float) -> None:
     """In one line."""
     with pytest.raises(UsageError, match="allowed above 0"):
         Search(**{"p99_ms": 10.0, field: value})
+
+
+def test_a_trial_that_cannot_be_measured_is_one_line(
+    repository: Path, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """Optuna would show its traceback."""
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    (copy / "fruit_resnet" / "1" / "model.int8.onnx").write_bytes(b"torn")
+    words = [
+        "--images",
+        prepared.directory / "images" / "Test",
+        "--repository",
+        copy,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "fruitstand", "tune", *map(str, words), "--p99-ms", "1000", "--trials", "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "not measured: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.nightly

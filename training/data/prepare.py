@@ -22,6 +22,9 @@ from training.data.same_films import find_same_films
 from training.data.splits import SPLIT_KINDS, VALIDATION_KINDS, divide
 from training.data.twins import without_twins
 
+MAX_NAMED = 5
+"""Classes in an error message."""
+
 
 def prepare_data(
     *,
@@ -148,11 +151,15 @@ def _per_class(rows: list[ManifestRow]) -> dict[str, Counter[str]]:
 
 def _checked_labels(rows: list[ManifestRow]) -> list[str]:
     counts = _per_class(rows)
+    untrained = [label for label, count in counts.items() if count["train"] + count["val"] == 0]
+    untested = [label for label, count in counts.items() if count["test"] == 0]
+    if untrained:
+        renamed = f" (in Training but not in Test: {_names(untested)}; renamed?)" if untested else ""
+        raise DataError(
+            f"class {_names(untrained)} is in Test but not in Training{renamed}; remove it, rename it or add"
+            " training images"
+        )
     for label, count in counts.items():
-        if count["train"] + count["val"] == 0:
-            raise DataError(
-                f"class {label!r} is in Test but not in Training; remove it or add training images"
-            )
         if count["train"] == 0 or count["val"] == 0:
             raise DataError(
                 f"class {label!r} has {count['train']} training image(s) and {count['val']} for validation;"
@@ -162,3 +169,8 @@ def _checked_labels(rows: list[ManifestRow]) -> list[str]:
         only = f"only one class ({next(iter(counts))!r})" if counts else "no class"
         raise DataError(f"{only} can be split this way; a classifier needs at least two")
     return list(counts)
+
+
+def _names(labels: list[str]) -> str:
+    shown = ", ".join(map(repr, labels[:MAX_NAMED]))
+    return shown + (f" and {len(labels) - MAX_NAMED} more" if len(labels) > MAX_NAMED else "")

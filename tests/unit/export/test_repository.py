@@ -19,6 +19,7 @@ from export.publish.repository import (
     locked,
     next_number,
     prune,
+    stray_files,
     write_served,
 )
 from fruitstand.artefacts import read_json, write_json
@@ -175,6 +176,17 @@ def test_what_was_rendered_and_then_edited_is_named(repository: Path) -> None:
     (repository / LABELS_FILE).write_text("Pear\nApple\n")
     (repository / IMAGE_DECODE / "1" / "dali.py").unlink()
     assert set(drifted_files(repository)) == {LABELS_FILE, Path(IMAGE_DECODE, "1", "dali.py")}
+
+
+def test_what_was_not_rendered_is_named_where_triton_would_reload_for_it(
+    repository: Path,
+) -> None:
+    """Versions of the classifier have manifests of their own; hidden files of the repository are its own."""
+    assert stray_files(repository) == []
+    stray = Path(IMAGE_DECODE, "1", "__pycache__", "dali.cpython-311.pyc")
+    (repository / stray).parent.mkdir()
+    (repository / stray).write_bytes(b"compiled")
+    assert stray_files(repository) == [stray]
 
 
 def test_what_was_done_is_done_without_its_line_in_the_log(

@@ -13,6 +13,7 @@ from PIL import Image
 from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand.manifest import PreparedData, read_prepared
+from tests.command import fruitstand
 from training.data.check.claims import broken_claims, shared
 from training.data.class_folders import find_images
 from training.data.file_tree import open_tree
@@ -213,6 +214,10 @@ def _only_in_test(tree: Path) -> None:
     (tree / "Test" / "Durian" / "0_100.jpg").write_bytes(encode(pattern(100, 100)))
 
 
+def _renamed_in_training(tree: Path) -> None:
+    (tree / "Training" / "Generated 001 red").rename(tree / "Training" / "Apple")
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
@@ -223,6 +228,11 @@ def _only_in_test(tree: Path) -> None:
             _one_image, r"has 1 training image\(s\) and 0 for validation", id="class_with_one_image"
         ),
         pytest.param(_only_in_test, "'Durian' is in Test but not in Training", id="class_only_in_test"),
+        pytest.param(
+            _renamed_in_training,
+            r"'Generated 001 red' is in Test but not in Training \(in Training but not in Test: 'Apple'",
+            id="class_renamed_in_one_split",
+        ),
     ],
 )
 def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Path, tmp_path: Path) -> None:
@@ -232,6 +242,15 @@ def test_unusable_data_are_refused_with_what_to_do(break_it, says: str, tree: Pa
         prepare_data(source=str(tree), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_class_without_test_images_is_named(tree: Path, tmp_path: Path) -> None:
+    """It can be trained, but no evaluation will see it."""
+    shutil.rmtree(tree / "Test" / "Generated 002 green")
+    done = fruitstand("data", "prepare", "--source", tree, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "class 'Generated 002 green' has no image in Test" in done.stdout
+    assert "Generated 001" not in done.stdout
 
 
 def test_a_class_that_is_another_one_under_a_second_name_is_left_out(tree: Path, tmp_path: Path) -> None:
