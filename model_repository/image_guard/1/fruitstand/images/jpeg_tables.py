@@ -18,6 +18,8 @@ MAX_SIDE = 65_500
 
 _ARITHMETIC = frozenset((0xC9, 0xCA))
 _MAX_TABLE_NUMBER = 3
+_MAX_HUFFMAN_TABLES, _MAX_QUANTIZATION_BYTES, _MAX_CONDITIONING_BYTES = 8, 4 * 129, 32 * 2
+"""In one segment: each number once. libjpeg takes more, real files have none, and each costs time."""
 _AC, _QUANTIZATION = 0x10, 0x20
 """Added to a table's number, so that DC, AC and quantisation tables are 0 to 3, 16 to 19, 32 to 35."""
 _STANDARD_TABLES = frozenset((0, 1, _AC, _AC + 1))
@@ -142,7 +144,7 @@ def _scanned_component(components: Components, identifier: int, *, at_least: int
 
 def _check_conditioning(segment: memoryview) -> None:
     """Of arithmetic coding: class and number, then for DC two bounds in a byte, for AC one value."""
-    if len(segment) % 2:
+    if len(segment) % 2 or len(segment) > _MAX_CONDITIONING_BYTES:
         raise ImageRejected(_BROKEN_TABLES)
     for number, value in zip(segment[::2], segment[1::2], strict=True):
         is_dc = number < _FIRST_AC_CONDITIONING
@@ -154,6 +156,8 @@ def _check_conditioning(segment: memoryview) -> None:
 def _quantization_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
     """Numbers of a segment's tables, and an empty set: none of them can be broken."""
     numbers, position = set(), 0
+    if len(segment) > _MAX_QUANTIZATION_BYTES:
+        raise ImageRejected(_BROKEN_TABLES)
     while position < len(segment):
         precision, number = divmod(segment[position], 16)
         position += 129 if precision else 65
@@ -168,12 +172,14 @@ def _huffman_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
     """Numbers of a segment's tables: those that a decoder can build, and the others.
 
     Raises:
-        ImageRejected: a table is not as long as it says, or has a number that does not exist.
+        ImageRejected: a table is not as long as it says, or has an unknown number; too many tables.
     """
     usable: set[int] = set()
     broken: set[int] = set()
     position = 0
-    while position < len(segment):
+    for _ in range(_MAX_HUFFMAN_TABLES):
+        if position == len(segment):
+            break
         number, counts = segment[position], segment[position + 1 : position + 17]
         start = position + 17
         position = start + sum(counts)
@@ -184,6 +190,8 @@ def _huffman_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
         is_usable = has_symbols and _is_prefix_code(counts)
         (usable if is_usable else broken).add(number)
         (broken if is_usable else usable).discard(number)
+    if position < len(segment):
+        raise ImageRejected(_BROKEN_TABLES)
     return frozenset(usable), frozenset(broken)
 
 
