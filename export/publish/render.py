@@ -23,7 +23,9 @@ WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
 _DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
 _GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
 _GPU_GUARDED = Path(contract.IMAGE_DECODE, "configs", "gpu.pbtxt")
-_IMAGE_MODULES = ("__init__", "bmp", "header", "jpeg", "orientation", "png", "structure", "webp")
+_IMAGE_MODULES = (
+    "__init__", "bmp", "header", "jpeg", "jpeg_tables", "orientation", "png", "structure", "webp",
+)  # fmt: skip
 _GUARD_IMPORTS = (
     "__init__.py",
     "contract.py",

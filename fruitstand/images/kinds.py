@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fruitstand.contract import Preprocessing
-from fruitstand.images.odd_kinds import HEIGHT, WIDTH, Rows, odd_bmps, odd_jpegs, odd_pngs, odd_webps
+from fruitstand.images.odd_kinds import (
+    HEIGHT,
+    WIDTH,
+    Rows,
+    inconsistent_jpegs,
+    odd_bmps,
+    odd_jpegs,
+    odd_pngs,
+    odd_webps,
+)
 from fruitstand.images.synthetic import (
     BMP_BITFIELDS,
     BMP_RLE8,
@@ -62,8 +71,8 @@ class ImageKind:
 def image_kinds() -> tuple[ImageKind, ...]:
     """Every kind: accepted, damaged, unsupported, too large, no image at all."""
     kinds = [
-        *_jpeg(), *_jpeg_damaged(), *odd_jpegs(), *_png(), *_png_damaged(), *odd_pngs(),
-        *_webp(), *odd_webps(), *_bmp(), *odd_bmps(), *_others(),
+        *_jpeg(), *_jpeg_damaged(), *odd_jpegs(), *inconsistent_jpegs(),
+        *_png(), *_png_damaged(), *odd_pngs(), *_webp(), *odd_webps(), *_bmp(), *odd_bmps(), *_others(),
     ]  # fmt: skip
     return tuple(ImageKind(*kind) for kind in kinds)
 

@@ -69,6 +69,44 @@ def odd_jpegs() -> Rows:
     ]  # fmt: skip
 
 
+def inconsistent_jpegs() -> Rows:
+    """Headers and tables that libjpeg gives up, and beside them what it only warns of."""
+    plain, progressive = encode(pattern(*SIZE)), encode(pattern(*SIZE), progressive=True)
+    tables, frame, scan = (plain.index(marker) for marker in (b"\xff\xc4", b"\xff\xc0", b"\xff\xda"))
+    second_scan = progressive.index(b"\xff\xda", progressive.index(b"\xff\xda") + 2)
+    second_scan_end = second_scan + 2 + progressive[second_scan + 3]
+
+    def changed(position: int, new: bytes, content: bytes = plain) -> bytes:
+        return content[:position] + new + content[position + len(new) :]
+
+    overfull = bytes((1, 5, 0))  # of 1, 2 and 3 bits: after one code of one bit there are two of two bits
+    unused = _segment(0xC4, b"\x13" + overfull.ljust(16, b"\0") + bytes(6))
+    return [
+        ("jpeg_huffman_overfull", changed(tables + 5, overfull), "damaged", "more codes than fit"),
+        ("jpeg_huffman_overfull_unused", plain[:tables] + unused + plain[tables:], "",
+         "no scan uses that table"),
+        ("jpeg_huffman_dc_symbol", changed(tables + 21, b"\x20"), "damaged", "a difference of 32 bits"),
+        ("jpeg_huffman_number", changed(tables + 4, b"\x24"), "damaged", ""),
+        ("jpeg_without_quantization", changed(plain.index(b"\xff\xdb"), b"\0\0"), "damaged",
+         "there are no standard ones"),
+        ("jpeg_65501_wide", changed(frame + 5, struct.pack(">HH", 500, 65_501)), "too many pixels",
+         "libjpeg stops at 65,500"),
+        ("jpeg_frame_length", changed(frame + 9, b"\4"), "damaged", "four components announced, three there"),
+        ("jpeg_sampling_zero", changed(frame + 11, b"\0"), "damaged", ""),
+        ("jpeg_sampling_uneven", changed(frame + 11, b"\x31" + plain[frame + 12 : frame + 14] + b"\x21"),
+         "damaged", "three to two"),
+        ("jpeg_restart_interval_length", plain[:scan] + _segment(0xDD, b"\0") + plain[scan:], "damaged", ""),
+        ("jpeg_extension_segment", plain[:frame] + _segment(0xF7, b"extension") + plain[frame:], "damaged",
+         "decoders do not skip it"),
+        ("jpeg_scan_unknown_component", changed(scan + 7, b"\x09"), "damaged", ""),
+        ("jpeg_scan_repeated_component", changed(scan + 7, plain[scan + 5 : scan + 6]), "damaged", ""),
+        ("jpeg_scan_unknown_table", changed(scan + 6, b"\x33"), "damaged", ""),
+        ("jpeg_scan_range", changed(scan + 11, b"\x01\x05"), "", "has no meaning without progression"),
+        ("jpeg_progressive_scan_range", changed(second_scan_end - 3, b"\x3f\x01", progressive), "damaged",
+         "from the 63rd coefficient to the first"),
+    ]  # fmt: skip
+
+
 def odd_pngs() -> Rows:
     """Orientation told in other ways, animations, broken chunks."""
     import numpy as np

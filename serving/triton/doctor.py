@@ -198,7 +198,7 @@ def gpu_driver() -> Finding:
         return Finding("GPU driver", OK, number[0])
     fix = (
         f"install driver {MIN_DRIVER} or newer (CUDA 13.3's own is {WANTED_DRIVER}); only data-centre GPUs"
-        " run Triton 26.11's container with an older one"
+        " run Triton's container with an older one"
     )
     return Finding("GPU driver", WARN, f"{number[0]}, older than {MIN_DRIVER}", fix)
 

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+from serving.attest.exposure_checks import MIN_RELEASE, MIN_SERVER_VERSION
+
 ROOT = Path(__file__).parents[2]
-MINIMUM = tuple(map(int, re.findall(r"TRITON_VERSION=(\d+)\.(\d+)", (ROOT / ".env").read_text())[0]))
-"""The oldest Triton release that fixes what is known; .env is the one place for it."""
+SERVER_VERSIONS = {"26.11": (2, 75, 0)}
+"""Which server a release of the container holds: NVIDIA's release notes. A newer minimum adds its line."""
 
 
 def deployed_files() -> list[Path]:
@@ -13,22 +15,20 @@ def deployed_files() -> list[Path]:
     return [ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").rglob("*.y*ml"))]
 
 
-def test_no_triton_image_is_older_than_the_newest_bulletin() -> None:
-    """A pinned and old server is the main risk: a fix came every five weeks in 2026."""
-    tags = [
-        (int(year), int(month), path.name)
+def test_compose_kubernetes_attest_and_the_policy_name_one_triton_release() -> None:
+    """An old server is the main risk: a fix came every five weeks in 2026. attest asks for the same."""
+    tags = {
+        (release, path.name)
         for path in deployed_files()
-        for year, month in re.findall(r"(?:newTag|runtimeVersion): (\d\d)\.(\d\d)-py3", path.read_text())
-    ]
-    assert len(tags) >= 2, "no image of Triton is named any more: this test looks in the wrong place"
+        for release in re.findall(r"(?:newTag|runtimeVersion): (\d\d\.\d\d)-py3", path.read_text())
+    }
+    assert tags == {(MIN_RELEASE, "kustomization.yaml"), (MIN_RELEASE, "inference-service.yaml")}
+    assert f"\nTRITON_VERSION={MIN_RELEASE}\n" in (ROOT / ".env").read_text()
     assert "tritonserver:${TRITON_VERSION:?}-py3" in (ROOT / "docker-compose.yml").read_text()
-    assert [tag for tag in tags if tag[:2] < MINIMUM] == []
-
-
-def test_the_policy_names_the_same_minimum() -> None:
-    """One number, in the document and in the test."""
-    year, month = MINIMUM
-    assert f"{year}.{month:02d}" in (ROOT / "SECURITY.md").read_text()
+    assert SERVER_VERSIONS[MIN_RELEASE] == MIN_SERVER_VERSION
+    assert f"releases from {MIN_RELEASE} on" in (ROOT / "SECURITY.md").read_text()
+    version = ".".join(map(str, MIN_SERVER_VERSION))
+    assert f"Triton is {version} ({MIN_RELEASE}) or newer" in (ROOT / "docs/attest.md").read_text()
 
 
 def test_compose_listens_on_loopback_only() -> None:

@@ -13,6 +13,7 @@ import yaml
 from deploy import pod_front
 from deploy.gateway import render
 from fruitstand.contract import MAX_BATCH_SIZE, Preprocessing
+from serving.attest.exposure_checks import MIN_RELEASE
 from serving.gateway.access import Access
 from serving.gateway.config import MAX_CALL_S
 from serving.gateway.envoy import envoy_program
@@ -21,7 +22,6 @@ from serving.triton.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
-OLDEST_TRITON = (26, 11)
 NATIVE = [name for name in OVERLAYS if name != "cpu"]
 OPERATORS = {"ScaledObject", "ServiceMonitor", "ExternalSecret", "PodMonitoring"}
 """Kinds that operators bring: their schemas are not Kubernetes' own."""
@@ -101,15 +101,14 @@ def test_a_misspelt_key_is_found() -> None:
 
 
 @every_overlay
-def test_tritons_image_is_new_enough(overlay: str) -> None:
-    """26.11 is the oldest release that fixes what is known; every image has a tag."""
+def test_tritons_image_is_the_one_that_attest_wants(overlay: str) -> None:
+    """After all patches of an overlay; every image has a tag."""
     images = {
         c["image"] for pod in pods(overlay) for c in [*pod["containers"], *pod.get("initContainers", [])]
     }
     assert all(re.search(r":[\w.-]+$", image) and not image.endswith(":latest") for image in images)
-    versions = [re.search(r"nvcr.io/nvidia/tritonserver:(\d+)\.(\d+)", image) for image in images]
-    found = [tuple(map(int, v.groups())) for v in versions if v]
-    assert [version >= OLDEST_TRITON for version in found] == [True] * (overlay in NATIVE)
+    found = {image for image in images if "tritonserver" in image}
+    assert found == ({f"nvcr.io/nvidia/tritonserver:{MIN_RELEASE}-py3"} if overlay in NATIVE else set())
 
 
 def test_without_a_gpu_the_projects_own_image_serves() -> None:

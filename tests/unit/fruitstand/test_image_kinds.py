@@ -52,16 +52,18 @@ def test_every_cut_of_a_file_is_refused(name: str) -> None:
 
 
 def test_a_hostile_file_costs_little_time() -> None:
-    """Megabytes of empty segments, chunks or scans end at a limit, not at the file's end."""
+    """Megabytes of empty segments, tables, chunks or scans end at a limit, not at the file's end."""
     from fruitstand.images.synthetic import PNG_SIGNATURE, png_chunk
 
     plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_progressive")
     scan = plain.index(b"\xff\xda")
     segments = plain[:scan] + b"\xff\xfe\0\2" * 2_000_000
-    scans = plain[:scan] + b"\xff\xda\0\2\0" * (MAX_SCANS + 1)
+    scans = plain[:scan] + plain[scan : scan + 2 + plain[scan + 3]] * (MAX_SCANS + 1)
     chunks = PNG_SIGNATURE + png_chunk(b"IHDR", bytes.fromhex("00000010000000100802000000"))
     chunks += png_chunk(b"tEXt", b"") * 600_000
-    for content, reason in ((segments, "markers"), (scans, "scans"), (chunks, "chunks")):
+    tables = plain[:scan] + (b"\xff\xc4\xff\xff" + bytes(65_533)) * 120 + plain[scan:]
+    cases = ((segments, "markers"), (scans, "scans"), (tables, "tables"), (chunks, "chunks"))
+    for content, reason in cases:
         with pytest.raises(ImageRejected, match=reason):
             inspect_image(content, Preprocessing())
 

@@ -1,7 +1,6 @@
 """F. Security: who may do what, and what is never let in, served or shown."""
 
 import json
-import re
 import shutil
 import socket
 import ssl
@@ -29,8 +28,6 @@ from tests.nightly.chaos.stack import Stack
 CHECKOUT = Path(__file__).parents[3]
 REFUSALS = ("PERMISSION_DENIED", "UNIMPLEMENTED")
 MIN_VARIANTS = 200
-OLDEST_TRITON = (26, 11)
-"""What fixes NVIDIA's bulletins up to August 2026; see SECURITY.md."""
 PROMPT_MS = 10.0
 SEEN_S = 5.0
 
@@ -277,10 +274,7 @@ def _deployed() -> dict[str, bool]:
     """What compose and Kubernetes say of the containers."""
     compose = (CHECKOUT / "docker-compose.yml").read_text()
     pods = (CHECKOUT / "deploy" / "kubernetes" / "base" / "triton.yaml").read_text()
-    texts = [compose, *(path.read_text() for path in (CHECKOUT / "deploy").rglob("*.y*ml"))]
-    tags = [tag for text in texts for tag in re.findall(r"tritonserver:(\d\d)\.(\d\d)-", text)]
     return {
-        "Triton is new enough": bool(tags) and all((int(a), int(b)) >= OLDEST_TRITON for a, b in tags),
         "compose: read-only root": "read_only: true" in compose,
         "compose: no capabilities": "cap_drop: [ALL]" in compose,
         "Kubernetes: not root": "runAsNonRoot: true" in pods,

@@ -1,3 +1,5 @@
+import io
+import random
 import re
 
 import numpy as np
@@ -7,8 +9,11 @@ from PIL import Image
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.jpeg import MAX_STRAY_BYTES, MAX_WALKED_SCAN_BYTES
+from fruitstand.images.kinds import image_kinds
 from fruitstand.images.structure import inspect_image
-from fruitstand.images.synthetic import encode
+from fruitstand.images.synthetic import encode, pattern
+
+NUM_MUTATED = 1500
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +50,55 @@ def test_stray_bytes_have_a_limit(large: bytes) -> None:
     assert len(inspect_image(large[:20] + few + large[20:], Preprocessing()).content) == len(large)
     with pytest.raises(ImageRejected, match="broken JPEG markers"):
         inspect_image(large[:20] + many + large[20:], Preprocessing())
+
+
+def test_libjpeg_decodes_what_is_accepted_however_bytes_were_changed() -> None:
+    """One file that libjpeg gives up fails a whole batch of NVIDIA's decoder, so none may pass."""
+    kinds = [kind.content for kind in image_kinds() if kind.is_accepted and kind.name.startswith("jpeg")]
+    choose = random.Random(0)
+    num_accepted = num_refused = 0
+    for _ in range(NUM_MUTATED):
+        mutated = bytearray(choose.choice(kinds))
+        for _ in range(choose.randint(1, 6)):
+            end = min(len(mutated), choose.choice((64, 700, 10_000)))
+            mutated[choose.randrange(end)] = choose.randrange(256)
+        try:
+            content = inspect_image(bytes(mutated), Preprocessing()).content
+        except ImageRejected:
+            num_refused += 1
+            continue
+        num_accepted += 1
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height < 10**6:
+                image.load()
+    assert num_accepted > NUM_MUTATED // 4
+    assert num_refused > NUM_MUTATED // 4
+
+
+def test_a_table_that_is_defined_again_counts_as_it_was_last_defined() -> None:
+    """A broken one that is replaced before the picture does no harm; a good one that is broken later does."""
+    plain = encode(pattern(40, 30))
+    start, end = plain.index(b"\xff\xc4"), plain.index(b"\xff\xc4") + 2 + 31
+    table = plain[start:end]
+    broken = table[:5] + bytes((1, 5, 0)) + table[8:]
+    inspect_image(plain[:start] + broken + plain[start:], Preprocessing())
+    for content in (plain[:end] + broken + plain[end:], plain[:start] + broken + plain[end:]):
+        with pytest.raises(ImageRejected, match="broken JPEG tables"):
+            inspect_image(content, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    "conditioning",
+    [
+        pytest.param(b"\x20\x10", id="number"),
+        pytest.param(b"\x00\x01", id="lower_bound_above_upper"),
+        pytest.param(b"\x00", id="length"),
+    ],
+)
+def test_arithmetic_coding_with_conditioning_that_does_not_exist_is_refused(conditioning: bytes) -> None:
+    """As by libjpeg, which gives it up."""
+    plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_arithmetic")
+    at = plain.index(b"\xff\xcc")
+    segment = b"\xff\xcc" + (2 + len(conditioning)).to_bytes(2, "big") + conditioning
+    with pytest.raises(ImageRejected, match="broken JPEG tables"):
+        inspect_image(plain[:at] + segment + plain[at:], Preprocessing())

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 
 from fruitstand.errors import ImageRejected
+from fruitstand.images.jpeg_tables import DAC, DHT, DQT, DRI, MAX_SIDE, PROGRESSIVE, SOS, Coding
 from fruitstand.images.orientation import exif_block, turn
 
 MAX_MARKERS = 1000
@@ -19,14 +20,13 @@ MAX_WALKED_SCAN_BYTES = 2**18
 _TRUNCATED = "truncated: the file ends before the image does"
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _AFTER_A_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither stuffing, nor restart, nor fill bytes
-_DHT, _SOI, _EOI, _SOS, _DQT = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB
+_SOI, _EOI, _DNL = 0xD8, 0xD9, 0xDC
 _APP0, _APP1, _APP14, _COM = 0xE0, 0xE1, 0xEE, 0xFE
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and the restart markers have no length
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # JPG and DAC share the range, too
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, DAC}  # JPG shares the range, too
 _DECODABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # sequential, progressive; Huffman, arithmetic
-_PROGRESSIVE_FRAMES = frozenset((0xC2, 0xCA))
 _METADATA = frozenset((*range(0xE0, 0xF0), _COM))
-_BETWEEN_SCANS = _METADATA | {_DHT, 0xCC, _SOS, _DQT, 0xDC, 0xDD}  # DAC, DNL and DRI
+_BETWEEN_SCANS = _METADATA | {DHT, DAC, SOS, DQT, _DNL, DRI}
 _NEEDED_METADATA = {_APP0: (b"JFIF\0", 16), _APP14: (b"Adobe", 14)}
 """Segments that tell the colour space: how they begin, and their least length in bytes."""
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -63,7 +63,7 @@ def segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
         if length < 2:
             raise ImageRejected("damaged: broken JPEG markers")
         yield marker, start, position
-        if marker == _SOS:
+        if marker == SOS:
             return
     raise ImageRejected(f"not an image: more than {MAX_MARKERS} JPEG markers before the picture")
 
@@ -84,6 +84,10 @@ def read_size(view: memoryview) -> tuple[int, int]:
                 raise ImageRejected(f"unsupported format: JPEG with {depth} bits a channel; send one with 8")
             if num_channels not in (1, 3, 4):
                 raise ImageRejected(f"unsupported format: JPEG with {num_channels} channels; send 1, 3 or 4")
+            if max(width, height) > MAX_SIDE:
+                raise ImageRejected(
+                    f"too many pixels: {width} x {height}; a JPEG has {MAX_SIDE} a side at most"
+                )
             return width, height
     raise ImageRejected("not an image: a JPEG without a frame header")
 
@@ -96,18 +100,22 @@ def picture_only(view: memoryview) -> memoryview | bytes:
         IndexError: the file ends inside a segment's length.
     """
     kept: list[memoryview | bytes] = []
-    kept_from, position, num_frames, is_progressive = 0, 2, 0, False
+    kept_from, position, num_frames, coding = 0, 2, 0, Coding()
     exif, xmp = b"", b""
     for marker, start, end in segments(view):
         if end > len(view):
             raise ImageRejected(_TRUNCATED)
         is_dropped = False
-        if marker == _DHT:
-            _check_huffman_tables(view[start + 4 : end])
-        elif marker in _FRAMES:
+        if marker in _FRAMES:
             num_frames += 1
-            is_progressive = marker in _PROGRESSIVE_FRAMES
-        elif marker in _METADATA and not _is_needed(marker, view[start:end]):
+            coding.define_frame(marker, view[start + 4 : end])
+        elif marker not in _BETWEEN_SCANS:
+            raise ImageRejected("damaged: broken JPEG markers")
+        elif marker not in _METADATA:
+            if marker == SOS and num_frames != 1:
+                break
+            coding.define(marker, view[start + 4 : end])
+        elif not _is_needed(marker, view[start:end]):
             is_dropped = True
             if marker == _APP1:
                 content = bytes(view[start + 4 : end])
@@ -119,7 +127,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
         position = end
     if num_frames != 1:
         raise ImageRejected(f"damaged: a JPEG with {num_frames} frame headers")
-    end = _end_of_scans(view, position, is_progressive)
+    end = _end_of_scans(view, position, coding)
     orientation = turn(exif, xmp)
     if not kept and orientation == 1 and view[end + 1] == _EOI:
         return view[: end + 2]
@@ -140,15 +148,16 @@ def _exif_segment(orientation: int) -> bytes:
     return struct.pack(">HH", 0xFFE1, 2 + len(content)) + content
 
 
-def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
+def _end_of_scans(view: memoryview, position: int, coding: Coding) -> int:
     """Where the picture ends: at the end marker, or where the next picture of the file begins.
 
     Args:
         view: the file.
         position: where the first scan's data begin.
-        is_progressive: many scans are usual; else nearly always one, whose end is found from behind.
+        coding: of the file. In a progressive one many scans are usual; else there is nearly always one,
+            whose end is found from behind.
     """
-    num_scans = 1
+    num_scans, is_progressive = 1, coding.frame in PROGRESSIVE
     limit = len(view) if is_progressive else min(len(view), position + MAX_WALKED_SCAN_BYTES)
     for _ in range(MAX_MARKERS):
         found = _AFTER_A_SCAN.search(view, position, limit)
@@ -168,32 +177,8 @@ def _end_of_scans(view: memoryview, position: int, is_progressive: bool) -> int:
             raise ImageRejected("damaged: a marker inside the JPEG's picture data that does not belong there")
         if position > len(view):
             raise ImageRejected(_TRUNCATED)
-        if marker in _CHECKS:
-            _CHECKS[marker](view[start + 4 : position])
-        num_scans += marker == _SOS
+        coding.define(marker, view[start + 4 : position])
+        num_scans += marker == SOS
         if num_scans > MAX_SCANS:
             raise ImageRejected(f"damaged: a JPEG of more than {MAX_SCANS} scans")
     raise ImageRejected(f"damaged: more than {MAX_MARKERS} JPEG markers")
-
-
-def _check_huffman_tables(segment: memoryview) -> None:
-    """One table's 16 counts say how many symbols follow it."""
-    position = 0
-    while position < len(segment):
-        num_symbols = sum(segment[position + 1 : position + 17])
-        position += 17 + num_symbols
-        if num_symbols > 256 or position > len(segment):
-            raise ImageRejected("damaged: broken JPEG tables")
-
-
-def _check_quantization_tables(segment: memoryview) -> None:
-    """Each begins with its precision and its number, 0 to 3."""
-    position = 0
-    while position < len(segment):
-        precision, number = divmod(segment[position], 16)
-        position += 129 if precision else 65
-        if number > 3 or position > len(segment):
-            raise ImageRejected("damaged: broken JPEG tables")
-
-
-_CHECKS = {_DHT: _check_huffman_tables, _DQT: _check_quantization_tables}

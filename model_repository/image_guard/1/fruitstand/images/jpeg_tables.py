@@ -1,0 +1,205 @@
+"""JPEG: are the tables there that a scan needs, and do frame header and scan header fit together?
+
+libjpeg gives a file up where they do not, and NVIDIA's dali backend then fails the whole batch. The rules are
+libjpeg-turbo's own: what it only warns of is accepted, and so is a broken table that no scan uses.
+
+Most files have one of few headers and the standard's Huffman tables, so what was read of them is remembered.
+"""
+
+import functools
+from typing import Final
+
+from fruitstand.errors import ImageRejected
+
+DHT, DAC, SOS, DQT, DRI = 0xC4, 0xCC, 0xDA, 0xDB, 0xDD
+PROGRESSIVE = frozenset((0xC2, 0xCA))
+MAX_SIDE = 65_500
+"""Pixels. libjpeg reads no wider or higher picture."""
+
+_ARITHMETIC = frozenset((0xC9, 0xCA))
+_MAX_TABLE_NUMBER = 3
+_MAX_HUFFMAN_TABLES, _MAX_QUANTIZATION_BYTES, _MAX_CONDITIONING_BYTES = 8, 4 * 129, 32 * 2
+"""In one segment: each number once. libjpeg takes more, real files have none, and each costs time."""
+_AC, _QUANTIZATION = 0x10, 0x20
+"""Added to a table's number, so that DC, AC and quantisation tables are 0 to 3, 16 to 19, 32 to 35."""
+_STANDARD_TABLES = frozenset((0, 1, _AC, _AC + 1))
+"""libjpeg has these Huffman tables ready for sequential files that leave them out."""
+_MAX_SAMPLING = 4
+_MAX_BLOCKS = 10
+"""Of all components in one unit of an interleaved scan."""
+_MAX_DC_SYMBOL = 15
+_LAST_COEFFICIENT = 63
+_MAX_POINT_TRANSFORM = 13
+_MAX_CONDITIONING_NUMBER, _FIRST_AC_CONDITIONING = 31, 16
+
+_BROKEN_TABLES: Final = "damaged: broken JPEG tables"
+_BROKEN_FRAME: Final = "damaged: broken JPEG frame header"
+_BROKEN_SCAN: Final = "damaged: broken JPEG scan header"
+
+Components = tuple[tuple[int, int, int], ...]
+"""Of each: identifier, blocks in one interleaved unit, number of its quantisation table."""
+
+
+class Coding:
+    """What a file's segments have defined so far.
+
+    Source:
+        ITU-T T.81 annex B.2; libjpeg-turbo's jdmarker.c, jdinput.c, jdhuff.c, jdphuff.c, jdsample.c.
+    """
+
+    __slots__ = ("_broken", "_components", "_usable", "frame")
+
+    def __init__(self) -> None:
+        self.frame = 0  # the frame header's marker
+        self._components: Components = ()
+        self._usable: set[int] = set()
+        self._broken: set[int] = set()
+
+    def define_frame(self, marker: int, segment: memoryview) -> None:
+        """Take in the frame header, without its marker and length.
+
+        Raises:
+            ImageRejected: sampling factors or a length that no decoder accepts.
+        """
+        self.frame = marker
+        self._components = _components(bytes(segment[5:]))
+
+    def define(self, marker: int, segment: memoryview) -> None:
+        """Take in another segment; at a scan's header everything it needs has to be there.
+
+        Raises:
+            ImageRejected: libjpeg gives such a file up.
+        """
+        if marker in (DHT, DQT):
+            tables = _huffman_tables if marker == DHT else _quantization_tables
+            usable, broken = tables(bytes(segment))
+            self._usable |= usable
+            if broken or self._broken:
+                self._usable -= broken
+                self._broken = self._broken - usable | broken
+        elif marker == SOS:
+            missing = _needed_tables(self.frame, self._components, bytes(segment)) - self._usable
+            if self.frame not in PROGRESSIVE:
+                missing -= _STANDARD_TABLES - self._broken
+            if missing:
+                raise ImageRejected(f"{_BROKEN_TABLES}, or none where the picture needs them")
+        elif marker == DRI and len(segment) != 2:
+            raise ImageRejected(_BROKEN_TABLES)
+        elif marker == DAC:
+            _check_conditioning(segment)
+
+
+@functools.lru_cache(maxsize=32)
+def _components(header: bytes) -> Components:
+    """A frame header's components, from their number on."""
+    num_components = header[0] if header else 0
+    if not num_components or len(header) != 1 + 3 * num_components:
+        raise ImageRejected(_BROKEN_FRAME)
+    sampling = [divmod(factors, 16) for factors in header[2::3]]
+    widest, highest = (max(factors) for factors in zip(*sampling, strict=True))
+    for horizontal, vertical in sampling:
+        in_range = 0 < horizontal <= _MAX_SAMPLING and 0 < vertical <= _MAX_SAMPLING
+        if not in_range or widest % horizontal or highest % vertical:
+            raise ImageRejected("damaged: a JPEG with sampling factors that do not fit together")
+    num_blocks = (horizontal * vertical for horizontal, vertical in sampling)
+    return tuple(zip(header[1::3], num_blocks, header[3::3], strict=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _needed_tables(frame: int, components: Components, header: bytes) -> frozenset[int]:
+    """The tables without which a scan with this header cannot be decoded."""
+    num_scanned = header[0] if header else 0
+    if not 0 < num_scanned <= 4 or len(header) != 4 + 2 * num_scanned:
+        raise ImageRejected(_BROKEN_SCAN)
+    identifiers, selectors = header[1:-3:2], [divmod(one, 16) for one in header[2:-3:2]]
+    first, last, shifts = header[-3:]
+    scanned = [_scanned_component(components, one, at_least=n) for n, one in enumerate(identifiers)]
+    num_blocks = sum(components[n][1] for n in scanned)
+    if len(set(scanned)) < num_scanned or (num_scanned > 1 and num_blocks > _MAX_BLOCKS):
+        raise ImageRejected(_BROKEN_SCAN)
+    needed = {_QUANTIZATION + components[n][2] for n in scanned}
+    is_refinement = False
+    if frame in PROGRESSIVE:
+        high, low = divmod(shifts, 16)
+        is_band = first <= last <= _LAST_COEFFICIENT and num_scanned == 1 if first else last == 0
+        if not is_band or high not in (0, low + 1) or low > _MAX_POINT_TRANSFORM:
+            raise ImageRejected(_BROKEN_SCAN)
+        is_refinement = high > 0
+    if frame in _ARITHMETIC:
+        return frozenset(needed)
+    if frame not in PROGRESSIVE or (not first and not is_refinement):
+        needed |= {number for number, _ in selectors}
+    if frame not in PROGRESSIVE or first:
+        needed |= {_AC + number for _, number in selectors}
+    return frozenset(needed)
+
+
+def _scanned_component(components: Components, identifier: int, *, at_least: int) -> int:
+    """Where libjpeg finds it. A scan's components come in the frame's order."""
+    for n, (own, _, _) in enumerate(components):
+        if own == identifier and n >= at_least:
+            return n
+    raise ImageRejected("damaged: a JPEG scan of a component that its frame does not have")
+
+
+def _check_conditioning(segment: memoryview) -> None:
+    """Of arithmetic coding: class and number, then for DC two bounds in a byte, for AC one value."""
+    if len(segment) % 2 or len(segment) > _MAX_CONDITIONING_BYTES:
+        raise ImageRejected(_BROKEN_TABLES)
+    for number, value in zip(segment[::2], segment[1::2], strict=True):
+        is_dc = number < _FIRST_AC_CONDITIONING
+        if number > _MAX_CONDITIONING_NUMBER or (is_dc and value & 15 > value >> 4):
+            raise ImageRejected(_BROKEN_TABLES)
+
+
+@functools.lru_cache(maxsize=32)
+def _quantization_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
+    """Numbers of a segment's tables, and an empty set: none of them can be broken."""
+    numbers, position = set(), 0
+    if len(segment) > _MAX_QUANTIZATION_BYTES:
+        raise ImageRejected(_BROKEN_TABLES)
+    while position < len(segment):
+        precision, number = divmod(segment[position], 16)
+        position += 129 if precision else 65
+        if number > _MAX_TABLE_NUMBER or position > len(segment):
+            raise ImageRejected(_BROKEN_TABLES)
+        numbers.add(_QUANTIZATION + number)
+    return frozenset(numbers), frozenset()
+
+
+@functools.lru_cache(maxsize=32)
+def _huffman_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
+    """Numbers of a segment's tables: those that a decoder can build, and the others.
+
+    Raises:
+        ImageRejected: a table is not as long as it says, or has an unknown number; too many tables.
+    """
+    usable: set[int] = set()
+    broken: set[int] = set()
+    position = 0
+    for _ in range(_MAX_HUFFMAN_TABLES):
+        if position == len(segment):
+            break
+        number, counts = segment[position], segment[position + 1 : position + 17]
+        start = position + 17
+        position = start + sum(counts)
+        symbols = segment[start:position]
+        if position > len(segment) or len(symbols) > 256 or number & ~_AC > _MAX_TABLE_NUMBER:
+            raise ImageRejected(_BROKEN_TABLES)
+        has_symbols = number >= _AC or max(symbols, default=0) <= _MAX_DC_SYMBOL
+        is_usable = has_symbols and _is_prefix_code(counts)
+        (usable if is_usable else broken).add(number)
+        (broken if is_usable else usable).discard(number)
+    if position < len(segment):
+        raise ImageRejected(_BROKEN_TABLES)
+    return frozenset(usable), frozenset(broken)
+
+
+def _is_prefix_code(counts: bytes) -> bool:
+    """Whether there are enough codes of each length, 1 to 16 bits; the one of ones alone is reserved."""
+    num_free = 1
+    for count in counts.rstrip(b"\0"):
+        num_free = 2 * num_free - count
+        if num_free < 1:
+            return False
+    return True
