@@ -16,8 +16,8 @@ HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
 """What callers may do; everything else is refused."""
 NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"
-"""Triton's words for UNAVAILABLE where another replica may answer. "Request timeout expired" is UNAVAILABLE too,
-but that call has waited as long as it may: asked again it would wait as long once more, behind others."""
+"""Triton's words for UNAVAILABLE where another replica may answer. "Request timeout expired" is UNAVAILABLE
+too. That call has waited as long as it may: asked again it would wait as long once more, behind others."""
 LUA = Path(__file__).with_name("gateway.lua")
 
 
