@@ -126,7 +126,7 @@ up_and_stop() { # LOG
   wait $person || true
   local ended
   ended=$(cpu ps --all --format '{{.Service}} {{.ExitCode}}')
-  ! grep -E " (1|137|139)$" <<<"$ended" || fail "a service was killed or failed when the stack was stopped"
+  ! grep -E " (1|137|139)$" <<<"$ended" || fail "the service above was killed or failed when the stack was stopped"
 }
 
 up_detached() { cpu up --detach --wait --wait-timeout 600 >>"$work/up.log" 2>&1 || { cpu logs --tail 40; fail "up --detach --wait"; }; }
