@@ -102,6 +102,14 @@ build_images() {
   done
 }
 
+# As on a machine behind a proxy: it is put into every container. This one does not answer, and nothing may need it.
+put_proxy_into_containers() {
+  export DOCKER_CONFIG=$work/client
+  mkdir "$DOCKER_CONFIG"
+  local proxy=http://127.0.0.1:9
+  echo "{\"proxies\": {\"default\": {\"httpProxy\": \"$proxy\", \"httpsProxy\": \"$proxy\"}}}" >"$DOCKER_CONFIG/config.json"
+}
+
 # A person's `docker compose up`: until the last line, then Ctrl-C.
 up_and_stop() { # LOG
   (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" up) >"$work/$1" 2>&1 &
@@ -118,7 +126,7 @@ up_and_stop() { # LOG
   wait $person || true
   local ended
   ended=$(cpu ps --all --format '{{.Service}} {{.ExitCode}}')
-  ! grep -E " (1|137|139)$" <<<"$ended" || fail "a service was killed or failed when the stack was stopped"
+  ! grep -E " (1|137|139)$" <<<"$ended" || fail "the service above was killed or failed when the stack was stopped"
 }
 
 up_detached() { cpu up --detach --wait --wait-timeout 600 >>"$work/up.log" 2>&1 || { cpu logs --tail 40; fail "up --detach --wait"; }; }
@@ -175,7 +183,10 @@ first=1
 for owner in ${OWNERS-0 1000 1234}; do
   echo "== a clone of user $owner"
   new_clone "$owner"
-  if [ -n "$first" ]; then build_images; fi
+  if [ -n "$first" ]; then
+    build_images
+    put_proxy_into_containers
+  fi
   up_and_stop "up-$owner.log"
   found=$(stat -c %u "$clone/model_repository/fruit_resnet/1/manifest.json")
   [ "$found" = "$owner" ] || fail "the published version belongs to $found"

@@ -1,7 +1,7 @@
 """Calls to a gateway, of any method, and what it counted."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -10,7 +10,7 @@ from fruitstand.network.tls import Tls
 from fruitstand_client.wire import Wire
 from serving.gateway.envoy import Gateway
 from serving.triton.embedded import claim_ports
-from tests.model_server import KillableServer
+from tests.model_server import KillableServer, ModelServer
 
 DEADLINE_S = 10.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def opened(servers: list[KillableServer], access: Path | None, log_path: Path) -> Gateway:
+def opened(servers: Sequence[KillableServer | ModelServer], access: Path | None, log_path: Path) -> Gateway:
     """A gateway that runs."""
     port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
     gateway = Gateway(

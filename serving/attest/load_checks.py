@@ -21,10 +21,10 @@ BURST_OVER = 256
 """Requests beyond the limit: what is computed meanwhile makes room for some."""
 BURST_QUEUE_US = 3_000_000
 HUNG_AFTER_S = 45.0
-"""A gateway asks again up to three times for what waited too long: each try may wait as long."""
+"""It may wait in each step's queue, and in front of some gateways as often again."""
 QUEUE_SIZE = re.compile(r"max_queue_size: *(\d+)")
-FULL_TEXT = "maximum queue size"
-"""Triton's words for a full queue."""
+FULL = re.compile("maximum queue size|reset reason: overflow")
+"""Triton's words for a full queue, and Envoy's for as many calls in flight as it lets in."""
 SHED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 BACKLOG = 24
 """Requests of 64 images in front of those with a deadline."""
@@ -92,7 +92,7 @@ async def check_queue_limit(subject: Subject) -> list[Check]:
     full = [
         answer
         for answer in refused
-        if FULL_TEXT in answer.text or answer.latency_s < 0.5 * BURST_QUEUE_US / 1e6
+        if FULL.search(answer.text) or answer.latency_s < 0.5 * BURST_QUEUE_US / 1e6
     ]
     other = [answer for answer in answers if not answer.ok and answer not in refused]
     num_ok = sum(answer.ok for answer in answers)

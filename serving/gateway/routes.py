@@ -15,6 +15,9 @@ INFERENCE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
 """What callers may do; everything else is refused."""
+NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"
+"""Triton's words for UNAVAILABLE where another replica may answer. "Request timeout expired" is UNAVAILABLE
+too. That call has waited as long as it may: asked again it would wait as long once more, behind others."""
 LUA = Path(__file__).with_name("gateway.lua")
 
 
@@ -86,7 +89,10 @@ def _to_triton() -> Json:
         "timeout": "0s",  # the caller's deadline counts, below
         "max_stream_duration": {"max_stream_duration": f"{MAX_CALL_S}s", "grpc_timeout_header_max": "0s"},
         "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset,unavailable",
+            "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
+            "retriable_headers": [
+                {"name": "grpc-message", "string_match": {"safe_regex": {"regex": f".*({NOT_HERE}).*"}}}
+            ],
             "num_retries": 3,
             # Short: what is refused by all replicas is to be told at once.
             "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},

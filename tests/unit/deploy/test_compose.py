@@ -5,7 +5,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,41 @@ def test_the_health_checks_ask_for_an_answer_to_a_real_image() -> None:
     assert bytes(tensor["data"]) == canary_image()
     assert (tensor["name"], tensor["datatype"]) == (IMAGE, "UINT8")
     assert tensor["shape"] == [1, len(tensor["data"])]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers everything with 200."""
+
+    def do_GET(self) -> None:
+        """Also what a health check posts."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.end_headers()
+
+    do_POST = do_GET
+
+
+@pytest.mark.parametrize("name", ["triton-cpu", "triton-cpu-2", "drift", "gateway", "ready"])
+def test_the_health_checks_in_python_go_past_a_proxy(name: str, tmp_path: Path) -> None:
+    """Docker puts the proxy of its configuration into every container; nothing listens at this one."""
+    program, _, code, target = SERVICES[name]["healthcheck"]["test"][1:]
+    assert program == "python"
+    probe = tmp_path / "probe.json"
+    probe.write_bytes((ROOT / "deploy" / "probe.json").read_bytes())
+    code = code.replace("/probe.json", str(probe))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = str(server.server_port)
+        healthy = port if target.isdecimal() or target.startswith("$") else f"http://127.0.0.1:{port}/"
+        env = {
+            "PATH": os.environ["PATH"],
+            "http_proxy": "http://127.0.0.1:9",
+            "HTTP_PROXY": "http://127.0.0.1:9",
+        }
+        subprocess.run([sys.executable, "-c", code, healthy], env=env, check=True, timeout=30)
+        server.shutdown()
+    done = subprocess.run([sys.executable, "-c", code, healthy], env=env, capture_output=True, timeout=30)
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize(
