@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from fruitstand.contract import FEATURES, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, PROBABILITIES
-from fruitstand.images.kinds import image_kinds
+from fruitstand.contract import (
+    FEATURES,
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE,
+    IMAGE_DECODE,
+    PROBABILITIES,
+    Preprocessing,
+)
+from fruitstand.errors import ImageRejected
+from fruitstand.images.conversion import as_supported
+from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
@@ -153,11 +163,19 @@ def test_every_kind_of_bad_image_fails_alone(server: EmbeddedServer, distinct_im
     client.close()
 
 
+def is_converted(kind: ImageKind) -> bool:
+    """Whether the client sends a PNG in its place."""
+    try:
+        return as_supported(kind.content, Preprocessing()).converted_from is not None
+    except ImageRejected:
+        return False
+
+
 def test_every_kind_of_image_gets_one_verdict_in_any_company(
     server: EmbeddedServer, distinct_images: list[bytes]
 ) -> None:
     """Alone, through the client in requests of eight, and among seven others; the answer is the same too."""
-    kinds = [kind for kind in image_kinds() if len(kind.content) < 2**20]
+    kinds = [kind for kind in image_kinds() if len(kind.content) < 2**20 and not is_converted(kind)]
     company = [one for kind in kinds for one in (kind.content, *distinct_images[:7])]
     with Client(server.url, batch_size=1) as client:
         alone = list(client.classify(kind.content for kind in kinds))
