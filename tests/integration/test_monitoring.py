@@ -29,7 +29,9 @@ from serving.triton.embedded import EmbeddedServer
 from tests.metrics_pages import CAPTURED, MONITORING, Known, known_series, problems, rules, targets
 
 NO_IMAGE = b"no image at all"
-GATEWAY_PAGE, GPU_PAGE = ((CAPTURED / name).read_text() for name in ("envoy.prom", "gpu.prom"))
+GATEWAY_PAGE, GPU_PAGE, NATIVE_PAGE = (
+    (CAPTURED / name).read_text() for name in ("envoy.prom", "gpu.prom", "native.prom")
+)
 QUERIES = {target["expr"] for target in targets()}
 EXPRESSIONS = sorted({rule["expr"] for rule in rules()} | QUERIES)
 LEGENDS = sorted({target["legendFormat"] for target in targets()})
@@ -126,7 +128,7 @@ def drift_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def known(live_page: str, drift_page: str) -> Known:
     """All series: the live pages, and the captured ones for GPU and gateway."""
-    return known_series(live_page, drift_page, GPU_PAGE, GATEWAY_PAGE)
+    return known_series(live_page, drift_page, GPU_PAGE, NATIVE_PAGE, GATEWAY_PAGE)
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)
@@ -147,6 +149,12 @@ def test_what_the_embedded_server_shows_needs_no_captured_page(live_page: str) -
         "up",
         "ALERTS",
     }
+
+
+def test_the_captured_native_page_adds_models_and_no_metrics(live_page: str) -> None:
+    """Guard and decoder have the metrics that every model has, so the page cannot hide a dropped one."""
+    captured, live = ({name for name, _ in known_series(page).series} for page in (NATIVE_PAGE, live_page))
+    assert captured <= live
 
 
 @pytest.mark.parametrize(
@@ -335,7 +343,7 @@ def test_envoy_still_shows_what_was_captured(
                 client.classify_batch([NO_IMAGE])
         # Its histograms are merged every five seconds.
         wait_for(lambda: "upstream_rq_time_bucket" in fetch(page), 20, lambda: "histograms")
-        known = known_series(fetch(server.metrics_url), drift_page, GPU_PAGE, fetch(page))
+        known = known_series(fetch(server.metrics_url), drift_page, GPU_PAGE, NATIVE_PAGE, fetch(page))
     codes = {labels["grpc_code"] for name, labels in known.series if name == "envoy_cluster_grpc_answers"}
     assert codes == {"0", "3"}
     # A status code has no counter before it first occurs.
