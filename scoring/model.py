@@ -14,8 +14,16 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import sha256_file
-from fruitstand.contract import API_KEY_VARIABLE, ENCODED, MAX_BATCH_SIZE, PIXELS, PROBABILITIES
+from fruitstand.contract import (
+    API_KEY_VARIABLE,
+    ENCODED,
+    MAX_BATCH_SIZE,
+    PIXELS,
+    PROBABILITIES,
+    Preprocessing,
+)
 from fruitstand.errors import ArtefactError, ImageRejected, ServerError
+from fruitstand.images.conversion import as_supported
 from fruitstand.images.dali_pipeline import served_pipeline
 from fruitstand.network.tls import Tls
 from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
@@ -169,7 +177,10 @@ class LocalModel:
 
     def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
         """Classify up to 64 encoded images; for each its answer, or why it was refused."""
-        decoded = self._decoder.decode([np.frombuffer(one, np.uint8) for one in encoded])
+        files = [_as_the_client_sends(one) for one in encoded]
+        taken = [one for one in files if not isinstance(one, ImageRejected)]
+        results = iter(self._decoder.decode(taken) if taken else [])
+        decoded = [one if isinstance(one, ImageRejected) else next(results) for one in files]
         pixels = [one for one in decoded if not isinstance(one, ImageRejected)]
         if not pixels:
             return list(map(str, decoded))
@@ -178,6 +189,14 @@ class LocalModel:
         ranked = np.take_along_axis(probabilities, order, axis=1)
         answers = map(Answer, self._labels[order].tolist(), ranked.tolist())
         return [str(one) if isinstance(one, ImageRejected) else next(answers) for one in decoded]
+
+
+def _as_the_client_sends(encoded: bytes) -> np.ndarray | ImageRejected:
+    """A file in a format that the server reads, converted if need be, as (N,) uint8; or why there is none."""
+    try:
+        return np.frombuffer(as_supported(encoded, Preprocessing()).content, np.uint8)
+    except ImageRejected as exc:
+        return exc
 
 
 class ServedModel:

@@ -136,9 +136,9 @@ def slow(candidate: Path) -> None:
         )
         graph.node.extend(
             [
-                helper.make_node("Transpose", [PIXELS], ["slow_nchw"], perm=[0, 3, 1, 2]),
-                helper.make_node("Cast", ["slow_nchw"], ["slow_float"], to=TensorProto.FLOAT),
-                helper.make_node("Conv", ["slow_float", "slow_weights"], ["slow_1"], strides=[2, 2]),
+                helper.make_node("Cast", [PIXELS], ["slow_float"], to=TensorProto.FLOAT),
+                helper.make_node("Transpose", ["slow_float"], ["slow_nchw"], perm=[0, 3, 1, 2]),
+                helper.make_node("Conv", ["slow_nchw", "slow_weights"], ["slow_1"], strides=[2, 2]),
                 helper.make_node("Conv", ["slow_1", "slow_wide"], ["slow_2"]),
                 helper.make_node("ReduceMean", ["slow_2"], ["slow_mean"], keepdims=0),
                 helper.make_node("Mul", ["slow_mean", "nothing"], ["slow_nothing"]),

@@ -388,18 +388,3 @@ def test_ready_says_what_answers_where(repository: Path) -> None:
     assert "version 1 of fruit_classifier" in lines
     assert "fruitstand classify IMAGE --url 127.0.0.1:7001" in lines
     assert "http://127.0.0.1:8080/" in lines
-
-
-def test_the_bill_of_materials_names_what_is_installed() -> None:
-    """CycloneDX, with package URLs."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fruitstand.machine.sbom"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    document = json.loads(done.stdout)
-    assert document["bomFormat"] == "CycloneDX"
-    purls = {one["purl"] for one in document["components"]}
-    assert any(purl.startswith("pkg:pypi/numpy@") for purl in purls)
