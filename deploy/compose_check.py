@@ -41,6 +41,8 @@ EXTRA_IMAGES = (
 FIRING = 'ALERTS{alertstate="firing"}'
 NUM_CALLERS, NUM_ROUNDS = 8, 20
 WITHIN_S = 60.0
+SETTLED_S = 12.0
+"""Two scrapes and a bit."""
 ALERT_WITHIN_S = 240.0
 
 app = typer.Typer(add_completion=False)
@@ -54,7 +56,7 @@ def images(images: Images, url: Gateway = "127.0.0.1:8001") -> None:
     wait_for(
         lambda: len(ask("up == 1")) == NUM_TARGETS, WITHIN_S, lambda: f"not all are scraped: {ask('up')}"
     )
-    before = counters()
+    before = settled_counters()
     paths = islice(cycle(find_images([str(images)])), NUM_IMAGES)
     with Client(url, batch_size=BATCH) as client:
         failed = sum(one.failure is not None for one in client.classify_stream(paths))
@@ -70,7 +72,7 @@ def locust(
     result: Annotated[Path, typer.Option(help="Where its result will be.")], command: list[str]
 ) -> None:
     """Run the load test, and hold Prometheus' counters against Locust's."""
-    before = counters()
+    before = settled_counters()
     subprocess.run(command, check=True, timeout=600)
     accounted = read_json(result)["accounted"]
     num_calls, refused = accounted["num_calls"], accounted["num_rejected"]
@@ -202,6 +204,18 @@ def counters() -> dict[str, float]:
     """As Prometheus has them; 0 before one first counts."""
     queries = {"calls": CALLS, "extra_images": EXTRA_IMAGES, "not_ok": NOT_OK}
     return {name: float(next(iter(ask(q)), {"value": (0, "0")})["value"][1]) for name, q in queries.items()}
+
+
+def settled_counters() -> dict[str, float]:
+    """Once they stand still: those of earlier callers come with the next scrapes."""
+    deadline, seen = time.monotonic() + WITHIN_S, counters()
+    while True:
+        time.sleep(SETTLED_S)
+        if (now := counters()) == seen:
+            return now
+        if time.monotonic() > deadline:
+            raise ServerError(f"somebody else calls the gateway: {seen}, then {now}")
+        seen = now
 
 
 def ask(query: str) -> list[dict[str, Any]]:

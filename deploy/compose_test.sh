@@ -114,7 +114,7 @@ put_proxy_into_containers() {
 up_and_stop() { # LOG
   (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" up) >"$work/$1" 2>&1 &
   local person=$! started=$SECONDS
-  until grep -q "ready:   next" "$work/$1"; do
+  until grep -qs "ready:   next" "$work/$1"; do
     kill -0 $person 2>/dev/null || fail "docker compose up ended"
     [ $((SECONDS - started)) -lt 900 ] || fail "docker compose up took longer than 900 s"
     sleep 1
