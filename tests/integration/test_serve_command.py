@@ -21,8 +21,6 @@ from serving.triton.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
 from tests.backends import on_host
 from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
-NUM_BURSTS = 10
-
 
 def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
     """SIGTERM ends it with status 0: no process, no shared-memory region, no temporary folder."""
