@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.gates.checks import agreement_gate, distance_gate, run_batches, top1_loss_gate
+from export.gates.checks import agreement_gate, distance_gate, top1_loss_gate
 from export.gates.gate import Gate
 from export.gates.timing import Speed, compare
 from export.gates.validation import Validation
+from fruitstand.model.session import run_batches
 from fruitstand.repository.tolerances import MIN_AGREEMENT
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime
 
-from export.gates.checks import run_batches
+from fruitstand.model.session import run_batches
 
 BATCH = 32
 ROUNDS = 7

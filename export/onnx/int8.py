@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.gates.checks import installed_engines, open_session
 from export.gates.measured import Measured, measure
 from export.gates.validation import Validation
 from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice, Quantizer
+from fruitstand.model.session import installed_engines, open_session
 
 log = logging.getLogger("fruitstand.export")
 

@@ -18,6 +18,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from export.onnx.calibration import ActivationRanges
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.errors import ArtefactError
+from fruitstand.model.session import create_session
 
 MIN_INPUT_CHANNELS = 32
 """Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
@@ -129,7 +130,7 @@ def _optimize(fp32: Path, prepared: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(prepared)
     with _full_disk_named(fp32, prepared.parent):
-        onnxruntime.InferenceSession(fp32, options, providers=["CPUExecutionProvider"])
+        create_session(fp32, options)
         model = onnx.load(prepared)
     write_model(onnx.shape_inference.infer_shapes(model), prepared)
 

@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from export.gates.checks import (
-    GPU_ENGINE,
-    agreement_gate,
-    extreme_pixels_gate,
-    has_engine,
-    open_session,
-    parity_gates,
-    run_batches,
-)
+from export.gates.checks import agreement_gate, extreme_pixels_gate, parity_gates
 from export.gates.decode_parity import decode_gates
 from export.gates.gate import Gate, at_least
 from export.gates.measured import measure
@@ -39,6 +31,7 @@ from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF
 from fruitstand.runs import Run
 from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from export.gates.checks import extreme_pixels_gate, open_session, run_batches
+from export.gates.checks import extreme_pixels_gate
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import MAX_SLOWDOWN, Gate, at_most, read_gate
 from export.gates.structure import structure_gate
@@ -36,6 +36,7 @@ from export.publish.repository import (
 from fruitstand.artefacts import atomic_directory, write_json
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, GateFailed, UsageError
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.signing import read_private_key, sign_manifest
 from fruitstand.repository.version_record import read_record
 from fruitstand.repository.versions import (

@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 import torch
 
-from export.gates.checks import installed_engines, open_session, run_batches
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import at_most
 from export.gates.measured import Measured
@@ -30,6 +29,7 @@ from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.model.session import installed_engines, open_session, run_batches
 from fruitstand.repository.versions import GOLDEN_LIST, read_version
 from fruitstand.runs import META_NAME, Run, read_run
 from fruitstand.samples import REFERENCE_NAME, read_samples
