@@ -83,7 +83,6 @@ def render_repository(
     *,
     files: ServedFiles = ServedFiles(),
     state: ServingState | None = None,
-    also_loaded: tuple[int, ...] = (),
     tuning: Tuning = DEFAULTS,
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order in which they may be written.
@@ -92,8 +91,7 @@ def render_repository(
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
         files: what of it is served.
-        state: the version to be served, and the one before; None where nothing was published yet.
-        also_loaded: versions of the classifier to be loaded besides.
+        state: what is to be served; None where nothing was published yet.
         tuning: how the steps are queued and computed on processors.
 
     Returns:
@@ -101,7 +99,7 @@ def render_repository(
     """
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
-    loaded = ", ".join(map(str, sorted({number, *also_loaded})))
+    loaded = ", ".join(map(str, [number] if state is None else state.loaded))
     values = (
         _model_values(preprocessing, labels, files)
         | _tuning_values(tuning)
@@ -186,7 +184,7 @@ def write_repository(
         repository: the model repository.
         preprocessing: as for `render_repository`; so are the others.
         labels: the classes.
-        choices: `files`, `state`, `also_loaded` and `tuning`.
+        choices: `files`, `state` and `tuning`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

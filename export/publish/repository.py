@@ -29,7 +29,6 @@ from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     ServingState,
     Version,
-    loaded_versions,
     published_versions,
     read_version,
     serving_state,
@@ -80,41 +79,28 @@ def _finish_interrupted(repository: Path) -> None:
     if state is None:
         return
     try:
-        write_served(repository, state)
+        write_served(repository, state.alone())
     except ArtefactError as exc:  # what is rendered stays; another version can still be promoted
         log.warning("version %d is served and damaged: %s", state.version, exc)
 
 
-def write_served(
-    repository: Path,
-    state: ServingState,
-    *,
-    also_loaded: tuple[int, ...] = (),
-    described_by: Version | None = None,
-) -> None:
-    """Render everything for the version to be served; Triton reads it when it loads next.
-
-    At no moment does the ensemble pin a version that the classifier would not load.
+def write_served(repository: Path, state: ServingState, *, described_by: Version | None = None) -> None:
+    """Render everything for a state; Triton reads it when it loads next.
 
     Args:
         repository: the model repository.
-        state: what is to be served.
-        also_loaded: versions of the classifier to be loaded besides, without being asked.
+        state: what is to be served; see `transition` for the way from one to another.
         described_by: a version to take classes, preprocessing and files from, which are the same for all
             versions; None takes the one to be served.
 
     Raises:
         ArtefactError: the manifest of the version to be served is damaged.
     """
-    pinned = serving_state(repository)
-    if pinned is not None and pinned.version not in (state.version, *also_loaded):
-        write_served(repository, state, also_loaded=(*also_loaded, pinned.version), described_by=described_by)
     version = described_by or read_version(repository, state.version)
     write_repository(
         repository,
         *_described(version),
         state=state,
-        also_loaded=also_loaded,
         files=_files(version),
         tuning=read_tuning(repository),
     )
@@ -260,7 +246,6 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
     return render_repository(
         *_described(version),
         state=state,
-        also_loaded=tuple(loaded_versions(repository)),
         files=_files(version),
         tuning=read_tuning(repository),
     )
@@ -305,7 +290,7 @@ def prune(repository: Path, *, keep: int) -> list[int]:
         state = serving_state(repository)
         if state is None:
             raise UsageError(f"{repository}: nothing is served there, so nothing is known to be spare")
-        kept = {state.version, state.previous, *loaded_versions(repository)}
+        kept = {state.previous, *state.loaded}
         spare = [number for number in published_versions(repository) if number not in kept]
         removed = spare[: max(0, len(spare) - keep)]
         for number in removed:

@@ -12,16 +12,19 @@ A version folder appears whole and is never changed; a file that is altered, mis
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.signing import SIGNATURE_NAME, check_signature
 from fruitstand.repository.version_record import read_record
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_LIST = Path("golden", "golden.json")
@@ -31,18 +34,44 @@ MAX_GOLDEN_DISTANCE = 0.1
 LOADED_CONFIG = Path(FRUIT_RESNET, "configs", f"{CPU_CONFIG}.pbtxt")
 """Names the classifier's versions that a server loads, as those for GPUs do."""
 
-_STATE = re.compile(r'key: "(served|previous)_version" value: { string_value: "(\d*)" }')
 _NUMBER = re.compile(r"[1-9][0-9]*")
-_LOADED = re.compile(r"version_policy { specific { versions: \[ ([\d, ]+) \] } }")
 
 
 @dataclass(frozen=True, slots=True)
 class ServingState:
-    """Which version a repository serves."""
+    """What a repository serves: the value that a promotion changes, step by step."""
 
     version: int
+    """The served one: the ensemble's configuration pins it."""
     previous: int | None = None
     """The one served before; what a rollback goes to."""
+    loaded: tuple[int, ...] = field(default=(), compare=False)
+    """Versions of the classifier that a server loads: the served one, and others during a promotion."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loaded", tuple(sorted({self.version, *self.loaded})))
+
+    def alone(self) -> "ServingState":
+        """The same with no other version loaded."""
+        return replace(self, loaded=())
+
+
+def transition(old: ServingState | None, new: ServingState) -> list[ServingState]:
+    """The states a repository goes through from one to another.
+
+    The ensemble never pins a version that the classifier would not load.
+
+    Args:
+        old: what is served; None where nothing is, as at the first publication.
+        new: what is to be served.
+
+    Returns:
+        The new version loaded beside the old one, the new one pinned, the old one no longer loaded.
+    """
+    if old is None:
+        return [new]
+    both = (*old.loaded, *new.loaded)
+    return [replace(old, loaded=both), replace(new, loaded=both), new]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +87,13 @@ class Golden:
             return 1.0
         distance = sum(abs(a - b) for a, b in zip(answer, self.probabilities, strict=True)) / 2
         return float(distance) if distance == distance else 1.0
+
+
+def farthest_golden(golden: Sequence[Golden], answers: Iterable[Sequence[float]]) -> tuple[Golden, float]:
+    """The golden image whose answer is farthest from the expected one, and how far, 0 to 1."""
+    distances = [one.distance(answer) for one, answer in zip(golden, answers, strict=True)]
+    worst = max(range(len(golden)), key=distances.__getitem__)
+    return golden[worst], distances[worst]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +141,45 @@ def published_versions(repository: Path) -> list[int]:
 
 
 def serving_state(repository: Path) -> ServingState | None:
-    """Which version the repository serves; None when nothing was published yet.
+    """What the repository serves; None when nothing was published yet.
+
+    Raises:
+        ArtefactError: a configuration cannot be read.
 
     Source:
         The `parameters` that export/templates gives the ensemble's configuration.
     """
-    config = repository / FRUIT_CLASSIFIER / "config.pbtxt"
-    if not config.is_file():
+    parameters = _read_config(repository / FRUIT_CLASSIFIER / "config.pbtxt").parameters
+    served, previous = (parameters[f"{key}_version"].string_value for key in ("served", "previous"))
+    if not served.isdecimal() or int(served) not in published_versions(repository):
         return None
-    numbers = {key: int(value) for key, value in _STATE.findall(config.read_text("utf-8")) if value}
-    if numbers.get("served") not in published_versions(repository):
-        return None
-    return ServingState(numbers["served"], numbers.get("previous"))
+    return ServingState(
+        int(served), int(previous) if previous.isdecimal() else None, tuple(loaded_versions(repository))
+    )
 
 
 def loaded_versions(repository: Path) -> list[int]:
-    """The classifier's versions that a server loads: the served one, and others during a promotion."""
-    config = repository / LOADED_CONFIG
-    match = _LOADED.search(config.read_text("utf-8")) if config.is_file() else None
-    return [int(number) for number in match[1].split(",")] if match else []
+    """The classifier's versions that a server loads: the served one, and others during a promotion.
+
+    Raises:
+        ArtefactError: the configuration cannot be read.
+    """
+    return list(_read_config(repository / LOADED_CONFIG).version_policy.specific.versions)
+
+
+def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
+    """A model's configuration; an empty one where there is no file."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        text = path.read_text("utf-8") if path.is_file() else ""
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        reason = " ".join(str(exc).split())
+        raise ArtefactError(
+            f"{path}: cannot be read ({reason}); remove it, and promote the version that is to be served"
+        ) from exc
 
 
 def on_trial(model: Path, number: int) -> bool:

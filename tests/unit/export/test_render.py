@@ -38,7 +38,7 @@ def test_the_file_that_switches_is_written_last() -> None:
 
 def test_the_ensemble_and_the_classifier_pin_one_version() -> None:
     """The version in every answer is that of the model that gave it."""
-    rendered = render_repository(Preprocessing(), LABELS, state=ServingState(7, 3), also_loaded=(3,))
+    rendered = render_repository(Preprocessing(), LABELS, state=ServingState(7, 3, (3,)))
     ensemble, resnet = (
         text_format.Parse(rendered[path].decode(), model_config_pb2.ModelConfig())
         for path in (SWITCH, LOADED_CONFIG)

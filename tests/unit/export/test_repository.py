@@ -71,7 +71,7 @@ def test_what_a_killed_command_left_is_put_right(repository: Path) -> None:
     """Temporaries go, also those whose process id lives again; half a promotion is undone."""
     litter = repository / FRUIT_RESNET / f".tmp-{os.getpid()}-00-4"
     litter.mkdir()
-    write_served(repository, ServingState(2, 1), also_loaded=(3,))
+    write_served(repository, ServingState(2, 1, (3,)))
     config = repository / LOADED_CONFIG
     assert "versions: [ 2, 3 ]" in config.read_text()
     with locked(repository):
