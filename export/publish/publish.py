@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from export.gates.checks import extreme_pixels_gate
+from export.gates.config_lint import lint_repository
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import MAX_SLOWDOWN, Gate, at_most, read_gate
 from export.gates.structure import structure_gate
 from export.gates.timing import compare
-from export.lint.config_lint import lint_repository
 from export.publish.audit import audited
 from export.publish.candidate_files import CANDIDATE_NAME, required_gates
 from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
