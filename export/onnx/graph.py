@@ -61,7 +61,7 @@ def export_onnx(
         metadata: for the file's `metadata_props`.
     """
     model = copy.deepcopy(model)
-    if model.model.global_pool.pool_type == "avg":
+    if getattr(model.model.global_pool, "pool_type", "") == "avg":  # a transformer's is a word
         # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
         model.model.global_pool = _MeanPool()
     height, width = preprocessing.input_size
