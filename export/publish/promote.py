@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from export.publish.audit import audited
 from export.publish.canary_watch import watch
 from export.publish.live_server import LiveServer
 from export.publish.repository import locked, write_served
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
+from fruitstand.repository.audit_log import audited
 from fruitstand.repository.model_control import read_control
 from fruitstand.repository.versions import (
     ServingState,

@@ -21,9 +21,8 @@ from export.gates.checks import extreme_pixels_gate
 from export.gates.config_lint import lint_repository
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import MAX_SLOWDOWN, Gate, at_most, read_gate
+from export.gates.measured import compare
 from export.gates.structure import structure_gate
-from export.gates.timing import compare
-from export.publish.audit import audited
 from export.publish.candidate_files import CANDIDATE_NAME, required_gates
 from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from export.publish.repository import (
@@ -37,6 +36,7 @@ from fruitstand.artefacts import atomic_directory, write_json
 from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, GateFailed, UsageError
 from fruitstand.model.session import open_session, run_batches
+from fruitstand.repository.audit_log import audited
 from fruitstand.repository.signing import read_private_key, sign_manifest
 from fruitstand.repository.version_record import read_record
 from fruitstand.repository.versions import (

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.publish.audit import audited
 from export.publish.render import ServedFiles, render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.contract import (
@@ -24,7 +23,7 @@ from fruitstand.contract import (
     Preprocessing,
 )
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.repository.audit_log import read_audit
+from fruitstand.repository.audit_log import audited, read_audit
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     ServingState,

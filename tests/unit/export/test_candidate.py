@@ -14,8 +14,7 @@ import torch
 
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import at_most
-from export.gates.measured import Measured
-from export.gates.timing import Speed
+from export.gates.measured import Measured, Speed
 from export.onnx.graph import load_served_model
 from export.onnx.int8 import Attempt
 from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice

@@ -7,7 +7,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.publish.audit import audited, record
 from export.publish.promote import promote, rollback
 from export.publish.render import LABELS_FILE, write_repository
 from export.publish.repository import (
@@ -26,7 +25,7 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels
-from fruitstand.repository.audit_log import AUDIT_NAME, read_audit
+from fruitstand.repository.audit_log import AUDIT_NAME, audited, read_audit, record
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     LOADED_CONFIG,
