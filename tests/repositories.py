@@ -10,10 +10,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.gates import config_lint
 from export.gates.config_lint import lint_repository
-from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
+from export.publish.render import write_repository
 from fruitstand.artefacts import sha256_file, write_bytes, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import labels_sha256
+from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
 
 VERSION = 2

@@ -51,7 +51,7 @@ class Measured:
         """On this engine the file may be served."""
         return all(gate.passed for gate in self.gates)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For the report."""
         return {
             "passed": self.passed,

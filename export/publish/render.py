@@ -3,7 +3,6 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +12,7 @@ from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
 from fruitstand.repository.tuning import DEFAULTS, Tuning
+from fruitstand.repository.version_record import ServedFiles
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -52,10 +52,6 @@ folder is newer than it was, besides `configs` and the folders of versions, Trit
 SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
 """Pins the served version; rendered last."""
 
-FP32_MODEL = "model.onnx"
-INT8_MODEL = "model.int8.onnx"
-FP16_MODEL = "model.fp16.onnx"
-
 _CPU_OPTIMIZATION = {
     "openvino": (
         'optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" } ] } }'
@@ -65,23 +61,11 @@ _CPU_OPTIMIZATION = {
 _DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedFiles:
-    """What of a version is served where."""
-
-    cpu_model: str = INT8_MODEL
-    """The file served without a GPU."""
-    cpu_engine: str = "openvino"
-    """"openvino", or "cpu" for ONNX Runtime's own kernels."""
-    gpu_model: str = FP16_MODEL
-    """The file served on a GPU."""
-
-
 def render_repository(
     preprocessing: Preprocessing,
     labels: list[str],
     *,
-    files: ServedFiles = ServedFiles(),
+    files: ServedFiles | None = None,
     state: ServingState | None = None,
     tuning: Tuning = DEFAULTS,
 ) -> dict[Path, bytes]:
@@ -90,7 +74,7 @@ def render_repository(
     Args:
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
-        files: what of it is served.
+        files: what of it is served; None: int8 by OpenVINO, and fp16 on a GPU.
         state: what is to be served; None where nothing was published yet.
         tuning: how the steps are queued and computed on processors.
 
@@ -101,7 +85,7 @@ def render_repository(
     number = 1 if state is None else state.version
     loaded = ", ".join(map(str, [number] if state is None else state.loaded))
     values = (
-        _model_values(preprocessing, labels, files)
+        _model_values(preprocessing, labels, files or ServedFiles())
         | _tuning_values(tuning)
         | {
             "pinned_version": number,

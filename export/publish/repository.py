@@ -8,10 +8,11 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.publish.render import ServedFiles, render_repository, write_repository
+from export.publish.render import render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.contract import (
     FRUIT_CLASSIFIER,
@@ -20,7 +21,6 @@ from fruitstand.contract import (
     IMAGE_DECODE_DALI,
     IMAGE_GUARD,
     MODELS,
-    Preprocessing,
 )
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.audit_log import audited, read_audit
@@ -98,19 +98,12 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
     version = described_by or read_version(repository, state.version)
     write_repository(
         repository,
-        *_described(version),
+        version.preprocessing,
+        version.labels,
         state=state,
-        files=_files(version),
+        files=version.serve,
         tuning=read_tuning(repository),
     )
-
-
-def _described(version: Version) -> tuple[Preprocessing, list[str]]:
-    return Preprocessing.from_dict(version.manifest["preprocessing"]), version.manifest["labels"]
-
-
-def _files(version: Version) -> ServedFiles:
-    return ServedFiles(**version.manifest["serve"])
 
 
 def reference_version(repository: Path) -> Version | None:
@@ -172,17 +165,17 @@ def list_versions(repository: Path) -> list[dict[str, Any]]:
     for number in _published(repository):
         row: dict[str, Any] = {"version": number, "role": roles.get(number, "")}
         try:
-            manifest = read_version(repository, number).manifest
+            record = read_version(repository, number).record
         except ArtefactError as exc:
             rows.append({**row, "damaged": str(exc)})
             continue
         rows.append(
             {
                 **row,
-                "model_name": manifest["model_name"],
-                "source_run": manifest["source_run"]["name"],
-                "serve": manifest["serve"],
-                "size_bytes": sum(entry["size_bytes"] for entry in manifest["files"].values()),
+                "model_name": record.model_name,
+                "source_run": record.source_run["name"],
+                "serve": asdict(record.serve),
+                "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
             }
         )
     return rows
@@ -243,9 +236,10 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
         return {}
     version = read_version(repository, state.version)
     return render_repository(
-        *_described(version),
+        version.preprocessing,
+        version.labels,
         state=state,
-        files=_files(version),
+        files=version.serve,
         tuning=read_tuning(repository),
     )
 

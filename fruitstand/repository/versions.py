@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fruitstand.artefacts import read_json, sha256_file
-from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET
+from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.signing import SIGNATURE_NAME, check_signature
-from fruitstand.repository.version_record import read_record
+from fruitstand.repository.version_record import FileEntry, Record, ServedFiles, read_record
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2
@@ -102,7 +102,27 @@ class Version:
 
     number: int
     directory: Path
-    manifest: dict[str, Any]
+    record: Record
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return self.record.to_json()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The contract that it was trained with."""
+        return Preprocessing.from_dict(self.record.preprocessing)
+
+    @property
+    def labels(self) -> list[str]:
+        """Its classes, in the order of its outputs."""
+        return self.record.labels
+
+    @property
+    def serve(self) -> ServedFiles:
+        """Which of its files is served where."""
+        return self.record.serve
 
     def golden(self) -> list[Golden]:
         """Its golden images, at least one.
@@ -118,7 +138,7 @@ class Version:
             ]
         except (KeyError, TypeError, ValueError) as exc:
             raise ArtefactError(f"{path}: not a list of golden images ({exc}); export again") from exc
-        known = {self.directory / name for name in self.manifest["files"]}
+        known = {self.directory / name for name in self.record.files}
         if not golden or any(one.path not in known for one in golden):
             raise ArtefactError(
                 f"{path}: names no golden image, or one that is not in the manifest; export again"
@@ -204,12 +224,12 @@ def read_version(repository: Path, number: int) -> Version:
     if not directory.is_dir():
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: no version {number}; published: {known}")
-    manifest = read_record(directory / MANIFEST_NAME)
-    if manifest.get("version") != number:
+    record = read_record(directory / MANIFEST_NAME)
+    if record.version != number:
         raise ArtefactError(
-            f"{directory / MANIFEST_NAME}: is that of version {manifest.get('version')}; remove the folder"
+            f"{directory / MANIFEST_NAME}: is that of version {record.version}; remove the folder"
         )
-    return Version(number, directory, manifest)
+    return Version(number, directory, record)
 
 
 def verify_version(repository: Path, number: int, *, trusted_keys: Path | None = None) -> Version:
@@ -226,7 +246,7 @@ def verify_version(repository: Path, number: int, *, trusted_keys: Path | None =
         ArtefactError: a file is altered, missing or not in the manifest, or the signature is not trusted.
     """
     version = read_version(repository, number)
-    verify_files(version.directory, version.manifest, besides={MANIFEST_NAME, SIGNATURE_NAME})
+    verify_files(version.directory, version.record.files, besides={MANIFEST_NAME, SIGNATURE_NAME})
     if trusted_keys is not None:
         check_signature(version.directory / MANIFEST_NAME, trusted_keys)
     return version
@@ -243,25 +263,24 @@ def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
         ArtefactError: no manifest or another version's, a file that is not in it, altered, or not signed.
     """
     version = read_version(path.parents[2], int(path.parent.name))
-    if path.name not in version.manifest["files"]:
+    if path.name not in version.record.files:
         raise ArtefactError(f"{path}: is not in the manifest; publish the version again")
-    verify_file(path, version.manifest["files"][path.name]["sha256"])
+    verify_file(path, version.record.files[path.name].sha256)
     if trusted_keys is not None:
         check_signature(version.directory / MANIFEST_NAME, trusted_keys)
 
 
-def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]) -> None:
+def verify_files(directory: Path, expected: dict[str, FileEntry], *, besides: set[str]) -> None:
     """Hold a folder against the sha256 in its manifest.
 
     Args:
         directory: of the files.
-        manifest: with `files`, by relative name.
+        expected: by relative name.
         besides: names that the manifest does not list: itself and its signature.
 
     Raises:
         ArtefactError: a file is altered, missing, a link, or listed nowhere.
     """
-    expected = manifest["files"]
     there = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
     for name, path in there.items():
         if path.is_symlink():
@@ -271,7 +290,7 @@ def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]
     for name in expected:
         if name not in there:
             raise ArtefactError(f"{directory / name}: is missing; publish again")
-        verify_file(there[name], expected[name]["sha256"])
+        verify_file(there[name], expected[name].sha256)
 
 
 def verify_file(path: Path, expected: str) -> None:
