@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from timm.layers import SelectAdaptivePool2d
 
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
@@ -40,8 +41,12 @@ class ServedModel(torch.nn.Module):
 class _MeanPool(torch.nn.Module):
     """Mean over height and width."""
 
+    def __init__(self, *, keepdim: bool) -> None:
+        super().__init__()
+        self._keepdim = keepdim
+
     def forward(self, features_nchw: torch.Tensor) -> torch.Tensor:
-        return features_nchw.mean(dim=(2, 3))
+        return features_nchw.mean(dim=(2, 3), keepdim=self._keepdim)
 
 
 def load_served_model(run: Run) -> ServedModel:
@@ -61,9 +66,11 @@ def export_onnx(
         metadata: for the file's `metadata_props`.
     """
     model = copy.deepcopy(model)
-    if getattr(model.model.global_pool, "pool_type", "") == "avg":  # a transformer's is a word
-        # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
-        model.model.global_pool = _MeanPool()
+    for name, pool in list(model.model.named_modules()):
+        if isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg":
+            # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
+            keepdim = isinstance(pool.flatten, torch.nn.Identity)
+            model.model.set_submodule(name, _MeanPool(keepdim=keepdim))
     height, width = preprocessing.input_size
     example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
