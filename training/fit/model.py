@@ -7,7 +7,7 @@ import torch
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import TrainingError, UsageError
-from fruitstand.model.network import create_network, mean_and_std, read_weights
+from fruitstand.model.network import create_network, mean_and_std, normalise, read_weights
 from fruitstand.runs import Run
 
 
@@ -90,7 +90,8 @@ class Classifier(torch.nn.Module):
 
     def normalize(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """The model's input for a batch (N, 3, S, S) float32, 0 to 255."""
-        return ((batch_nchw_f32 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        batch = normalise(batch_nchw_f32, self.mean, self.std)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of a batch (N, 3, S, S) float32, 0 to 255."""
