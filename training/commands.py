@@ -40,10 +40,13 @@ class LabelLevel(StrEnum):
 
 @data_app.command()
 def prepare(
-    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
+    source: Annotated[
+        str, typer.Option(help="generated, kaggle, a folder or zip of class folders, or a CSV of path,label.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     split: Annotated[
-        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
+        SplitKind,
+        typer.Option(help="For Test: the data set's own if it has one, whole varieties, or whole films."),
     ] = SplitKind.classic,
     validation: Annotated[
         Validation,

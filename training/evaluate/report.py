@@ -18,12 +18,11 @@ import numpy as np
 from fruitstand.artefacts import atomic_directory, write_bytes, write_json
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
-from training.data.same_films import THUMBNAIL_SIDE
+from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
 from training.evaluate.baseline import Baseline, find_baseline
 from training.evaluate.metrics import classification_metrics, confusion_matrix, reliability_bins
 from training.evaluate.mistakes import Mistake, write_mistake_sheet
 from training.evaluate.slices import slice_accuracies, wilson_interval
-from training.evaluate.thumbnails import brightness, thumbnails
 from training.plots import plot_confusion, plot_reliability
 
 EVALUATION_NAME = "evaluation.json"

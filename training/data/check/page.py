@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from fruitstand.manifest import PreparedData
-from training.data.check.pictures import thumbnail
 from training.data.class_folders import SPLITS
+from training.data.thumbnails import picture
 
 MAX_PAIRS = 24
 MAX_ODD = 48
@@ -152,7 +152,7 @@ def _picture(path: Path) -> str:
     """An `img` element, or words where there is no picture to show."""
     buffer = io.BytesIO()
     try:
-        thumbnail(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
+        picture(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "<em>no picture</em>"
     return f'<img alt="" src="{_data_url(buffer.getvalue(), "jpeg")}">'

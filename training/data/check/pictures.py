@@ -9,11 +9,13 @@ from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 from training.data.check.survey import Survey
 from training.data.class_folders import SPLITS
+from training.data.thumbnails import picture
 from training.plots import plain, plt, save_figure
 
 TILE = 80
 """Pixels."""
 NUM_COLUMNS = 8
+MAX_NAME_BYTES = 200
 COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
@@ -42,22 +44,16 @@ def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
     for row, look in zip(data.rows, seen.looks, strict=True):
         if look is not None:
             members[row.label][row.split].append(row)
-    for label in track(data.labels, total=len(data.labels), description="sheets"):
+    for number, label in enumerate(track(data.labels, total=len(data.labels), description="sheets")):
         sheet = Image.new("RGB", (NUM_COLUMNS * TILE, len(SPLITS) * TILE), "white")
         for line, split in enumerate(SPLITS):
             for column, row in enumerate(_spread(members[label][split])):
-                sheet.paste(thumbnail(data.directory / row.path, TILE), (column * TILE, line * TILE))
+                sheet.paste(picture(data.directory / row.path, TILE), (column * TILE, line * TILE))
             ImageDraw.Draw(sheet).text((2, line * TILE), split, "black")
-        with atomic_file(directory / f"{label}.png") as temporary:
+        # Not every class name can be a file's.
+        fits = "/" not in label and len(label.encode()) <= MAX_NAME_BYTES
+        with atomic_file(directory / f"{label if fits else f'class {number}'}.png") as temporary:
             sheet.save(temporary, format="PNG")
-
-
-def thumbnail(path: Path, side: int) -> Image.Image:
-    """An image that fits into a square of `side` pixels, RGB."""
-    with Image.open(path) as opened:
-        small = opened.convert("RGB")
-    small.thumbnail((side, side))
-    return small
 
 
 def _spread(rows: list[ManifestRow]) -> list[ManifestRow]:
