@@ -6,12 +6,11 @@ import warnings
 from pathlib import Path
 
 import onnx
-import safetensors.torch
-import timm
 import torch
 
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.model.network import load_network, scale_and_shift
 from fruitstand.runs import Run
 
 OPSET = 18
@@ -28,10 +27,8 @@ class ServedModel(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
-        std = 255 * torch.tensor(preprocessing.std)
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        self.register_buffer("scale", (1 / std).view(1, 3, 1, 1))
-        self.register_buffer("shift", (-255 * torch.tensor(preprocessing.mean) / std).view(1, 3, 1, 1))
+        for name, values in zip(("scale", "shift"), scale_and_shift(preprocessing), strict=True):
+            self.register_buffer(name, values)
 
     def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
@@ -49,9 +46,7 @@ class _MeanPool(torch.nn.Module):
 
 def load_served_model(run: Run) -> ServedModel:
     """The run's network as it will be served, in evaluation mode."""
-    model = timm.create_model(run.model_name, num_classes=len(run.labels))
-    model.load_state_dict(safetensors.torch.load_file(run.weights))
-    return ServedModel(model, run.preprocessing).eval()
+    return ServedModel(load_network(run), run.preprocessing).eval()
 
 
 def export_onnx(
@@ -66,7 +61,7 @@ def export_onnx(
         metadata: for the file's `metadata_props`.
     """
     model = copy.deepcopy(model)
-    if model.model.global_pool.pool_type == "avg":
+    if getattr(model.model.global_pool, "pool_type", "") == "avg":  # a transformer's is a word
         # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
         model.model.global_pool = _MeanPool()
     height, width = preprocessing.input_size

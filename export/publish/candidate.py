@@ -5,21 +5,13 @@ not passed can be looked at, and is not published.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.gates.checks import (
-    GPU_ENGINE,
-    agreement_gate,
-    extreme_pixels_gate,
-    has_engine,
-    open_session,
-    parity_gates,
-    run_batches,
-)
+from export.gates.checks import agreement_gate, extreme_pixels_gate, parity_gates
 from export.gates.decode_parity import decode_gates
 from export.gates.gate import Gate, at_least
 from export.gates.measured import measure
@@ -31,15 +23,23 @@ from export.onnx.int8 import make_int8
 from export.onnx.metadata import file_metadata
 from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.publish.golden import write_golden
-from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_directory, sha256_file, sweep_temporaries, write_json
+from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF
+from fruitstand.repository.version_record import (
+    FP16_MODEL,
+    FP32_MODEL,
+    INT8_MODEL,
+    Record,
+    ServedFiles,
+    describe_files,
+)
 from fruitstand.runs import Run
 from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
 
@@ -47,6 +47,7 @@ log = logging.getLogger("fruitstand.export")
 
 NUM_CALIBRATION_IMAGES = 512
 NUM_PARITY_IMAGES = 64
+FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,7 +58,7 @@ class _Draft:
     directory: Path
     gates: list[Gate] = field(default_factory=list)
     reports: dict[str, Any] = field(default_factory=dict)
-    serve: dict[str, str] = field(default_factory=dict)
+    serve: ServedFiles = FP32_ONLY
 
     def require(self, gates: list[Gate]) -> None:
         """Record gates; the first that fails ends the building."""
@@ -98,7 +99,7 @@ def build_candidate(
             _build(draft, data, variants, compare_int8=compare_int8)
         except GateFailed as exc:
             failure = exc
-        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None))
+        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None).to_json())
     if failure:
         raise GateFailed(f"{failure}; nothing was published, the candidate is in {directory}") from failure
     return directory
@@ -109,16 +110,15 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
     model = load_served_model(run)
     validation = read_validation(data, run.preprocessing, model)
-    draft.serve = {"cpu_model": FP32_MODEL, "cpu_engine": "cpu", "gpu_model": FP32_MODEL}
     _add_fp32(draft, model, validation)
     if "fp16" in variants:
         _add_fp16(draft, model, validation)
     if "int8" in variants:
         _add_int8(draft, data, validation, compare=compare_int8)
-    served = draft.directory / draft.serve["cpu_model"]
-    count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
+    served = draft.directory / draft.serve.cpu_model
+    count = write_golden(draft.directory, served, draft.serve.cpu_engine, validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
-    session = open_session(served, draft.serve["cpu_engine"])
+    session = open_session(served, draft.serve.cpu_engine)
     answers, features = (
         run_batches(session, validation.served_nhwc_u8, name) for name in (PROBABILITIES, FEATURES)
     )
@@ -154,11 +154,11 @@ def _add_fp16(draft: _Draft, model: ServedModel, validation: Validation) -> None
     draft.reports["fp16"] = {
         "num_images": len(validation.targets),
         "simulated_on": "cpu",
-        "engines": {one.engine: one.to_dict() for one in measured.values()},
+        "engines": {one.engine: one.to_json() for one in measured.values()},
     }
     for one in measured.values():
         draft.require(one.gates)
-    draft.serve["gpu_model"] = FP16_MODEL
+    draft.serve = replace(draft.serve, gpu_model=FP16_MODEL)
 
 
 def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, compare: bool) -> None:
@@ -171,39 +171,32 @@ def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, comp
     )
     draft.require_readable(int8)
     draft.require([*measured.gates, extreme_pixels_gate(int8, run.preprocessing, measured.engine)])
-    draft.serve |= {"cpu_model": INT8_MODEL, "cpu_engine": measured.engine}
+    draft.serve = replace(draft.serve, cpu_model=INT8_MODEL, cpu_engine=measured.engine)
 
 
-def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> dict[str, Any]:
+def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
     """What `candidate.json` holds."""
     run = draft.run
-    files = sorted(path for path in draft.directory.rglob("*") if path.is_file())
-    return {
-        "fruitstand_version": __version__,
-        "passed": passed,
-        "model_name": run.model_name,
-        "labels": run.labels,
-        "labels_sha256": labels_sha256(run.labels),
-        "preprocessing": run.preprocessing.to_dict(),
-        "source_run": {
+    return Record(
+        fruitstand_version=__version__,
+        passed=passed,
+        model_name=run.model_name,
+        labels=run.labels,
+        labels_sha256=labels_sha256(run.labels),
+        preprocessing=run.preprocessing.to_dict(),
+        source_run={
             "name": run.directory.resolve().name,
             "weights_sha256": run.meta["weights_sha256"],
             "git_commit": run.meta["git_commit"],
             "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
         },
-        "gates_data": {"source": data.source, "manifest_sha256": data.manifest_sha256},
-        "gates": [gate.to_dict() for gate in draft.gates],
-        "reports": draft.reports,
-        "requires": {"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
-        "files": {
-            path.relative_to(draft.directory).as_posix(): {
-                "sha256": sha256_file(path),
-                "size_bytes": path.stat().st_size,
-            }
-            for path in files
-        },
-        "serve": draft.serve,
-    }
+        gates_data={"source": data.source, "manifest_sha256": data.manifest_sha256},
+        gates=[gate.to_json() for gate in draft.gates],
+        reports=draft.reports,
+        requires={"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
+        files=describe_files(draft.directory),
+        serve=draft.serve,
+    )
 
 
 def _some(pixels: np.ndarray) -> np.ndarray:

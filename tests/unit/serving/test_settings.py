@@ -29,11 +29,6 @@ MESSAGES = {
     "optimization.execution_accelerators.cpu_execution_accelerator": [{"name": "openvino"}],
     "optimization.execution_accelerators.gpu_execution_accelerator": [{"name": "cuda"}],
     "model_operations.op_library_filename": ["ops.so"],
-    "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
-    "dynamic_batching": {"max_queue_delay_microseconds": 1},
-    "model_warmup": [{"name": "sample", "batch_size": 1}],
-    "response_cache": {"enable": True},
-    "version_policy": {"specific": {"versions": [1]}},
     "sequence_batching": {"oldest": {"max_candidate_sequences": 1}},
     "batch_input": [{"kind": "BATCH_ELEMENT_COUNT"}],
     "batch_output": [{"target_name": ["x"]}],
@@ -96,7 +91,7 @@ def test_gpu_parameters_are_named_on_the_processor(caplog: pytest.LogCaptureFixt
 def test_the_rendered_configurations_are_honoured_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing in them is refused or ignored."""
     for backend in MODELS:
-        nothing = Setting(backend, "max_batch_size", "64", HONOURED)
+        nothing = Setting(backend, "max_batch_size", HONOURED, example="64")
         checked_parameters(config_with(nothing, backend), backend, on_gpu=False)
     assert caplog.text == ""
 
