@@ -27,7 +27,7 @@ def check_labels(labels: Sequence[str]) -> None:
         if not label.strip() or label.splitlines() != [label]:
             raise ArtefactError(f"labels: {label!r} is empty or has a line break; rename the class")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label):
-            raise ArtefactError(f"labels: {label!r} has a control character or is not UTF-8; rename the class")
+            raise ArtefactError(f"labels: {label!r} has a control character or is no UTF-8; rename the class")
 
 
 def labels_text(labels: Sequence[str]) -> str:

@@ -143,13 +143,17 @@ class Split(StrEnum):
 def train(
     out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
     data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
-    model: Annotated[str | None, typer.Option(help="A timm ResNet; default: resnet18.")] = None,
+    model: Annotated[str | None, typer.Option(help="Any timm image classifier; default: resnet18.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="classic, object, or auto: what suits the data's split.")
     ] = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Start from a safetensors file, a checkpoint, or hf-hub:OWNER/NAME."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/fit/config.py; repeatable."),
@@ -162,10 +166,10 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a timm ResNet."""
+    """Train a timm image classifier."""
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    given = {"model_name": model, "epochs": epochs}
+    given = {"model_name": model, "epochs": epochs, "weights": weights}
     given = {key: value for key, value in given.items() if value is not None}
     with needs("train"):
         from training.fit.recipes import resolve_config

@@ -21,13 +21,15 @@ class TrainConfig:
     recipe: str = "classic"
     """The preset the other settings started from, see `training.fit.recipes`."""
     model_name: str = "resnet18"
-    """A timm ResNet."""
+    """timm's name of an image classifier."""
     pretrained: bool = False
-    """Start from timm's ImageNet weights."""
+    """Start from timm's own weights for that name."""
+    weights: str = ""
+    """Start from the weights in a safetensors file or torch checkpoint, or of hf-hub:OWNER/NAME."""
     drop_rate: float = 0.0
-    """Dropout before the classifier, share of features."""
+    """Dropout before the classifier, share of features; 0 leaves it to the model."""
     drop_path_rate: float = 0.0
-    """Stochastic depth, share of residual branches left out."""
+    """Stochastic depth, share of residual branches left out; 0 leaves it to the model."""
     epochs: int = 8
     """Passes over the train split."""
     batch_size: int = 32
@@ -115,8 +117,8 @@ class TrainConfig:
     """Of initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        if not self.model_name.startswith("resnet"):
-            raise ValueError(f"model_name: got {self.model_name!r}, allowed a timm ResNet such as resnet18")
+        if self.pretrained and self.weights:
+            raise ValueError("weights: pretrained is set too, but weights come from one place")
         for name in ("epochs", "batch_size", "grad_accum_steps"):
             self._within(name, 1, None)
         for name in ("workers", "patience", "seed"):

@@ -7,6 +7,8 @@ from fruitstand.manifest import read_prepared
 from training.fit.config import TrainConfig, with_settings
 
 RECIPES = ("auto", "classic", "object")
+NOT_A_RESNET: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+"""Transformers, ConvNeXt and mobile networks are trained with AdamW, as their authors did."""
 
 
 def classic(**values: Any) -> TrainConfig:
@@ -60,6 +62,8 @@ def resolve_config(
     """
     if recipe not in RECIPES:
         raise ValueError(f"--recipe: got {recipe!r}, allowed {', '.join(RECIPES)}")
+    if not given.get("model_name", "resnet").startswith("resnet"):
+        given = {**NOT_A_RESNET, **given}
     # What is wrong with the values themselves is said before the data are read.
     with_settings(TrainConfig(**given), settings)
     if recipe == "auto":
