@@ -116,15 +116,15 @@ def check(
     with needs("train"):
         from training.data.check.check import check_data
 
-        result: dict[str, Any] = check_data(directory, out=out)
+        result = check_data(directory, out=out)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
-        print("\n".join(result["summary"]))
+        print("\n".join(result.summary))
         print(f"report: {(out or directory / 'check') / 'check.html'}")
-    for failure in result["failures"]:
+    for failure in result.failures:
         print(f"fruitstand: error: {failure}", file=sys.stderr)
-    if not result["ok"]:
+    if not result.ok:
         raise typer.Exit(1)
 
 

@@ -155,7 +155,7 @@ def test_a_table_gives_paths_labels_and_splits(write, tmp_path: Path) -> None:
     assert data.labels == sorted(LABELS)
     assert report["num_images"]["test"] == len(LABELS)
     assert all(row.path.endswith("/5.jpg") for row in data.split("test"))
-    result = check_data(tmp_path / "out")
+    result = check_data(tmp_path / "out").to_json()
     assert set(result["images_per_class"]) == set(LABELS)
     assert len(list((tmp_path / "out" / "check" / "sheets").iterdir())) == len(LABELS)
 
