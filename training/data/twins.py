@@ -70,17 +70,18 @@ def find_same_films(thumbnails: np.ndarray, labels: list[str]) -> list[dict[str,
     queries = np.concatenate([_spread(np.flatnonzero(index == number)) for number in range(len(names))])
     nearest = nearest_neighbours(thumbnails[queries], thumbnails, excluded=queries)
     difference = np.abs(thumbnails[queries].astype(np.int16) - thumbnails[nearest]).mean(axis=1)
-    same = difference <= MAX_DIFFERENCE
+    pairs = np.stack([index[queries], index[nearest]], axis=1)
     counts = np.bincount(index[queries])
-    met = Counter(zip(index[queries][same].tolist(), index[nearest][same].tolist(), strict=True))
+    met = Counter(map(tuple, pairs.tolist()))
+    same = Counter(map(tuple, pairs[difference <= MAX_DIFFERENCE].tolist()))
     twins: list[dict[str, object]] = []
     dropped: set[int] = set()
     for second, name in enumerate(names):
         for first in range(second):
-            shares = [met[a, b] / counts[a] for a, b in ((first, second), (second, first))]
+            shares = [same[a, b] / counts[a] for a, b in ((first, second), (second, first))]
             if first not in dropped and min(shares) >= MIN_SHARE:
                 num_images = int((index == second).sum())
-                shared = {"shared": round(float(shares[1]), 3)}
+                shared = {"shared": round(float(met[second, first] / counts[second]), 3)}
                 twins.append(_twin(name, name, names[first], num_images) | shared)
                 dropped.add(second)
                 break

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
-from training.fit.config import TrainConfig, with_settings
-from training.fit.recipes import classic, object_disjoint, resolve_config
+from training.fit.config import TrainConfig, classic, object_disjoint, resolve_config, with_settings
 
 
 @pytest.mark.parametrize(

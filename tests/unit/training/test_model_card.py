@@ -134,7 +134,7 @@ def test_object_disjoint_is_what_shares_no_object_with_training(
 
 
 def test_real_fruit_is_shown_with_its_licence(run: Run) -> None:
-    """Name of the author, licence, and what it asks; of other pictures nothing is said that fruit would have."""
+    """Author, licence, and what it asks; a card on other pictures says nothing of fruit."""
     for source, says in (
         ("moltean/fruits/versions/100", "copyright 2017- Mihai Oltean, licence CC BY-SA 4.0"),
         ("my photographs", "its licence is not known"),

@@ -7,10 +7,9 @@ import torch
 
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
-from training.fit.config import TrainConfig
+from training.fit.config import TrainConfig, resolve_config
 from training.fit.fit import with_sizes_it_takes
 from training.fit.model import create_model, load_from_file, resolve_preprocessing
-from training.fit.recipes import resolve_config
 from training.fit.train import train
 
 

@@ -40,7 +40,7 @@ def test_a_run_holds_what_the_contract_promises(run: Run) -> None:
 
 def test_an_evaluation_repeats_the_runs_own_numbers(run: Run) -> None:
     """What training wrote at its end is what evaluate finds in the saved weights."""
-    metrics = evaluate_run(run.directory, data_directory=None, split="test")
+    metrics = evaluate_run(run.directory, data_directory=None, split="test").to_json()
     assert metrics["top1"] == run.meta["metrics"]["test"]["top1"]
     assert metrics["ece"] == pytest.approx(run.meta["metrics"]["test"]["ece"], abs=1e-6)
 
