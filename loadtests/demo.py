@@ -1,7 +1,7 @@
 """`make demo`: the main job end to end on this machine, from images to served answers, with one table.
 
     python -m loadtests.demo                      # painted images, about five minutes on two cores
-    python -m loadtests.demo --data PATH          # real Fruits-360 images, folder or zip
+    python -m loadtests.demo --data PATH          # your images, folder or zip
 
 Every stage runs as the command a user would type. What it makes lies in `runs/demo/`; an earlier demo is kept
 as `runs/demo.previous/`.
@@ -38,9 +38,11 @@ MAX_TOP1_DIFFERENCE = 0.002
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Fruits-360 folder or zip; default: painted.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or zip of class folders; default: painted.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    model: Annotated[str, typer.Option(help="Any timm image classifier.")] = "resnet18",
     num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
     images_per_class: Annotated[int, typer.Option(help="Images to paint a class.")] = 200,
     epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 5 on real images.")] = None,
