@@ -103,13 +103,30 @@ SessionOptions plan_session(const OnnxRuntime& runtime, const std::string& direc
   return read_plan(plan);
 }
 
+// As the Python API does it: an accelerator that cannot be opened is named in the log, and ONNX Runtime's own kernels
+// compute.
+std::shared_ptr<Session> open_session(const OnnxRuntime& runtime, SessionOptions options) {
+  if (options.uses_openvino) {
+    try {
+      return std::make_shared<Session>(runtime, options);
+    } catch (const Failure& failure) {
+      options.uses_openvino = false;
+      auto session = std::make_shared<Session>(runtime, options);
+      log(TRITONSERVER_LOG_WARN,
+          std::string("OpenVINOExecutionProvider is not used, fell back to CPUExecutionProvider: ") + failure.what());
+      return session;
+    }
+  }
+  return std::make_shared<Session>(runtime, options);
+}
+
 class Inference final : public Instance {
  public:
   Inference(TRITONBACKEND_ModelInstance* handle, Model& model)
       : Instance(handle, model), settings_(model.settings()), runtime_(open_runtime()) {
     long num_threads = 1;
-    whole_ = open_session(1, &num_threads);
-    parts_ = num_threads > 1 ? open_session(num_threads, nullptr) : whole_;
+    whole_ = open_file(1, &num_threads);
+    parts_ = num_threads > 1 ? open_file(num_threads, nullptr) : whole_;
     for (const TensorSpec& output : settings_.outputs) outputs_.push_back(output.name);
     part_ = std::min(PART, settings_.max_batch_size);
     check_file();
@@ -133,11 +150,11 @@ class Inference final : public Instance {
   }
 
  private:
-  std::shared_ptr<Session> open_session(long callers, long* num_threads) {
+  std::shared_ptr<Session> open_file(long callers, long* num_threads) {
     SessionOptions options =
         plan_session(runtime_, model_.directory(), model_.version(), model_.config(), callers, num_threads);
     try {
-      return std::make_shared<Session>(runtime_, options);
+      return open_session(runtime_, options);
     } catch (const Failure& failure) {
       Gil gil;
       Object describe = entry_point("describe_load_failure");
@@ -353,8 +370,8 @@ std::string complete_inference_config(const std::string& directory, uint64_t ver
     if (checked(PyObject_CallFunction(is_complete.get(), "s", config.c_str())).get() == Py_True) return "";
   }
   OnnxRuntime& runtime = open_runtime();
-  Session session(runtime, plan_session(runtime, directory, version, config, 1, nullptr));
-  std::vector<FileTensor> inputs = session.inputs(), outputs = session.outputs();
+  auto session = open_session(runtime, plan_session(runtime, directory, version, config, 1, nullptr));
+  std::vector<FileTensor> inputs = session->inputs(), outputs = session->outputs();
   Gil gil;
   Object complete = entry_point("completed_config");
   return as_text(checked(PyObject_CallFunction(complete.get(), "sNN", config.c_str(), as_list(inputs).release(),

@@ -45,6 +45,7 @@ Queue::Queue(const ModelSettings& settings, const BatchPolicy& policy, const std
       policy_(policy),
       pending_("fruitstand_pending_requests", TRITONSERVER_METRIC_KIND_GAUGE,
                "Requests that wait in the embedded server's own queues", model, version),
+      full_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "FULL"),
       rejected_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "REJECTED"),
       cancelled_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "CANCELED") {
   pending_.set(0);
@@ -82,7 +83,7 @@ bool Queue::push(std::shared_ptr<Request> request) {
   } else if (is_full) {
     std::string id = *request->id() ? request->id() : "<id_unknown>";
     request->drop(Failure("[request id: " + id + "] Exceeds maximum queue size", TRITONSERVER_ERROR_UNAVAILABLE));
-    rejected_.increment();
+    full_.increment();
     if (on_drop) on_drop(*request);
   } else {
     ready_.notify_one();

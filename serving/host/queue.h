@@ -90,7 +90,7 @@ class Queue {
   int64_t images_waiting_ = 0, num_workers_ = 0, num_busy_ = 0;
   uint64_t next_look_ns_ = UINT64_MAX;
   bool is_active_ = false, is_closed_ = false;
-  Metric pending_, rejected_, cancelled_;
+  Metric pending_, full_, rejected_, cancelled_;
   std::thread watcher_;
 };
 

@@ -114,7 +114,7 @@ def _own_backend() -> Finding:
     """What serves on a CPU: our own backend, which has to be built here, or the slower Python stubs."""
     name = "CPU backend"
     if (os.environ.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS) == STUB:
-        return Finding(name, OK, f"Python stubs; {BACKENDS_VARIABLE}=host takes our own")
+        return Finding(name, OK, f"Python stubs, as {BACKENDS_VARIABLE} says")
     try:
         reason, folder = build.missing(), build.cache_folder()
     except ServerError as exc:
