@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -38,13 +40,20 @@ def step(name: str, *arguments: object) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def served(repository: Path, *, log: Path, config_name: str = CPU_CONFIG) -> Iterator[str]:
+def served(
+    repository: Path,
+    *,
+    log: Path,
+    config_name: str = CPU_CONFIG,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[str]:
     """`fruitstand serve` on free ports; its gRPC address.
 
     Args:
         repository: the model repository.
         log: tritonserver's log goes there.
         config_name: of `configs/<name>.pbtxt`.
+        environment: variables of the server besides this process's own.
 
     Raises:
         ServerError: it ended instead of serving.
@@ -54,7 +63,9 @@ def served(repository: Path, *, log: Path, config_name: str = CPU_CONFIG) -> Ite
         command += [f"--{port}-port", "0"]
     command += ["--log", str(log), "--config-name", config_name]
     console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    ) as process:
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()

@@ -17,9 +17,15 @@ from fruitstand.contract import HOST_CONFIG, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
 from fruitstand.images.header import read_header
 from fruitstand.labels import read_labels
-from fruitstand.repository.triton_keys import DALI_PARAMETERS, HOST_PARAMETERS, ONNXRUNTIME_PARAMETERS
+from fruitstand.repository.triton_keys import (
+    DALI_PARAMETERS,
+    HOST_INFER_PARAMETERS,
+    HOST_PARAMETERS,
+    ONNXRUNTIME_PARAMETERS,
+)
 from fruitstand.repository.versions import version_numbers
 
+_HOST_PARAMETERS = {"dali": HOST_PARAMETERS, "onnxruntime": {**HOST_PARAMETERS, **HOST_INFER_PARAMETERS}}
 _PARAMETERS = {"dali": DALI_PARAMETERS, "onnxruntime": ONNXRUNTIME_PARAMETERS, "python": {}}
 _MODEL_FILES = {"dali": ("model.dali", "dali.py"), "onnxruntime": ("model.onnx",), "python": ("model.py",)}
 _ENSEMBLE_IGNORES = ("instance_group", "model_warmup", "default_model_filename")
@@ -96,7 +102,8 @@ def model_faults(model: Model) -> Iterator[Fault]:
         return
     yield from _batching_faults(model)
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    allowed = {**_PARAMETERS[config.backend], **(HOST_PARAMETERS if model.has_own_queue else {})}
+    own = _HOST_PARAMETERS.get(config.backend, {}) if model.has_own_queue else {}
+    allowed = {**_PARAMETERS[config.backend], **own}
     yield from key_faults(f"{config.backend} parameter", parameters, allowed)
     if config.backend == "onnxruntime":
         yield from optimization_faults(config)

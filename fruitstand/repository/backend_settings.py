@@ -12,6 +12,7 @@ from fruitstand.repository.triton_keys import (
     DALI_PARAMETERS,
     DEPRECATED_CUDA_PARAMETERS,
     GPU_ACCELERATORS,
+    HOST_INFER_PARAMETERS,
     HOST_PARAMETERS,
     ONNXRUNTIME_PARAMETERS,
     TENSORRT_PARAMETERS,
@@ -89,6 +90,7 @@ SETTINGS = (
         Setting(BOTH, f"parameters.{key}", HOST_EXAMPLES[key], HONOURED, _HOST_ONLY)
         for key in HOST_PARAMETERS
     ),
+    *(Setting(ONNXRUNTIME, f"parameters.{key}", "7", HONOURED, _HOST_ONLY) for key in HOST_INFER_PARAMETERS),
     Setting(BOTH, "default_model_filename", "other.file", HONOURED),
     Setting(BOTH, "output.label_filename", "labels.txt", HONOURED, _BY_CORE),
     Setting(BOTH, "max_batch_size", "0", REFUSED, "requests without a batch axis; natively for video and"

@@ -157,7 +157,7 @@ void call(Queue& queue, const ModelSettings& settings, Requests& made, unsigned 
 }  // namespace
 
 int main() {
-  ModelSettings settings{{{"INPUT", TRITONSERVER_DataType(2), 2, 1, {4}}}, {}, 64, true, 40, 500'000, true, 4000};
+  ModelSettings settings{{{"INPUT", TRITONSERVER_DataType(2), 2, 1, {4}}}, {}, 64, true, 40, 500'000, true, 4000, 16};
   long num_wrong = 0;
   for (int round = 0; round < NUM_ROUNDS; ++round) {
     Queue queue(settings, {16, /*may_split=*/round % 2 == 0, 16, 8, 4'000'000}, "model", "1");
