@@ -46,6 +46,7 @@ def served(
     log: Path,
     config_name: str = CPU_CONFIG,
     environment: Mapping[str, str] = MappingProxyType({}),
+    python: str = sys.executable,
 ) -> Iterator[str]:
     """`fruitstand serve` on free ports; its gRPC address.
 
@@ -54,15 +55,17 @@ def served(
         log: tritonserver's log goes there.
         config_name: of `configs/<name>.pbtxt`.
         environment: variables of the server besides this process's own.
+        python: of the environment that serves.
 
     Raises:
         ServerError: it ended instead of serving.
     """
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
+    # -P: another environment's Python must not import this process's checkout from the working directory.
+    command = [python, "-P", "-m", "fruitstand", "serve", "--repository", str(repository)]
     for port in ("grpc", "http", "metrics"):
         command += [f"--{port}-port", "0"]
     command += ["--log", str(log), "--config-name", config_name]
-    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
+    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[4:])}")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
     ) as process:

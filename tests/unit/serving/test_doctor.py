@@ -75,7 +75,7 @@ def test_what_is_missing_fails_with_a_fix(
 def test_the_cpu_backend_needs_a_compiler_only_where_it_is_not_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in an image that carries the library: with it all is well, without it there is something to install."""
+    """As in an image that carries the library: without it there is something to install."""
     monkeypatch.delenv(BACKENDS_VARIABLE, raising=False)
     monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setenv("CXX", "no compiler")
