@@ -175,7 +175,7 @@ void Instance::loop(size_t worker) {
   Batch batch;
   while (queue_->take(&batch, shall_end_)) {
     execute(worker, batch);
-    queue_->done();
+    queue_->done(batch);
   }
 }
 
