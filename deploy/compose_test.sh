@@ -57,7 +57,7 @@ base() { docker build --quiet --tag "$1" --file "$2" "$3" >/dev/null 2>>"$work/b
 make_bases() {
   if ! docker image inspect python:3.11-slim-bookworm >/dev/null 2>&1; then
     mirror=${MIRROR:-$(awk '/^URIs/{print $2; exit}' /etc/apt/sources.list.d/debian.sources)}
-    debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,libpython3.11,ca-certificates \
+    debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,libpython3.11-dev,ca-certificates \
       bookworm "$work/root" "$mirror" >"$work/debootstrap.log" 2>&1
     rm -rf "$work"/root/var/cache/apt/archives/*.deb
     tar -C "$work/root" -c . | docker import - python:3.11-slim-bookworm >/dev/null

@@ -22,19 +22,23 @@ Send = Callable[[int], Awaitable[bytes | None]]
 """Send the payload of that number, return the raw answer; None where our server's queue refused it."""
 TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
+SLOW_MS = 400.0
+"""A call that takes as long met a stall: with 64 in flight it takes half of that."""
 
 
 class NothingMeasured(FruitstandError):
     """Calls were answered, but none of them in time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """One closed loop."""
 
     images_per_s: float
     p50_ms: float
     p99_ms: float
+    num_slow: int
+    """Calls that took longer than `SLOW_MS`."""
     generator_cpu_share: float
     """Of one core."""
 
@@ -120,8 +124,17 @@ async def labels(target: Target) -> list[str]:
         return await asyncio.gather(*(one(number) for number in range(target.num_requests)))
 
 
-async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measured:
-    """Images/s and latency of the calls that were answered after the warm-up and in time."""
+async def closed_loop(
+    target: Target, in_flight: int, seconds: float, calls: list[tuple[float, float]] | None = None
+) -> Measured:
+    """Images/s and latency of the calls that were answered after the warm-up and in time.
+
+    Args:
+        target: what is asked.
+        in_flight: requests under way at once.
+        seconds: to measure, after the warm-up.
+        calls: gets the begin and the end of each answered call, seconds of `time.perf_counter`.
+    """
     latencies_ms: list[float] = []
     position = num_answered = 0
     started = time.perf_counter()
@@ -134,8 +147,11 @@ async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measure
             while (begun := time.perf_counter()) < end:
                 number, position = position % target.num_requests, position + target.request_batch
                 answered = await send(number) is not None
+                now = time.perf_counter()
                 num_answered += answered
-                if answered and counts_from <= (now := time.perf_counter()) <= end:
+                if answered and calls is not None:
+                    calls.append((begun, now))
+                if answered and counts_from <= now <= end:
                     latencies_ms.append((now - begun) * 1e3)
 
         used = time.process_time()
@@ -147,4 +163,10 @@ async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measure
         raise NothingMeasured(f"no call with {in_flight} in flight ended within {seconds:g} s")
     p50, p99 = np.percentile(latencies_ms, (50, 99))
     images = len(latencies_ms) * target.request_batch
-    return Measured(round(images / seconds, 1), round(float(p50), 2), round(float(p99), 2), round(share, 2))
+    return Measured(
+        images_per_s=round(images / seconds, 1),
+        p50_ms=round(float(p50), 2),
+        p99_ms=round(float(p99), 2),
+        num_slow=sum(latency > SLOW_MS for latency in latencies_ms),
+        generator_cpu_share=round(share, 2),
+    )

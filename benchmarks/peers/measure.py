@@ -24,10 +24,12 @@ from benchmarks.peers.load import Target, closed_loop, labels
 from fruitstand.errors import FruitstandError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.stages import served
+from serving.triton.backend_directory import BACKENDS_VARIABLE
 
 Result = TypeVar("Result")
-OURS = "fruitstand"
-IN_FLIGHT = (8, 64)
+OURS, STUBS = "fruitstand", "fruitstand_stub"
+"""Our stack on its own C++ backend, and on the Python stubs."""
+IN_FLIGHT = (1, 8, 64)
 START_TIMEOUT_S = 120.0
 CHECK_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 30.0
@@ -100,13 +102,9 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
     with tempfile.TemporaryDirectory(prefix="fruitstand-peer-", ignore_cleanup_errors=True) as scratch:
         log = Path(scratch, "log")
         if case.peer is None:
-            os.environ[processes.MARK] = mark
-            try:
-                with served(one_round.repository, log=log) as url:
-                    del os.environ[processes.MARK]
-                    yield Target(url, one_round.images), log
-            finally:
-                os.environ.pop(processes.MARK, None)
+            environment = {processes.MARK: mark, BACKENDS_VARIABLE: case.settings["backends"]}
+            with served(one_round.repository, log=log, environment=environment) as url:
+                yield Target(url, one_round.images), log
             return
         port = _free_ports(1)[0]
         with log.open("wb") as output:

@@ -21,7 +21,7 @@ from fruitstand.images.synthetic import encode, pattern
 from serving.host import build
 from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
-from tests.backends import num_workers, on_host, served_config
+from tests.backends import num_workers, on_host, pending_metric, served_config
 
 QUEUE_SIZE = 16
 DEADLINE_US = 1_500_000
@@ -253,8 +253,7 @@ def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, call
 
 def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
     """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
-    metric = "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
-    pattern = re.compile(rf'^{metric}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
+    pattern = re.compile(rf'^{pending_metric()}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
 
     def num_waiting() -> int:
         with urllib.request.urlopen(narrow.metrics_url) as page:
@@ -265,6 +264,23 @@ def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> N
         assert num_waiting() >= QUEUE_SIZE
     assert calls.count()["answered"] >= QUEUE_SIZE
     assert num_waiting() == 0
+
+
+@pytest.mark.skipif(not on_host(), reason="Triton's own counters leave out who finds the queue full")
+def test_requests_that_find_the_queue_full_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
+    """In `fruitstand_dropped_requests_total`, which the rules read."""
+    name = f'fruitstand_dropped_requests_total{{model="{IMAGE_DECODE}",reason="FULL",version="1"}}'
+
+    def num_dropped() -> float:
+        with urllib.request.urlopen(narrow.metrics_url) as page:
+            (line,) = (one for one in page.read().decode().splitlines() if one.startswith(name))
+        return float(line.rpartition(" ")[2])
+
+    before = num_dropped()
+    with held(narrow, DECODER_GATE):
+        calls.send_until_one_is_turned_away()
+    refused = total(calls.count(), NO_ROOM)
+    assert num_dropped() - before == refused > 0
 
 
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:

@@ -273,11 +273,11 @@ def test_scaling_looks_at_what_waits(overlay: str) -> None:
     import promql_parser
 
     recording = (ROOT / "monitoring" / "rules" / "recording.yml").read_text()  # held against a live server
-    known = set(re.findall(r"\bnv_\w+", recording))
+    known = set(re.findall(r"\b(?:nv|fruitstand)_\w+", recording))
     for trigger in one(overlay, "ScaledObject", "triton")["spec"]["triggers"]:
         query = trigger["metadata"]["query"]
         promql_parser.parse(query)
-        names = set(re.findall(r"nv_\w+", query))
+        names = set(re.findall(r"\b(?:nv|fruitstand)_\w+", query))
         assert names <= known
         assert "utilization" not in query
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.repository.versions import published_versions
+from tests.backends import pending_metric
 from tests.nightly.chaos import bad_candidates
 from tests.nightly.chaos.commands import must
 from tests.nightly.chaos.load import Ledger, Load, capacity
@@ -159,7 +160,7 @@ def inner_step_full(setting: Setting) -> Outcome:
     bad_candidates.slow(slow / "export")
     must("models", "publish", slow / "export", "--repository", repository, "--max-slowdown", ANY_SPEED)
     must("models", "promote", max(published_versions(repository)), "--repository", repository)
-    deadline_s, pending = 3.0, "nv_inference_pending_request_count"
+    deadline_s, pending = 3.0, pending_metric()
     with setting.stack(repository) as stack:
         with Load(stack, [[picture()]], rate=10 * tier.rate, deadline_s=deadline_s, repeat=False) as load:
             time.sleep(max(10.0, tier.overload_s / 2))  # until batches are as large as they get
