@@ -157,8 +157,11 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
         "serve": "other files or on another engine",
     }
     for key, claim in claims.items() if reference is not None else ():
-        if reference.manifest[key] != claim:
-            got = f" ({reference.manifest[key]}, not {claim})" if key == "serve" else ""
+        published = reference.manifest[key]
+        if key == "preprocessing":  # older versions write other keys for the same
+            published, claim = Preprocessing.from_dict(published), Preprocessing.from_dict(claim)
+        if published != claim:
+            got = f" ({published}, not {claim})" if key == "serve" else ""
             raise ArtefactError(
                 f"{repository}: serves {what[key]} in version {reference.number}{got}, and one configuration"
                 " serves all versions; publish into another repository with --repository"

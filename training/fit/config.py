@@ -8,6 +8,7 @@ from typing import Any
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 SCHEDULES = ("cosine", "tanh", "poly", "constant")
+PREPROCESSINGS = ("whole", "timm")
 LOADERS = ("cache", "dali")
 LOGGERS = ("tensorboard", "mlflow")
 SAMPLINGS = ("uniform", "balanced")
@@ -64,6 +65,9 @@ class TrainConfig:
 
     input_size: int = 100
     """Height and width of the model's input, pixels."""
+    preprocessing: str = "whole"
+    """whole resizes bilinearly and crops nothing off a square picture; timm takes the model's own filter,
+    crop_pct and crop_mode."""
     small_share: float = 0.5
     """Share of the epochs, the first ones, that train on smaller images; 0 trains on full size alone."""
     small_scale: float = 0.64
@@ -154,6 +158,7 @@ class TrainConfig:
         for name, allowed in (
             ("precision", PRECISIONS),
             ("sched", SCHEDULES),
+            ("preprocessing", PREPROCESSINGS),
             ("loader", LOADERS),
             ("keep", KEEPS),
             ("sampling", SAMPLINGS),

@@ -83,7 +83,7 @@ def fit(
             "weights_sha256": source.meta["weights_sha256"],
             "num_classes_kept": num_kept,
         }
-    preprocessing = resolve_preprocessing(model, config.input_size)
+    preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # On processors gloo would exchange statistics layer by layer; there the first process's count.
         model = convert_sync_batchnorm(model)

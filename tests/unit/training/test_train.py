@@ -112,3 +112,22 @@ def test_any_resnet_of_timm_can_be_made(model_name: str) -> None:
     model = create_model(model_name, num_classes=7)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
     assert resolve_preprocessing(model, 100).input_size == (100, 100)
+
+
+def test_a_models_own_preprocessing_is_timms() -> None:
+    """Filter, crop share and crop mode come with the model; without being asked nothing is cropped off."""
+    from timm.data import resolve_model_data_config
+
+    from training.fit.model import resolve_preprocessing
+
+    model = create_model("resnet50", num_classes=7)
+    wanted, got = resolve_model_data_config(model), resolve_preprocessing(model, 224, "timm")
+    assert (got.interpolation, got.crop_pct, got.crop_mode) == (
+        wanted["interpolation"],
+        wanted["crop_pct"],
+        wanted["crop_mode"],
+    )
+    assert got.crop_pct < 1 == resolve_preprocessing(model, 224).crop_pct
+    model.pretrained_cfg["crop_mode"] = "border"
+    with pytest.raises(UsageError, match="crop_mode: got 'border'"):
+        resolve_preprocessing(model, 224, "timm")
