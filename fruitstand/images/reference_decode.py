@@ -66,6 +66,23 @@ def decode_inspected(
         ImageRejected: it cannot be decoded to its end.
     """
     import numpy as np
+
+    image = resized_picture(inspected, preprocessing, reduced=reduced)
+    height, width = preprocessing.input_size
+    left, top = (image.width - width + 1) // 2, (image.height - height + 1) // 2
+    if image.size != (width, height):
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image)
+
+
+def resized_picture(
+    inspected: Inspected, preprocessing: Preprocessing, *, reduced: bool = False
+) -> "Image.Image":
+    """The same before the crop: RGB, upright, of `preprocessing.resized_size`.
+
+    Raises:
+        ImageRejected: it cannot be decoded to its end.
+    """
     from PIL import Image
 
     header, scale = inspected.header, 1
@@ -83,15 +100,9 @@ def decode_inspected(
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     if scale > 1:
-        image, size = _resize_reduced(image, header, scale, preprocessing)
-    else:
-        size = preprocessing.resized_size(*image.size)
-        image = image if size == image.size else _resize(image, size, preprocessing)
-    height, width = preprocessing.input_size
-    left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
-    if size != (width, height):
-        image = image.crop((left, top, left + width, top + height))
-    return np.asarray(image)
+        return _resize_reduced(image, header, scale, preprocessing)
+    size = preprocessing.resized_size(*image.size)
+    return image if size == image.size else _resize(image, size, preprocessing)
 
 
 def is_reduced(header: ImageHeader, preprocessing: Preprocessing) -> bool:
@@ -101,14 +112,14 @@ def is_reduced(header: ImageHeader, preprocessing: Preprocessing) -> bool:
 
 def _resize_reduced(
     image: "Image.Image", header: ImageHeader, scale: int, preprocessing: Preprocessing
-) -> "tuple[Image.Image, tuple[int, int]]":
-    """Resize a picture that was decoded at 1/scale, then turn it; the picture and its size."""
+) -> "Image.Image":
+    """Resize a picture that was decoded at 1/scale, then turn it."""
     is_on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_ORIENTATION_ON_ITS_SIDE
     turn = -1 if is_on_its_side else 1
     size = preprocessing.resized_size(*(header.width, header.height)[::turn])
     # The last pixel of a row or column covers a whole block, also where the picture ends inside of it.
     picture = (0, 0, header.width / scale, header.height / scale)
-    return _upright(_resize(image, size[::turn], preprocessing, picture)), size
+    return _upright(_resize(image, size[::turn], preprocessing, picture))
 
 
 def _resize(

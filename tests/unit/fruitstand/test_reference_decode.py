@@ -87,7 +87,7 @@ def test_an_answered_file_is_seen_as_anyone_sees_it(kind: ImageKind) -> None:
 def test_the_pixels_are_those_of_timms_evaluation(
     size: int, crop_pct: float, interpolation: str, crop_mode: str
 ) -> None:
-    """A model of the hub sees what it was evaluated with: within 0.2 of 255, where no odd pixel is cropped."""
+    """A model of the hub sees what it was evaluated with, within 0.2 of 255; no odd pixel is cropped here."""
     timm_data = pytest.importorskip("timm.data")
     picture = photograph(1000, 800)
     options = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
