@@ -193,7 +193,7 @@ def decoder(
     options = {} if num_threads is None else {"num_threads": num_threads}
     if on_gpu:
         os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"  # read by the pipeline's file
-    define = load_pipeline_definition(served_pipeline(repository))
+    define = load_pipeline_definition(served_pipeline(repository)).define
     pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=0 if on_gpu else None, **options)
     pipeline.build()
     batches = _batches(files, batch)

@@ -54,6 +54,8 @@ class Round:
     repository: Path
     images: tuple[bytes, ...]
     seconds: float
+    in_flight: tuple[int, ...] = IN_FLIGHT
+    """Requests under way at once, of each load."""
     expected: list[str] = field(default_factory=list)
     """Our stack's labels, once it has answered."""
 
@@ -80,7 +82,7 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
         if same < MIN_SAME_TOP1:
             raise FruitstandError(f"{same:.1%} of its labels are those of our stack")
         result["same_top1"] = round(same, 4)
-        for in_flight in IN_FLIGHT:
+        for in_flight in one_round.in_flight:
             loop = closed_loop(target, in_flight, one_round.seconds)
             result[f"c{in_flight}"] = asdict(_within(LOAD_TIMEOUT_S + one_round.seconds, loop))
         result["memory_mib"] = processes.memory_mib(mark)

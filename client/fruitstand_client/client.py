@@ -41,6 +41,7 @@ class _Connection:
         tls: Tls | None = None,
         api_key: str | None = None,
         keepalive_s: float | None = None,
+        shrink: bool = False,
     ) -> None:
         """Prepare a connection; the first call opens it.
 
@@ -58,6 +59,7 @@ class _Connection:
             api_key: sent with each request; without `tls` only to this machine itself.
             keepalive_s: ping the server when nothing was said for so long, seconds. Triton ends the
                 connection of a client that pings more often than every 300 s, unless it is told otherwise.
+            shrink: send large pictures as JPEGs of 512 pixels on the shorter side; needs Pillow.
 
         Raises:
             ValueError: a number outside what is allowed.
@@ -82,7 +84,7 @@ class _Connection:
             ) from exc
 
         self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
-        self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes)
+        self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, shrink=shrink)
         self._wire: Wire = Wire(
             url, tls=tls, api_key=api_key, keepalive_s=keepalive_s, asynchronous=self._asynchronous
         )

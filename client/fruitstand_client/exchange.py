@@ -47,10 +47,10 @@ Steps: TypeAlias = Generator[Read | Call | Pause, Any, list[Prediction]]
 class Exchange:
     """Reads, sends, repeats and splits; one for each client, whose requests share its retry budget."""
 
-    def __init__(self, *, deadline_s: float, batch_bytes: int) -> None:
+    def __init__(self, *, deadline_s: float, batch_bytes: int, shrink: bool = False) -> None:
         """Take the client's settings; see `fruitstand_client.client.Client`."""
         self._deadline_s = deadline_s
-        self._batch_bytes = batch_bytes
+        self._batch_bytes, self._shrink = batch_bytes, shrink
         self._retry = RetryPolicy()
 
     def answer(self, images: Sequence[Image], top_k: int) -> Steps:
@@ -64,7 +64,7 @@ class Exchange:
             RequestFailed: the server is not there, has not the model, or fails.
         """
         predictions: list[Prediction] = []
-        batches = read_batches(images, batch_bytes=self._batch_bytes)
+        batches = read_batches(images, batch_bytes=self._batch_bytes, shrink=self._shrink)
         while (batch := (yield Read(batches))) is not None:
             encoded = [one.content for one in batch if one.failure is None]
             deadline = time.monotonic() + self._deadline_s

@@ -136,7 +136,7 @@ def _add_fp32(draft: _Draft, model: ServedModel, validation: Validation) -> None
     answers = run_batches(open_session(fp32), pixels)
     draft.require([agreement_gate("fp32", answers, validation.reference)])
     log.info("decode with the pipeline that will be served, and with the yardstick")
-    draft.require(decode_gates(fp32, run.preprocessing, pixels, validation.served_nhwc_u8))
+    draft.require(decode_gates(fp32, run.preprocessing, validation))
 
 
 def _add_fp16(draft: _Draft, model: ServedModel, validation: Validation) -> None:

@@ -80,7 +80,7 @@ def fit(
     seed_step(config.seed, 0, 0)
     model, finetuned = _model(config, data, source, resume=resume)
     config = with_sizes_it_takes(config, model)
-    preprocessing = resolve_preprocessing(model, config.input_size)
+    preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # On processors gloo would exchange statistics layer by layer; there the first process's count.
         model = convert_sync_batchnorm(model)
