@@ -64,9 +64,14 @@ def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
 
 def opened(servers: Sequence[KillableServer | ModelServer], access: Path | None, log_path: Path) -> Gateway:
     """A gateway that runs."""
-    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
+    port, http_port, metrics_port = claim_ports({"gateway": 0, "http": 0, "metrics": 0})
     gateway = Gateway(
-        listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=access, log_path=log_path
+        listen="127.0.0.1",
+        port=port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        access_directory=access,
+        log_path=log_path,
     )
     try:
         gateway.start({server.port: True for server in servers})

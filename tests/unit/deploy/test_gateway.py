@@ -65,7 +65,14 @@ def test_envoy_takes_what_is_rendered_and_refuses_what_is_misspelt(spoilt: bool,
 def test_the_cluster_and_one_machine_differ_only_in_where_the_servers_are(tmp_path: Path) -> None:
     """Limits, retries, health checks and ejection are the same."""
     one = bootstrap(
-        tmp_path, metrics_port=1, listen="127.0.0.1", port=2, tls=Access(), replicas=MAX_REPLICAS
+        tmp_path,
+        metrics_port=1,
+        listen="127.0.0.1",
+        port=2,
+        tls=Access(),
+        replicas=MAX_REPLICAS,
+        web_port=3,
+        inner_port=4,
     )["static_resources"]["clusters"][0]
     many = render(Access())["bootstrap.json"]["static_resources"]["clusters"][0]
     places = {"type", "cluster_type", "eds_cluster_config", "load_assignment"}
