@@ -20,7 +20,7 @@ RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application
 """Content types of a body that is the image itself, beside image/*. The last is curl's default."""
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
 LONE_REPEATS = 3
-"""How often an image is sent again when its batch failed in NVIDIA's DALI backend, perhaps for another one."""
+"""How often an image is sent again after NVIDIA's DALI backend failed on its batch, maybe for another."""
 
 
 async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
