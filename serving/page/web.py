@@ -39,8 +39,8 @@ CLASSIFY = "/classify"
 LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
 """The longest image, and a form or a JSON header around it."""
-MAX_HELD_BYTES = 512 * 2**20
-"""Bodies of all requests under way; above it a request is answered with 503."""
+MAX_HELD_BYTES = 256 * 2**20
+"""Bodies of all requests under way, each of which is in memory up to four times; above it: 503."""
 MAX_CONNECTIONS = 4096
 DEADLINE_S = 30.0
 """For one inference."""
