@@ -45,6 +45,6 @@ def test_a_gateway_without_distinct_servers_is_refused(replicas: tuple[int, ...]
     """Before anything starts."""
     with pytest.raises(UsageError, match="--replica"):
         serve_gateway(
-            replicas, listen="127.0.0.1", port=0, http_port=0, metrics_port=0, log_path=None, access_directory=None,
-            insecure=False,
+            replicas, listen="127.0.0.1", port=0, http_port=0, metrics_port=0, log_path=None,
+            access_directory=None, insecure=False,
         )  # fmt: skip
