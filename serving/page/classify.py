@@ -80,7 +80,7 @@ def _image(content_type: str, body: bytes) -> bytes:
     if not image:
         raise Refused(400, "no image: the body is empty")
     if len(image) > MAX_IMAGE_BYTES:
-        raise Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are taken")
+        raise Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are allowed")
     return image
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import typer
 from aiohttp import web
 
-from fruitstand.errors import UsageError
+from fruitstand.errors import ServerError, UsageError
 from fruitstand.network.connections import is_loopback
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
@@ -62,8 +62,8 @@ class WebServer:
 
         Args:
             port: on loopback; 0 takes a free one.
-            is_public: a gateway passes on requests from other machines, under any host name. Otherwise the
-                host has to be this machine, so that no other site's name can point here.
+            is_public: requests come from other machines through a gateway, under any host name. Otherwise
+                the Host header has to name this machine, which stops DNS rebinding.
             deadline_s: for one inference.
             flag: that chooses the port, for the error.
 
@@ -89,7 +89,7 @@ class WebServer:
 
     @property
     def url(self) -> str:
-        """Base of all paths; the page itself is there."""
+        """Base URL; the page is at its root."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def start(self, grpc_url: str) -> None:
@@ -97,13 +97,19 @@ class WebServer:
 
         Args:
             grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
+
+        Raises:
+            ServerError: it did not start; the log says why.
         """
         listening = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(grpc_url, listening)), name="http", daemon=True
         )
         self._thread.start()
-        listening.wait()
+        while not listening.wait(0.1):
+            if not self._thread.is_alive():
+                self._thread = None
+                raise ServerError("the HTTP server did not start; see the log above")
 
     def stop(self) -> None:
         """Finish what is under way, and give the port back."""
@@ -129,9 +135,9 @@ class WebServer:
         router = _Router(upstream, is_public=self._is_public)
         server = _Server(
             router.answer,
-            handler_cancellation=True,  # a caller that went away costs the model server nothing
+            handler_cancellation=True,  # the gRPC call is cancelled when the caller disconnects
             access_log=None,
-            auto_decompress=False,  # a small body may be of any size; refused below
+            auto_decompress=False,  # a small compressed body can unpack to any size; refused below
             keepalive_timeout=IDLE_S,
         )
         listener = await self._loop.create_server(server, sock=self._socket, backlog=1024)
@@ -144,7 +150,7 @@ class WebServer:
 
 
 class _Connection(web.RequestHandler):
-    """One connection; what is no HTTP is answered with a line of JSON too."""
+    """One connection; malformed HTTP is answered with a line of JSON too."""
 
     def handle_error(
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -160,7 +166,7 @@ class _Connection(web.RequestHandler):
 
 
 class _Server(web.Server):
-    """Makes connections, up to a limit."""
+    """Accepts connections up to a limit."""
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -172,7 +178,7 @@ class _Server(web.Server):
 
 
 class _Router:
-    """Finds what a request asks for; paths are compared whole and as they came."""
+    """Sends a request to its handler; paths have to match exactly, without any decoding."""
 
     def __init__(self, upstream: Upstream, *, is_public: bool) -> None:
         self._upstream, self._is_public = upstream, is_public
@@ -230,7 +236,7 @@ class _Router:
         Raises:
             Refused: too long, too slow, or too much is held already.
         """
-        too_long = Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are taken")
+        too_long = Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are allowed")
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise too_long
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -251,9 +257,9 @@ class _Router:
             raise Refused(400, "the body cannot be read") from exc
 
     def _refuse_foreign(self, request: web.BaseRequest) -> None:
-        """Refuse what another site's page asks, also one that has its own name point here (DNS rebinding).
+        """Refuse requests of other sites' pages, including sites whose name resolves to this machine.
 
-        A link from elsewhere to the page is followed; that is no question of another page's.
+        The second is DNS rebinding. A link from another site to this page is followed.
 
         Source:
             Fetch Metadata Request Headers, W3C; RFC 6454, section 7 (Origin).

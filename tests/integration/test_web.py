@@ -317,7 +317,9 @@ def test_the_pages_limit_is_the_contracts() -> None:
     assert f'data-max-bytes="{Preprocessing().max_encoded_bytes}"' in page
 
 
-def test_serve_gives_out_the_page_until_it_ends(repository: Path, tmp_path: Path) -> None:
+def test_serve_gives_out_the_page_and_answers_until_it_ends(
+    repository: Path, test_images: list[Path], tmp_path: Path
+) -> None:
     """The ready line has its URL; afterwards nobody listens there."""
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
@@ -328,6 +330,8 @@ def test_serve_gives_out_the_page_until_it_ends(repository: Path, tmp_path: Path
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
         connection.request("GET", "/")
         assert b"fruitstand" in connection.getresponse().read()
+        connection.request("POST", "/classify", test_images[0].read_bytes())
+        assert json.load(connection.getresponse())["model_version"] == "1"
         connection.close()
         process.terminate()
         assert process.wait(30) == 0
