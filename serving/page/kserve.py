@@ -9,7 +9,6 @@ Source:
 
 import json
 import re
-from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 2**20
 """JSON of one request: parsing more would block the event loop. As JSON an image is four times as long."""
 MODEL = re.compile(rf"/v2/models/{re.escape(FRUIT_CLASSIFIER)}(?:/versions/(\d{{1,9}}))?(/ready|/infer)?")
+HEALTH = {"/v2/health/live": ("ServerLive", "live"), "/v2/health/ready": ("ServerReady", "ready")}
+"""The gRPC method for each path, and the field of its response."""
 BINARY_TYPE = "application/octet-stream"
 
 
@@ -35,20 +36,19 @@ async def read(path: str, upstream: Upstream) -> web.Response | None:
         RequestFailed: the server did not answer.
     """
     if path == "/v2":
-        about = await upstream.server_metadata()
+        about = await upstream.ask("ServerMetadata")
         return json_response(
             {"name": about.name, "version": about.version, "extensions": list(about.extensions)}
         )
-    if path == "/v2/health/live":
-        return await _health(upstream.is_live())
-    if path == "/v2/health/ready":
-        return await _health(upstream.is_ready())
+    if path in HEALTH:
+        return await _health(upstream, *HEALTH[path])
     match = MODEL.fullmatch(path)
     if match is None or match[2] == "/infer":
         return None
+    model = {"name": FRUIT_CLASSIFIER, "version": match[1] or ""}
     if match[2] == "/ready":
-        return await _health(upstream.is_model_ready(match[1] or ""))
-    about = await upstream.model_metadata(match[1] or "")
+        return await _health(upstream, "ModelReady", "ready", **model)
+    about = await upstream.ask("ModelMetadata", **model)
     tensors = {
         side: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in getattr(about, side)]
         for side in ("inputs", "outputs")
@@ -59,9 +59,9 @@ async def read(path: str, upstream: Upstream) -> web.Response | None:
 
 
 def is_health(path: str) -> bool:
-    """Whether a path says nothing but whether the server is well."""
+    """Whether a path tells only whether the server is well."""
     match = MODEL.fullmatch(path)
-    return path in ("/v2/health/live", "/v2/health/ready") or (match is not None and match[2] == "/ready")
+    return path in HEALTH or (match is not None and match[2] == "/ready")
 
 
 async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
@@ -159,9 +159,9 @@ def render_response(answer: Any, binary: set[str] | None) -> tuple[dict[str, Any
     return named | ({"id": answer.id} if answer.id else {}) | {"outputs": outputs}, b"".join(tail)
 
 
-async def _health(answer: Awaitable[bool]) -> web.Response:
+async def _health(upstream: Upstream, method: str, field: str, **model: str) -> web.Response:
     try:
-        well = await answer
+        well = getattr(await upstream.ask(method, **model), field)
     except RequestFailed:
         well = False
     if not well:

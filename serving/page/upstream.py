@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
 
@@ -69,29 +68,18 @@ class Upstream:
         metadata = dict(self._wire.metadata(request)) | passed
         return await self._call(self._wire.infer, request, self._deadline_s, list(metadata.items()))
 
-    async def server_metadata(self) -> Any:
-        """A ServerMetadataResponse."""
-        return await self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest())
+    async def ask(self, method: str, **fields: str) -> Any:
+        """The response to a question about health or metadata.
 
-    async def model_metadata(self, version: str) -> Any:
-        """A ModelMetadataResponse."""
-        request = service_pb2.ModelMetadataRequest(name=FRUIT_CLASSIFIER, version=version)
-        return await self._call(self._stub.ModelMetadata, request)
+        Args:
+            method: of KServe V2's gRPC service, such as ModelReady.
+            fields: of its request.
 
-    async def is_live(self) -> bool:
-        """Whether the server runs."""
-        answer = await self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest())
-        return bool(answer.live)
-
-    async def is_ready(self) -> bool:
-        """Whether the server takes requests."""
-        answer = await self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest())
-        return bool(answer.ready)
-
-    async def is_model_ready(self, version: str) -> bool:
-        """Whether the model is loaded."""
-        request = service_pb2.ModelReadyRequest(name=FRUIT_CLASSIFIER, version=version)
-        return bool((await self._call(self._stub.ModelReady, request)).ready)
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`.
+        """
+        request = getattr(service_pb2, f"{method}Request")(**fields)
+        return await self._call(getattr(self._stub, method), request)
 
     async def _call(
         self, method: Any, request: Any, timeout_s: float = HEALTH_S, metadata: Any = None
