@@ -5,13 +5,11 @@ import json
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jsonschema
 import pytest
 
 from fruitstand.images.synthetic import canary_image
@@ -21,14 +19,13 @@ from serving.gateway.certificates import write_dev_certificates
 from serving.gateway.envoy import Gateway
 from serving.gateway.routes import HTTP_PATHS, OPEN_PATHS, READY_PATH, routes
 from serving.page import web as page
+from tests import http_calls
 from tests.gateway_calls import counter, opened, wait_for
+from tests.http_calls import MODEL, NINE_MB, OPENAPI
 from tests.model_server import KillableServer
 
-OPENAPI = json.loads(Path(page.__file__).with_name("openapi.json").read_text())
 JPEG = canary_image()
-MODEL = "/v2/models/fruit_classifier"
 DEADLINE_S = 30
-NINE_MB = 9 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +79,11 @@ def ask(
     context: ssl.SSLContext | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, str], str]:
-    """Status, headers and body; an error has the form that the OpenAPI document promises."""
-    request = urllib.request.Request(url, body, headers or {})
-    try:
-        with urllib.request.urlopen(request, timeout=DEADLINE_S, context=context) as answer:
-            return answer.status, dict(answer.headers), answer.read().decode()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            text = exc.read().decode()
-            status, named = exc.code, {name.lower(): value for name, value in exc.headers.items()}
-    assert text.count("\n") == 1
-    jsonschema.validate(json.loads(text), OPENAPI["components"]["schemas"]["Error"])
-    assert json.loads(text)["status"] == status
-    return status, named, text
+    """Status, headers and body; an error has its promised form."""
+    answer = http_calls.ask(url, body, headers, context=context)
+    if answer.status != 200:
+        assert answer.error
+    return answer.status, answer.headers, answer.body.decode()
 
 
 def test_both_ports_answer_http(gateway: Gateway) -> None:

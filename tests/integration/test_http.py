@@ -1,91 +1,38 @@
-"""`POST /classify` and KServe V2 over HTTP, asked by curl and raw sockets, in front of the real server."""
+"""`POST /classify`, asked by curl and raw sockets, in front of the real server."""
 
 import asyncio
 import gzip
-import json
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import grpc
 import jsonschema
 import pytest
 
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
+from fruitstand.contract import FRUIT_RESNET, Preprocessing
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand.network.connections import fetch_page
 from fruitstand_client import Client
 from serving.page import web as page
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
+from tests.http_calls import DEADLINE_S, NINE_MB, OPENAPI, Answer, ask
 from tests.model_server import Received, model_server
-
-OPENAPI = json.loads((Path(page.__file__).with_name("openapi.json")).read_text())
-MODEL = f"/v2/models/{FRUIT_CLASSIFIER}"
-DEADLINE_S = 60
-NINE_MB = 9 * 2**20
-
-
-@dataclass
-class Answer:
-    """What a request was answered with."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """Of one line."""
-        assert self.body.endswith(b"\n")
-        assert self.body.count(b"\n") == 1
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> str:
-        """The reason, in the form that the OpenAPI document promises."""
-        jsonschema.validate(self.json, OPENAPI["components"]["schemas"]["Error"])
-        assert self.json["status"] == self.status
-        return str(self.json["error"])
-
-
-def ask(url: str, body: bytes | None = None, method: str | None = None, **headers: str) -> Answer:
-    """One request; `_` in a header's name stands for `-`."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(url, body, named, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
-            return Answer(answer.status, dict(answer.headers), answer.read())
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return Answer(exc.code, dict(exc.headers), exc.read())
 
 
 def curl(*arguments: object) -> Answer:
     """What curl is answered with."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
-    command = [
-        "curl",
-        "--silent",
-        "--show-error",
-        "--max-time",
-        DEADLINE_S,
-        "--write-out",
-        "%{http_code}",
-        *arguments,
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, timeout=2 * DEADLINE_S, check=False)
+    command = f"curl --silent --show-error --max-time {DEADLINE_S} --write-out %{{http_code}}".split()
+    command += map(str, arguments)
+    done = subprocess.run(command, capture_output=True, timeout=2 * DEADLINE_S, check=False)
     return Answer(int(done.stdout[-3:]), {}, done.stdout[:-3])
 
 
@@ -139,7 +86,7 @@ def form(*files: bytes, boundary: str = "b") -> bytes:
 
 
 JPEG = encode(pattern(100, 100))
-FORM = {"Content_Type": "multipart/form-data; boundary=b"}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 @pytest.mark.parametrize(
@@ -150,15 +97,15 @@ FORM = {"Content_Type": "multipart/form-data; boundary=b"}
         pytest.param(b"", "", {}, 400, "empty", id="empty"),
         pytest.param(bytes(NINE_MB), "", {}, 413, "at most 8388608", id="nine_mb"),
         pytest.param(form(bytes(2**23 + 1)), "", FORM, 413, "at most 8388608", id="large_file_in_a_form"),
-        pytest.param(b"{}", "", {"Content_Type": "application/json"}, 415, "image/jpeg", id="json"),
-        pytest.param(gzip.compress(JPEG), "", {"Content_Encoding": "gzip"}, 415, "compressed", id="gzip"),
+        pytest.param(b"{}", "", {"Content-Type": "application/json"}, 415, "image/jpeg", id="json"),
+        pytest.param(gzip.compress(JPEG), "", {"Content-Encoding": "gzip"}, 415, "compressed", id="gzip"),
         pytest.param(JPEG, "?top_k=0", {}, 400, "top_k.*1 to", id="top_k_0"),
         pytest.param(JPEG, "?top_k=five", {}, 400, "top_k.*'five'", id="top_k_word"),
         pytest.param(form(JPEG, JPEG), "", FORM, 400, "one file.*got 2", id="two_files"),
         pytest.param(form(), "", FORM, 400, "one file.*got 0", id="no_file"),
         pytest.param(form(JPEG)[:-6], "", FORM, 400, "without its end", id="cut_form"),
         pytest.param(
-            form(JPEG), "", {"Content_Type": "multipart/form-data"}, 400, "boundary", id="no_boundary"
+            form(JPEG), "", {"Content-Type": "multipart/form-data"}, 400, "boundary", id="no_boundary"
         ),
         pytest.param(JPEG, "", {"Origin": "https://evil.example"}, 403, "other sites", id="other_site"),
         pytest.param(JPEG, "", {"Host": "evil.example"}, 403, "other sites", id="rebound_name"),
@@ -168,7 +115,7 @@ def test_a_bad_request_gets_its_status_and_one_line(
     url: str, body: bytes, query: str, headers: dict[str, str], status: int, reason: str
 ) -> None:
     """And the server goes on."""
-    answer = ask(f"{url}/classify{query}", body, **headers)
+    answer = ask(f"{url}/classify{query}", body, headers)
     assert answer.status == status
     assert re.search(reason, answer.error), answer.error
     assert str(status) in OPENAPI["paths"]["/classify"]["post"]["responses"]
@@ -179,7 +126,7 @@ def test_what_does_not_exist_is_named(url: str) -> None:
     """As is the method that a path takes."""
     assert ask(f"{url}/predict").status == 404
     answer = ask(f"{url}/classify")
-    assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
     assert ask(f"{url}/openapi.json", b"x").status == 405
 
 
@@ -239,7 +186,7 @@ def test_uploads_share_a_limit_of_memory(server: EmbeddedServer, monkeypatch: py
             while (answer := ask(f"{web.url}/classify", JPEG + bytes(2000))).status == 200:
                 assert time.monotonic() < deadline
             assert answer.status == 503
-            assert answer.headers["Retry-After"] == "1"
+            assert answer.headers["retry-after"] == "1"
             assert "too many uploads" in answer.error
         while ask(f"{web.url}/classify", JPEG).status != 200:
             assert time.monotonic() < deadline
@@ -322,7 +269,7 @@ def test_every_failure_of_the_server_has_its_status(name: str) -> None:
     assert answer.status == status
     assert model.url not in answer.error
     assert "secret" not in answer.error
-    assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
+    assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
     assert str(status) in OPENAPI["paths"]["/classify"]["post"]["responses"]
 
 
@@ -346,140 +293,15 @@ def test_the_callers_id_and_trace_go_on_with_the_request() -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with model_server() as model, WebServer(0) as web:
         web.start(model.url)
-        assert ask(f"{web.url}/classify", JPEG, X_Request_Id="mine", Traceparent=trace).status == 200
-        assert ask(f"{web.url}/classify", JPEG, X_Request_Id="caf\u00e9").status == 200
+        assert ask(f"{web.url}/classify", JPEG, {"X-Request-Id": "mine", "Traceparent": trace}).status == 200
+        assert ask(f"{web.url}/classify", JPEG, {"X-Request-Id": "caf\u00e9"}).status == 200
     first, second = (one.metadata for one in model.received)
     assert (first["x-request-id"], first["traceparent"]) == ("mine", trace)
     assert second["x-request-id"].isascii()
-
-
-def triton(server: EmbeddedServer, path: str, body: bytes | None = None, **headers: str) -> Answer:
-    """What Triton's own HTTP endpoint answers."""
-    return ask(f"{server.http_url}{path}", body, **headers)
-
-
-@pytest.mark.parametrize("path", ["/v2", MODEL, f"{MODEL}/versions/1"], ids=["server", "model", "version"])
-def test_metadata_is_what_triton_says_of_itself(path: str, url: str, server: EmbeddedServer) -> None:
-    """Over its own HTTP."""
-    assert ask(f"{url}{path}").json == json.loads(triton(server, path).body)
-
-
-@pytest.mark.parametrize(
-    "path", ["/v2/health/live", "/v2/health/ready", f"{MODEL}/ready", f"{MODEL}/versions/1/ready"]
-)
-def test_health_is_well(path: str, url: str) -> None:
-    """A probe asks by the pod's address, so any host will do."""
-    assert ask(f"{url}{path}", Host="10.0.0.7:8000").status == 200
-    assert ask(f"{url}{MODEL}/versions/99/ready").status == 503
-
-
-OUTPUTS = {
-    "default": {},
-    "labels": {"outputs": [{"name": "PROBABILITIES", "parameters": {"classification": 2}}]},
-    "binary": {"outputs": [{"name": "PROBABILITIES", "parameters": {"binary_data": True}}]},
-    "binary_by_default": {"parameters": {"binary_data_output": True}, "id": "mine"},
-}
-
-
-@pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("binary", [False, True], ids=["json_input", "binary_input"])
-def test_an_inference_is_answered_as_triton_answers_it(
-    outputs: str, binary: bool, url: str, server: EmbeddedServer
-) -> None:
-    """JSON and binary data, in and out, are the same for both."""
-    tensor: dict[str, Any] = {"name": "IMAGE", "shape": [1, len(JPEG)], "datatype": "UINT8"}
-    tensor |= {"parameters": {"binary_data_size": len(JPEG)}} if binary else {"data": [list(JPEG)]}
-    line = json.dumps({"inputs": [tensor], **OUTPUTS[outputs]}).encode()
-    body, headers = (
-        (line + JPEG, {"Inference_Header_Content_Length": str(len(line))}) if binary else (line, {})
-    )
-    headers["Content_Type"] = "application/octet-stream"
-    answers = [
-        read_inference(one)
-        for one in (
-            ask(f"{url}{MODEL}/infer", body, **headers),
-            triton(server, f"{MODEL}/infer", body, **headers),
-        )
-    ]
-    ours, theirs = answers
-    assert ours == theirs
-
-
-def read_inference(answer: Answer) -> dict[str, Any]:
-    """An answer with its binary data unpacked and numbers rounded."""
-    assert answer.status == 200, answer.body
-    length = int(answer.headers.get("Inference-Header-Content-Length", len(answer.body)))
-    header, tail = json.loads(answer.body[:length]), answer.body[length:]
-    (output,) = header["outputs"]
-    if "parameters" in output:
-        assert output.pop("parameters") == {"binary_data_size": len(tail)}
-        output["data"] = [number for (number,) in struct.iter_unpack("<f", tail)]
-    output["data"] = [round(one, 4) if isinstance(one, float) else one for one in output["data"]]
-    header.pop("parameters", None)  # Triton adds sequence_id and such
-    assert isinstance(header, dict)
-    return header
-
-
-def tensor(**changed: Any) -> bytes:
-    """A request with one input that is changed."""
-    return json.dumps(
-        {"inputs": [{"name": "IMAGE", "shape": [1, 3], "datatype": "UINT8", "data": [1, 2, 3]} | changed]}
-    ).encode()
-
-
-@pytest.mark.parametrize(
-    ("body", "headers", "status"),
-    [
-        pytest.param(b"{", {}, 400, id="no_json"),
-        pytest.param(b"[]", {}, 400, id="no_object"),
-        pytest.param(b"{}", {}, 400, id="no_input"),
-        pytest.param(b'{"inputs": 5}', {}, 400, id="inputs_of_another_type"),
-        pytest.param(b"[" * 100_000, {}, 400, id="deep"),
-        pytest.param(tensor(data=[1, 2, 256]), {}, 400, id="no_byte"),
-        pytest.param(tensor(data=[1, 2, 2.5]), {}, 400, id="no_whole_number"),
-        pytest.param(tensor(data="abc"), {}, 400, id="words"),
-        pytest.param(tensor(shape=[1, 4]), {}, 400, id="shape_and_data_differ"),
-        pytest.param(tensor(shape=[1, -3]), {}, 400, id="negative_shape"),
-        pytest.param(tensor(datatype="BYTES"), {}, 400, id="datatype"),
-        pytest.param(tensor(name="OTHER"), {}, 400, id="unknown_input"),
-        pytest.param(tensor(), {}, 400, id="no_image"),
-        pytest.param(
-            tensor(data=None, parameters={"shared_memory_region": "r", "shared_memory_byte_size": 3}),
-            {}, 400, id="shared_memory",
-        ),
-        pytest.param(tensor(parameters={"binary_data_size": 9}), {}, 400, id="binary_data_missing"),
-        pytest.param(tensor(), {"Inference_Header_Content_Length": "x"}, 400, id="length_no_number"),
-        pytest.param(tensor(), {"Inference_Header_Content_Length": "9999"}, 400, id="length_too_long"),
-        pytest.param(tensor(data=[0] * 600_000), {}, 413, id="much_json"),
-        pytest.param(bytes(NINE_MB), {"Inference_Header_Content_Length": "2"}, 413, id="nine_mb"),
-    ],
-)  # fmt: skip
-def test_a_bad_inference_gets_its_status(body: bytes, headers: dict[str, str], status: int, url: str) -> None:
-    """One line, and the server goes on."""
-    answer = ask(f"{url}{MODEL}/infer", body, **headers)
-    assert answer.status == status, answer.body
-    assert answer.error
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        f"{MODEL}/config", f"{MODEL}/stats", f"{MODEL}/versions/1/stats", "/v2/models/stats",
-        "/v2/repository/index", f"/v2/repository/models/{FRUIT_CLASSIFIER}/unload",
-        f"/v2/models/{FRUIT_RESNET}", f"/v2/models/{FRUIT_RESNET}/infer", "/v2/models/image_decode/infer",
-        "/v2/systemsharedmemory/status", "/v2/cudasharedmemory/status", "/v2/trace/setting", "/v2/logging",
-        f"{MODEL}/../{FRUIT_RESNET}", f"{MODEL}%2Fstats", f"{MODEL}/infer/", f"/{MODEL}/infer", "/metrics",
-        "/../serving/web.py", "/%2e%2e/serving/web.py", "/index.html/../../errors.py", "/page.js/",
-    ],
-)  # fmt: skip
-def test_everything_else_is_closed(path: str, url: str) -> None:
-    """Control, statistics, shared memory, other models, and files beside the page."""
-    for body in (None, b"{}"):
-        assert ask(f"{url}{path}", body).status in (404, 405), path
 
 
 def test_the_longest_image_is_taken(url: str) -> None:
     """Exactly as many bytes as the contract allows, in a body and in a form; stray bytes are ignored."""
     padded = JPEG + bytes(Preprocessing().max_encoded_bytes - len(JPEG))
     assert ask(f"{url}/classify", padded).status == 200
-    assert ask(f"{url}/classify", form(padded), **FORM).status == 200
+    assert ask(f"{url}/classify", form(padded), FORM).status == 200
