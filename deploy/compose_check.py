@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -65,6 +66,27 @@ def images(images: Images, url: Gateway = "127.0.0.1:8001") -> None:
         raise ServerError(f"{failed} of {NUM_IMAGES} images failed")
     agree(before, {"calls": num_calls, "extra_images": NUM_IMAGES - num_calls, "not_ok": 0})
     print(f"{NUM_IMAGES} images in {num_calls} calls, 0 failures; Prometheus counted exactly these")
+
+
+@app.command()
+def http(
+    images: Images, url: Annotated[str, typer.Option(help="Of the gateway.")] = "http://127.0.0.1:8000"
+) -> None:
+    """Classify an image over HTTP as curl does, and ask for the page and a closed path."""
+    (image,) = islice(find_images([str(images)]), 1)
+    found = subprocess.run(
+        ["curl", "--silent", "--noproxy", "*", "--data-binary", f"@{image}", f"{url}/classify"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    label = json.loads(found.stdout)["label"]
+    if b"fruitstand" not in fetch_page(f"{url}/", timeout_s=10):
+        raise ServerError(f"{url}: no page")
+    try:
+        fetch_page(f"{url}/v2/models/{FRUIT_CLASSIFIER}/stats", timeout_s=10)
+    except urllib.error.HTTPError as exc:
+        print(f"curl: {image} is {label}; statistics are closed with {exc.code}")
+    else:
+        raise ServerError(f"{url}: the statistics are open")
 
 
 @app.command()

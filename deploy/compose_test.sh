@@ -3,7 +3,7 @@
 # and removed at the end. Needs root on Debian with docker.io, debootstrap, prometheus and busybox-static.
 #   COMPOSE=PROGRAM  Compose v2
 #   OWNERS="0 1000"  who owns the clone, in turn; default "0 1000 1234"
-#   STEPS="images"   what the first of them is put through; default "images bad promote locust replica"
+#   STEPS="images"   what the first of them is put through; default "images http bad promote locust replica"
 #   IMAGES=DIR       what is classified; default: painted images
 #   ENGINE=DIR       keeps images and layers for the next time; default: removed
 # Images that cannot be pulled are made under their names: python and prometheus from Debian's packages, Grafana and
@@ -151,6 +151,8 @@ refused() { # WHAT PATTERN COMMAND...: ends with our line, and nothing was start
 
 step_images() { check images --images "$images"; }
 
+step_http() { check http --images "$images"; }
+
 step_bad() { check bad --images "$images"; }
 
 step_promote() { # a second version under load, and back
@@ -197,7 +199,7 @@ for owner in ${OWNERS-0 1000 1234}; do
   up_detached
   [ "$before" = "$(cpu ps --quiet | sort)" ] || fail "up on a running stack started something anew"
   if [ -n "$first" ]; then
-    for step in ${STEPS-images bad promote locust replica}; do
+    for step in ${STEPS-images http bad promote locust replica}; do
       echo "== $step"
       "step_$step"
     done

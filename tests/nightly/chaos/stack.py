@@ -61,7 +61,7 @@ class Stack:
         self._errors = (folder / "serve.log").open("ab")
         command = fruitstand(
             "serve", "--gateway", f"--replicas={replicas}", f"--repository={repository}", "--grpc-port=0",
-            "--metrics-port=0", f"--log={folder / 'triton.log'}",
+            "--http-port=0", "--metrics-port=0", f"--log={folder / 'triton.log'}",
             *([f"--access={access}"] if access else []), *flags,
         )  # fmt: skip
         self._started_s = time.monotonic()
