@@ -40,7 +40,7 @@ from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
 from fruitstand.repository.signing import read_private_key
-from fruitstand.repository.tolerances import MAX_ABS_DIFF
+from fruitstand.repository.tolerances import MAX_ABS_DIFF, MIN_MARGIN
 from fruitstand.runs import Run
 
 log = logging.getLogger("fruitstand.export")
@@ -130,6 +130,7 @@ def adopt(
         write_fp32=lambda path: found.write(path, file_metadata(run)),
         max_abs_diff=found.max_abs_diff,
         name=found.reference_name,
+        min_margin=MIN_MARGIN,
         may_lack_variants=True,
     )
     variants = ("fp32",) if images is None else ("fp32", "int8", "fp16")

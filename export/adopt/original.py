@@ -100,9 +100,8 @@ def read_signature(path: Path) -> Signature:
     session = open_session(path)
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise ArtefactError(
-            f"{path}: has {len(inputs)} inputs, {', '.join(one.name for one in inputs)}; expected one of images"
-        )
+        names = ", ".join(one.name for one in inputs)
+        raise ArtefactError(f"{path}: has {len(inputs)} inputs, {names}; expected one, of images")
     (images,) = inputs
     if images.type not in INPUT_TYPES:
         raise ArtefactError(f"{path}: input {images.name} is {images.type}, allowed {', '.join(INPUT_TYPES)}")

@@ -10,7 +10,7 @@ import numpy as np
 import timm
 
 from export.adopt.timm_model import check_timm_name, preprocessing_values
-from fruitstand.artefacts import read_json, write_bytes
+from fruitstand.artefacts import read_json
 from fruitstand.contract import IMAGE_SUFFIXES, Preprocessing
 from fruitstand.errors import ArtefactError, DataError, ImageRejected, UsageError
 from fruitstand.images.reference_decode import decode_reference
@@ -82,10 +82,11 @@ def make_preprocessing(values: dict[str, Any]) -> Preprocessing:
 
 def painted_images(directory: Path) -> list[Path]:
     """Write images of every kind that a server takes; what a model is judged on when there are no others."""
+    directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (name, content) in enumerate(supported_images().items()):
         paths.append(directory / f"{number}.{name.partition('_')[0]}")
-        write_bytes(paths[-1], content)
+        paths[-1].write_bytes(content)
     return paths
 
 

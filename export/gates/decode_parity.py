@@ -53,7 +53,12 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
 
 
 def decode_gates(
-    fp32: Path, preprocessing: Preprocessing, yardstick_nhwc_u8: np.ndarray, served_nhwc_u8: np.ndarray
+    fp32: Path,
+    preprocessing: Preprocessing,
+    yardstick_nhwc_u8: np.ndarray,
+    served_nhwc_u8: np.ndarray,
+    *,
+    min_margin: float = 0.0,
 ) -> list[Gate]:
     """How far the pipeline that will be served is from the yardstick, in pixels and in answers.
 
@@ -62,6 +67,7 @@ def decode_gates(
         preprocessing: the contract.
         yardstick_nhwc_u8: (N, H, W, 3) uint8 validation images, decoded by the yardstick.
         served_nhwc_u8: the same images, decoded as served.
+        min_margin: between the first and the second probability; a less clear answer may turn.
     """
     corpus = list(supported_images().values())
     yardstick = np.stack([decode_reference(content, preprocessing) for content in corpus])
@@ -69,12 +75,14 @@ def decode_gates(
     worst = np.abs(yardstick.astype(np.int16) - served).mean(axis=(1, 2, 3)).max()
     session = open_session(fp32)
     expected, got = (
-        np.concatenate([run_batches(session, pixels).argmax(axis=1) for pixels in decoded])
+        np.concatenate([run_batches(session, pixels) for pixels in decoded])
         for decoded in ((yardstick, yardstick_nhwc_u8), (served, served_nhwc_u8))
     )
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    is_same = (expected.argmax(axis=1) == got.argmax(axis=1)) | (first - second < min_margin)
     limit = all_but_share_or_one_image(MIN_AGREEMENT, len(expected))
     return [
         at_least("decode_num_images", len(corpus), MIN_IMAGES),
         at_most("decode_mean_abs_diff_of_255", worst, MAX_DECODE_DIFF),
-        at_least("decode_top1_agreement", np.mean(expected == got), limit),
+        at_least("decode_top1_agreement", np.mean(is_same), limit),
     ]

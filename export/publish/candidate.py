@@ -62,6 +62,8 @@ class Network:
     """Allowed between the reference's probabilities and the fp32 file's."""
     name: str = "torch"
     """What the reference is called in the gates' names."""
+    min_margin: float = 0.0
+    """Between the first and the second probability; a less clear answer may turn with the decoder."""
     may_lack_variants: bool = False
     """Whether an fp16 or int8 file that misses a gate is left out instead of ending the building."""
 
@@ -193,7 +195,8 @@ def _add_fp32(draft: _Draft, validation: Validation) -> None:
     share = None if network.max_abs_diff <= MAX_ABS_DIFF else MIN_AGREEMENT
     draft.require([agreement_gate("fp32", answers, validation.reference, share)])
     log.info("decode with the pipeline that will be served, and with the yardstick")
-    draft.require(decode_gates(fp32, run.preprocessing, pixels, validation.served_nhwc_u8))
+    served = validation.served_nhwc_u8
+    draft.require(decode_gates(fp32, run.preprocessing, pixels, served, min_margin=network.min_margin))
 
 
 def _add_fp16(draft: _Draft, validation: Validation) -> None:

@@ -89,9 +89,17 @@ def test_names_of_the_contract_inside_the_original_do_no_harm(tmp_path: Path) ->
 
 REFUSED: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {
     "two_inputs": (opset_11, {"second_input": True}, r"has 2 inputs, images, scale; expected one"),
-    "one_channel": (opset_11, {"channels": 1}, r"images is \['n', 48, 48, 1\], expected \[N, 3, H, W\]"),
+    "one_channel": (
+        opset_11,
+        {"channels": 1},
+        r"input images is \['n', 48, 48, 1\], expected \[N, 3, H, W\]",
+    ),
     "classes": (opset_11, {"num_classes": 3}, r"answers 3 classes, but there are 4 labels"),
-    "no_row_an_image": (opset_11, {"reshape": (16,)}, r"no output is \[N, classes\] for 4 labels"),
+    "no_row_an_image": (
+        opset_11,
+        {"reshape": (16,), "last_operator": "Identity"},
+        r"no output is \[N, classes\] for 4 labels",
+    ),
     "fixed_batch": (
         class_token_of_batch_1,
         {},
@@ -146,6 +154,8 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """No labels, weights of an ONNX file, another size than the model's, unknown names, too few images."""
     path = nchw_float_of_batch_1(tmp_path / "original.onnx")
     (tmp_path / "preprocessing.json").write_text('{"input_size": [64, 64]}')
+    empty = tmp_path / "empty"
+    empty.mkdir()
     (tmp_path / "unknown.json").write_text('{"resize": 3}')
     for arguments, reason in (
         (("--weights", path), "--weights: only for timm:NAME"),
@@ -155,7 +165,7 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ),
         (("--preprocessing", tmp_path / "unknown.json"), "--preprocessing: .*resize"),
         (("--preprocessing", "timm:resnet19"), "timm knows no model 'resnet19'; near are resnet"),
-        (("--images", tmp_path), "holds 0 images, at least 32 are needed"),
+        (("--images", empty), "holds 0 images, at least 32 are needed"),
     ):
         result = _adopted(path, tmp_path, *arguments)
         assert result.returncode == 2
