@@ -28,6 +28,7 @@ from fruitstand.contract import (
 from fruitstand.errors import DataError, UsageError
 from fruitstand.images.dali_pipeline import load_pipeline_definition, served_pipeline
 from fruitstand.machine.threads import thread_budget
+from fruitstand.model.session import create_session
 from fruitstand.repository.versions import MANIFEST_NAME, serving_state
 
 BATCH = 32
@@ -235,7 +236,7 @@ def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer 
     # ONNX Runtime lists TensorRT without its libraries, too.
     if engine == "tensorrt" and not _is_loadable("libnvinfer.so.10"):
         return None
-    session = onnxruntime.InferenceSession(path, options, providers=[(provider, own)])
+    session = create_session(path, options, [(provider, own)])
     if session.get_providers()[0] != provider:
         return None
     return _bound(session) if on_gpu else lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])

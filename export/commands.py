@@ -149,8 +149,8 @@ def check(
 ) -> None:
     """Hold every file against its manifest, and configurations and graphs against the known traps."""
     with needs("export"):
+        from export.gates.config_lint import lint_repository
         from export.gates.structure import structure_findings
-        from export.lint.config_lint import lint_repository
         from export.publish.repository import check_repository, drifted_files, stray_files
 
         versions = check_repository(repository, trusted_keys=trusted_keys)

@@ -8,24 +8,22 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.lint.config_lint import lint_repository
-from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL, write_repository
+from export.gates import config_lint
+from export.gates.config_lint import lint_repository
+from export.publish.render import write_repository
 from fruitstand.artefacts import sha256_file, write_bytes, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.labels import labels_sha256
+from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME, ServingState
 
 VERSION = 2
 DECODE = f"{IMAGE_DECODE}/config.pbtxt"
-DECODE_SETS = f"{IMAGE_DECODE}/**/[ch]o*.pbtxt"
-"""config.pbtxt and host.pbtxt; those for NVIDIA's backends are ensembles and have no warm-up."""
+DECODE_HOST = f"{IMAGE_DECODE}/configs/host.pbtxt"
 RESNET = f"{FRUIT_RESNET}/configs/cpu.pbtxt"
 RESNET_GPU = f"{FRUIT_RESNET}/configs/gpu.pbtxt"
 RESNET_TENSORRT = f"{FRUIT_RESNET}/configs/gpu-trt.pbtxt"
-RESNET_SETS = f"{FRUIT_RESNET}/**/*.pbtxt"
 ENSEMBLE = f"{FRUIT_CLASSIFIER}/config.pbtxt"
-EVERYWHERE = "**/*.pbtxt"
-WARMUP_IMAGE = f"{IMAGE_DECODE}/warmup/sample.jpg"
 
 GOLDEN_ANSWER = [0.75, 0.25]
 
@@ -108,17 +106,9 @@ def remove(path: str) -> Plant:
     return plant
 
 
-def broken_by(directory: Path, plants: list[Plant]) -> set[str]:
-    """The names of the rules that faults break in a clean repository."""
-    repository = clean_repository(directory)
-    for plant in plants:
-        plant(repository)
-    return broken_rules(repository)
-
-
-def broken_rules(repository: Path, *, config_name: str | None = None) -> set[str]:
+def broken_rules(repository: Path) -> set[str]:
     """The names of the rules that are broken; every finding is fit to be shown."""
-    findings = lint_repository(repository, config_name=config_name)
+    findings = lint_repository(repository)
     for finding in findings:
         assert not finding.file.is_absolute()
         assert str(repository) not in str(finding), "a message names files as the repository does"
@@ -126,9 +116,9 @@ def broken_rules(repository: Path, *, config_name: str | None = None) -> set[str
     return {finding.rule for finding in findings}
 
 
-def rule_names(module: str) -> set[str]:
-    """The rules that a module of `export` names."""
-    source = (Path(__file__).parents[1] / "export" / "lint" / f"{module}.py").read_text()
+def rule_names() -> set[str]:
+    """The rules that the linter names."""
+    source = Path(config_lint.__file__).read_text()
     return set(re.findall(r'(?:yield (?:\(\s*)?|Finding\(\s*[\w.]+,\s*)"([a-z_]+)"', source))
 
 

@@ -13,9 +13,10 @@ import onnx.inliner
 import onnxruntime
 import torch
 
-from export.gates.checks import open_session
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError
+from fruitstand.model.network import scale_and_shift
+from fruitstand.model.session import open_session
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MAX_SUM_ERROR
 
 NCHW, NHWC = 1, 3
@@ -264,17 +265,13 @@ def _as_input(
     pixels_nhwc_u8: np.ndarray, signature: Signature, preprocessing: Preprocessing, layout: int
 ) -> np.ndarray:
     """Images as the file takes them: normalised unless it takes uint8, in its layout and type."""
-    pixels = pixels_nhwc_u8
+    batch_nchw = pixels_nhwc_u8.transpose(0, 3, 1, 2)
     if signature.input_type is not np.uint8:
         scale, shift = scale_and_shift(preprocessing)
-        pixels = (pixels.astype(np.float32) * scale + shift).astype(signature.input_type)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if layout == NCHW else pixels
-
-
-def scale_and_shift(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """(3,) float32 each: a pixel, 0 to 255, times the first plus the second is normalised."""
-    std = 255 * np.array(preprocessing.std, np.float32)
-    return 1 / std, -255 * np.array(preprocessing.mean, np.float32) / std
+        batch_nchw = (batch_nchw.astype(np.float32) * scale.numpy() + shift.numpy()).astype(
+            signature.input_type
+        )
+    return np.ascontiguousarray(batch_nchw if layout == NCHW else batch_nchw.transpose(0, 2, 3, 1))
 
 
 def _run_one(signature: Signature, image: np.ndarray, names: list[str] | None) -> list[np.ndarray]:

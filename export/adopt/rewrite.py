@@ -15,13 +15,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from export.adopt.original import NCHW, Original, Signature, scale_and_shift
-from export.gates.checks import open_session
+from export.adopt.original import NCHW, Original, Signature
 from export.gates.structure import MAX_OPSET
 from export.onnx.graph import IR_VERSION, OPSET, expose_features
 from export.onnx.metadata import write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError
+from fruitstand.model.network import scale_and_shift
+from fruitstand.model.session import open_session
 
 CHECKED_BATCHES = (1, 2, 8)
 MIN_OPSET = 13
@@ -188,7 +189,7 @@ def _put_in_front(graph: onnx.GraphProto, original: Original, form: Form) -> Non
         shape = (1, 3, 1, 1) if original.layout == NCHW else (1, 1, 1, 3)
         scale, shift = scale_and_shift(original.preprocessing)
         for operator, name, array in (("Mul", "scale", scale), ("Add", "shift", shift)):
-            graph.initializer.append(numpy_helper.from_array(array.reshape(shape), name))
+            graph.initializer.append(numpy_helper.from_array(array.numpy().reshape(shape), name))
             steps.append(helper.make_node(operator, ["", name], []))
         if signature.input_type is not np.float32:
             steps.append(helper.make_node("Cast", [], [], to=_FLOATS[signature.input_type]))

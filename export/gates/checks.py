@@ -3,71 +3,20 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from export.gates.gate import Gate, at_least, at_most, share_or_one_image
-from fruitstand.contract import CPU_ENGINES, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
-from fruitstand.errors import ArtefactError
+from fruitstand.contract import MAX_BATCH_SIZE, Preprocessing
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.tolerances import MAX_INT8_DISTANCE, MAX_SUM_ERROR, all_but_share_or_one_image
 
 CHECKED_BATCHES = (1, 2, 7, MAX_BATCH_SIZE)
 MAX_TOP1_LOSS = 0.002
 """Share of the images that int8 and fp16 may answer worse than PyTorch."""
-GPU_ENGINE = "cuda"
-_PROVIDERS = {
-    "openvino": "OpenVINOExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-    GPU_ENGINE: "CUDAExecutionProvider",
-}
-
-
-def open_session(path: Path, engine: str = "cpu") -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, on one of `CPU_ENGINES` or on `GPU_ENGINE`.
-
-    Raises:
-        ArtefactError: ONNX Runtime cannot load it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Sessions take turns here: threads of one that wait by spinning would slow the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[engine]])
-    except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
-        reason = " ".join(str(exc).split())
-        raise ArtefactError(f"{path}: cannot be loaded by ONNX Runtime on {engine}: {reason}") from exc
-
-
-def installed_engines() -> list[str]:
-    """Those of `CPU_ENGINES` that this machine's ONNX Runtime has."""
-    return [engine for engine in CPU_ENGINES if has_engine(engine)]
-
-
-def has_engine(engine: str) -> bool:
-    """Whether this machine's ONNX Runtime has an engine, and what it computes on."""
-    if engine == GPU_ENGINE and not torch.cuda.is_available():
-        return False
-    return _PROVIDERS[engine] in onnxruntime.get_available_providers()
-
-
-def run_batches(
-    session: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray, output: str = PROBABILITIES
-) -> np.ndarray:
-    """(N, C) probabilities for any number of images, at most `MAX_BATCH_SIZE` a call; or another output.
-
-    Raises:
-        ArtefactError: the model fails while it computes.
-    """
-    parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
-    try:
-        return np.concatenate([session.run([output], {PIXELS: part})[0] for part in parts])
-    except Exception as exc:  # as above
-        raise ArtefactError(f"the model cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc
 
 
 def run_torch(model: torch.nn.Module, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
-    """The same from the served model in PyTorch."""
+    """(N, C) probabilities from the served model in PyTorch."""
     parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
     with torch.inference_mode():
         return np.concatenate([model(torch.from_numpy(part)).numpy() for part in parts])

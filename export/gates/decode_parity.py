@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from export.gates.checks import open_session, run_batches
 from export.gates.gate import Gate, at_least, at_most
 from export.publish.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, MAX_BATCH_SIZE, Preprocessing
@@ -18,6 +17,7 @@ from fruitstand.images.dali_pipeline import pipeline_definition
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import supported_images
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.tolerances import MAX_DECODE_DIFF, all_but_share_or_one_image
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")

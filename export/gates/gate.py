@@ -29,7 +29,7 @@ class Gate:
         allowed = f"allowed {self.kind.replace('_', ' ')} {self.limit:.4g}"
         return f"{self.name}: got {self.value:.4g}, {allowed}" + (f" ({self.detail})" if self.detail else "")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON-ready values; a value that is no number (NaN, infinity) becomes null."""
         return {
             "name": self.name,
@@ -42,7 +42,7 @@ class Gate:
 
 
 def read_gate(record: dict[str, Any]) -> Gate:
-    """A gate from what `to_dict` gave; whether it passed is found out again.
+    """A gate from what `to_json` gave; whether it passed is found out again.
 
     Raises:
         ValueError: no such kind, or the value or limit is no number.

@@ -1,17 +1,36 @@
-"""How a file answers on one engine, and how fast, beside the fp32 file that it was made from."""
+"""How a file answers on one engine, and how fast beside another file: they take turns, so load slows both."""
 
 import math
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from export.gates.checks import agreement_gate, distance_gate, run_batches, top1_loss_gate
+from export.gates.checks import agreement_gate, distance_gate, top1_loss_gate
 from export.gates.gate import Gate
-from export.gates.timing import Speed, compare
 from export.gates.validation import Validation
+from fruitstand.model.session import run_batches
 from fruitstand.repository.tolerances import MIN_AGREEMENT
+
+BATCH = 32
+ROUNDS = 7
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Of one session beside another."""
+
+    images_per_s: float
+    """Median over the rounds."""
+    ratio: float
+    """The other's time as a multiple of this one's, median over the rounds: above 1 this one is faster."""
+    slowest: float
+    """The smallest of these ratios."""
+    fastest: float
+    """The greatest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +51,7 @@ class Measured:
         """On this engine the file may be served."""
         return all(gate.passed for gate in self.gates)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For the report."""
         return {
             "passed": self.passed,
@@ -75,3 +94,32 @@ def measure(
         distance=gates[2].value,
         speed=compare(session, fp32, validation.pixels_nhwc_u8),
     )
+
+
+def compare(
+    new: onnxruntime.InferenceSession, old: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray
+) -> Speed:
+    """Time two sessions in turns.
+
+    Args:
+        new: whose speed is asked for.
+        old: what it is held against.
+        pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
+    """
+    batch = np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))
+    for session in (new, old):
+        run_batches(session, batch)
+    rounds = [(_seconds(new, batch), _seconds(old, batch)) for _ in range(ROUNDS)]
+    ratios = [old_s / new_s for new_s, old_s in rounds]
+    return Speed(
+        images_per_s=BATCH / statistics.median(new_s for new_s, _ in rounds),
+        ratio=statistics.median(ratios),
+        slowest=min(ratios),
+        fastest=max(ratios),
+    )
+
+
+def _seconds(session: onnxruntime.InferenceSession, batch: np.ndarray) -> float:
+    started = time.perf_counter()
+    run_batches(session, batch)
+    return time.perf_counter() - started

@@ -31,10 +31,9 @@ def structure_findings(versions: Iterable[Version]) -> list[str]:
     """
     findings = []
     for version in versions:
-        manifest = version.manifest
-        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-        for name in sorted(name for name in manifest["files"] if name.endswith(".onnx")):
-            problems = structure_problems(version.directory / name, preprocessing, len(manifest["labels"]))
+        for name in sorted(name for name in version.record.files if name.endswith(".onnx")):
+            path = version.directory / name
+            problems = structure_problems(path, version.preprocessing, len(version.labels))
             findings += [f"version {version.number}, {name}: {problem}" for problem in problems]
     return findings
 

@@ -1,5 +1,6 @@
 """fp16 for GPUs: half the bytes, twice the rate, and fp32 where it has to stay."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,18 @@ from onnx import numpy_helper
 from export.onnx.metadata import write_model
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 def convert_fp16(fp32: Path, fp16: Path) -> None:
     """Write the fp16 version of an fp32 ONNX file; inputs and outputs stay what they are.
 
-    The normalisation in front of the first convolution stays fp32, for a pixel's 256 steps times its scale
-    need more than 11 bits, and so does the softmax, whose sum has to be 1.
+    The normalisation in front of the first weights stays fp32, for a pixel's 256 steps times its scale need
+    more than 11 bits. So does the softmax that makes the probabilities, whose sum has to be 1; a transformer
+    has a softmax in every attention besides, and those are converted.
 
     ONNX Runtime's own converter (`onnxruntime.transformers.float16`) puts a cast to fp16 and back between
-    two neighbours that both stay fp32; so the network is converted here: everything between the first
-    convolution and the softmax, with one cast on each side.
+    two neighbours that both stay fp32; so the network is converted here, with one cast on each side.
 
     Args:
         fp32: the file that `export_onnx` wrote; its nodes stand in the order in which they run.
@@ -27,17 +29,13 @@ def convert_fp16(fp32: Path, fp16: Path) -> None:
     """
     model = onnx.load(fp32)
     graph = model.graph
-    first = next(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
-    last = next(i for i, node in enumerate(graph.node) if node.op_type == "Softmax")
-    head, body, tail = graph.node[:first], graph.node[first:last], graph.node[last:]
-    into, out_of = _crossing(head, body), _crossing(body, tail)
-    weights = {name for node in body for name in node.input}
-    for tensor in graph.initializer:
-        if tensor.name in weights and tensor.data_type == FLOAT:
-            half = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    head, body, tail = _parts(graph)
+    floats = _float_tensors(model)
+    into, out_of = _crossing(head, body) & floats, _crossing(body, tail) & floats
+    shared = _convert_weights(graph, body, [*head, *tail])
     for node in body:
-        node.input[:] = [f"{name}_fp16" if name in into else name for name in node.input]
+        node.input[:] = [f"{name}_fp16" if name in into | shared else name for name in node.input]
+        _convert_attributes(node)
     for node in tail:
         node.input[:] = [f"{name}_fp32" if name in out_of else name for name in node.input]
     nodes = [
@@ -52,7 +50,81 @@ def convert_fp16(fp32: Path, fp16: Path) -> None:
     write_model(model, fp16)
 
 
-def _crossing(producers, consumers) -> set[str]:
+def _parts(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto], list[onnx.NodeProto]]:
+    """The nodes up to the first weights, the network, and the last softmax with all that makes outputs."""
+    nodes = list(graph.node)
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output}
+    first = next(index for index, node in enumerate(nodes) if node.op_type in _WEIGHTED)
+    head = _ancestors(nodes, maker, first) - {first}
+    answers = {maker[output.name] for output in graph.output}
+    softmax = maker[graph.output[0].name]
+    while nodes[softmax].op_type != "Softmax":  # from the output back, past what only reshapes
+        softmax = maker[nodes[softmax].input[0]]
+    tail = answers | {softmax}
+    for index, node in enumerate(nodes):
+        if any(maker.get(name) in tail for name in node.input):
+            tail.add(index)
+    return (
+        [node for index, node in enumerate(nodes) if index in head],
+        [node for index, node in enumerate(nodes) if index not in head | tail],
+        [node for index, node in enumerate(nodes) if index in tail],
+    )
+
+
+def _ancestors(nodes: list[onnx.NodeProto], maker: dict[str, int], index: int) -> set[int]:
+    """A node and all that it is computed from."""
+    found, todo = set(), [index]
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo += [maker[name] for name in nodes[one].input if name in maker]
+    return found
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Names of the fp32 tensors between nodes; shapes and indices are integers, which nothing casts."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == FLOAT
+    }
+
+
+def _convert_weights(
+    graph: onnx.GraphProto, body: Iterable[onnx.NodeProto], others: Iterable[onnx.NodeProto]
+) -> set[str]:
+    """Halve the network's weights; one that other nodes read too gets a copy, `<name>_fp16`.
+
+    Returns:
+        The names of those.
+    """
+    read = {name for node in body for name in node.input}
+    read_elsewhere = {name for node in others for name in node.input}
+    shared = set()
+    for tensor in list(graph.initializer):
+        if tensor.name in read and tensor.data_type == FLOAT:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            if tensor.name in read_elsewhere:
+                shared.add(tensor.name)
+                graph.initializer.append(numpy_helper.from_array(half, f"{tensor.name}_fp16"))
+            else:
+                tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    return shared
+
+
+def _convert_attributes(node: onnx.NodeProto) -> None:
+    """Constants and casts to fp32 inside the network become fp16."""
+    for attribute in node.attribute:
+        if attribute.t.data_type == FLOAT:
+            half = numpy_helper.to_array(attribute.t).astype(np.float16)
+            attribute.t.CopyFrom(numpy_helper.from_array(half, attribute.t.name))
+        elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
+            attribute.i = FLOAT16
+
+
+def _crossing(producers: Iterable[onnx.NodeProto], consumers: Iterable[onnx.NodeProto]) -> set[str]:
     """Names of the tensors that go from one group of nodes to the other."""
     return {name for node in producers for name in node.output} & {
         name for node in consumers for name in node.input

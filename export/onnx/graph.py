@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 
 import onnx
-import safetensors.torch
-import timm
 import torch
+from timm.layers import SelectAdaptivePool2d
 
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.model.network import load_network, scale_and_shift
 from fruitstand.runs import Run
 
 OPSET = 18
@@ -28,10 +28,8 @@ class ServedModel(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
-        std = 255 * torch.tensor(preprocessing.std)
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        self.register_buffer("scale", (1 / std).view(1, 3, 1, 1))
-        self.register_buffer("shift", (-255 * torch.tensor(preprocessing.mean) / std).view(1, 3, 1, 1))
+        for name, values in zip(("scale", "shift"), scale_and_shift(preprocessing), strict=True):
+            self.register_buffer(name, values)
 
     def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
@@ -43,15 +41,17 @@ class ServedModel(torch.nn.Module):
 class _MeanPool(torch.nn.Module):
     """Mean over height and width."""
 
+    def __init__(self, *, keepdim: bool) -> None:
+        super().__init__()
+        self._keepdim = keepdim
+
     def forward(self, features_nchw: torch.Tensor) -> torch.Tensor:
-        return features_nchw.mean(dim=(2, 3))
+        return features_nchw.mean(dim=(2, 3), keepdim=self._keepdim)
 
 
 def load_served_model(run: Run) -> ServedModel:
     """The run's network as it will be served, in evaluation mode."""
-    model = timm.create_model(run.model_name, num_classes=len(run.labels))
-    model.load_state_dict(safetensors.torch.load_file(run.weights))
-    return ServedModel(model, run.preprocessing).eval()
+    return ServedModel(load_network(run), run.preprocessing).eval()
 
 
 def export_onnx(
@@ -66,9 +66,11 @@ def export_onnx(
         metadata: for the file's `metadata_props`.
     """
     model = copy.deepcopy(model)
-    if model.model.global_pool.pool_type == "avg":
-        # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
-        model.model.global_pool = _MeanPool()
+    for name, pool in list(model.model.named_modules()):
+        if isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg":
+            # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
+            keepdim = isinstance(pool.flatten, torch.nn.Identity)
+            model.model.set_submodule(name, _MeanPool(keepdim=keepdim))
     height, width = preprocessing.input_size
     example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.gates.checks import installed_engines, open_session
 from export.gates.measured import Measured, measure
 from export.gates.validation import Validation
 from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice, Quantizer
+from fruitstand.model.session import installed_engines, open_session
 
 log = logging.getLogger("fruitstand.export")
 
@@ -41,11 +41,11 @@ class Attempt:
         one = self.served or max(self.engines, key=lambda measured: measured.agreement)
         return self.served is not None, one.agreement, one.speed.images_per_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For the report."""
         return {
             "choice": self.choice.name,
-            "engines": {measured.engine: measured.to_dict() for measured in self.engines},
+            "engines": {measured.engine: measured.to_json() for measured in self.engines},
         }
 
 
@@ -90,7 +90,7 @@ def make_int8(
         "top1_fp32": top1_fp32,
         **{f"top1_int8_{one.engine}": one.top1 for one in best.engines},
         **{f"top1_agreement_{one.engine}": one.agreement for one in best.engines},
-        "attempts": [attempt.to_dict() for attempt in attempts],
+        "attempts": [attempt.to_json() for attempt in attempts],
     }
     return measured, report
 

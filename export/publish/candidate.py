@@ -6,22 +6,14 @@ not passed can be looked at, and is not published.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from export.gates.checks import (
-    GPU_ENGINE,
-    agreement_gate,
-    extreme_pixels_gate,
-    has_engine,
-    open_session,
-    parity_gates,
-    run_batches,
-)
+from export.gates.checks import agreement_gate, extreme_pixels_gate, parity_gates
 from export.gates.decode_parity import decode_gates
 from export.gates.gate import Gate, at_least
 from export.gates.measured import measure
@@ -33,15 +25,23 @@ from export.onnx.int8 import make_int8
 from export.onnx.metadata import file_metadata
 from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.publish.golden import write_golden
-from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from fruitstand import __version__
-from fruitstand.artefacts import atomic_directory, sha256_file, sweep_temporaries, write_json
+from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
 from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MIN_AGREEMENT
+from fruitstand.repository.version_record import (
+    FP16_MODEL,
+    FP32_MODEL,
+    INT8_MODEL,
+    Record,
+    ServedFiles,
+    describe_files,
+)
 from fruitstand.runs import Run
 from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
 
@@ -49,6 +49,7 @@ log = logging.getLogger("fruitstand.export")
 
 NUM_CALIBRATION_IMAGES = 512
 NUM_PARITY_IMAGES = 64
+FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +89,7 @@ class _Draft:
     directory: Path
     gates: list[Gate] = field(default_factory=list)
     reports: dict[str, Any] = field(default_factory=dict)
-    serve: dict[str, str] = field(default_factory=dict)
+    serve: ServedFiles = FP32_ONLY
 
     def require(self, gates: list[Gate]) -> None:
         """Record gates; the first that fails ends the building."""
@@ -149,7 +150,7 @@ def build_candidate(
             _build(draft, data, variants, compare_int8=compare_int8)
         except GateFailed as exc:
             failure = exc
-        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None))
+        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None).to_json())
     if failure:
         raise GateFailed(f"{failure}; nothing was published, the candidate is in {directory}") from failure
     return directory
@@ -159,7 +160,6 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     run = draft.run
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
     validation = read_validation(data, run.preprocessing, draft.network.reference)
-    draft.serve = {"cpu_model": FP32_MODEL, "cpu_engine": "cpu", "gpu_model": FP32_MODEL}
     _add_fp32(draft, validation)
     if "fp16" in variants:
         draft.add_variant("fp16", FP16_MODEL, lambda: _add_fp16(draft, validation))
@@ -167,10 +167,10 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
         draft.add_variant(
             "int8", INT8_MODEL, lambda: _add_int8(draft, data, validation, compare=compare_int8)
         )
-    served = draft.directory / draft.serve["cpu_model"]
-    count = write_golden(draft.directory, served, draft.serve["cpu_engine"], validation, run.labels)
+    served = draft.directory / draft.serve.cpu_model
+    count = write_golden(draft.directory, served, draft.serve.cpu_engine, validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
-    session = open_session(served, draft.serve["cpu_engine"])
+    session = open_session(served, draft.serve.cpu_engine)
     answers = run_batches(session, validation.served_nhwc_u8)
     has_features = FEATURES in {one.name for one in session.get_outputs()}
     features = run_batches(session, validation.served_nhwc_u8, FEATURES) if has_features else None
@@ -220,11 +220,11 @@ def _add_fp16(draft: _Draft, validation: Validation) -> None:
     draft.reports["fp16"] = {
         "num_images": len(validation.targets),
         "simulated_on": "cpu",
-        "engines": {one.engine: one.to_dict() for one in measured.values()},
+        "engines": {one.engine: one.to_json() for one in measured.values()},
     }
     for one in measured.values():
         draft.require(one.gates)
-    draft.serve["gpu_model"] = FP16_MODEL
+    draft.serve = replace(draft.serve, gpu_model=FP16_MODEL)
 
 
 def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, compare: bool) -> None:
@@ -237,21 +237,20 @@ def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, comp
     )
     draft.require_readable(int8)
     draft.require([*measured.gates, extreme_pixels_gate(int8, run.preprocessing, measured.engine)])
-    draft.serve |= {"cpu_model": INT8_MODEL, "cpu_engine": measured.engine}
+    draft.serve = replace(draft.serve, cpu_model=INT8_MODEL, cpu_engine=measured.engine)
 
 
-def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> dict[str, Any]:
+def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
     """What `candidate.json` holds."""
     run = draft.run
-    files = sorted(path for path in draft.directory.rglob("*") if path.is_file())
-    return {
-        "fruitstand_version": __version__,
-        "passed": passed,
-        "model_name": run.model_name,
-        "labels": run.labels,
-        "labels_sha256": labels_sha256(run.labels),
-        "preprocessing": run.preprocessing.to_dict(),
-        "source_run": {
+    return Record(
+        fruitstand_version=__version__,
+        passed=passed,
+        model_name=run.model_name,
+        labels=run.labels,
+        labels_sha256=labels_sha256(run.labels),
+        preprocessing=run.preprocessing.to_dict(),
+        source_run={
             "name": run.directory.resolve().name,
             "weights_sha256": run.meta["weights_sha256"],
             "git_commit": run.meta["git_commit"],
@@ -259,19 +258,13 @@ def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> dict[str, Any
             "reference": draft.network.name,
             **({"adopted": run.meta["adopted"]} if "adopted" in run.meta else {}),
         },
-        "gates_data": {"source": data.source, "manifest_sha256": data.manifest_sha256},
-        "gates": [gate.to_dict() for gate in draft.gates],
-        "reports": draft.reports,
-        "requires": {"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
-        "files": {
-            path.relative_to(draft.directory).as_posix(): {
-                "sha256": sha256_file(path),
-                "size_bytes": path.stat().st_size,
-            }
-            for path in files
-        },
-        "serve": draft.serve,
-    }
+        gates_data={"source": data.source, "manifest_sha256": data.manifest_sha256},
+        gates=[gate.to_json() for gate in draft.gates],
+        reports=draft.reports,
+        requires={"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
+        files=describe_files(draft.directory),
+        serve=draft.serve,
+    )
 
 
 def _some(pixels: np.ndarray) -> np.ndarray:

@@ -1,18 +1,56 @@
-"""What a candidate is: the folder in a run that export fills and publishing reads.
+"""What a candidate is: the folder in a run that export fills and publishing reads, and the gates it passes.
 
 `candidate.json` is what makes the folder a candidate, and names every gate with value and limit.
 """
 
-from collections.abc import Container
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from export.publish.render import FP16_MODEL, INT8_MODEL
+from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL
 
 CANDIDATE_FOLDER = "export"
 """In the run's folder."""
 CANDIDATE_NAME = "candidate.json"
 
+EXPORT, PUBLICATION = "export", "publication"
+_ALL = (FP32_MODEL, FP16_MODEL, INT8_MODEL)
 
-def required_gates(files: Container[str], cpu_engine: str, reference: str) -> list[str]:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A gate of the list, and where it applies."""
+
+    name: str
+    """`{file}` is a file's stem, `{variant}` fp16 or int8_ENGINE, `{number}` a batch size or a version, and
+    `{reference}` torch, or original for an adopted file."""
+    at: tuple[str, ...]
+    """Where it is measured: what export alone can measure has to be in the record that is published."""
+    files: tuple[str, ...] = (FP32_MODEL,)
+    """Those of a candidate's files that have it; the fp32 file stands for the candidate as a whole."""
+
+
+GATES = (
+    Listed(name="structure_{file}", at=(EXPORT, PUBLICATION), files=_ALL),
+    Listed(name="{reference}_vs_{file}_batch_{number}", at=(EXPORT,), files=(FP32_MODEL, FP16_MODEL)),
+    Listed(name="extreme_pixels_{file}", at=(EXPORT, PUBLICATION), files=_ALL),
+    Listed(name="fp32_top1_agreement", at=(EXPORT,)),
+    Listed(name="decode_num_images", at=(EXPORT,)),
+    Listed(name="decode_mean_abs_diff_of_255", at=(EXPORT,)),
+    Listed(name="decode_top1_agreement", at=(EXPORT,)),
+    Listed(name="{variant}_top1_agreement", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
+    Listed(name="{variant}_top1_loss", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
+    Listed(name="{variant}_distance", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
+    Listed(name="golden_images", at=(EXPORT,)),
+    Listed(name="config_findings", at=(PUBLICATION,)),
+    Listed(name="size_ratio_{file}", at=(PUBLICATION,), files=(INT8_MODEL, FP16_MODEL)),
+    Listed(name="golden_distance", at=(PUBLICATION,)),
+    Listed(name="slowdown_to_version_{number}", at=(PUBLICATION,)),
+)
+"""Every gate of a version. One that is measured at publication again has `publish_` before its name there."""
+
+
+def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Iterator[str]:
     """The gates that only export can measure, which a candidate with these files has to name.
 
     Args:
@@ -20,9 +58,10 @@ def required_gates(files: Container[str], cpu_engine: str, reference: str) -> li
         cpu_engine: that int8 is served by.
         reference: what the fp32 file was held against: torch, or the original of an adopted model.
     """
-    names = [f"{reference}_vs_model_batch_1", "fp32_top1_agreement"]
-    names += ["decode_num_images", "decode_mean_abs_diff_of_255", "decode_top1_agreement", "golden_images"]
-    for model, variant in ((FP16_MODEL, "fp16"), (INT8_MODEL, f"int8_{cpu_engine}")):
-        if model in files:
-            names += [f"{variant}_top1_agreement", f"{variant}_top1_loss"]
-    return names
+    variants = {FP16_MODEL: "fp16", INT8_MODEL: f"int8_{cpu_engine}"}
+    for gate in GATES:
+        for file in gate.files:
+            if gate.at == (EXPORT,) and file in files:
+                yield gate.name.format(
+                    file=Path(file).stem, variant=variants.get(file), number=1, reference=reference
+                )

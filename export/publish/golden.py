@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from export.gates.checks import open_session, run_batches
 from export.gates.validation import Validation
 from fruitstand.artefacts import write_bytes, write_json
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.tolerances import MIN_MARGIN
 from fruitstand.repository.versions import GOLDEN_LIST
 

@@ -12,21 +12,23 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from export.publish.audit import audited
 from export.publish.canary_watch import watch
 from export.publish.live_server import LiveServer
 from export.publish.repository import locked, write_served
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
+from fruitstand.repository.audit_log import audited
 from fruitstand.repository.model_control import read_control
 from fruitstand.repository.versions import (
     ServingState,
     Version,
     published_versions,
     serving_state,
+    transition,
     verify_version,
 )
 
@@ -112,59 +114,71 @@ def _switch(
 ) -> ServingState:
     version = verify_version(repository, number, trusted_keys=trusted_keys)
     details["live"] = bool(servers)
-    if not servers:
-        new = _after(serving_state(repository), number)
-        write_served(repository, new)
-    else:
-        with contextlib.ExitStack() as stack:
-            for server in servers:
-                stack.enter_context(server)
-            new = _switch_live(repository, servers, version, watch_s)
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+        sample = version.golden()[0].path.read_bytes() if servers else b""
+        old = _answering(repository, servers, sample) if servers else serving_state(repository)
+        new = ServingState(number, previous=None if old is None else old.version)
+        if old is not None and old.version == number:
+            new = old.alone()
+        # The same for all versions, so the one just verified gives it: the old manifest may be damaged.
+        write = functools.partial(write_served, repository, described_by=version)
+        if servers:
+            _switch_live(write, servers, transition(old, new), version, watch_s)
+        else:
+            for state in transition(old, new):
+                write(state)
     details["previous"] = new.previous
     return new
 
 
-def _after(old: ServingState | None, number: int) -> ServingState:
-    if old is None:
-        return ServingState(number)
-    return old if number == old.version else ServingState(number, previous=old.version)
-
-
 def _switch_live(
-    repository: Path, servers: list[LiveServer], version: Version, watch_s: float
-) -> ServingState:
-    sample = version.golden()[0].path.read_bytes()
-    old, answering = _answering(repository, servers, sample)
-    new = _after(old, version.number)
-    # What describes all versions is read from the one just verified: the old one's manifest may be damaged.
-    write = functools.partial(write_served, repository, described_by=version)
+    write: Callable[[ServingState], None],
+    servers: list[LiveServer],
+    states: list[ServingState],
+    version: Version,
+    watch_s: float,
+) -> None:
+    """Render each state, let the servers load it, and check what they answer; undo what goes wrong."""
+    beside, switched, alone = states
+    old = beside.alone()
     try:
-        write(old, also_loaded=(version.number, *answering))
-        for server in servers:
-            server.load(FRUIT_RESNET)
-            server.check_golden(version)
-            _let_queues_drain(servers)
-        write(new, also_loaded=(old.version, *answering))
-        first, *rest = servers
-        first.load(FRUIT_CLASSIFIER)
-        if watch_s:
-            watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
-        for server in rest:
-            _let_queues_drain(servers)
-            server.load(FRUIT_CLASSIFIER)
-        for server in servers:
-            number = server.answering_version(sample)
-            if number != version.number:
-                raise ServerError(f"version {number} answers after the switch to version {version.number}")
+        for state, load_and_check in ((beside, _load_beside), (switched, _switch_over)):
+            write(state)
+            load_and_check(servers, version, watch_s)
     except BaseException:
         with _warning(f"serving version {old.version} again is not complete; promote it once more"):
             write(old)
             # In this order: the ensemble must not pin what is unloaded next.
             _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
         raise
-    with _warning(f"version {new.version} answers, but a server that starts would load {old.version} too"):
-        write(new)
-    return new
+    with _warning(f"version {alone.version} answers, but a server that starts would load {old.version} too"):
+        write(alone)
+
+
+def _load_beside(servers: list[LiveServer], version: Version, watch_s: float) -> None:
+    """Load the version beside the one that answers, and replay its golden images on it."""
+    for server in servers:
+        server.load(FRUIT_RESNET)
+        server.check_golden(version)
+        _let_queues_drain(servers)
+
+
+def _switch_over(servers: list[LiveServer], version: Version, watch_s: float) -> None:
+    """Load the ensemble that pins the version, and see that it answers; on one server first where asked."""
+    first, *rest = servers
+    first.load(FRUIT_CLASSIFIER)
+    if watch_s:
+        watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
+    for server in rest:
+        _let_queues_drain(servers)
+        server.load(FRUIT_CLASSIFIER)
+    sample = version.golden()[0].path.read_bytes()
+    for server in servers:
+        number = server.answering_version(sample)
+        if number != version.number:
+            raise ServerError(f"version {number} answers after the switch to version {version.number}")
 
 
 def _let_queues_drain(servers: list[LiveServer]) -> None:
@@ -190,14 +204,8 @@ def _load_all(servers: list[LiveServer], *models: str) -> None:
         raise failures[0]
 
 
-def _answering(
-    repository: Path, servers: list[LiveServer], sample: bytes
-) -> tuple[ServingState, tuple[int, ...]]:
-    """What the servers serve, which may be other than what the repository would: it is not to be unloaded.
-
-    Returns:
-        What they serve, and all versions that answer.
-    """
+def _answering(repository: Path, servers: list[LiveServer], sample: bytes) -> ServingState:
+    """What the servers serve, which may differ from what the repository would; all that answers is loaded."""
     state = serving_state(repository)
     numbers = tuple(dict.fromkeys(server.answering_version(sample) for server in servers))
     for number in numbers:
@@ -207,14 +215,14 @@ def _answering(
                 " one?"
             )
     if state is not None and numbers == (state.version,):
-        return state, numbers
+        return state.alone()
     log.warning(
         "version %s answers, another than the repository's; it stays until the switch",
         " and ".join(map(str, numbers)),
     )
     if state is not None and state.version in numbers:
-        return state, numbers
-    return ServingState(numbers[0], previous=None if state is None else state.version), numbers
+        return replace(state, loaded=numbers)
+    return ServingState(numbers[0], previous=None if state is None else state.version, loaded=numbers)
 
 
 @contextlib.contextmanager

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from export.gates.checks import extreme_pixels_gate, open_session, run_batches
+from export.gates.checks import extreme_pixels_gate
+from export.gates.config_lint import lint_repository
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import MAX_SLOWDOWN, Gate, at_most, read_gate
+from export.gates.measured import compare
 from export.gates.structure import structure_gate
-from export.gates.timing import compare
-from export.lint.config_lint import lint_repository
-from export.publish.audit import audited
 from export.publish.candidate_files import CANDIDATE_NAME, required_gates
-from export.publish.render import FP16_MODEL, FP32_MODEL, INT8_MODEL
 from export.publish.repository import (
     check_same_contract,
     locked,
@@ -34,15 +32,19 @@ from export.publish.repository import (
     write_served,
 )
 from fruitstand.artefacts import atomic_directory, write_json
-from fruitstand.contract import FRUIT_RESNET, Preprocessing
+from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ArtefactError, GateFailed, UsageError
+from fruitstand.model.session import open_session, run_batches
+from fruitstand.repository.audit_log import audited
 from fruitstand.repository.signing import read_private_key, sign_manifest
-from fruitstand.repository.version_record import read_record
+from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL, Record, read_record
 from fruitstand.repository.versions import (
     MANIFEST_NAME,
     MAX_GOLDEN_DISTANCE,
     ServingState,
     Version,
+    farthest_golden,
+    transition,
     verify_files,
 )
 
@@ -85,34 +87,34 @@ def publish(
     key = None if sign_key is None else read_private_key(sign_key)
     with locked(repository, create=True), audited(repository, "publish", None) as details:
         details["candidate"] = candidate.resolve().parent.name
-        manifest = _publish(repository, candidate, max_slowdown, key)
-        details["version"] = manifest["version"]
-    return manifest
+        record = _publish(repository, candidate, max_slowdown, key)
+        details["version"] = record.version
+    return record.to_json()
 
 
 def _publish(
     repository: Path, candidate: Path, max_slowdown: float, key: "Ed25519PrivateKey | None"
-) -> dict[str, Any]:
-    record = _checked(candidate)
-    reference = reference_version(repository)
-    claims = {name: record[name] for name in ("labels_sha256", "preprocessing", "serve")}
+) -> Record:
+    number, reference = next_number(repository), reference_version(repository)
+    record = replace(_checked(candidate), version=number, passed=None)
+    claims = {name: record.to_json()[name] for name in ("labels_sha256", "preprocessing", "serve")}
     check_same_contract(repository, reference, **claims)
-    number = next_number(repository)
-    manifest = {"version": number, **record}
-    new = Version(number, repository / FRUIT_RESNET / str(number), manifest)
-    gates = _gates(candidate, manifest, reference, max_slowdown)
-    for gate in itertools.chain([_config_gate(repository, candidate, new)], gates):
+    new = Version(number, repository / FRUIT_RESNET / str(number), record)
+    for gate in itertools.chain(
+        [_config_gate(repository, new)], _gates(candidate, new, reference, max_slowdown)
+    ):
         if not gate.passed:
             raise GateFailed(f"{gate}; nothing was published, the candidate is in {candidate}")
-        manifest["gates"].append(gate.to_dict())
+        record.gates.append(gate.to_json())
     if reference is None:
         # Before the folder is there: nothing rendered for other classes may ever be loaded with it.
-        write_served(repository, ServingState(number), described_by=new)
-    _place(new.directory, candidate, manifest, key)
-    return manifest
+        for state in transition(None, ServingState(number)):
+            write_served(repository, state, described_by=new)
+    _place(new, candidate, key)
+    return record
 
 
-def _checked(candidate: Path) -> dict[str, Any]:
+def _checked(candidate: Path) -> Record:
     """The candidate's record, its files and gates held against it."""
     path = candidate / CANDIDATE_NAME
     if not path.is_file():
@@ -120,59 +122,56 @@ def _checked(candidate: Path) -> dict[str, Any]:
             f"{candidate}: no candidate, {path.name} is missing; make one with 'fruitstand export'"
         )
     record = read_record(path)
-    if FP32_MODEL not in record["files"]:
+    if FP32_MODEL not in record.files:
         raise ArtefactError(f"{path}: has no {FP32_MODEL}; export again")
-    verify_files(candidate, record, besides={CANDIDATE_NAME})
+    verify_files(candidate, record.files, besides={CANDIDATE_NAME})
     try:
-        gates = [read_gate(gate) for gate in record["gates"]]
+        gates = [read_gate(gate) for gate in record.gates]
     except (KeyError, TypeError, ValueError) as exc:
         raise ArtefactError(f"{path}: a gate cannot be read ({exc}); export again") from exc
     failed = [str(gate) for gate in gates if not gate.passed]
-    reference = record["source_run"].get("reference", "torch")
+    reference = record.source_run.get("reference", "torch")
     missing = [
         f"{name} was not checked"
-        for name in required_gates(record["files"], record["serve"]["cpu_engine"], reference)
+        for name in required_gates(record.files, record.serve.cpu_engine, reference)
         if name not in {gate.name for gate in gates}
     ]
-    if failed or missing or record.pop("passed", None) is not True:
+    if failed or missing or record.passed is not True:
         reason = "; ".join(failed or missing) or "its record says so"
         raise GateFailed(f"{candidate}: did not pass its gates: {reason}")
     return record
 
 
-def _config_gate(repository: Path, candidate: Path, new: Version) -> Gate:
+def _config_gate(repository: Path, new: Version) -> Gate:
     """What the linter finds in the configuration that would serve the version."""
     with TemporaryDirectory(dir=repository, prefix=f".tmp-{os.getpid()}-") as name:
         scratch = Path(name)
         write_served(scratch, ServingState(new.number), described_by=new)
-        (scratch / FRUIT_RESNET / str(new.number)).symlink_to(candidate.resolve())
         findings = lint_repository(scratch)
     return at_most("config_findings", len(findings), 0, detail="; ".join(map(str, findings[:1])))
 
 
-def _gates(
-    candidate: Path, manifest: dict[str, Any], served: Version | None, max_slowdown: float
-) -> Iterator[Gate]:
+def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: float) -> Iterator[Gate]:
     """What the files themselves show: structure, size, extreme pixels, golden answers, speed."""
-    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    models = sorted(name for name in manifest["files"] if name.endswith(".onnx"))
+    preprocessing = new.preprocessing
+    models = sorted(name for name in new.record.files if name.endswith(".onnx"))
     for name in models:
-        yield _at_publication(structure_gate(candidate / name, preprocessing, len(manifest["labels"])))
-    sizes = {name: manifest["files"][name]["size_bytes"] for name in models}
+        yield _at_publication(structure_gate(candidate / name, preprocessing, len(new.labels)))
+    sizes = {name: new.record.files[name].size_bytes for name in models}
     for name, limit in ((INT8_MODEL, MAX_INT8_SIZE_RATIO), (FP16_MODEL, MAX_FP16_SIZE_RATIO)):
         if name in sizes:
             yield at_most(f"size_ratio_{Path(name).stem}", sizes[name] / sizes[FP32_MODEL], limit)
     for name in models:
         yield _at_publication(extreme_pixels_gate(candidate / name, preprocessing))
-    golden = Version(0, candidate, manifest).golden()
+    golden = replace(new, directory=candidate).golden()
     pixels = decode_as_served([one.path.read_bytes() for one in golden], preprocessing)
-    session = _session(candidate, manifest)
+    session = _session(candidate, new)
     answers = run_batches(session, pixels)
-    distances = [one.distance(answer.tolist()) for one, answer in zip(golden, answers, strict=True)]
-    yield at_most("golden_distance", max(distances), MAX_GOLDEN_DISTANCE)
+    _, distance = farthest_golden(golden, answers.tolist())
+    yield at_most("golden_distance", distance, MAX_GOLDEN_DISTANCE)
     if served is None:
         return
-    replaced = _session(served.directory, served.manifest)
+    replaced = _session(served.directory, served)
     ratio = compare(session, replaced, pixels).ratio
     if 1 / ratio > max_slowdown:  # a noisy machine deserves a second look, which a slow model does not pass
         ratio = median([ratio, *(compare(session, replaced, pixels).ratio for _ in range(2))])
@@ -184,20 +183,18 @@ def _at_publication(gate: Gate) -> Gate:
     return replace(gate, name=f"publish_{gate.name}")
 
 
-def _session(directory: Path, manifest: dict[str, Any]) -> onnxruntime.InferenceSession:
-    return open_session(directory / manifest["serve"]["cpu_model"], manifest["serve"]["cpu_engine"])
+def _session(directory: Path, version: Version) -> onnxruntime.InferenceSession:
+    return open_session(directory / version.serve.cpu_model, version.serve.cpu_engine)
 
 
-def _place(
-    directory: Path, candidate: Path, manifest: dict[str, Any], sign_key: "Ed25519PrivateKey | None"
-) -> None:
+def _place(new: Version, candidate: Path, sign_key: "Ed25519PrivateKey | None") -> None:
     """Copy the candidate to where its version folder belongs, in one step for everybody who looks."""
-    with atomic_directory(directory) as staged:
-        for name in manifest["files"]:
+    with atomic_directory(new.directory) as staged:
+        for name in new.record.files:
             (staged / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(candidate / name, staged / name)
-        write_json(staged / MANIFEST_NAME, manifest)
+        write_json(staged / MANIFEST_NAME, new.manifest)
         if sign_key is not None:
             sign_manifest(staged / MANIFEST_NAME, sign_key)
         # What was checked is what is there, whatever happened to the candidate meanwhile.
-        verify_files(staged, manifest, besides={path.name for path in staged.glob("manifest.*")})
+        verify_files(staged, new.record.files, besides={path.name for path in staged.glob("manifest.*")})

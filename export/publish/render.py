@@ -3,7 +3,6 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +12,7 @@ from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.labels import labels_text
 from fruitstand.repository.tuning import DEFAULTS, Tuning
+from fruitstand.repository.version_record import ServedFiles
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -52,10 +52,6 @@ folder is newer than it was, besides `configs` and the folders of versions, Trit
 SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
 """Pins the served version; rendered last."""
 
-FP32_MODEL = "model.onnx"
-INT8_MODEL = "model.int8.onnx"
-FP16_MODEL = "model.fp16.onnx"
-
 _CPU_OPTIMIZATION = {
     "openvino": (
         'optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" } ] } }'
@@ -65,25 +61,12 @@ _CPU_OPTIMIZATION = {
 _DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedFiles:
-    """What of a version is served where."""
-
-    cpu_model: str = INT8_MODEL
-    """The file served without a GPU."""
-    cpu_engine: str = "openvino"
-    """"openvino", or "cpu" for ONNX Runtime's own kernels."""
-    gpu_model: str = FP16_MODEL
-    """The file served on a GPU."""
-
-
 def render_repository(
     preprocessing: Preprocessing,
     labels: list[str],
     *,
-    files: ServedFiles = ServedFiles(),
+    files: ServedFiles | None = None,
     state: ServingState | None = None,
-    also_loaded: tuple[int, ...] = (),
     tuning: Tuning = DEFAULTS,
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order in which they may be written.
@@ -91,9 +74,8 @@ def render_repository(
     Args:
         preprocessing: the contract of the model to be served.
         labels: its classes, in the order of its outputs.
-        files: what of it is served.
-        state: the version to be served, and the one before; None where nothing was published yet.
-        also_loaded: versions of the classifier to be loaded besides.
+        files: what of it is served; None: int8 by OpenVINO, and fp16 on a GPU.
+        state: what is to be served; None where nothing was published yet.
         tuning: how the steps are queued and computed on processors.
 
     Returns:
@@ -101,9 +83,9 @@ def render_repository(
     """
     # Nothing published: the files name the first version, and do not say that it is served.
     number = 1 if state is None else state.version
-    loaded = ", ".join(map(str, sorted({number, *also_loaded})))
+    loaded = ", ".join(map(str, [number] if state is None else state.loaded))
     values = (
-        _model_values(preprocessing, labels, files)
+        _model_values(preprocessing, labels, files or ServedFiles())
         | _tuning_values(tuning)
         | {
             "pinned_version": number,
@@ -186,7 +168,7 @@ def write_repository(
         repository: the model repository.
         preprocessing: as for `render_repository`; so are the others.
         labels: the classes.
-        choices: `files`, `state`, `also_loaded` and `tuning`.
+        choices: `files`, `state` and `tuning`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

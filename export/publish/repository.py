@@ -8,11 +8,11 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.publish.audit import audited
-from export.publish.render import ServedFiles, render_repository, write_repository
+from export.publish.render import render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.contract import (
     FRUIT_CLASSIFIER,
@@ -21,15 +21,13 @@ from fruitstand.contract import (
     IMAGE_DECODE_DALI,
     IMAGE_GUARD,
     MODELS,
-    Preprocessing,
 )
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.repository.audit_log import read_audit
+from fruitstand.repository.audit_log import audited, read_audit
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     ServingState,
     Version,
-    loaded_versions,
     published_versions,
     read_version,
     serving_state,
@@ -80,52 +78,32 @@ def _finish_interrupted(repository: Path) -> None:
     if state is None:
         return
     try:
-        write_served(repository, state)
+        write_served(repository, state.alone())
     except ArtefactError as exc:  # what is rendered stays; another version can still be promoted
         log.warning("version %d is served and damaged: %s", state.version, exc)
 
 
-def write_served(
-    repository: Path,
-    state: ServingState,
-    *,
-    also_loaded: tuple[int, ...] = (),
-    described_by: Version | None = None,
-) -> None:
-    """Render everything for the version to be served; Triton reads it when it loads next.
-
-    At no moment does the ensemble pin a version that the classifier would not load.
+def write_served(repository: Path, state: ServingState, *, described_by: Version | None = None) -> None:
+    """Render everything for a state; Triton reads it when it loads next.
 
     Args:
         repository: the model repository.
-        state: what is to be served.
-        also_loaded: versions of the classifier to be loaded besides, without being asked.
+        state: what is to be served; see `transition` for the way from one to another.
         described_by: a version to take classes, preprocessing and files from, which are the same for all
             versions; None takes the one to be served.
 
     Raises:
         ArtefactError: the manifest of the version to be served is damaged.
     """
-    pinned = serving_state(repository)
-    if pinned is not None and pinned.version not in (state.version, *also_loaded):
-        write_served(repository, state, also_loaded=(*also_loaded, pinned.version), described_by=described_by)
     version = described_by or read_version(repository, state.version)
     write_repository(
         repository,
-        *_described(version),
+        version.preprocessing,
+        version.labels,
         state=state,
-        also_loaded=also_loaded,
-        files=_files(version),
+        files=version.serve,
         tuning=read_tuning(repository),
     )
-
-
-def _described(version: Version) -> tuple[Preprocessing, list[str]]:
-    return Preprocessing.from_dict(version.manifest["preprocessing"]), version.manifest["labels"]
-
-
-def _files(version: Version) -> ServedFiles:
-    return ServedFiles(**version.manifest["serve"])
 
 
 def reference_version(repository: Path) -> Version | None:
@@ -187,17 +165,17 @@ def list_versions(repository: Path) -> list[dict[str, Any]]:
     for number in _published(repository):
         row: dict[str, Any] = {"version": number, "role": roles.get(number, "")}
         try:
-            manifest = read_version(repository, number).manifest
+            record = read_version(repository, number).record
         except ArtefactError as exc:
             rows.append({**row, "damaged": str(exc)})
             continue
         rows.append(
             {
                 **row,
-                "model_name": manifest["model_name"],
-                "source_run": manifest["source_run"]["name"],
-                "serve": manifest["serve"],
-                "size_bytes": sum(entry["size_bytes"] for entry in manifest["files"].values()),
+                "model_name": record.model_name,
+                "source_run": record.source_run["name"],
+                "serve": asdict(record.serve),
+                "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
             }
         )
     return rows
@@ -258,10 +236,10 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
         return {}
     version = read_version(repository, state.version)
     return render_repository(
-        *_described(version),
+        version.preprocessing,
+        version.labels,
         state=state,
-        also_loaded=tuple(loaded_versions(repository)),
-        files=_files(version),
+        files=version.serve,
         tuning=read_tuning(repository),
     )
 
@@ -305,7 +283,7 @@ def prune(repository: Path, *, keep: int) -> list[int]:
         state = serving_state(repository)
         if state is None:
             raise UsageError(f"{repository}: nothing is served there, so nothing is known to be spare")
-        kept = {state.version, state.previous, *loaded_versions(repository)}
+        kept = {state.previous, *state.loaded}
         spare = [number for number in published_versions(repository) if number not in kept]
         removed = spare[: max(0, len(spare) - keep)]
         for number in removed:

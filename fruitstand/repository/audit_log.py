@@ -1,10 +1,16 @@
-"""The audit log of a model repository, as it is read; `export.publish.audit` writes it."""
+"""The audit log of a model repository: what was published, promoted, refused, removed, by whom and when."""
 
 import contextlib
 import datetime
+import getpass
 import json
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("fruitstand.export")
 
 AUDIT_NAME = "audit.jsonl"
 
@@ -25,3 +31,50 @@ def published_at(repository: Path, version: int) -> datetime.datetime | None:
         if (entry.get("action"), entry.get("version"), entry.get("done")) == ("publish", version, True):
             return datetime.datetime.fromisoformat(entry["time"])
     return None
+
+
+def record(repository: Path, action: str, version: int | None, **details: Any) -> None:
+    """Append one line to the audit log, whole or, after a crash, marked off by the next one."""
+    entry = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "user": _user(),
+        "action": action,
+        "version": version,
+        **details,
+    }
+    path = repository / AUDIT_NAME
+    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    line = ("\n" if torn else "") + json.dumps(entry, ensure_ascii=False) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def audited(repository: Path, action: str, version: int | None) -> Iterator[dict[str, Any]]:
+    """Record what the block did, or why it was not done; the block may add details.
+
+    A log that cannot be written is a warning: what was done is done.
+    """
+    details: dict[str, Any] = {}
+    outcome: dict[str, Any] = {"done": True}
+    try:
+        yield details
+    except BaseException as exc:
+        outcome = {"done": False, "reason": str(exc) or type(exc).__name__}
+        raise
+    finally:
+        try:
+            record(repository, action, details.pop("version", version), **outcome, **details)
+        except OSError as exc:
+            log.warning("%s: the %s is not in the log: %s", repository / AUDIT_NAME, action, exc.strerror)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return str(os.getuid())

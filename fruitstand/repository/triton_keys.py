@@ -5,20 +5,13 @@ A key's value is the pattern (of `re.fullmatch`) of the text it may have.
 Source:
     triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` and README, dali_backend
     `src/parameters.h`, common `protobuf/model_config.proto`, each as of 24.10; ONNX Runtime 1.19
-    `core/providers/cuda/cuda_execution_provider_info.cc`. That 24.10 lacks `LATER_FIELDS` was seen in the
-    schema inside the server's own binary of nvidia-pytriton 0.7.0; a test looks again.
+    `core/providers/cuda/cuda_execution_provider_info.cc`.
 """
 
 from types import MappingProxyType
 
 BOOLEAN = "0|1|true|false"
 INTEGER = "[0-9]+"
-TEXT = ".+"
-
-LATER_FIELDS = MappingProxyType(
-    {"ModelConfig": ("model_metrics",), "ModelEnsembling": ("max_inflight_requests",)}
-)
-"""By message: what newer schemas have and 24.10 does not; one of them, and the model does not load there."""
 
 DALI_PARAMETERS = MappingProxyType({"num_threads": "-1|[1-9][0-9]*"})
 """Model parameters that both servers honour; `split_along_outer_axis`, for video, exists only natively."""
@@ -77,24 +70,17 @@ ONNXRUNTIME_PARAMETERS = MappingProxyType(
 CPU_ACCELERATORS = ("openvino",)
 GPU_ACCELERATORS = ("tensorrt", "cuda")
 
-CUDA_PARAMETERS = MappingProxyType(
-    {
-        "cudnn_conv_algo_search": "EXHAUSTIVE|HEURISTIC|DEFAULT",
-        "gpu_mem_limit": INTEGER,
-        "arena_extend_strategy": "kNextPowerOfTwo|kSameAsRequested",
-        "do_copy_in_default_stream": BOOLEAN,
-        "cudnn_conv_use_max_workspace": "0|1",
-        "cudnn_conv1d_pad_to_nc1d": "0|1",
-        "enable_cuda_graph": "0|1",
-        "enable_skip_layer_norm_strict_mode": "0|1",
-        "prefer_nhwc": "0|1",
-        "tunable_op_enable": "0|1",
-        "tunable_op_max_tuning_duration_ms": INTEGER,
-        "tunable_op_tuning_enable": "0|1",
-        "use_ep_level_unified_stream": BOOLEAN,
-        "use_tf32": "0|1",
-    }
-)
+CUDA_PARAMETERS = MappingProxyType({
+    **dict.fromkeys((
+        "cudnn_conv_use_max_workspace", "cudnn_conv1d_pad_to_nc1d", "enable_cuda_graph",
+        "enable_skip_layer_norm_strict_mode", "prefer_nhwc", "tunable_op_enable", "tunable_op_tuning_enable",
+        "use_tf32",
+    ), "0|1"),
+    **dict.fromkeys(("do_copy_in_default_stream", "use_ep_level_unified_stream"), BOOLEAN),
+    **dict.fromkeys(("gpu_mem_limit", "tunable_op_max_tuning_duration_ms"), INTEGER),
+    "arena_extend_strategy": "kNextPowerOfTwo|kSameAsRequested",
+    "cudnn_conv_algo_search": "EXHAUSTIVE|HEURISTIC|DEFAULT",
+})  # fmt: skip
 """Of the "cuda" accelerator, handed to ONNX Runtime as they are; the device is the instance group's."""
 
 REMOVED_TENSORRT_PARAMETERS = (
@@ -112,38 +98,25 @@ Source:
     microsoft/onnxruntime#28611; `tensorrt_execution_provider.cc`, network flags.
 """
 
-TENSORRT_PARAMETERS = MappingProxyType(
-    {
-        "max_workspace_size_bytes": INTEGER,
-        "trt_auxiliary_streams": "-?[0-9]+",
-        "trt_build_heuristics_enable": BOOLEAN,
-        "trt_builder_optimization_level": "[0-5]",
-        "trt_context_memory_sharing_enable": BOOLEAN,
-        "trt_cuda_graph_enable": BOOLEAN,
-        "trt_detailed_build_log": BOOLEAN,
-        "trt_dla_core": INTEGER,
-        "trt_dla_enable": BOOLEAN,
-        "trt_dump_ep_context_model": BOOLEAN,
-        "trt_dump_subgraphs": BOOLEAN,
-        "trt_engine_cache_enable": BOOLEAN,
-        "trt_engine_cache_path": TEXT,
-        "trt_engine_cache_prefix": TEXT,
-        "trt_ep_context_embed_mode": "0|1",
-        "trt_ep_context_file_path": TEXT,
-        "trt_extra_plugin_lib_paths": TEXT,
-        "trt_force_sequential_engine_build": BOOLEAN,
-        "trt_force_timing_cache": BOOLEAN,
-        "trt_max_partition_iterations": INTEGER,
-        "trt_min_subgraph_size": INTEGER,
-        "trt_profile_max_shapes": TEXT,
-        "trt_profile_min_shapes": TEXT,
-        "trt_profile_opt_shapes": TEXT,
-        "trt_sparsity_enable": BOOLEAN,
-        "trt_tactic_sources": TEXT,
-        "trt_timing_cache_enable": BOOLEAN,
-        "trt_timing_cache_path": TEXT,
-    }
-)
+TENSORRT_PARAMETERS = MappingProxyType({
+    **dict.fromkeys((
+        "trt_build_heuristics_enable", "trt_context_memory_sharing_enable", "trt_cuda_graph_enable",
+        "trt_detailed_build_log", "trt_dla_enable", "trt_dump_ep_context_model", "trt_dump_subgraphs",
+        "trt_engine_cache_enable", "trt_force_sequential_engine_build", "trt_force_timing_cache",
+        "trt_sparsity_enable", "trt_timing_cache_enable",
+    ), BOOLEAN),
+    **dict.fromkeys((
+        "max_workspace_size_bytes", "trt_dla_core", "trt_max_partition_iterations", "trt_min_subgraph_size",
+    ), INTEGER),
+    **dict.fromkeys((
+        "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_ep_context_file_path",
+        "trt_extra_plugin_lib_paths", "trt_profile_max_shapes", "trt_profile_min_shapes",
+        "trt_profile_opt_shapes", "trt_tactic_sources", "trt_timing_cache_path",
+    ), ".+"),
+    "trt_auxiliary_streams": "-?[0-9]+",
+    "trt_builder_optimization_level": "[0-5]",
+    "trt_ep_context_embed_mode": "0|1",
+})  # fmt: skip
 """Of the "tensorrt" accelerator; an unknown one keeps the model from loading."""
 
 TENSORRT_OPTION_NAMES = MappingProxyType({"max_workspace_size_bytes": "trt_max_workspace_size"})

@@ -6,28 +6,96 @@ cannot be true is refused before anything of it is used.
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fruitstand.artefacts import read_json
+from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.contract import CPU_ENGINES, Preprocessing
 from fruitstand.errors import ArtefactError
 from fruitstand.labels import labels_sha256
+
+FP32_MODEL = "model.onnx"
+INT8_MODEL = "model.int8.onnx"
+FP16_MODEL = "model.fp16.onnx"
 
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GATE_KEYS = {"name", "kind", "value", "limit"}
 
 
-def read_record(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedFiles:
+    """What of a version is served where."""
+
+    cpu_model: str = INT8_MODEL
+    """The file served without a GPU."""
+    cpu_engine: str = "openvino"
+    """"openvino", or "cpu" for ONNX Runtime's own kernels."""
+    gpu_model: str = FP16_MODEL
+    """The file served on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file of a version."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a candidate and a version say of themselves; what is None is not written."""
+
+    version: int | None = None
+    """None in a candidate."""
+    fruitstand_version: str | None = None
+    passed: bool | None = None
+    """Whether a candidate passed its gates; None in a version."""
+    model_name: str
+    labels: list[str]
+    labels_sha256: str
+    preprocessing: dict[str, Any]
+    """As JSON, so that what an earlier version of fruitstand wrote is passed on as it was."""
+    source_run: dict[str, Any]
+    gates_data: dict[str, Any] | None = None
+    """The prepared folder that the gates measured on."""
+    gates: list[dict[str, Any]]
+    reports: dict[str, Any] | None = None
+    requires: dict[str, Any] | None = None
+    """The oldest server, and opset and IR version of the files."""
+    files: dict[str, FileEntry]
+    """By name relative to the folder."""
+    serve: ServedFiles
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `candidate.json` and `manifest.json`."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def describe_files(directory: Path) -> dict[str, FileEntry]:
+    """An entry for every file in a folder, in the order of their names."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(
+            sha256=sha256_file(path), size_bytes=path.stat().st_size
+        )
+        for path in sorted(path for path in directory.rglob("*") if path.is_file())
+    }
+
+
+def read_record(path: Path) -> Record:
     """Read a candidate's or a version's record.
 
     Raises:
         ArtefactError: it cannot be read, lacks something, or names what cannot be.
     """
-    record = read_json(path)
+    document = read_json(path)
     try:
-        reason = next(_problems(record), None)
+        known = {field.name: document[field.name] for field in fields(Record) if field.name in document}
+        known["files"] = {name: FileEntry(**entry) for name, entry in document["files"].items()}
+        record = Record(**{**known, "serve": ServedFiles(**document["serve"])})
+        reason = next(_problems(record, document), None)
     except ArtefactError as exc:
         reason = str(exc)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -37,26 +105,25 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _problems(record: dict[str, Any]) -> Iterator[str]:
-    """What is wrong; anything missing raises."""
-    for name, entry in record["files"].items():
+def _problems(record: Record, document: dict[str, Any]) -> Iterator[str]:
+    """What is wrong; what is of another type raises."""
+    for name, entry in record.files.items():
         if not _FILE_NAME.fullmatch(name):
             yield f"the file name {name!r}"
-        if not _SHA256.fullmatch(entry["sha256"]) or int(entry["size_bytes"]) < 0:
+        if not _SHA256.fullmatch(entry.sha256) or int(entry.size_bytes) < 0:
             yield f"the entry of {name}"
-    if labels_sha256(record["labels"]) != record["labels_sha256"]:
+    if labels_sha256(record.labels) != record.labels_sha256:
         yield "its labels are not those it was checked with"
-    Preprocessing.from_dict(record["preprocessing"])
-    serve = record["serve"]
-    if serve.keys() != {"cpu_model", "cpu_engine", "gpu_model"}:
-        yield f"serve names {', '.join(serve)}"
+    Preprocessing.from_dict(record.preprocessing)
+    if document["serve"].keys() != asdict(record.serve).keys():
+        yield f"serve names {', '.join(document['serve'])}"
     for key in ("cpu_model", "gpu_model"):
-        if serve[key] not in record["files"]:
-            yield f"{key} {serve[key]!r} is none of its files"
-    if serve["cpu_engine"] not in CPU_ENGINES:
-        yield f"cpu_engine {serve['cpu_engine']!r}, allowed {', '.join(CPU_ENGINES)}"
-    if not isinstance(record["model_name"], str) or not isinstance(record["source_run"]["name"], str):
+        if (name := getattr(record.serve, key)) not in record.files:
+            yield f"{key} {name!r} is none of its files"
+    if record.serve.cpu_engine not in CPU_ENGINES:
+        yield f"cpu_engine {record.serve.cpu_engine!r}, allowed {', '.join(CPU_ENGINES)}"
+    if not isinstance(record.model_name, str) or not isinstance(record.source_run["name"], str):
         yield "the names of model and run"
-    for gate in record["gates"]:
+    for gate in record.gates:
         if not gate.keys() >= _GATE_KEYS:
             yield f"the gate {gate.get('name')!r}"

@@ -12,16 +12,19 @@ A version folder appears whole and is never changed; a file that is altered, mis
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fruitstand.artefacts import read_json, sha256_file
-from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET
+from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.signing import SIGNATURE_NAME, check_signature
-from fruitstand.repository.version_record import read_record
+from fruitstand.repository.version_record import FileEntry, Record, ServedFiles, read_record
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_LIST = Path("golden", "golden.json")
@@ -31,18 +34,44 @@ MAX_GOLDEN_DISTANCE = 0.1
 LOADED_CONFIG = Path(FRUIT_RESNET, "configs", f"{CPU_CONFIG}.pbtxt")
 """Names the classifier's versions that a server loads, as those for GPUs do."""
 
-_STATE = re.compile(r'key: "(served|previous)_version" value: { string_value: "(\d*)" }')
 _NUMBER = re.compile(r"[1-9][0-9]*")
-_LOADED = re.compile(r"version_policy { specific { versions: \[ ([\d, ]+) \] } }")
 
 
 @dataclass(frozen=True, slots=True)
 class ServingState:
-    """Which version a repository serves."""
+    """What a repository serves: the value that a promotion changes, step by step."""
 
     version: int
+    """The served one: the ensemble's configuration pins it."""
     previous: int | None = None
     """The one served before; what a rollback goes to."""
+    loaded: tuple[int, ...] = field(default=(), compare=False)
+    """Versions of the classifier that a server loads: the served one, and others during a promotion."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loaded", tuple(sorted({self.version, *self.loaded})))
+
+    def alone(self) -> "ServingState":
+        """The same with no other version loaded."""
+        return replace(self, loaded=())
+
+
+def transition(old: ServingState | None, new: ServingState) -> list[ServingState]:
+    """The states a repository goes through from one to another.
+
+    The ensemble never pins a version that the classifier would not load.
+
+    Args:
+        old: what is served; None where nothing is, as at the first publication.
+        new: what is to be served.
+
+    Returns:
+        The new version loaded beside the old one, the new one pinned, the old one no longer loaded.
+    """
+    if old is None:
+        return [new]
+    both = (*old.loaded, *new.loaded)
+    return [replace(old, loaded=both), replace(new, loaded=both), new]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +89,40 @@ class Golden:
         return float(distance) if distance == distance else 1.0
 
 
+def farthest_golden(golden: Sequence[Golden], answers: Iterable[Sequence[float]]) -> tuple[Golden, float]:
+    """The golden image whose answer is farthest from the expected one, and how far, 0 to 1."""
+    distances = [one.distance(answer) for one, answer in zip(golden, answers, strict=True)]
+    worst = max(range(len(golden)), key=distances.__getitem__)
+    return golden[worst], distances[worst]
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """A published version."""
 
     number: int
     directory: Path
-    manifest: dict[str, Any]
+    record: Record
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return self.record.to_json()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The contract that it was trained with."""
+        return Preprocessing.from_dict(self.record.preprocessing)
+
+    @property
+    def labels(self) -> list[str]:
+        """Its classes, in the order of its outputs."""
+        return self.record.labels
+
+    @property
+    def serve(self) -> ServedFiles:
+        """Which of its files is served where."""
+        return self.record.serve
 
     def golden(self) -> list[Golden]:
         """Its golden images, at least one.
@@ -82,7 +138,7 @@ class Version:
             ]
         except (KeyError, TypeError, ValueError) as exc:
             raise ArtefactError(f"{path}: not a list of golden images ({exc}); export again") from exc
-        known = {self.directory / name for name in self.manifest["files"]}
+        known = {self.directory / name for name in self.record.files}
         if not golden or any(one.path not in known for one in golden):
             raise ArtefactError(
                 f"{path}: names no golden image, or one that is not in the manifest; export again"
@@ -105,25 +161,45 @@ def published_versions(repository: Path) -> list[int]:
 
 
 def serving_state(repository: Path) -> ServingState | None:
-    """Which version the repository serves; None when nothing was published yet.
+    """What the repository serves; None when nothing was published yet.
+
+    Raises:
+        ArtefactError: a configuration cannot be read.
 
     Source:
         The `parameters` that export/templates gives the ensemble's configuration.
     """
-    config = repository / FRUIT_CLASSIFIER / "config.pbtxt"
-    if not config.is_file():
+    parameters = _read_config(repository / FRUIT_CLASSIFIER / "config.pbtxt").parameters
+    served, previous = (parameters[f"{key}_version"].string_value for key in ("served", "previous"))
+    if not served.isdecimal() or int(served) not in published_versions(repository):
         return None
-    numbers = {key: int(value) for key, value in _STATE.findall(config.read_text("utf-8")) if value}
-    if numbers.get("served") not in published_versions(repository):
-        return None
-    return ServingState(numbers["served"], numbers.get("previous"))
+    return ServingState(
+        int(served), int(previous) if previous.isdecimal() else None, tuple(loaded_versions(repository))
+    )
 
 
 def loaded_versions(repository: Path) -> list[int]:
-    """The classifier's versions that a server loads: the served one, and others during a promotion."""
-    config = repository / LOADED_CONFIG
-    match = _LOADED.search(config.read_text("utf-8")) if config.is_file() else None
-    return [int(number) for number in match[1].split(",")] if match else []
+    """The classifier's versions that a server loads: the served one, and others during a promotion.
+
+    Raises:
+        ArtefactError: the configuration cannot be read.
+    """
+    return list(_read_config(repository / LOADED_CONFIG).version_policy.specific.versions)
+
+
+def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
+    """A model's configuration; an empty one where there is no file."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        text = path.read_text("utf-8") if path.is_file() else ""
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        reason = " ".join(str(exc).split())
+        raise ArtefactError(
+            f"{path}: cannot be read ({reason}); remove it, and promote the version that is to be served"
+        ) from exc
 
 
 def on_trial(model: Path, number: int) -> bool:
@@ -148,12 +224,12 @@ def read_version(repository: Path, number: int) -> Version:
     if not directory.is_dir():
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: no version {number}; published: {known}")
-    manifest = read_record(directory / MANIFEST_NAME)
-    if manifest.get("version") != number:
+    record = read_record(directory / MANIFEST_NAME)
+    if record.version != number:
         raise ArtefactError(
-            f"{directory / MANIFEST_NAME}: is that of version {manifest.get('version')}; remove the folder"
+            f"{directory / MANIFEST_NAME}: is that of version {record.version}; remove the folder"
         )
-    return Version(number, directory, manifest)
+    return Version(number, directory, record)
 
 
 def verify_version(repository: Path, number: int, *, trusted_keys: Path | None = None) -> Version:
@@ -170,7 +246,7 @@ def verify_version(repository: Path, number: int, *, trusted_keys: Path | None =
         ArtefactError: a file is altered, missing or not in the manifest, or the signature is not trusted.
     """
     version = read_version(repository, number)
-    verify_files(version.directory, version.manifest, besides={MANIFEST_NAME, SIGNATURE_NAME})
+    verify_files(version.directory, version.record.files, besides={MANIFEST_NAME, SIGNATURE_NAME})
     if trusted_keys is not None:
         check_signature(version.directory / MANIFEST_NAME, trusted_keys)
     return version
@@ -187,25 +263,24 @@ def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
         ArtefactError: no manifest or another version's, a file that is not in it, altered, or not signed.
     """
     version = read_version(path.parents[2], int(path.parent.name))
-    if path.name not in version.manifest["files"]:
+    if path.name not in version.record.files:
         raise ArtefactError(f"{path}: is not in the manifest; publish the version again")
-    verify_file(path, version.manifest["files"][path.name]["sha256"])
+    verify_file(path, version.record.files[path.name].sha256)
     if trusted_keys is not None:
         check_signature(version.directory / MANIFEST_NAME, trusted_keys)
 
 
-def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]) -> None:
+def verify_files(directory: Path, expected: dict[str, FileEntry], *, besides: set[str]) -> None:
     """Hold a folder against the sha256 in its manifest.
 
     Args:
         directory: of the files.
-        manifest: with `files`, by relative name.
+        expected: by relative name.
         besides: names that the manifest does not list: itself and its signature.
 
     Raises:
         ArtefactError: a file is altered, missing, a link, or listed nowhere.
     """
-    expected = manifest["files"]
     there = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
     for name, path in there.items():
         if path.is_symlink():
@@ -215,7 +290,7 @@ def verify_files(directory: Path, manifest: dict[str, Any], *, besides: set[str]
     for name in expected:
         if name not in there:
             raise ArtefactError(f"{directory / name}: is missing; publish again")
-        verify_file(there[name], expected[name]["sha256"])
+        verify_file(there[name], expected[name].sha256)
 
 
 def verify_file(path: Path, expected: str) -> None:

@@ -15,7 +15,7 @@ from fruitstand.repository.tolerances import (
     MIN_MARGIN,
     all_but_share_or_one_image,
 )
-from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE
+from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, farthest_golden
 from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Reference, decode_all, reference_answers, why_not
 from serving.attest.subject import Subject
@@ -41,15 +41,13 @@ async def check_golden(subject: Subject) -> list[Check]:
         [one.path.read_bytes() for one in golden], in_flight=IN_FLIGHT
     )
     failed = [answer for answer in answers if not answer.ok]
-    distances = [
-        one.distance(array[0].tolist()) if (array := answer.array()) is not None else 1.0
-        for one, answer in zip(golden, answers, strict=True)
-    ]
-    got = f"{len(golden)} images, largest distance {max(distances):.3g}"
+    arrays = [answer.array() for answer in answers]
+    _, distance = farthest_golden(golden, [[] if one is None else one[0].tolist() for one in arrays])
+    got = f"{len(golden)} images, largest distance {distance:.3g}"
     return [
         judged(
             "golden",
-            ok=max(distances) <= MAX_GOLDEN_DISTANCE,
+            ok=distance <= MAX_GOLDEN_DISTANCE,
             expected=expected,
             got=f"{got}; {len(failed)} not answered, {failed[0]}" if failed else got,
             advice="another model, other preprocessing or a broken engine: see 'decode' and 'model'",

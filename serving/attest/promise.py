@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
-from fruitstand.errors import ArtefactError, FruitstandError, UsageError
+from fruitstand.contract import FRUIT_RESNET, Preprocessing
+from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.machine.threads import thread_budget
+from fruitstand.model.session import has_engine, open_session, run_batches
 from fruitstand.repository.versions import (
     Version,
     published_versions,
@@ -19,8 +19,6 @@ from fruitstand.repository.versions import (
     serving_state,
     verify_version,
 )
-
-_PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,20 +87,22 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
     Raises:
         ArtefactError: ONNX Runtime cannot load or run the file.
     """
-    session = _open(version, file)
+    engine = version.manifest["serve"]["cpu_engine"]
+    session = open_session(
+        version.directory / file,
+        engine if has_engine(engine) else "cpu",
+        num_threads=thread_budget(),
+        can_spin=True,
+    )
     started = time.monotonic()
     pixels = decode_all(images, Preprocessing.from_dict(version.manifest["preprocessing"]))
     decoded_s = time.monotonic() - started
-    try:
-        session.run([PROBABILITIES], {PIXELS: pixels[:1]})  # the first call of a size plans it
-        started = time.monotonic()
-        session.run([PROBABILITIES], {PIXELS: pixels[:1]})
-        one_s = time.monotonic() - started
-        parts = np.array_split(pixels, -(-len(pixels) // MAX_BATCH_SIZE))
-        started = time.monotonic()
-        answers = np.concatenate([session.run([PROBABILITIES], {PIXELS: part})[0] for part in parts])
-    except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
-        raise ArtefactError(f"{file}: cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc
+    run_batches(session, pixels[:1])  # the first call of a size plans it
+    started = time.monotonic()
+    run_batches(session, pixels[:1])
+    one_s = time.monotonic() - started
+    started = time.monotonic()
+    answers = run_batches(session, pixels)
     all_s = decoded_s + time.monotonic() - started
     return Reference(
         file=file,
@@ -122,18 +122,3 @@ def served_files(version: Version) -> list[str]:
 def why_not(error: FruitstandError) -> str:
     """The reason for a report that leaves this machine: without folders."""
     return str(error).rsplit("/", 1)[-1]
-
-
-def _open(version: Version, file: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = thread_budget()
-    engine = _PROVIDERS[version.manifest["serve"]["cpu_engine"]]
-    if engine not in onnxruntime.get_available_providers():
-        engine = "CPUExecutionProvider"
-    try:
-        return onnxruntime.InferenceSession(version.directory / file, options, providers=[engine])
-    except Exception as exc:  # as above
-        raise ArtefactError(
-            f"{file}: cannot be loaded by ONNX Runtime: {' '.join(str(exc).split())}"
-        ) from exc

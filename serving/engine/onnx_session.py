@@ -6,7 +6,8 @@ from typing import Any
 
 import onnxruntime
 
-from fruitstand.errors import ServerError
+from fruitstand.errors import ArtefactError, ServerError
+from fruitstand.model.session import create_session
 from serving.engine import session_plan
 from serving.engine.session_plan import (
     Providers,
@@ -53,9 +54,9 @@ def open_session(
     asked = providers[0][0]
     missing = load_tensorrt() if asked == session_plan.TENSORRT else ""
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
-        raise load_failure(config, path, str(exc)) from exc
+        session = create_session(path, options, providers)
+    except ArtefactError as exc:
+        raise load_failure(config, path, str(exc.__cause__)) from exc
     if device_id is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise ServerError(
             f"{config['name']}: a GPU instance, but ONNX Runtime cannot use CUDA; see nvidia-smi and the"

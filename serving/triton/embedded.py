@@ -22,7 +22,7 @@ from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAG
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.background import can_return
 from fruitstand.machine.threads import thread_budget, thread_environment
-from fruitstand.repository.versions import Version, loaded_versions, serving_state, verify_version
+from fruitstand.repository.versions import Version, serving_state, verify_version
 from serving.tracing import Tracing
 from serving.triton.backend_directory import (
     STUB,
@@ -299,8 +299,7 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
             f" RUN --repository {repository}', or promote one with 'fruitstand models promote'"
         )
     loaded = {
-        number: verify_version(repository, number, trusted_keys=trusted_keys)
-        for number in {state.version, *loaded_versions(repository)}
+        number: verify_version(repository, number, trusted_keys=trusted_keys) for number in state.loaded
     }
     return repository.resolve(), loaded[state.version]
 

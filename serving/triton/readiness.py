@@ -10,7 +10,7 @@ from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_CLASSIFIER, IMAGE
 from fruitstand.errors import ServerError
 from fruitstand.images.synthetic import canary_image
 from fruitstand.network.connections import open_triton
-from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, Golden
+from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, Golden, farthest_golden
 
 POLL_S = 0.05
 CALL_TIMEOUT_S = 20.0
@@ -55,14 +55,14 @@ def wait_until_ready(
         probabilities = classify(client, canary_image())
         if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-2):
             raise ServerError("the canary image got an answer that is no probability distribution")
-        for one in golden:
-            distance = one.distance(classify(client, one.path.read_bytes()).tolist())
-            if distance > MAX_GOLDEN_DISTANCE:
-                raise ServerError(
-                    f"the golden image {one.path.name} is answered otherwise than when the version was"
-                    f" checked: distance {distance:.3g}, allowed {MAX_GOLDEN_DISTANCE}; export on this kind"
-                    " of processor"
-                )
+        answers = [classify(client, one.path.read_bytes()).tolist() for one in golden]
+        worst, distance = farthest_golden(golden, answers)
+        if distance > MAX_GOLDEN_DISTANCE:
+            raise ServerError(
+                f"the golden image {worst.path.name} is answered otherwise than when the version was"
+                f" checked: distance {distance:.3g}, allowed {MAX_GOLDEN_DISTANCE}; export on this kind"
+                " of processor"
+            )
     except triton.InferenceServerException as exc:
         raise ServerError(f"a canary image was not answered: {exc.message()}") from exc
     finally:

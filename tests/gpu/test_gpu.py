@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.gates.checks import open_session, run_batches
 from fruitstand.images.reference_decode import decode_reference
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.runs import Run
 from fruitstand_client import Client
 from serving.engine.tensorrt_libraries import load_tensorrt

@@ -113,8 +113,8 @@ def test_served_answers_are_those_of_the_exported_model(
     server: EmbeddedServer, repository: Path, run: Run, test_images: list[Path]
 ) -> None:
     """DALI, Triton and the ensemble change nothing: the yardstick and the published file say the same."""
-    from export.gates.checks import open_session, run_batches
     from fruitstand.images.reference_decode import decode_reference
+    from fruitstand.model.session import open_session, run_batches
 
     with Client(server.url, batch_size=16) as client:
         answers = [
@@ -226,9 +226,9 @@ def test_neighbours_answers_are_bit_equal_where_the_engine_is_batch_invariant(
     server: EmbeddedServer, repository: Path, distinct_images: list[bytes]
 ) -> None:
     """First it is found out whether a row's answer depends on its batch; if not, it may not when served."""
-    from export.gates.checks import open_session, run_batches
     from fruitstand.contract import Preprocessing
     from fruitstand.images.reference_decode import decode_reference
+    from fruitstand.model.session import open_session, run_batches
 
     version = repository / "fruit_resnet" / "1"
     engine = json.loads((version / "manifest.json").read_text())["reports"]["int8"]["engine"]

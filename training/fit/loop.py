@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from fruitstand.artefacts import atomic_file
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import TrainingError
+from fruitstand.model.network import read_weights
 from fruitstand.runs import CHECKPOINT_NAME
 from training.fit.checkpoint import check_finite, read_checkpoint, write_checkpoint
 from training.fit.config import TrainConfig
@@ -113,7 +114,7 @@ class Loop:
         finally:
             self._log.stop()
         if self._config.keep == "best":
-            state = safetensors.torch.load_file(self._out / BEST_NAME)
+            state = read_weights(self._out / BEST_NAME)
             self.evaluated.model.load_state_dict(state)
         return self.progress
 

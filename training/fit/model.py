@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import TrainingError, UsageError
+from fruitstand.model.network import create_network, mean_and_std, normalise, read_weights
 from fruitstand.runs import Run
 
 
@@ -30,7 +30,7 @@ def create_model(
         near = ", ".join(timm.list_models("resnet*")[:8])
         raise UsageError(f"model {model_name!r}: timm knows no such model; choose one of {near}, ...")
     try:
-        return timm.create_model(model_name, num_classes=num_classes, pretrained=pretrained, **arguments)
+        return create_network(model_name, num_classes=num_classes, pretrained=pretrained, **arguments)
     except Exception as exc:  # the hub's client raises anything from OSError to its own HTTP errors
         if not pretrained:
             raise
@@ -62,7 +62,7 @@ def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int
     Returns:
         How many classes kept their row of the classifier; the others start fresh.
     """
-    state = safetensors.torch.load_file(source.weights)
+    state = read_weights(source.weights)
     classifier = model.get_classifier()
     fresh = model.state_dict()
     theirs = {label: index for index, label in enumerate(source.labels)}
@@ -85,13 +85,13 @@ class Classifier(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
-        for name in ("mean", "std"):
-            values = 255 * torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+        for name, values in zip(("mean", "std"), mean_and_std(preprocessing), strict=True):
             self.register_buffer(name, values, persistent=False)
 
     def normalize(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """The model's input for a batch (N, 3, S, S) float32, 0 to 255."""
-        return ((batch_nchw_f32 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        batch = normalise(batch_nchw_f32, self.mean, self.std)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of a batch (N, 3, S, S) float32, 0 to 255."""

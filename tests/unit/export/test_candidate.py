@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,24 +13,30 @@ import pytest
 import safetensors.numpy
 import torch
 
-from export.gates.checks import installed_engines, open_session, run_batches
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import at_most
-from export.gates.measured import Measured
-from export.gates.timing import Speed
+from export.gates.measured import Measured, Speed
 from export.onnx.graph import load_served_model
 from export.onnx.int8 import Attempt
 from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice
 from export.publish.candidate import build_candidate
-from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
+from export.publish.candidate_files import (
+    CANDIDATE_FOLDER,
+    CANDIDATE_NAME,
+    EXPORT,
+    GATES,
+    PUBLICATION,
+    required_gates,
+)
 from export.publish.export import export
 from export.publish.golden import NUM_IMAGES, choose_golden
-from export.publish.render import FP16_MODEL
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.model.session import installed_engines, open_session, run_batches
+from fruitstand.repository.version_record import FP16_MODEL
 from fruitstand.repository.versions import GOLDEN_LIST, read_version
 from fruitstand.runs import META_NAME, Run, read_run
 from fruitstand.samples import REFERENCE_NAME, read_samples
@@ -85,14 +92,30 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
     assert gates["fp32_top1_agreement"]["limit"] == 1
     assert gates["decode_num_images"]["value"] >= 200
     engine = record["serve"]["cpu_engine"]
-    expected = {
-        f"{kind}_{Path(name).stem}" for kind in ("structure", "extreme_pixels") for name in ONNX_FILES
-    }
-    expected |= {f"int8_{engine}_{kind}" for kind in ("top1_agreement", "top1_loss", "distance")}
-    expected |= {f"fp16_{kind}" for kind in ("top1_agreement", "top1_loss", "distance")}
-    expected |= {"torch_vs_model.fp16_batch_64"}
-    assert expected <= set(gates)
+    assert set(required_gates(record["files"], engine)) <= set(gates)
+    assert {"structure_model.int8", f"int8_{engine}_distance", "torch_vs_model.fp16_batch_64"} < set(gates)
     assert record["serve"] == {"cpu_model": "model.int8.onnx", "cpu_engine": engine, "gpu_model": FP16_MODEL}
+
+
+def test_the_list_of_gates_says_which_apply_where(candidate: Path, repository: Path) -> None:
+    """A candidate and a version have these gates and no others; a first version is compared with none."""
+    exported = {gate["name"] for gate in read_json(candidate / CANDIDATE_NAME)["gates"]}
+    published = {gate["name"] for gate in read_version(repository, 1).record.gates} - exported
+    names = [(EXPORT, name) for name in exported]
+    names += [(PUBLICATION, name.removeprefix("publish_")) for name in published]
+    patterns = {
+        gate.name: re.sub(r"\\{\w+\\}", ".+", re.escape(gate.name))
+        for gate in GATES
+        if not gate.name.startswith("slowdown")
+    }
+    found = {
+        (place, known)
+        for place, name in names
+        for known, pattern in patterns.items()
+        if re.fullmatch(pattern, name)
+    }
+    assert found == {(place, gate.name) for gate in GATES if gate.name in patterns for place in gate.at}
+    assert all(any(re.fullmatch(one, name) for one in patterns.values()) for _, name in names)
 
 
 def test_the_report_has_accuracy_and_speed_with_spread_for_each_engine(candidate: Path) -> None:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from export.gates.checks import CHECKED_BATCHES, open_session, run_batches
+from export.gates.checks import CHECKED_BATCHES
 from export.onnx.graph import load_served_model
 from export.publish.candidate_files import CANDIDATE_FOLDER
 from export.publish.export import export
@@ -18,6 +18,7 @@ from fruitstand.artefacts import sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
 from fruitstand.manifest import read_prepared
+from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.versions import published_versions
 from fruitstand.runs import META_NAME, Run
 from training.fit.pixel_cache import pixel_cache

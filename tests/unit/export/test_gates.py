@@ -23,7 +23,7 @@ from fruitstand.repository.tolerances import all_but_share_or_one_image
 def test_a_gate_passes_on_the_right_side_of_its_limit(gate, passed: bool) -> None:
     """The limit itself passes, NaN never; all of it is JSON."""
     assert gate.passed is passed
-    written = json.loads(json.dumps(gate.to_dict(), allow_nan=False))
+    written = json.loads(json.dumps(gate.to_json(), allow_nan=False))
     assert written["passed"] is passed
     assert (written["value"] is None) is not math.isfinite(gate.value)
     assert gate.kind in ("at_most", "at_least")

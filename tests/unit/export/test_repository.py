@@ -7,7 +7,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.publish.audit import audited, record
 from export.publish.promote import promote, rollback
 from export.publish.render import LABELS_FILE, write_repository
 from export.publish.repository import (
@@ -26,7 +25,7 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.labels import read_labels
-from fruitstand.repository.audit_log import AUDIT_NAME, read_audit
+from fruitstand.repository.audit_log import AUDIT_NAME, audited, read_audit, record
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     LOADED_CONFIG,
@@ -71,7 +70,7 @@ def test_what_a_killed_command_left_is_put_right(repository: Path) -> None:
     """Temporaries go, also those whose process id lives again; half a promotion is undone."""
     litter = repository / FRUIT_RESNET / f".tmp-{os.getpid()}-00-4"
     litter.mkdir()
-    write_served(repository, ServingState(2, 1), also_loaded=(3,))
+    write_served(repository, ServingState(2, 1, (3,)))
     config = repository / LOADED_CONFIG
     assert "versions: [ 2, 3 ]" in config.read_text()
     with locked(repository):

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 
 from export.gates.structure import structure_findings, structure_gate, structure_problems
 from fruitstand.contract import Preprocessing
+from fruitstand.repository.version_record import read_record
 from fruitstand.repository.versions import MANIFEST_NAME, Version
 from fruitstand.runs import Run
 
@@ -119,7 +119,7 @@ def test_a_broken_structure_is_refused_and_named(
 def test_a_version_that_was_published_with_the_old_order_is_found(version: Path, tmp_path: Path) -> None:
     """`models check` looks at the graphs of versions that passed the gates of their day."""
     copy = shutil.copytree(version, tmp_path / "1")
-    published = Version(1, copy, json.loads((copy / MANIFEST_NAME).read_text()))
+    published = Version(1, copy, read_record(copy / MANIFEST_NAME))
     assert structure_findings([published]) == []
     model = onnx.load(copy / "model.fp16.onnx")
     _layout_change_before_the_cast(model)

@@ -20,6 +20,7 @@ from fruitstand.repository.versions import (
     loaded_versions,
     read_version,
     serving_state,
+    transition,
     verify_file,
     verify_version,
 )
@@ -91,11 +92,27 @@ def test_golden_images_are_there_and_its_own(repository: Path, listed: dict) -> 
 def test_all_versions_that_a_server_would_load_are_known(tmp_path: Path) -> None:
     """Two of them while a promotion is under way."""
     assert loaded_versions(tmp_path) == []
-    for also_loaded, expected in (((), [2]), ((3,), [2, 3])):
-        write_repository(
-            tmp_path, Preprocessing(), ["a", "b"], state=ServingState(2, 1), also_loaded=also_loaded
-        )
+    for loaded, expected in (((), [2]), ((3,), [2, 3])):
+        state = ServingState(2, 1, loaded)
+        write_repository(tmp_path, Preprocessing(), ["a", "b"], state=state)
         assert loaded_versions(tmp_path) == expected
+
+
+def test_the_pinned_version_is_loaded_at_every_step_of_a_transition() -> None:
+    """The new one is loaded beside the old one, pinned, and then alone; a first version has one step."""
+    old, new = ServingState(2, 1), ServingState(3, 2)
+    steps = [(one.version, one.previous, one.loaded) for one in transition(old, new)]
+    assert steps == [(2, 1, (2, 3)), (3, 2, (2, 3)), (3, 2, (3,))]
+    assert transition(None, ServingState(1)) == [ServingState(1)]
+
+
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Nobody can say which version it serves; the message tells the way out."""
+    write_repository(tmp_path, Preprocessing(), ["a", "b"], state=ServingState(1))
+    config = tmp_path / "fruit_classifier" / "config.pbtxt"
+    config.write_text("parameters {")
+    with pytest.raises(ArtefactError, match=r"config\.pbtxt: cannot be read .* remove it, and promote"):
+        serving_state(tmp_path)
 
 
 def test_golden_answers_are_compared_by_total_variation() -> None:
@@ -155,5 +172,5 @@ def test_keys_are_private_never_replaced_and_checked(tmp_path: Path) -> None:
     trusted = tmp_path / "trusted"
     trusted.mkdir()
     (trusted / "garbage.pub").write_text("no key")
-    with pytest.raises(UsageError, match="not a PEM public key"):
+    with pytest.raises(UsageError, match="no Ed25519 public key in PEM"):
         check_signature(manifest, trusted)

@@ -1,0 +1,69 @@
+"""The timm network of a run, and the numbers that normalise its pixels.
+
+torch, timm and safetensors are imported inside the functions: reading this module costs nothing.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fruitstand.contract import Preprocessing
+from fruitstand.runs import Run
+
+if TYPE_CHECKING:
+    import torch
+
+
+def create_network(model_name: str, *, num_classes: int, **arguments: Any) -> "torch.nn.Module":
+    """A timm model.
+
+    Args:
+        model_name: timm's name, such as resnet18.
+        num_classes: outputs.
+        **arguments: passed on to timm, such as pretrained and drop_rate.
+    """
+    import timm
+
+    return timm.create_model(model_name, num_classes=num_classes, **arguments)
+
+
+def read_weights(path: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a safetensors file, by name."""
+    import safetensors.torch
+
+    return safetensors.torch.load_file(path)
+
+
+def load_network(run: Run) -> "torch.nn.Module":
+    """The run's network with its weights, on the CPU and in training mode, as timm makes it."""
+    network = create_network(run.model_name, num_classes=len(run.labels))
+    network.load_state_dict(read_weights(run.weights))
+    return network
+
+
+def mean_and_std(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Mean and std of pixels from 0 to 255, for `normalise`.
+
+    Returns:
+        Two (1, 3, 1, 1) float32.
+    """
+    import torch
+
+    mean, std = (
+        255 * torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+    )
+    return mean, std
+
+
+def normalise(batch_nchw_f32: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
+    """A network's input for pixels from 0 to 255."""
+    return (batch_nchw_f32 - mean) / std
+
+
+def scale_and_shift(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The same as one multiplication and one addition, for the ONNX graph: pixels * scale + shift.
+
+    Returns:
+        Two (1, 3, 1, 1) float32.
+    """
+    mean, std = mean_and_std(preprocessing)
+    return 1 / std, -mean / std
