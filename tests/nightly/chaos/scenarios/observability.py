@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loadtests.drift_injection import CHANGES, write_windows
 from tests.nightly.chaos.commands import document, must
+from tests.nightly.chaos.drift_injection import CHANGES, write_windows
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.monitor import MONITORING, prometheus
 from tests.nightly.chaos.pictures import picture
