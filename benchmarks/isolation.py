@@ -25,7 +25,6 @@ import typer
 from benchmarks.ratios import ratio
 from fruitstand.artefacts import write_json
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.images.kinds import image_kinds
 from fruitstand.machine.memory import process_tree
 from fruitstand.machine.provenance import provenance
 from fruitstand.stages import command_line, served
@@ -33,6 +32,7 @@ from fruitstand_client import RequestFailed
 from fruitstand_client.command.sources import find_images
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import Wire
+from serving.attest.kinds import image_kinds
 
 ONE_BAD_OF = 8
 IN_FLIGHT, MANY_IN_FLIGHT = 64, 256

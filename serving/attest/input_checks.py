@@ -6,11 +6,11 @@ import re
 import numpy as np
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, MAX_BATCH_SIZE
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.check import Check, judged, not_seen
 from serving.attest.contract_checks import is_distribution
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.attest.subject import Subject
 
 NUM_NEIGHBOURS = 7

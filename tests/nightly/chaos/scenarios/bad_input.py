@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from fruitstand.contract import Preprocessing
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import encode
 from fruitstand.network.connections import open_channel
 from fruitstand_client import Client, RequestFailed
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER
+from serving.attest.kinds import ImageKind, image_kinds
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.malformed import MalformedLoad
 from tests.nightly.chaos.pictures import many_pictures, picture
