@@ -6,7 +6,6 @@ import re
 import shutil
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.connections import fetch_page, metric_total
 from serving.host import build
 from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
@@ -254,11 +254,10 @@ def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, call
 def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
     """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
     metric = "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
-    pattern = re.compile(rf'^{metric}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
 
-    def num_waiting() -> int:
-        with urllib.request.urlopen(narrow.metrics_url) as page:
-            return int(pattern.findall(page.read().decode())[0])
+    def num_waiting() -> float:
+        page = fetch_page(narrow.metrics_url, timeout_s=10).decode()
+        return metric_total(page, metric, model=IMAGE_DECODE, version="1")
 
     with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away()
