@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import atomic_file
-from loadtests.server_statistics import STAGES
+from fruitstand.network.statistics import STAGES
 
 PERCENTILES = ("p50", "p95", "p99")
 DPI = 110
