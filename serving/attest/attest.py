@@ -12,7 +12,7 @@ from fruitstand import __version__
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.synthetic import canary_image
-from fruitstand.machine.hardware import hardware
+from fruitstand.machine.provenance import hardware
 from fruitstand.network.tls import Tls
 from fruitstand.progress import track
 from serving.attest.answer_checks import check_golden, check_parity

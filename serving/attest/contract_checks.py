@@ -14,6 +14,7 @@ from fruitstand.contract import (
 )
 from fruitstand.images.synthetic import canary_image
 from fruitstand.repository.tolerances import MAX_SUM_ERROR
+from fruitstand_client.wire import strings
 from serving.attest.caller import Server
 from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Promise
@@ -123,7 +124,7 @@ async def check_labels(subject: Subject) -> list[Check]:
     answer = await subject.server.classify(canary_image(), num_classes=len(labels))
     if not answer.ok or not answer.response.raw_output_contents:
         return [not_seen("labels", expected, f"the server does not give labels ({answer})")]
-    served = dict(_labels(answer.response.raw_output_contents[0]))
+    served = _labels(answer.response.raw_output_contents[0])
     wrong = [index for index, label in enumerate(labels) if served.get(index) != label]
     first = wrong[0] if wrong else 0
     return [
@@ -140,17 +141,10 @@ async def check_labels(subject: Subject) -> list[Check]:
     ]
 
 
-def _labels(raw: bytes) -> list[tuple[int, str]]:
-    """Class and label of Triton's classification answer: length, then 'probability:class:label'."""
-    found, position = [], 0
-    while position + 4 <= len(raw):
-        length = int.from_bytes(raw[position : position + 4], "little")
-        entry = raw[position + 4 : position + 4 + length].decode("utf-8", "replace")
-        position += 4 + length
-        parts = entry.split(":", 2)
-        if len(parts) == 3 and parts[1].isdecimal():
-            found.append((int(parts[1]), parts[2]))
-    return found
+def _labels(raw: bytes) -> dict[int, str]:
+    """Labels by class in Triton's classification answer, whose entries are 'probability:class:label'."""
+    parts = [entry.decode("utf-8", "replace").split(":", 2) for entry in strings(raw)]
+    return {int(one[1]): one[2] for one in parts if len(one) == 3 and one[1].isdecimal()}
 
 
 async def check_version(subject: Subject) -> list[Check]:

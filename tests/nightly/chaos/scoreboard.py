@@ -20,8 +20,7 @@ from typing import Any
 
 from fruitstand.artefacts import read_json, write_bytes, write_json
 from fruitstand.errors import FruitstandError
-from fruitstand.machine.hardware import hardware
-from fruitstand.machine.provenance import git_commit
+from fruitstand.machine.provenance import git_commit, hardware
 from tests.nightly.chaos.material import Material
 from tests.nightly.chaos.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
 from tests.nightly.chaos.setting import Claim, Setting, Tier
