@@ -31,11 +31,11 @@ OTHER_MODEL = (
 )
 
 
-async def check_golden(subject: Subject) -> list[Check]:
+async def check_golden(subject: Subject) -> Check:
     """The version's golden images get the answers recorded when it was published."""
     expected = f"the recorded answers, distance at most {MAX_GOLDEN_DISTANCE}"
     if subject.version is None:
-        return [not_seen("golden", expected, subject.no_version)]
+        return not_seen("golden", expected, subject.no_version)
     golden = subject.version.golden()
     answers = await subject.server.classify_all(
         [one.path.read_bytes() for one in golden], in_flight=IN_FLIGHT
@@ -46,15 +46,13 @@ async def check_golden(subject: Subject) -> list[Check]:
         for one, answer in zip(golden, answers, strict=True)
     ]
     got = f"{len(golden)} images, largest distance {max(distances):.3g}"
-    return [
-        judged(
-            "golden",
-            ok=max(distances) <= MAX_GOLDEN_DISTANCE,
-            expected=expected,
-            got=f"{got}; {len(failed)} not answered, {failed[0]}" if failed else got,
-            advice="another model, other preprocessing or a broken engine: see 'decode' and 'model'",
-        )
-    ]
+    return judged(
+        "golden",
+        ok=max(distances) <= MAX_GOLDEN_DISTANCE,
+        expected=expected,
+        got=f"{got}; {len(failed)} not answered, {failed[0]}" if failed else got,
+        advice="another model, other preprocessing or a broken engine: see 'decode' and 'model'",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

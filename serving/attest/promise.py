@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.errors import ArtefactError, FruitstandError, UsageError
@@ -19,8 +19,7 @@ from fruitstand.repository.versions import (
     serving_state,
     verify_version,
 )
-
-_PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "cpu": "CPUExecutionProvider"}
+from serving.engine.onnx_session import open_session
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +86,13 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
     """Answer images with a version's own file, on the engine it was checked with where this machine has it.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load or run the file.
+        FruitstandError: ONNX Runtime cannot load or run the file.
     """
-    session = _open(version, file)
+    config: dict[str, Any] = {"name": FRUIT_RESNET, "default_model_filename": file}
+    if version.manifest["serve"]["cpu_engine"] == "openvino":
+        accelerators = {"cpu_execution_accelerator": [{"name": "openvino"}]}
+        config["optimization"] = {"execution_accelerators": accelerators}
+    session = open_session(version.directory, config, device_id=None, num_threads=thread_budget())
     started = time.monotonic()
     pixels = decode_all(images, Preprocessing.from_dict(version.manifest["preprocessing"]))
     decoded_s = time.monotonic() - started
@@ -122,18 +125,3 @@ def served_files(version: Version) -> list[str]:
 def why_not(error: FruitstandError) -> str:
     """The reason for a report that leaves this machine: without folders."""
     return str(error).rsplit("/", 1)[-1]
-
-
-def _open(version: Version, file: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = thread_budget()
-    engine = _PROVIDERS[version.manifest["serve"]["cpu_engine"]]
-    if engine not in onnxruntime.get_available_providers():
-        engine = "CPUExecutionProvider"
-    try:
-        return onnxruntime.InferenceSession(version.directory / file, options, providers=[engine])
-    except Exception as exc:  # as above
-        raise ArtefactError(
-            f"{file}: cannot be loaded by ONNX Runtime: {' '.join(str(exc).split())}"
-        ) from exc
