@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.accuracy import RESULTS
 from fruitstand.artefacts import read_json, write_bytes
 from loadtests.results.plots import draw
-from loadtests.results.result import read_result
+from loadtests.results.result import LoadResult, read_result
 
 PAGE = Path("docs/results.md")
 
@@ -115,13 +115,14 @@ def _peers(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _load(name: str, result: dict[str, Any]) -> str:
+def _load(name: str, result: LoadResult) -> str:
     head = ["loop", "load", "request batch", "images/s", "p50 ms", "p95 ms", "p99 ms"]
-    lines = [f"### {result['tool']}\n\n{_source(name, result)}\n", _row(head), _row(["---"] * len(head))]
-    for point in result["points"]:
-        latency = [f"{point['latency_ms'][key] or 0:.1f}" for key in ("p50", "p95", "p99")]
-        cells = [point["loop"], f"{point['load']:g}", f"{point['request_batch']:g}"]
-        lines.append(_row([*cells, f"{point['images_per_s']:.0f}", *latency]))
+    title = f"### {result.tool}\n\n{_source(name, result.to_json())}\n"
+    lines = [title, _row(head), _row(["---"] * len(head))]
+    for point in result.points:
+        latency = [f"{point.latency_ms[key] or 0:.1f}" for key in ("p50", "p95", "p99")]
+        cells = [point.loop, f"{point.load:g}", f"{point.request_batch:g}"]
+        lines.append(_row([*cells, f"{point.images_per_s:.0f}", *latency]))
     folder = PLOTS / Path(name).stem
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [path.relative_to(PERFORMANCE_PAGE.parent) for path in draw(result, folder)]
