@@ -27,7 +27,7 @@ import numpy as np
 import tritonclient.grpc as triton
 import typer
 
-from benchmarks.peers.load import WARM_UP_S, Target, closed_loop
+from benchmarks.load import WARM_UP_S, Target, closed_loop
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import CPU_CONFIG, FRUIT_RESNET, HOST_CONFIG
 from fruitstand.errors import DataError

@@ -16,8 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.peers.load import Target, closed_loop
-from benchmarks.ratios import ratio
+from benchmarks.load import Target, closed_loop, ratio
 from fruitstand.artefacts import write_json
 from fruitstand.errors import UsageError
 from fruitstand.machine.provenance import provenance

@@ -23,8 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.in_process import BATCH, LOOPS, Measure, in_process, read_images, served_version
-from benchmarks.peers.load import NothingMeasured, Target, closed_loop
-from benchmarks.ratios import ratio
+from benchmarks.load import NothingMeasured, Target, closed_loop, ratio
 from fruitstand.artefacts import write_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.machine.provenance import provenance

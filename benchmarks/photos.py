@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.load import ratio
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install
 from benchmarks.peers.measure import Case, Round, measure
-from benchmarks.ratios import ratio
 from export.publish.render import render_repository
 from fruitstand.artefacts import write_bytes, write_json
 from fruitstand.contract import IMAGE_DECODE, Preprocessing

@@ -28,10 +28,10 @@ def command_line(measure: Callable[..., object]) -> None:
         sys.exit(exc.exit_code)
 
 
-def step(name: str, *arguments: object) -> dict[str, Any]:
+def step(*arguments: object) -> dict[str, Any]:
     """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
     command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
-    console.print(f"[bold]{name}[/]  fruitstand {' '.join(command[3:])}")
+    console.print(f"[bold]{arguments[0]}[/]  fruitstand {' '.join(command[3:])}")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(done.returncode)

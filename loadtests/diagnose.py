@@ -225,7 +225,7 @@ def _pace(seen: Observed) -> Iterator[Finding]:
             "limiting_step", slowest, words, "a smaller or quantised model, more cores, more replicas"
         )
     stages = [seen.counters[step] for step in seen.steps]
-    queue_ns = sum(one.stage_ns[0] for one in stages)
+    queue_ns = sum(one.queue_ns for one in stages)
     share = queue_ns / max(1, seen.counters[seen.ensemble].request_ns)
     if share > LONG_QUEUE:
         words = f"{share:.0%} of a request's time is waiting in queues"

@@ -163,8 +163,8 @@ class _Bench:
                 request_batches=(self._search.request_batch,),
                 rounds=1,
                 seconds=self._search.seconds,
-            )["points"]
-        return Measured(point["images_per_s"], point["latency_ms"]["p99"])
+            ).points
+        return Measured(point.images_per_s, point.latency_ms["p99"] or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

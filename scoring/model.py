@@ -111,7 +111,7 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
         pipeline=pipeline.relative_to(repository),
         pipeline_sha256=sha256_file(pipeline),
-        config=_read_config(repository / LOADED_CONFIG),
+        config=read_config(repository / LOADED_CONFIG),
     )
 
 
@@ -246,7 +246,7 @@ class ServedModel:
         return answers
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A `config.pbtxt` with the keys of the JSON that Triton hands to a backend."""
     from google.protobuf import json_format, text_format
     from tritonclient.grpc import model_config_pb2

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.in_process import in_process_images_per_s
+from benchmarks.load import ratio
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
 from benchmarks.peers.measure import IN_FLIGHT, OURS, STUBS, Case, Round, measure
-from benchmarks.ratios import ratio
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import DataError, FruitstandError, UsageError

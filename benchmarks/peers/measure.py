@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import aiohttp
 import grpc
 
+from benchmarks.load import Target, closed_loop, labels
 from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
 from benchmarks.peers.environments import install
-from benchmarks.peers.load import Target, closed_loop, labels
 from fruitstand.errors import FruitstandError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.stages import served

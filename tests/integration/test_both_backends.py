@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fruitstand.images.kinds import image_kinds
 from fruitstand_client import Client, ImageRejected
 from loadtests.server_statistics import ServedModel
+from serving.attest.kinds import image_kinds
 from serving.triton.backend_directory import BACKENDS_VARIABLE, HOST, STUB
 from serving.triton.embedded import EmbeddedServer
 

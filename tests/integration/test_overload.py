@@ -6,7 +6,6 @@ import re
 import shutil
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.connections import fetch_page, metric_total
 from serving.host import build
 from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
@@ -253,11 +253,10 @@ def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, call
 
 def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
     """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
-    pattern = re.compile(rf'^{pending_metric()}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
 
-    def num_waiting() -> int:
-        with urllib.request.urlopen(narrow.metrics_url) as page:
-            return int(pattern.findall(page.read().decode())[0])
+    def num_waiting() -> float:
+        page = fetch_page(narrow.metrics_url, timeout_s=10).decode()
+        return metric_total(page, pending_metric(), model=IMAGE_DECODE, version="1")
 
     with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away()
@@ -269,12 +268,11 @@ def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> N
 @pytest.mark.skipif(not on_host(), reason="Triton's own counters leave out who finds the queue full")
 def test_requests_that_find_the_queue_full_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
     """In `fruitstand_dropped_requests_total`, which the rules read."""
-    name = f'fruitstand_dropped_requests_total{{model="{IMAGE_DECODE}",reason="FULL",version="1"}}'
 
     def num_dropped() -> float:
-        with urllib.request.urlopen(narrow.metrics_url) as page:
-            (line,) = (one for one in page.read().decode().splitlines() if one.startswith(name))
-        return float(line.rpartition(" ")[2])
+        page = fetch_page(narrow.metrics_url, timeout_s=10).decode()
+        name = "fruitstand_dropped_requests_total"
+        return metric_total(page, name, model=IMAGE_DECODE, version="1", reason="FULL")
 
     before = num_dropped()
     with held(narrow, DECODER_GATE):

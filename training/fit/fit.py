@@ -22,8 +22,7 @@ from fruitstand.artefacts import atomic_file, sha256_file, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
-from fruitstand.machine.hardware import hardware
-from fruitstand.machine.provenance import git_commit, lock_sha256
+from fruitstand.machine.provenance import git_commit, hardware, lock_sha256
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
 from training.evaluate.evaluate import finish_evaluation

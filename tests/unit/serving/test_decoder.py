@@ -6,10 +6,10 @@ import pytest
 from export.publish.render import write_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.reference_decode import decode_inspected, decode_reference
 from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import encode, pattern, supported_images
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.engine.decoder import Decoder
 
 MAX_MEAN_DIFF = 1.0

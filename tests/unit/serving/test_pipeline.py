@@ -5,8 +5,8 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ServerError
-from fruitstand.images.kinds import image_kinds
 from fruitstand.images.synthetic import encode, pattern
+from serving.attest.kinds import image_kinds
 from serving.engine.decoder import Decoder
 from serving.engine.pipeline import Pipeline, check_outputs
 

@@ -1,17 +1,14 @@
-"""What may arrive as an image, kind by kind, with its verdict: one list for training, export and serving.
-
-`docs/inputs.md` holds its table; `python -m fruitstand.images.kinds` prints it.
-"""
+"""How each kind of input is made: as programs usually write it, cut, damaged, or no image at all."""
 
 import base64
-import functools
 import re
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 from fruitstand.contract import Preprocessing
-from fruitstand.images.odd_kinds import (
+from fruitstand.images.png import SIGNATURE, chunk
+from fruitstand.images.synthetic import encode, pattern, with_orientation
+from tests.kinds.odd import (
     HEIGHT,
     WIDTH,
     Rows,
@@ -21,7 +18,7 @@ from fruitstand.images.odd_kinds import (
     odd_pngs,
     odd_webps,
 )
-from fruitstand.images.synthetic import (
+from tests.kinds.writers import (
     BMP_BITFIELDS,
     BMP_RLE8,
     PNG_GREY,
@@ -29,13 +26,8 @@ from fruitstand.images.synthetic import (
     PNG_PALETTE,
     PNG_RGB,
     PNG_RGBA,
-    PNG_SIGNATURE,
     bmp,
-    encode,
-    pattern,
     png,
-    png_chunk,
-    with_orientation,
 )
 
 _ARITHMETIC_JPEG = base64.b64decode(
@@ -49,32 +41,12 @@ _ARITHMETIC_JPEG = base64.b64decode(
 """`pattern(48, 40)`, coded by libjpeg-turbo's `jpegtran -arithmetic`: Pillow cannot write it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageKind:
-    """One kind of input."""
-
-    name: str
-    content: bytes
-    """A file of this kind."""
-    verdict: str
-    """How the reason begins with which it is refused; empty where it is answered."""
-    remark: str
-    """What is done with it, for `docs/inputs.md`."""
-
-    @property
-    def is_accepted(self) -> bool:
-        """Whether it gets an answer."""
-        return not self.verdict
-
-
-@functools.cache
-def image_kinds() -> tuple[ImageKind, ...]:
+def kind_rows() -> Rows:
     """Every kind: accepted, damaged, unsupported, too large, no image at all."""
-    kinds = [
+    return [
         *_jpeg(), *_jpeg_damaged(), *odd_jpegs(), *inconsistent_jpegs(),
         *_png(), *_png_damaged(), *odd_pngs(), *_webp(), *odd_webps(), *_bmp(), *odd_bmps(), *_others(),
     ]  # fmt: skip
-    return tuple(ImageKind(*kind) for kind in kinds)
 
 
 def _picture(**options: Any) -> bytes:
@@ -147,8 +119,8 @@ def _png() -> Rows:
     grey = np.asarray(picture.convert("L"))
     wide = (np.arange(HEIGHT * WIDTH, dtype=np.uint16) * 3).reshape(HEIGHT, WIDTH)
     rgb16 = rgb.astype(np.uint16) * 257
-    palette = png_chunk(b"PLTE", bytes(range(48)))
-    gamma = png_chunk(b"gAMA", struct.pack(">I", 100_000))
+    palette = chunk(b"PLTE", bytes(range(48)))
+    gamma = chunk(b"gAMA", struct.pack(">I", 100_000))
     colours = picture.quantize(64)
     animated = _picture(image_format="PNG", save_all=True, append_images=[pattern(WIDTH, HEIGHT, phase=2)])
     return [
@@ -190,20 +162,20 @@ def _png_damaged() -> Rows:
     grey = rgb[..., 1]
     plain = _picture(image_format="PNG")
     header, data = plain[:33], plain.index(b"IDAT")
-    bomb = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, PNG_RGB, 0, 0, 0))
+    bomb = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, PNG_RGB, 0, 0, 0))
     return [
         ("png_half", plain[: len(plain) // 2], "truncated", ""),
         ("png_without_end", plain[:-12], "truncated", "the end chunk is missing"),
         ("png_flipped_bit", _overwritten(plain, data + 1000, bytes([plain[data + 1000] ^ 1])), "damaged",
          "a checksum says so"),
         ("png_header_checksum", _overwritten(plain, 29, bytes([plain[29] ^ 1])), "damaged", ""),
-        ("png_unknown_chunk", header + png_chunk(b"ABCD", b"x") + plain[33:], "damaged",
+        ("png_unknown_chunk", header + chunk(b"ABCD", b"x") + plain[33:], "damaged",
          "a critical one"),
         ("png_without_palette", png(grey >> 4, colour=PNG_PALETTE, depth=4), "damaged", ""),
-        ("png_without_picture", header + png_chunk(b"IEND", b""), "damaged", ""),
+        ("png_without_picture", header + chunk(b"IEND", b""), "damaged", ""),
         ("png_missing_rows", png(rgb, colour=PNG_RGB, num_rows=60), "damaged",
          "half of the rows, though every checksum is right"),
-        ("png_bomb", PNG_SIGNATURE + bomb + plain[33:], "too many pixels", "20,000 x 20,000"),
+        ("png_bomb", SIGNATURE + bomb + plain[33:], "too many pixels", "20,000 x 20,000"),
     ]  # fmt: skip
 
 
@@ -281,7 +253,7 @@ def _others() -> Rows:
          "unsupported format: GIF", ""),
         ("tiff", encode(picture, "TIFF"), "unsupported format: TIFF", ""),
         ("ico", encode(picture, "ICO"), "unsupported format: ICO", ""),
-        ("pdf", encode(picture, "PDF"), "unsupported format: PDF", ""),
+        ("pdf", b"%PDF-1.7\n" + filler, "unsupported format: PDF", ""),
         ("jpeg_2000", b"\0\0\0\x0cjP  \r\n\x87\n" + filler, "unsupported format: JPEG 2000", ""),
         ("jpeg_xl", b"\xff\x0a" + filler, "unsupported format: JPEG XL", ""),
         ("heic", b"\0\0\0\x18ftypheic" + filler, "unsupported format: HEIC", ""),
@@ -321,14 +293,3 @@ def _exif_with_thumbnail(thumbnail: bytes) -> bytes:
     for tag, kind, value in entries:
         directory += struct.pack("<HHII", tag, kind, 1, value)
     return b"Exif\0\0II*\0" + struct.pack("<IHI", 8, 0, 14) + directory + bytes(4) + thumbnail
-
-
-def table() -> str:
-    """The table of `docs/inputs.md`, Markdown."""
-    rows = ["| input | verdict | remark |", "|---|---|---|"]
-    rows += [f"| `{kind.name}` | {kind.verdict or 'answered'} | {kind.remark} |" for kind in image_kinds()]
-    return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())

@@ -9,7 +9,7 @@
 # Images that cannot be pulled are made under their names: python and prometheus from Debian's packages, Grafana and
 # NVIDIA's as stand-ins. The profile gpu gets no further than its preflight here.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 skip() { echo "compose-test: skipped: $1"; exit 0; }
 [ "$(id -u)" = 0 ] || skip "needs root"
 for program in dockerd debootstrap prometheus busybox; do
@@ -44,7 +44,7 @@ trap cleanup EXIT
 fail() { echo "compose-test: error: $1"; exit 1; }
 cpu() { (cd "$clone" && COMPOSE_PROFILES=cpu exec "$COMPOSE" "$@"); }
 down() { cpu --profile cpu --profile gpu --profile loadtest --profile models down --volumes --timeout 40; }
-check() { "$here/.venv/bin/python" -m deploy.compose_check "$@"; }
+check() { "$here/.venv/bin/python" -m tests.compose.check "$@"; }
 for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
 docker info >/dev/null
 # Of a run that was killed, in an engine that is kept.
@@ -64,7 +64,7 @@ make_bases() {
     rm -rf "$work/root"
   fi
   mkdir "$work/base"
-  cp "$(command -v prometheus)" "$(command -v promtool)" "$(command -v busybox)" deploy/grafana_stand_in.py "$work/base/"
+  cp "$(command -v prometheus)" "$(command -v promtool)" "$(command -v busybox)" tests/compose/grafana_stand_in.py "$work/base/"
   cp -r .venv/lib/python3*/site-packages/yaml "$work/base/yaml"
   base prom/prometheus:v3.5.0 - "$work/base" <<'END'
 FROM python:3.11-slim-bookworm

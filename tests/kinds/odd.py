@@ -1,4 +1,4 @@
-"""Files as programs in the world write them, and as the way to us damages them: a part of `image_kinds`.
+"""Files as programs in the world write them, and as the way to us damages them: a part of `kind_rows`.
 
 Metadata that is odd or broken does not matter; of the picture itself every byte does that can be checked.
 """
@@ -7,16 +7,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from fruitstand.images.orientation import exif_block
-from fruitstand.images.synthetic import (
-    BMP_BITFIELDS,
-    PNG_GREY,
-    PNG_RGB,
-    bmp,
-    encode,
-    pattern,
-    png,
-    png_chunk,
-)
+from fruitstand.images.png import chunk as png_chunk
+from fruitstand.images.synthetic import encode, pattern
+from tests.kinds.writers import BMP_BITFIELDS, PNG_GREY, PNG_RGB, bmp, png
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,8 @@
-"""One closed loop for all: so many requests under way at once, over HTTP or gRPC, made beforehand."""
+"""The load generator of every benchmark: requests made beforehand, so many in flight, over HTTP or gRPC."""
 
 import asyncio
 import json
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,10 +17,11 @@ from tritonclient.grpc import service_pb2
 from benchmarks.peers.catalogue import Peer
 from fruitstand.errors import FruitstandError
 from fruitstand.network.connections import open_channel
+from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER, Wire
 
-Send = Callable[[int], Awaitable[bytes | None]]
-"""Send the payload of that number, return the raw answer; None where our server's queue refused it."""
+Send = Callable[[int], Awaitable[bytes]]
+"""Send the payload of that number, return the raw answer."""
 TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 SLOW_MS = 400.0
@@ -47,7 +49,13 @@ class Target:
     """Something to send images to."""
 
     def __init__(
-        self, url: str, images: Sequence[bytes], peer: Peer | None = None, *, request_batch: int = 1
+        self,
+        url: str,
+        images: Sequence[bytes],
+        peer: Peer | None = None,
+        *,
+        request_batch: int = 1,
+        top_k: int = 1,
     ) -> None:
         """Make the payloads.
 
@@ -56,16 +64,17 @@ class Target:
             images: encoded.
             peer: None for our stack.
             request_batch: images a request, of our stack.
+            top_k: classes in an answer of our stack.
         """
         self._url, self._peer, self.num_requests = url, peer, len(images)
         self.request_batch = request_batch
         if peer is not None:
             self._payloads = [peer.payload(image) for image in images]
         else:
-            wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=False)
+            wire = self._wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=False)
             endless = [*images, *images[: request_batch - 1]]
             self._messages = [
-                wire.request(endless[start : start + request_batch], 1, TIMEOUT_S).SerializeToString()
+                wire.request(endless[start : start + request_batch], top_k, TIMEOUT_S).SerializeToString()
                 for start in range(len(images))
             ]
             wire.channel.close()
@@ -74,8 +83,11 @@ class Target:
         """What an answer says."""
         if self._peer is not None:
             return self._peer.label(json.loads(answer))
-        response = service_pb2.ModelInferResponse.FromString(answer)
-        return response.raw_output_contents[0][4:].decode().split(":", 2)[2]
+        return str(self.prediction(answer).label)
+
+    def prediction(self, answer: bytes) -> Prediction:
+        """What our stack says of a single image."""
+        return self._wire.predictions(service_pb2.ModelInferResponse.FromString(answer), 1)[0]
 
     @asynccontextmanager
     async def connected(self) -> Any:
@@ -84,13 +96,8 @@ class Target:
             async with open_channel(self._url, asynchronous=True) as channel:
                 infer = channel.unary_unary(MODEL_INFER)  # bytes in, bytes out
 
-                async def call(number: int) -> bytes | None:
-                    try:
-                        return await infer(self._messages[number], timeout=TIMEOUT_S)
-                    except grpc.aio.AioRpcError as exc:
-                        if exc.code() != grpc.StatusCode.UNAVAILABLE:
-                            raise
-                        return None
+                async def call(number: int) -> bytes:
+                    return await infer(self._messages[number], timeout=TIMEOUT_S)
 
                 yield call
             return
@@ -109,19 +116,42 @@ class Target:
             yield post
 
 
+def is_refusal(error: grpc.aio.AioRpcError) -> bool:
+    """Whether our server's queue refused the call, or nobody is there."""
+    return bool(error.code() == grpc.StatusCode.UNAVAILABLE)
+
+
+async def ask_all(
+    target: Target, numbers: Sequence[int], in_flight: int
+) -> tuple[float, list[bytes | grpc.aio.AioRpcError]]:
+    """Send payloads by number.
+
+    Returns:
+        Seconds for all, and for each its raw answer or gRPC's error.
+    """
+    outcomes: list[Any] = [None] * len(numbers)
+    left = iter(enumerate(numbers))
+    async with target.connected() as send:
+
+        async def caller() -> None:
+            for position, number in left:
+                try:
+                    outcomes[position] = await send(number)
+                except grpc.aio.AioRpcError as exc:
+                    outcomes[position] = exc
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(in_flight)))
+        return time.perf_counter() - started, outcomes
+
+
 async def labels(target: Target) -> list[str]:
     """The label of every image, several asked for at once."""
-    async with target.connected() as send:
-        limit = asyncio.Semaphore(8)
-
-        async def one(number: int) -> str:
-            async with limit:
-                answer = await send(number)
-            if answer is None:
-                raise FruitstandError("refused with 8 in flight; the queue holds more")
-            return target.label(answer)
-
-        return await asyncio.gather(*(one(number) for number in range(target.num_requests)))
+    _, outcomes = await ask_all(target, range(target.num_requests), 8)
+    for outcome in outcomes:
+        if isinstance(outcome, grpc.aio.AioRpcError):
+            raise outcome
+    return [target.label(outcome) for outcome in outcomes]
 
 
 async def closed_loop(
@@ -146,12 +176,17 @@ async def closed_loop(
             nonlocal position, num_answered
             while (begun := time.perf_counter()) < end:
                 number, position = position % target.num_requests, position + target.request_batch
-                answered = await send(number) is not None
+                try:
+                    await send(number)
+                except grpc.aio.AioRpcError as exc:
+                    if not is_refusal(exc):
+                        raise
+                    continue
                 now = time.perf_counter()
-                num_answered += answered
-                if answered and calls is not None:
+                num_answered += 1
+                if calls is not None:
                     calls.append((begun, now))
-                if answered and counts_from <= now <= end:
+                if counts_from <= now <= end:
                     latencies_ms.append((now - begun) * 1e3)
 
         used = time.process_time()
@@ -170,3 +205,10 @@ async def closed_loop(
         num_slow=sum(latency > SLOW_MS for latency in latencies_ms),
         generator_cpu_share=round(share, 2),
     )
+
+
+def ratio(values: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest of the ratios within rounds, where a busy machine slows both sides."""
+    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
+    found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return {key: round(value, 3) for key, value in found.items()}

@@ -1,6 +1,6 @@
 """Stands in for Grafana where its image cannot be pulled: checks the provisioning, answers the health check.
 
-`deploy/compose_test.sh` puts it into an image of Grafana's name, so that docker-compose.yml runs as it is. It
+`tests/compose/run.sh` puts it into an image of Grafana's name, so that docker-compose.yml runs as it is. It
 shows no dashboard. It checks: known keys, a data source with an address, dashboards in JSON that ask that
 data source.
 """
