@@ -92,6 +92,15 @@ def read_size(view: memoryview) -> tuple[int, int]:
     raise ImageRejected("not an image: a JPEG without a frame header")
 
 
+def is_progressive(view: memoryview) -> bool:
+    """Whether the picture comes in several passes, so that a decoder keeps all of it in memory.
+
+    Raises:
+        ImageRejected, IndexError: as `segments`.
+    """
+    return any(marker in PROGRESSIVE for marker, _, _ in segments(view))
+
+
 def picture_only(view: memoryview) -> memoryview | bytes:
     """The file without stray bytes and metadata; its turn, if any, is all that its EXIF says.
 

@@ -7,8 +7,10 @@ One bad image never costs its neighbours their answer: what is not whole is refu
 byte, and when a batch still fails, the images that may have caused it are decoded apart.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
+from fruitstand.images import jpeg
 from fruitstand.images.reference_decode import decode_inspected, is_reduced
 from fruitstand.images.structure import Inspected, inspect_image
 from fruitstand.images.synthetic import canary_image
@@ -57,6 +60,7 @@ class Decoder:
         self._contract = self.pipeline.preprocessing or Preprocessing(reduced_decode=0)
         if device_id is not None:
             self._contract = replace(self._contract, reduced_decode=0)
+        self._progressive = threading.Lock()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode-reduced")
         self._canary = np.frombuffer(canary_image(), np.uint8)
         self._canary_pixels = self._run([self._canary])[0].copy()
@@ -118,8 +122,11 @@ class Decoder:
             yield batch
 
     def _decode_reduced(self, inspected: Inspected) -> np.ndarray | ImageRejected:
+        # A progressive picture lies in memory as a whole at any scale: one at a time keeps to `max_pixels`.
+        one_at_a_time = jpeg.is_progressive(memoryview(inspected.content))
         try:
-            return decode_inspected(inspected, self._contract, reduced=True)
+            with self._progressive if one_at_a_time else nullcontext():
+                return decode_inspected(inspected, self._contract, reduced=True)
         except ImageRejected as exc:
             return exc
 

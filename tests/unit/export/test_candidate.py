@@ -68,9 +68,9 @@ def _with_weights(run: Run, change) -> Run:
     return read_run(run.directory)
 
 
-def _at_size(run: Run, size: int) -> Run:
-    """The run as if it had been trained on images of that size; the network takes any."""
-    preprocessing = {**run.meta["preprocessing"], "input_size": [size, size]}
+def _at_size(run: Run, size: int, **preprocessing: object) -> Run:
+    """The run as if it had been trained on images of that size, in another way; the network takes any."""
+    preprocessing = {**run.meta["preprocessing"], "input_size": [size, size], **preprocessing}
     write_json(run.directory / META_NAME, {**run.meta, "preprocessing": preprocessing})
     return read_run(run.directory)
 
@@ -91,6 +91,7 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
     assert all(gate["passed"] for gate in gates.values())
     assert gates["fp32_top1_agreement"]["limit"] == 1
     assert gates["decode_num_images"]["value"] >= 200
+    assert "decode_reduced_mean_abs_diff_of_255" in gates
     engine = record["serve"]["cpu_engine"]
     assert set(required_gates(record["files"], engine)) <= set(gates)
     assert {"structure_model.int8", f"int8_{engine}_distance", "torch_vs_model.fp16_batch_64"} < set(gates)
@@ -337,14 +338,15 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
 @pytest.mark.parametrize(
     "size", [64, *(pytest.param(size, marks=pytest.mark.nightly) for size in (128, 224))]
 )
-def test_other_input_sizes_are_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
-    """Every shape comes from the run's contract."""
+def test_other_preprocessing_is_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
+    """Every shape comes from the run's contract, and filter and crop too."""
     repository = tmp_path / "repository"
-    export(_at_size(copied_run, size).directory, repository=repository, data_directory=None)
+    run = _at_size(copied_run, size, crop_pct=0.875, interpolation="bicubic")
+    export(run.directory, repository=repository, data_directory=None)
     manifest = read_version(repository, 1).manifest
-    assert manifest["preprocessing"]["input_size"] == [size, size]
+    assert manifest["preprocessing"] == run.preprocessing.to_dict()
     for name in ONNX_FILES:
         session = open_session(repository / "fruit_resnet" / "1" / name)
         assert session.get_inputs()[0].shape[1:] == [size, size, 3]
     assert f"dims: [ {size}, {size}, 3 ]" in (repository / "fruit_resnet" / "config.pbtxt").read_text()
-    assert f"crop=({size}, {size})" in (repository / "image_decode" / "1" / "dali.py").read_text()
+    assert f'"input_size": [{size}, {size}]' in (repository / "image_decode" / "1" / "dali.py").read_text()

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,18 @@ def test_a_versions_own_limits_are_used(tmp_path: Path, large_jpegs: dict[str, b
     assert str(long).startswith("too many bytes")
     assert str(large).startswith("too many pixels")
     assert isinstance(fine, np.ndarray)
+
+
+def test_progressive_photographs_are_decoded_one_at_a_time(
+    decoder: Decoder, large_jpegs: dict[str, bytes]
+) -> None:
+    """A decoder holds all of such a picture; while one is under way the others wait, and all are answered."""
+    progressive, plain = as_array(large_jpegs["largest_progressive"]), as_array(large_jpegs["largest"])
+    expected = [decoder.decode([one])[0] for one in (progressive, plain)]
+    with decoder._progressive, ThreadPoolExecutor(1) as caller:
+        waiting = caller.submit(decoder.decode, [progressive])
+        np.testing.assert_array_equal(decoder.decode([plain])[0], expected[1])
+        assert not waiting.done()
+        decoder._progressive.release()
+        np.testing.assert_array_equal(waiting.result()[0], expected[0])
+        decoder._progressive.acquire()
