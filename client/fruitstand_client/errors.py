@@ -156,6 +156,9 @@ _TLS_REASONS = {
     "self signed": "its certificate is self-signed; name the CA's file",
     "IP address mismatch": "its certificate is for another name; use the name that stands in it",
     "Hostname Verification": "its certificate is for another name; use the name that stands in it",
+    "not in peer certificate": "its certificate is for another name; use the name that stands in it",
+    # All that grpcio before 1.7x says; so this stands behind what newer ones add to it.
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is expired, or its issuer is unknown; name the CA's file",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the TLS settings out, or use another port",
 }
 

@@ -23,7 +23,12 @@ def run_torch(model: torch.nn.Module, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
 
 
 def parity_gates(
-    path: Path, model: torch.nn.Module, pixels_nhwc_u8: np.ndarray, *, max_abs_diff: float
+    path: Path,
+    model: torch.nn.Module,
+    pixels_nhwc_u8: np.ndarray,
+    *,
+    max_abs_diff: float,
+    reference: str = "torch",
 ) -> list[Gate]:
     """PyTorch against ONNX Runtime on real images at every batch size of `CHECKED_BATCHES`.
 
@@ -32,13 +37,14 @@ def parity_gates(
         model: the served model in PyTorch.
         pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
         max_abs_diff: the limit, on probabilities.
+        reference: what `model` is called in the gates' names.
     """
     session = open_session(path)
     gates = []
     for batch_size in CHECKED_BATCHES:
         batch = np.resize(pixels_nhwc_u8, (batch_size, *pixels_nhwc_u8.shape[1:]))
         difference = np.abs(run_batches(session, batch) - run_torch(model, batch)).max()
-        gates.append(at_most(f"torch_vs_{path.stem}_batch_{batch_size}", difference, max_abs_diff))
+        gates.append(at_most(f"{reference}_vs_{path.stem}_batch_{batch_size}", difference, max_abs_diff))
     return gates
 
 

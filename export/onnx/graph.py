@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from timm.layers import SelectAdaptivePool2d
 
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
@@ -40,8 +41,12 @@ class ServedModel(torch.nn.Module):
 class _MeanPool(torch.nn.Module):
     """Mean over height and width."""
 
+    def __init__(self, *, keepdim: bool) -> None:
+        super().__init__()
+        self._keepdim = keepdim
+
     def forward(self, features_nchw: torch.Tensor) -> torch.Tensor:
-        return features_nchw.mean(dim=(2, 3))
+        return features_nchw.mean(dim=(2, 3), keepdim=self._keepdim)
 
 
 def load_served_model(run: Run) -> ServedModel:
@@ -61,9 +66,11 @@ def export_onnx(
         metadata: for the file's `metadata_props`.
     """
     model = copy.deepcopy(model)
-    if getattr(model.model.global_pool, "pool_type", "") == "avg":  # a transformer's is a word
-        # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
-        model.model.global_pool = _MeanPool()
+    for name, pool in list(model.model.named_modules()):
+        if isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg":
+            # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.
+            keepdim = isinstance(pool.flatten, torch.nn.Identity)
+            model.model.set_submodule(name, _MeanPool(keepdim=keepdim))
     height, width = preprocessing.input_size
     example = torch.randint(0, 256, (EXAMPLE_BATCH, height, width, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -87,22 +94,26 @@ def export_onnx(
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
-    _expose_features(proto)
+    expose_features(proto)
     set_metadata(proto, metadata)
     write_model(proto, path)
 
 
-def _expose_features(proto: onnx.ModelProto) -> None:
+def expose_features(proto: onnx.ModelProto) -> None:
     """Add what the last layer reads as a second output; what is not asked for is not copied.
 
-    The copy stands at the end, so that what converts the network leaves it alone.
+    The copy stands at the end, so that what converts the network leaves it alone. Without a layer that
+    multiplies by constant weights, as where a network from elsewhere ends in a convolution, nothing is added.
     """
     graph = proto.graph
-    last = next(node for node in reversed(graph.node) if node.op_type in ("Gemm", "MatMul"))
     (batch, _) = graph.output[0].type.tensor_type.shape.dim
-    weights = next(one for one in graph.initializer if one.name == last.input[1])
+    constants = {one.name: one for one in graph.initializer}
+    layers = (node for node in reversed(graph.node) if node.op_type in ("Gemm", "MatMul"))
+    last = next((node for node in layers if node.input[1] in constants), None)
+    if last is None:
+        return
     transposed = any(one.name == "transB" and one.i for one in last.attribute)
-    width = weights.dims[1 if transposed else 0]
+    width = constants[last.input[1]].dims[1 if transposed else 0]
     graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [FEATURES], name="features"))
     graph.output.append(
         onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, [batch.dim_param, width])

@@ -23,7 +23,9 @@ def file_metadata(run: Run) -> dict[str, str]:
         "source_run": run.directory.resolve().name,
         "weights_sha256": run.meta["weights_sha256"],
     }
-    if run.meta["data"]["source"] != "generated":
+    if adopted := run.meta.get("adopted"):
+        metadata |= {"adopted_from": adopted["from"], **adopted["licence"]}
+    elif run.meta["data"]["source"] != "generated":
         metadata["license_weights"] = "trained on Fruits-360, CC BY-SA 4.0"
     return metadata
 

@@ -5,11 +5,13 @@ not passed can be looked at, and is not published.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from export.gates.checks import agreement_gate, extreme_pixels_gate, parity_gates
 from export.gates.decode_parity import decode_gates
@@ -18,20 +20,20 @@ from export.gates.measured import measure
 from export.gates.structure import structure_gate
 from export.gates.validation import Validation, read_validation
 from export.onnx.fp16 import convert_fp16
-from export.onnx.graph import IR_VERSION, OPSET, ServedModel, export_onnx, load_served_model
+from export.onnx.graph import IR_VERSION, OPSET, export_onnx, load_served_model
 from export.onnx.int8 import make_int8
 from export.onnx.metadata import file_metadata
 from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.publish.golden import write_golden
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
-from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, PROBABILITIES
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
-from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF
+from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MIN_AGREEMENT
 from fruitstand.repository.version_record import (
     FP16_MODEL,
     FP32_MODEL,
@@ -50,11 +52,40 @@ NUM_PARITY_IMAGES = 64
 FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """Where the fp32 file comes from, and what every file is held against."""
+
+    reference: torch.nn.Module
+    """(N, H, W, 3) uint8 to (N, C) probabilities."""
+    write_fp32: Callable[[Path], None]
+    max_abs_diff: float
+    """Allowed between the reference's probabilities and the fp32 file's."""
+    name: str = "torch"
+    """What the reference is called in the gates' names."""
+    min_margin: float = 0.0
+    """Between the first and the second probability; a less clear answer may turn with the decoder."""
+    may_lack_variants: bool = False
+    """Whether an fp16 or int8 file that misses a gate is left out instead of ending the building."""
+
+
+def network_of(run: Run) -> Network:
+    """The run's own: its weights in PyTorch, exported."""
+    model = load_served_model(run)
+    metadata = file_metadata(run)
+    return Network(
+        reference=model,
+        write_fp32=lambda path: export_onnx(model, run.preprocessing, path, metadata),
+        max_abs_diff=MAX_ABS_DIFF,
+    )
+
+
 @dataclass(kw_only=True, slots=True)
 class _Draft:
     """A candidate while it is built."""
 
     run: Run
+    network: Network
     directory: Path
     gates: list[Gate] = field(default_factory=list)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -67,13 +98,32 @@ class _Draft:
         if failed:
             raise GateFailed(str(failed[0]))
 
+    def add_variant(self, name: str, file: str, add: Callable[[], None]) -> None:
+        """Make an fp16 or int8 file; where the network may lack it, a failure is written into the report."""
+        num_gates = len(self.gates)
+        try:
+            add()
+        except Exception as exc:  # converters raise anything for a network that is none of ours
+            if not self.network.may_lack_variants:
+                raise
+            reason = " ".join(str(exc).split()) or type(exc).__name__
+            log.warning("%s is left out: %s", name, reason)
+            del self.gates[num_gates:]
+            (self.directory / file).unlink(missing_ok=True)
+            self.reports[name] = {**self.reports.get(name, {}), "left_out": reason}
+
     def require_readable(self, path: Path) -> None:
         """The gates that need no images; a file with another structure cannot be asked anything."""
         self.require([structure_gate(path, self.run.preprocessing, len(self.run.labels))])
 
 
 def build_candidate(
-    run: Run, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool = False
+    run: Run,
+    data: PreparedData,
+    variants: tuple[str, ...],
+    *,
+    compare_int8: bool = False,
+    network: Network | None = None,
 ) -> Path:
     """Build and check a run's candidate; an older one stays until this one is there.
 
@@ -82,6 +132,7 @@ def build_candidate(
         data: prepared images of the run's classes; train calibrates int8, val is what the gates measure on.
         variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+        network: what the files are made of; None takes the run's weights.
 
     Returns:
         The candidate's folder.
@@ -94,7 +145,7 @@ def build_candidate(
     sweep_temporaries(run.directory)
     failure: GateFailed | None = None
     with atomic_directory(directory, replace=True) as staged:
-        draft = _Draft(run=run, directory=staged)
+        draft = _Draft(run=run, network=network or network_of(run), directory=staged)
         try:
             _build(draft, data, variants, compare_int8=compare_int8)
         except GateFailed as exc:
@@ -108,43 +159,57 @@ def build_candidate(
 def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool) -> None:
     run = draft.run
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
-    model = load_served_model(run)
-    validation = read_validation(data, run.preprocessing, model)
-    _add_fp32(draft, model, validation)
+    validation = read_validation(data, run.preprocessing, draft.network.reference)
+    _add_fp32(draft, validation)
     if "fp16" in variants:
-        _add_fp16(draft, model, validation)
+        draft.add_variant("fp16", FP16_MODEL, lambda: _add_fp16(draft, validation))
     if "int8" in variants:
-        _add_int8(draft, data, validation, compare=compare_int8)
+        draft.add_variant(
+            "int8", INT8_MODEL, lambda: _add_int8(draft, data, validation, compare=compare_int8)
+        )
     served = draft.directory / draft.serve.cpu_model
     count = write_golden(draft.directory, served, draft.serve.cpu_engine, validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
     session = open_session(served, draft.serve.cpu_engine)
-    answers, features = (
-        run_batches(session, validation.served_nhwc_u8, name) for name in (PROBABILITIES, FEATURES)
-    )
+    answers = run_batches(session, validation.served_nhwc_u8)
+    has_features = FEATURES in {one.name for one in session.get_outputs()}
+    features = run_batches(session, validation.served_nhwc_u8, FEATURES) if has_features else None
     reference = describe(validation.served_nhwc_u8, answers, features)
     write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
 
 
-def _add_fp32(draft: _Draft, model: ServedModel, validation: Validation) -> None:
-    run, fp32 = draft.run, draft.directory / FP32_MODEL
-    export_onnx(model, run.preprocessing, fp32, file_metadata(run))
+def _add_fp32(draft: _Draft, validation: Validation) -> None:
+    run, network, fp32 = draft.run, draft.network, draft.directory / FP32_MODEL
+    network.write_fp32(fp32)
     draft.require_readable(fp32)
     pixels = validation.pixels_nhwc_u8
-    parity = parity_gates(fp32, model, _some(pixels), max_abs_diff=MAX_ABS_DIFF)
+    parity = parity_gates(
+        fp32,
+        network.reference,
+        _some(pixels),
+        max_abs_diff=network.max_abs_diff,
+        reference=network.name,
+    )
     draft.require([*parity, extreme_pixels_gate(fp32, run.preprocessing)])
     answers = run_batches(open_session(fp32), pixels)
-    draft.require([agreement_gate("fp32", answers, validation.reference)])
+    share = None if network.max_abs_diff <= MAX_ABS_DIFF else MIN_AGREEMENT
+    draft.require([agreement_gate("fp32", answers, validation.reference, share)])
     log.info("decode with the pipeline that will be served, and with the yardstick")
-    draft.require(decode_gates(fp32, run.preprocessing, pixels, validation.served_nhwc_u8))
+    draft.require(decode_gates(fp32, run.preprocessing, validation, min_margin=network.min_margin))
 
 
-def _add_fp16(draft: _Draft, model: ServedModel, validation: Validation) -> None:
+def _add_fp16(draft: _Draft, validation: Validation) -> None:
     """The processor simulates fp16: the answers are a GPU's, the speed is not. A GPU here is asked."""
     run, fp32, fp16 = draft.run, draft.directory / FP32_MODEL, draft.directory / FP16_MODEL
     convert_fp16(fp32, fp16)
     draft.require_readable(fp16)
-    parity = parity_gates(fp16, model, _some(validation.pixels_nhwc_u8), max_abs_diff=MAX_FP16_ABS_DIFF)
+    parity = parity_gates(
+        fp16,
+        draft.network.reference,
+        _some(validation.pixels_nhwc_u8),
+        max_abs_diff=MAX_FP16_ABS_DIFF,
+        reference=draft.network.name,
+    )
     draft.require([*parity, extreme_pixels_gate(fp16, run.preprocessing)])
     engines = {"fp16": "cpu"} | ({"fp16_gpu": GPU_ENGINE} if has_engine(GPU_ENGINE) else {})
     measured = {
@@ -189,6 +254,8 @@ def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
             "weights_sha256": run.meta["weights_sha256"],
             "git_commit": run.meta["git_commit"],
             "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
+            "reference": draft.network.name,
+            **({"adopted": run.meta["adopted"]} if "adopted" in run.meta else {}),
         },
         gates_data={"source": data.source, "manifest_sha256": data.manifest_sha256},
         gates=[gate.to_json() for gate in draft.gates],

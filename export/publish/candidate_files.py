@@ -22,7 +22,8 @@ class Listed:
     """A gate of the list, and where it applies."""
 
     name: str
-    """`{file}` is a file's stem, `{variant}` is fp16 or int8_ENGINE, `{number}` a batch size or a version."""
+    """`{file}` is a file's stem, `{variant}` fp16 or int8_ENGINE, `{number}` a batch size or a version, and
+    `{reference}` torch, or original for an adopted file."""
     at: tuple[str, ...]
     """Where it is measured: what export alone can measure has to be in the record that is published."""
     files: tuple[str, ...] = (FP32_MODEL,)
@@ -31,7 +32,7 @@ class Listed:
 
 GATES = (
     Listed(name="structure_{file}", at=(EXPORT, PUBLICATION), files=_ALL),
-    Listed(name="torch_vs_{file}_batch_{number}", at=(EXPORT,), files=(FP32_MODEL, FP16_MODEL)),
+    Listed(name="{reference}_vs_{file}_batch_{number}", at=(EXPORT,), files=(FP32_MODEL, FP16_MODEL)),
     Listed(name="extreme_pixels_{file}", at=(EXPORT, PUBLICATION), files=_ALL),
     Listed(name="fp32_top1_agreement", at=(EXPORT,)),
     Listed(name="decode_num_images", at=(EXPORT,)),
@@ -49,15 +50,18 @@ GATES = (
 """Every gate of a version. One that is measured at publication again has `publish_` before its name there."""
 
 
-def required_gates(files: Iterable[str], cpu_engine: str) -> Iterator[str]:
+def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Iterator[str]:
     """The gates that only export can measure, which a candidate with these files has to name.
 
     Args:
         files: the names of its files.
         cpu_engine: that int8 is served by.
+        reference: what the fp32 file was held against: torch, or the original of an adopted model.
     """
     variants = {FP16_MODEL: "fp16", INT8_MODEL: f"int8_{cpu_engine}"}
     for gate in GATES:
         for file in gate.files:
             if gate.at == (EXPORT,) and file in files:
-                yield gate.name.format(file=Path(file).stem, variant=variants.get(file), number=1)
+                yield gate.name.format(
+                    file=Path(file).stem, variant=variants.get(file), number=1, reference=reference
+                )

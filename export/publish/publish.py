@@ -130,9 +130,10 @@ def _checked(candidate: Path) -> Record:
     except (KeyError, TypeError, ValueError) as exc:
         raise ArtefactError(f"{path}: a gate cannot be read ({exc}); export again") from exc
     failed = [str(gate) for gate in gates if not gate.passed]
+    reference = record.source_run.get("reference", "torch")
     missing = [
         f"{name} was not checked"
-        for name in required_gates(record.files, record.serve.cpu_engine)
+        for name in required_gates(record.files, record.serve.cpu_engine, reference)
         if name not in {gate.name for gate in gates}
     ]
     if failed or missing or record.passed is not True:

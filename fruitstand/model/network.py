@@ -52,7 +52,7 @@ def load_network(run: Run) -> "torch.nn.Module":
 
 
 def mean_and_std(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Mean and std of pixels from 0 to 255: a network's input is (pixels - mean) / std.
+    """Mean and std of pixels from 0 to 255, for `normalise`.
 
     Returns:
         Two (1, 3, 1, 1) float32.
@@ -65,8 +65,13 @@ def mean_and_std(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Ten
     return mean, std
 
 
+def normalise(batch_nchw_f32: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
+    """A network's input for pixels from 0 to 255."""
+    return (batch_nchw_f32 - mean) / std
+
+
 def scale_and_shift(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The same as one multiplication and one addition: a network's input is pixels * scale + shift.
+    """The same as one multiplication and one addition, for the ONNX graph: pixels * scale + shift.
 
     Returns:
         Two (1, 3, 1, 1) float32.

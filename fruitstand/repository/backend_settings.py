@@ -1,23 +1,12 @@
-"""Which settings of a Triton model configuration our two stand-in backends honour, which not, and why.
+"""Which settings of a Triton model configuration our two stand-in backends do not honour, and why.
 
 `docs/backends.md` holds the table; `python -m fruitstand.repository.backend_settings` prints it. The
-stand-ins, and the test that tries every line of it on them, read the same. What Triton's core does for every
-backend, such as `dynamic_batching` and `model_warmup`, is not in it.
+stand-ins, and the test that tries every line of it on them, read the same.
 """
 
 from dataclasses import dataclass
 
-from fruitstand.repository.triton_keys import (
-    CUDA_PARAMETERS,
-    DALI_PARAMETERS,
-    DEPRECATED_CUDA_PARAMETERS,
-    GPU_ACCELERATORS,
-    HOST_PARAMETERS,
-    ONNXRUNTIME_PARAMETERS,
-    TENSORRT_PARAMETERS,
-)
-
-HONOURED, NO_EFFECT, REFUSED = "honoured", "no effect", "refused"
+NO_EFFECT, REFUSED = "no effect", "refused"
 ONNXRUNTIME, DALI, BOTH = "onnxruntime", "dali", "both"
 
 
@@ -30,8 +19,8 @@ class Setting:
     path: str
     """Where it stands in `config.pbtxt`; `parameters.KEY` for a model parameter."""
     verdict: str
-    """`honoured`; `no effect`, with a warning in the log; or `refused`, with an error."""
-    why: str = ""
+    """`no effect`, with a warning in the log; or `refused`, with an error."""
+    why: str
     example: str = "1"
     """A value that is not the default, as the protobuf's text."""
 
@@ -40,48 +29,21 @@ class Setting:
         return self.backend in (backend, BOTH)
 
 
-_GPU_ONLY = "on GPU instances; without effect on the CPU"
-_NOTES = dict.fromkeys(
-    DEPRECATED_CUDA_PARAMETERS,
-    f"{_GPU_ONLY}. The native backend writes the defaults of all four over the cuda accelerator's as soon as"
-    " any parameter is set; ours does not",
-) | {"session.use_device_allocator_for_initializers": "natively ignored in 24.10, honoured since"}
-_EXAMPLES = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 _ONNXRUNTIMES = "of the onnxruntime backend"
 _TENSORRTS = "TensorRT's own backend"
 _ACCELERATORS = "optimization.execution_accelerators"
 
 SETTINGS = (
-    *(
-        Setting(ONNXRUNTIME, f"parameters.{key}", HONOURED, _NOTES.get(key, ""), _EXAMPLES.get(key, "1"))
-        for key in ONNXRUNTIME_PARAMETERS
-    ),
     Setting(ONNXRUNTIME, "parameters.ANY_OTHER", REFUSED, "the native backend ignores it in silence"),
-    Setting(ONNXRUNTIME, "optimization.graph.level", HONOURED, "-1, 0, 1 or 2; others are refused"),
-    Setting(ONNXRUNTIME, f"{_ACCELERATORS}.cpu_execution_accelerator", HONOURED,
-            "openvino; its parameters have no effect, as natively. Where the installed onnxruntime has none,"
-            " its own kernels compute and the log says so"),
-    Setting(ONNXRUNTIME, f"{_ACCELERATORS}.gpu_execution_accelerator", HONOURED,
-            f"{', '.join(GPU_ACCELERATORS)}, with {len(TENSORRT_PARAMETERS)} and {len(CUDA_PARAMETERS)}"
-            f" parameters; {_GPU_ONLY}"),
-    Setting(ONNXRUNTIME, "model_operations.op_library_filename", HONOURED),
     Setting(ONNXRUNTIME, "input.allow_ragged_batch", REFUSED, "one batch is one array here", "true"),
     Setting(ONNXRUNTIME, "input.optional", REFUSED, "natively only with max_batch_size 0", "true"),
-    *(Setting(DALI, f"parameters.{key}", HONOURED,
-              "-1 is the thread budget of the machine, natively the pipeline's own")
-      for key in DALI_PARAMETERS),
     Setting(DALI, "parameters.split_along_outer_axis", REFUSED, "for video; exists only natively", "A:B"),
     Setting(DALI, "parameters.ANY_OTHER", REFUSED, "as natively"),
     Setting(DALI, "optimization.graph.level", NO_EFFECT, _ONNXRUNTIMES),
     Setting(DALI, f"{_ACCELERATORS}.cpu_execution_accelerator", NO_EFFECT, _ONNXRUNTIMES),
     Setting(DALI, f"{_ACCELERATORS}.gpu_execution_accelerator", NO_EFFECT, _ONNXRUNTIMES),
     Setting(DALI, "model_operations.op_library_filename", NO_EFFECT, _ONNXRUNTIMES),
-    Setting(DALI, "input.allow_ragged_batch", HONOURED, "", "true"),
     Setting(DALI, "input.optional", REFUSED, "every input is fed in every batch", "true"),
-    *(Setting(BOTH, f"parameters.{key}", HONOURED,
-              "in `configs/host.pbtxt`, for our own C++ backend; without effect on the Python stubs")
-      for key in HOST_PARAMETERS),
-    Setting(BOTH, "default_model_filename", HONOURED, "", "other.file"),
     Setting(BOTH, "max_batch_size", REFUSED, "requests without a batch axis; natively for video and for"
             " models with a fixed batch", "0"),
     Setting(BOTH, "sequence_batching", REFUSED, "no state is kept between requests"),

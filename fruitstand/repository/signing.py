@@ -5,6 +5,7 @@ PEM, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write it
 """
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,15 +102,13 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise UsageError(
-            f"--sign {path}: cannot be read as a PEM private key; make one with 'fruitstand models keygen'"
-        ) from exc
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"--sign {path}: not an Ed25519 key; make one with 'fruitstand models keygen'")
-    return key
+        if isinstance(key, Ed25519PrivateKey):
+            return key
+    raise UsageError(
+        f"--sign {path}: no Ed25519 private key in PEM; make one with 'fruitstand models keygen'"
+    )
 
 
 def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
@@ -120,12 +119,11 @@ def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
     keys = []
     paths = sorted([*directory.glob("*.pub"), *directory.glob("*.pem")]) if directory.is_dir() else []
     for path in paths:
-        try:
+        key = None
+        with contextlib.suppress(ValueError, UnsupportedAlgorithm):
             key = load_pem_public_key(path.read_bytes())
-        except (ValueError, UnsupportedAlgorithm) as exc:
-            raise UsageError(f"{path}: not a PEM public key; remove it from the trusted keys") from exc
         if not isinstance(key, Ed25519PublicKey):
-            raise UsageError(f"{path}: not an Ed25519 key; remove it from the trusted keys")
+            raise UsageError(f"{path}: no Ed25519 public key in PEM; remove it from the trusted keys")
         keys.append(key)
     if not keys:
         raise UsageError(f"--trusted-keys {directory}: no *.pub or *.pem file there")

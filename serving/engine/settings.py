@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fruitstand.errors import ServerError
-from fruitstand.repository.backend_settings import HONOURED, NO_EFFECT, REFUSED, SETTINGS
+from fruitstand.repository.backend_settings import NO_EFFECT, REFUSED, SETTINGS
 from fruitstand.repository.triton_keys import (
     DALI_PARAMETERS,
     DEPRECATED_CUDA_PARAMETERS,
+    HOST_INFER_PARAMETERS,
     HOST_PARAMETERS,
     ONNXRUNTIME_PARAMETERS,
 )
@@ -18,7 +19,7 @@ log = logging.getLogger("fruitstand.backend")
 
 _PARAMETERS = {
     "dali": {**DALI_PARAMETERS, **HOST_PARAMETERS},
-    "onnxruntime": {**ONNXRUNTIME_PARAMETERS, **HOST_PARAMETERS},
+    "onnxruntime": {**ONNXRUNTIME_PARAMETERS, **HOST_PARAMETERS, **HOST_INFER_PARAMETERS},
 }
 _UNSET = (None, "", 0, "0", False, [], {}, "FORMAT_NONE", "PRIORITY_DEFAULT")
 
@@ -47,7 +48,7 @@ def checked_parameters(config: dict[str, Any], backend: str, *, on_gpu: bool) ->
             )
     checked_map(name, parameters, _PARAMETERS[backend])
     for setting in SETTINGS:
-        if not setting.applies_to(backend) or setting.verdict == HONOURED:
+        if not setting.applies_to(backend):
             continue
         if not any(_differs(setting.path, value) for value in _values(config, setting.path.split("."))):
             continue

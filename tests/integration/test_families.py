@@ -48,7 +48,7 @@ def _run(*arguments: object) -> dict:
 def test_a_folder_becomes_served_answers_of_any_family(
     model_name: str, class_folders: Path, tmp_path: Path
 ) -> None:
-    """Trained, exported through the gates, served: the answers are the run's own, label for label."""
+    """Prepared, trained, exported through the gates: the served answers are the run's own, label by label."""
     _run("data", "prepare", "--source", class_folders, "--out", tmp_path / "data")
     settings = [part for one in ("input_size=64", "batch_size=16") for part in ("--set", one)]
     arguments = ("--data", tmp_path / "data", "--out", tmp_path / "run", "--model", model_name, "--epochs", 1)

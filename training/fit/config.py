@@ -12,6 +12,7 @@ from fruitstand.manifest import read_prepared
 CHOICES = {
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "sched": ("cosine", "tanh", "poly", "constant"),
+    "preprocessing": ("whole", "timm"),
     "loader": ("cache", "dali"),
     "keep": ("last", "best"),
     "sampling": ("uniform", "balanced"),
@@ -90,6 +91,9 @@ class TrainConfig:
 
     input_size: int = 100
     """Height and width of the model's input, pixels."""
+    preprocessing: str = "whole"
+    """whole resizes bilinearly and crops nothing off a square picture; timm takes the model's own filter,
+    crop_pct and crop_mode."""
     small_share: float = 0.5
     """Share of the epochs, the first ones, that train on smaller images; 0 trains on full size alone."""
     small_scale: float = 0.64

@@ -22,8 +22,7 @@ from fruitstand.artefacts import atomic_file, sha256_file, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
-from fruitstand.machine.hardware import hardware
-from fruitstand.machine.provenance import git_commit, lock_sha256
+from fruitstand.machine.provenance import git_commit, hardware, lock_sha256
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
 from training.evaluate.evaluate import finish_evaluation
@@ -79,7 +78,7 @@ def fit(
     seed_step(config.seed, 0, 0)
     model, finetuned = _model(config, data, source, resume=resume)
     config = with_sizes_it_takes(config, model)
-    preprocessing = resolve_preprocessing(model, config.input_size)
+    preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # On processors gloo would exchange statistics layer by layer; there the first process's count.
         model = convert_sync_batchnorm(model)

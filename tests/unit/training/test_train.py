@@ -101,3 +101,22 @@ def test_pretrained_weights_out_of_reach_are_an_error(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(TrainingError, match="cannot be loaded from the hub"):
         create_model("resnet10t", num_classes=2, input_size=32, hub="timm")
+
+
+def test_a_models_own_preprocessing_is_timms() -> None:
+    """Filter, crop share and crop mode come with the model; without being asked nothing is cropped off."""
+    from timm.data import resolve_model_data_config
+
+    from training.fit.model import resolve_preprocessing
+
+    model = create_model("resnet50", num_classes=7, input_size=224)
+    wanted, got = resolve_model_data_config(model), resolve_preprocessing(model, 224, "timm")
+    assert (got.interpolation, got.crop_pct, got.crop_mode) == (
+        wanted["interpolation"],
+        wanted["crop_pct"],
+        wanted["crop_mode"],
+    )
+    assert got.crop_pct < 1 == resolve_preprocessing(model, 224).crop_pct
+    model.pretrained_cfg["crop_mode"] = "border"
+    with pytest.raises(UsageError, match="crop_mode: got 'border'"):
+        resolve_preprocessing(model, 224, "timm")

@@ -1,0 +1,224 @@
+"""`fruitstand adopt`: a model from elsewhere becomes the next version of a model repository.
+
+From the candidate on it takes the way of a training run: the same gates, the same publication. Two things
+differ: the files are held against the original instead of the run's weights, and a user's folder takes the
+place of prepared data.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.adopt.original import OriginalNetwork, Signature, observe, read_signature
+from export.adopt.rewrite import rewrite
+from export.adopt.sources import (
+    PAINTED,
+    TIMM,
+    as_prepared,
+    decode_images,
+    find_images,
+    make_preprocessing,
+    painted_images,
+    read_label_list,
+    read_preprocessing,
+)
+from export.adopt.timm_model import imagenet_labels, make_timm_model, preprocessing_values, weights_sha256
+from export.gates.checks import run_torch
+from export.gates.gate import MAX_SLOWDOWN
+from export.onnx.graph import ServedModel, export_onnx
+from export.onnx.metadata import file_metadata, set_metadata, write_model
+from export.publish.candidate import Network, build_candidate
+from export.publish.publish import publish
+from export.publish.repository import check_same_contract, reference_version
+from fruitstand.artefacts import sha256_file
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand.labels import labels_sha256
+from fruitstand.repository.signing import read_private_key
+from fruitstand.repository.tolerances import MAX_ABS_DIFF, MIN_MARGIN
+from fruitstand.runs import Run
+
+log = logging.getLogger("fruitstand.export")
+
+UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+"""In front of a model that takes bytes: x / 255 over 1 / 255 is x."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A model from elsewhere that can be served."""
+
+    labels: list[str]
+    preprocessing: Preprocessing
+    record: dict[str, Any]
+    """What the version's manifest says of it."""
+    reference: torch.nn.Module
+    reference_name: str
+    max_abs_diff: float
+    write: Callable[[Path, dict[str, str]], None]
+    """Writes the fp32 file with metadata."""
+
+
+def adopt(
+    model: str,
+    *,
+    repository: Path,
+    labels: Path | None = None,
+    preprocessing: str | None = None,
+    images: Path | None = None,
+    weights: Path | None = None,
+    out: Path | None = None,
+    sign_key: Path | None = None,
+    max_slowdown: float = MAX_SLOWDOWN,
+) -> dict[str, Any]:
+    """Check a model from elsewhere and publish it.
+
+    Args:
+        model: an ONNX file, or timm:NAME.
+        repository: the model repository.
+        labels: the file with the classes; None only for a timm model with ImageNet's.
+        preprocessing: a JSON file with fields of `Preprocessing`, or timm:NAME; None takes the model's.
+        images: a folder to calibrate int8 and measure on; None paints some, and makes fp32 alone.
+        weights: of a timm model, a safetensors file; None fetches the pretrained ones.
+        out: folder for candidate and painted images; None names one after the model.
+        sign_key: an Ed25519 private key, PEM, to sign the version with.
+        max_slowdown: how many times as slow as the served version it may be.
+
+    Returns:
+        The published version's number, gates and reports, and what was found out about the model.
+
+    Raises:
+        UsageError: a flag that does not fit the model.
+        ArtefactError: the model cannot be adopted, says why; or the repository serves other classes.
+        GateFailed: a check missed its limit; the candidate stays in the folder.
+    """
+    if sign_key is not None:
+        read_private_key(sign_key)
+    name = model.removeprefix(TIMM) if model.startswith(TIMM) else Path(model).stem
+    out = out or Path("runs", "adopted-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name))
+    folder = out / PAINTED if images is None else images
+    paths = painted_images(folder) if images is None else find_images(folder)
+    if model.startswith(TIMM):
+        found = _find_timm(name, labels, preprocessing, weights)
+    elif weights is not None:
+        raise UsageError("--weights: only for timm:NAME; an ONNX file holds its own")
+    else:
+        found = _find_onnx(Path(model), labels, preprocessing, paths)
+    check_same_contract(
+        repository,
+        reference_version(repository),
+        labels_sha256=labels_sha256(found.labels),
+        preprocessing=found.preprocessing.to_dict(),
+    )
+    paths, pixels = decode_images(paths, found.preprocessing)
+    source = PAINTED if images is None else folder.resolve().name
+    data = as_prepared(folder, paths, found.labels, run_torch(found.reference, pixels), source=source)
+    meta = {
+        "weights_sha256": found.record["sha256"],
+        "git_commit": None,
+        "data": {"source": "adopted", "manifest_sha256": ""},
+        "adopted": found.record,
+    }
+    run = Run(out, name, found.labels, found.preprocessing, folder, meta)
+    network = Network(
+        reference=found.reference,
+        write_fp32=lambda path: found.write(path, file_metadata(run)),
+        max_abs_diff=found.max_abs_diff,
+        name=found.reference_name,
+        min_margin=MIN_MARGIN,
+        may_lack_variants=True,
+    )
+    variants = ("fp32",) if images is None else ("fp32", "int8", "fp16")
+    candidate = build_candidate(run, data, variants, network=network)
+    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
+    log.info("published version %d in %s", manifest["version"], repository)
+    return {key: manifest[key] for key in ("version", "gates", "reports", "serve")} | {
+        "repository": str(repository),
+        "adopted": found.record,
+        "num_classes": len(found.labels),
+    }
+
+
+def _find_onnx(path: Path, labels_file: Path | None, given: str | None, paths: list[Path]) -> _Found:
+    if labels_file is None:
+        raise UsageError("--labels: an ONNX file does not name its classes; give a file with one a line")
+    labels, signature = read_label_list(labels_file), read_signature(path)
+    preprocessing = _onnx_preprocessing(signature, given)
+    _, probes = decode_images(paths[:: -(-len(paths) // 8)], preprocessing)
+    black = np.zeros_like(probes[0])
+    noise = np.random.default_rng(0).integers(0, 256, black.shape, dtype=np.uint8)
+    probes = np.stack([*probes, noise, black, black + 255, noise // 2, 255 - noise, noise[::-1], noise // 4])
+    original = observe(signature, preprocessing, len(labels), probes)
+    model = rewrite(original, probes)
+
+    def write(target: Path, metadata: dict[str, str]) -> None:
+        set_metadata(model, metadata)
+        write_model(model, target)
+
+    licence = ("license", "licence", "author")  # whose the weights are goes along
+    properties = {one.key: one.value for one in signature.model.metadata_props}
+    return _Found(
+        labels=labels,
+        preprocessing=preprocessing,
+        record={
+            "from": path.name,
+            "sha256": sha256_file(path),
+            **original.to_dict(),
+            "licence": {key: text for key, text in properties.items() if key.lower().startswith(licence)},
+        },
+        reference=OriginalNetwork(original),
+        reference_name="original",
+        max_abs_diff=original.max_abs_diff,
+        write=write,
+    )
+
+
+def _onnx_preprocessing(signature: Signature, given: str | None) -> Preprocessing:
+    values, size = read_preprocessing(given), signature.input_size()
+    is_timm = given is not None and given.startswith(TIMM)
+    if size is None and "input_size" not in values:
+        raise UsageError(
+            f"{signature.path}: takes images of any size; give a file with input_size to --preprocessing"
+        )
+    if size is not None and tuple(values.get("input_size", size)) != size:
+        if not is_timm:
+            raise UsageError(f"--preprocessing: input_size {values['input_size']}, the model takes {size}")
+        log.warning("%s is for %s pixels; the model takes %s", given, values["input_size"], size)
+    if size is not None:
+        values["input_size"] = size
+    if signature.input_type is np.uint8:
+        if values.keys() & UNCHANGED.keys() and not is_timm:
+            log.warning("mean and std in --preprocessing are ignored: the model takes bytes")
+        values |= UNCHANGED
+    elif not values.keys() & UNCHANGED.keys():
+        log.warning("no mean and std in --preprocessing: ImageNet's are taken, as for most models")
+    return make_preprocessing(values)
+
+
+def _find_timm(name: str, labels_file: Path | None, given: str | None, weights: Path | None) -> _Found:
+    labels = None if labels_file is None else read_label_list(labels_file)
+    model = make_timm_model(name, weights, num_classes=None if labels is None else len(labels))
+    labels = labels or imagenet_labels(model)
+    if len(labels) != model.num_classes:
+        raise UsageError(f"--labels: {len(labels)} labels, but {name} has {model.num_classes} classes")
+    preprocessing = make_preprocessing(preprocessing_values(model.pretrained_cfg) | read_preprocessing(given))
+    served = ServedModel(model, preprocessing).eval()
+    licence = model.pretrained_cfg.get("license")
+    return _Found(
+        labels=labels,
+        preprocessing=preprocessing,
+        record={
+            "from": f"{TIMM}{name}",
+            "sha256": weights_sha256(model),
+            "licence": {"license_weights": licence} if licence else {},
+        },
+        reference=served,
+        reference_name="torch",
+        max_abs_diff=MAX_ABS_DIFF,
+        write=lambda path, metadata: export_onnx(served, preprocessing, path, metadata),
+    )

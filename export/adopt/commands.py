@@ -1,0 +1,71 @@
+"""`fruitstand adopt`: a model from elsewhere, checked and published."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fruitstand.cli_options import Json, MaxSlowdown, Repository, SignKey, needs, print_json
+
+
+def adopt(
+    model: Annotated[str, typer.Argument(help="ONNX file of a classifier, or timm:NAME.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="One class a line, or a JSON list, in the order of the outputs.")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="JSON file with input_size, mean, std, ..., or timm:NAME.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder to calibrate int8 and measure on; without, fp32 alone.")
+    ] = None,
+    repository: Repository = Path("model_repository"),
+    weights: Annotated[
+        Path | None, typer.Option(help="Of timm:NAME: a local file instead of the pretrained ones.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the candidate; runs/adopted-NAME if left out.")
+    ] = None,
+    sign: SignKey = None,
+    max_slowdown: MaxSlowdown = 1.1,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then promote it and serve the repository in the foreground.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish an ONNX classifier or a timm model as the next version."""
+    with needs("export"):
+        from export.adopt.adopt import adopt as run_adopt
+
+        result = run_adopt(
+            model,
+            repository=repository,
+            labels=labels,
+            preprocessing=preprocessing,
+            images=images,
+            weights=weights,
+            out=out,
+            sign_key=sign,
+            max_slowdown=max_slowdown,
+        )
+        if serve:
+            from export.publish.promote import promote
+
+            promote(repository, result["version"])
+    if as_json:
+        print_json(result)
+    else:
+        hidden = ("sha256", "licence")
+        found = ", ".join(f"{key} {value}" for key, value in result["adopted"].items() if key not in hidden)
+        print(f"adopted {found}; {result['num_classes']} classes")
+        print(f"passed {len(result['gates'])} gates")
+        for variant, report in result["reports"].items():
+            print(f"{variant}: " + (f"left out, {report['left_out']}" if "left_out" in report else "made"))
+        print(f"published version {result['version']} in {repository}; without a GPU it serves ", end="")
+        print(f"{result['serve']['cpu_model']} on {result['serve']['cpu_engine']}")
+    if serve:
+        sys.stdout.flush()
+        command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
+        os.execv(sys.executable, command)

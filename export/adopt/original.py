@@ -1,0 +1,281 @@
+"""An ONNX classifier as it came: what goes in, what comes out, and its answers one image at a time.
+
+Names and documentation prove nothing here. Layout, outputs and softmax are found by running the file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime
+import torch
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import ArtefactError
+from fruitstand.model.network import scale_and_shift
+from fruitstand.model.session import open_session
+from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MAX_SUM_ERROR
+
+NCHW, NHWC = 1, 3
+"""A layout, named by the axis that holds the three channels."""
+INPUT_TYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+_STANDARD = {"", "ai.onnx"}
+_QUANTIZING = ("DequantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """What the file declares."""
+
+    path: Path
+    model: onnx.ModelProto
+    """With its weights, and with local functions inlined."""
+    session: onnxruntime.InferenceSession
+    input_name: str
+    input_type: type[np.generic]
+    layouts: list[int]
+    """The layouts that the declared shape allows; more than one where all axes are dynamic."""
+    fixed_batch: int | None
+    """None where the batch axis is dynamic."""
+
+    @property
+    def opset(self) -> int:
+        """Of the standard operators."""
+        return max(one.version for one in self.model.opset_import if one.domain in _STANDARD)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it computes in fp32: rounding in fp16 or int8 makes equal answers only nearly equal."""
+        is_half = any(one.data_type == onnx.TensorProto.FLOAT16 for one in self.model.graph.initializer)
+        return self.input_type is not np.float16 and not is_half and not self.is_quantized
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some of it is int8 already."""
+        return any(node.op_type.startswith(_QUANTIZING) for node in self.model.graph.node)
+
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels; None where one of them is dynamic.
+
+        Raises:
+            ArtefactError: neither axis can hold three channels.
+        """
+        _, *axes = self.session.get_inputs()[0].shape
+        height, width = axes[1:] if self.layouts[0] == NCHW else axes[:2]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def read_signature(path: Path) -> Signature:
+    """Open an ONNX file and check that it takes one batch of RGB images.
+
+    Raises:
+        ArtefactError: not ONNX, operators of other domains, several inputs, or no image input; says which.
+    """
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as exc:
+        raise ArtefactError(f"{exc.filename or path}: no such file") from exc
+    except Exception as exc:  # protobuf and onnx raise their own kinds for what is no model
+        raise ArtefactError(
+            f"{path}: no ONNX file ({' '.join(str(exc).split()) or type(exc).__name__})"
+        ) from exc
+    if not model.graph.node or not model.opset_import:
+        raise ArtefactError(f"{path}: no ONNX file (it holds no graph)")
+    model = onnx.inliner.inline_local_functions(model)
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _STANDARD}
+    )
+    if foreign:
+        raise ArtefactError(
+            f"{path}: uses {', '.join(foreign[:3])}, which not every server has; export it with standard"
+            " operators, and without ONNX Runtime's own optimisation"
+        )
+    session = open_session(path)
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(one.name for one in inputs)
+        raise ArtefactError(f"{path}: has {len(inputs)} inputs, {names}; expected one, of images")
+    (images,) = inputs
+    if images.type not in INPUT_TYPES:
+        raise ArtefactError(f"{path}: input {images.name} is {images.type}, allowed {', '.join(INPUT_TYPES)}")
+    layouts = _layouts(images.shape)
+    if not layouts:
+        raise ArtefactError(
+            f"{path}: input {images.name} is {images.shape}, expected [N, 3, H, W] or [N, H, W, 3]"
+        )
+    return Signature(
+        path=path,
+        model=model,
+        session=session,
+        input_name=images.name,
+        input_type=INPUT_TYPES[images.type],
+        layouts=layouts,
+        fixed_batch=images.shape[0] if isinstance(images.shape[0], int) else None,
+    )
+
+
+def _layouts(shape: list[Any]) -> list[int]:
+    if len(shape) != 4:
+        return []
+    fixed = [axis for axis in (NCHW, NHWC) if shape[axis] == 3]
+    return fixed or [axis for axis in (NCHW, NHWC) if not isinstance(shape[axis], int)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Original:
+    """The file, and what running it has shown."""
+
+    signature: Signature
+    preprocessing: Preprocessing
+    layout: int
+    num_classes: int
+    output_name: str
+    output_rank: int
+    """2, or 4 where the classes have axes of one pixel behind them."""
+    gives_probabilities: bool
+    """Rows are at least 0 and sum to 1; otherwise they are logits."""
+
+    @property
+    def max_abs_diff(self) -> float:
+        """How far the adopted file's probabilities may be from these."""
+        return MAX_ABS_DIFF if self.signature.is_exact else MAX_FP16_ABS_DIFF
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "layout": "NCHW" if self.layout == NCHW else "NHWC",
+            "input_type": np.dtype(self.signature.input_type).name,
+            "batch": self.signature.fixed_batch or "dynamic",
+            "opset": self.signature.opset,
+            "answers": "probabilities" if self.gives_probabilities else "logits",
+        }
+
+    def probabilities(self, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
+        """(N, classes) float32 for (N, H, W, 3) uint8 images, which the file sees one at a time."""
+        inputs = _as_input(pixels_nhwc_u8, self.signature, self.preprocessing, self.layout)
+        answers = np.concatenate([_run_one(self.signature, one, [self.output_name])[0] for one in inputs])
+        answers = answers.reshape(len(answers), -1).astype(np.float32)
+        if self.gives_probabilities:
+            return answers
+        powers = np.exp(answers - answers.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+class OriginalNetwork(torch.nn.Module):
+    """The file in the place of a PyTorch model: what the candidate's files are held against."""
+
+    def __init__(self, original: Original) -> None:
+        super().__init__()
+        self.original = original
+
+    def forward(self, pixels_nhwc_u8: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 RGB to (N, classes) float32 probabilities."""
+        return torch.from_numpy(self.original.probabilities(pixels_nhwc_u8.numpy()))
+
+
+def observe(
+    signature: Signature, preprocessing: Preprocessing, num_classes: int, pixels_nhwc_u8: np.ndarray
+) -> Original:
+    """Run the file on images and find its layout, its answer and whether that is a probability.
+
+    Args:
+        signature: what the file declares.
+        preprocessing: with the model's input size.
+        num_classes: of the labels.
+        pixels_nhwc_u8: a few (H, W, 3) images, as different as can be.
+
+    Raises:
+        ArtefactError: it cannot be run on an image, or no output is one row of classes an image.
+    """
+    path = signature.path
+    for layout in signature.layouts:
+        inputs = _as_input(pixels_nhwc_u8, signature, preprocessing, layout)
+        try:
+            outputs = [_run_one(signature, one, None) for one in inputs]
+            break
+        except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
+            failure = exc
+    else:
+        raise ArtefactError(
+            f"{path}: cannot be run on an image: {' '.join(str(failure).split())}"
+        ) from failure
+    declared = signature.session.get_outputs()
+    name = _classes_output(path, declared, outputs[0], num_classes)
+    position = [one.name for one in declared].index(name)
+    answers = np.concatenate([one[position] for one in outputs])
+    rows = answers.reshape(len(answers), -1).astype(np.float32)
+    if not np.isfinite(rows).all():
+        raise ArtefactError(
+            f"{path}: answers NaN or infinity; do mean and std in --preprocessing fit the model?"
+        )
+    sums_to_one = rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= MAX_SUM_ERROR
+    if not sums_to_one and rows.min() >= 0 and rows.max() <= 1:
+        raise ArtefactError(
+            f"{path}: answers lie between 0 and 1 and sum to {rows.sum(axis=1).mean():.3g}: scores that are"
+            " independent of each other, not one class an image; export the logits or a softmax"
+        )
+    return Original(
+        signature=signature,
+        preprocessing=preprocessing,
+        layout=layout,
+        num_classes=num_classes,
+        output_name=name,
+        output_rank=answers.ndim,
+        gives_probabilities=bool(sums_to_one),
+    )
+
+
+def _classes_output(path: Path, declared: list[Any], answers: list[Any], num_classes: int) -> str:
+    """The name of the one output with a row of classes for an image."""
+    shapes = {one.name: np.shape(answer) for one, answer in zip(declared, answers, strict=True)}
+    types = {one.name: one.type for one in declared}
+    told = ", ".join(f"{name} {list(shape)} {types[name]}" for name, shape in shapes.items())
+    rows = {
+        name: shape[1]
+        for name, shape in shapes.items()
+        if len(shape) >= 2 and shape[0] == 1 and set(shape[2:]) <= {1} and types[name].startswith("tensor(")
+    }
+    fitting = [name for name, width in rows.items() if width == num_classes]
+    if len(fitting) > 1:
+        raise ArtefactError(f"{path}: several outputs could be the answer ({told}); export it with one")
+    if not fitting and len(rows) == 1:
+        raise ArtefactError(
+            f"{path}: answers {max(rows.values())} classes, but there are {num_classes} labels"
+        )
+    if not fitting:
+        raise ArtefactError(
+            f"{path}: no output is [N, classes] for {num_classes} labels: for one image {told}"
+        )
+    if types[fitting[0]] not in ("tensor(float)", "tensor(float16)", "tensor(double)"):
+        raise ArtefactError(
+            f"{path}: output {fitting[0]} is {types[fitting[0]]}, expected floating point numbers"
+        )
+    return fitting[0]
+
+
+def _as_input(
+    pixels_nhwc_u8: np.ndarray, signature: Signature, preprocessing: Preprocessing, layout: int
+) -> np.ndarray:
+    """Images as the file takes them: normalised unless it takes uint8, in its layout and type."""
+    batch_nchw = pixels_nhwc_u8.transpose(0, 3, 1, 2)
+    if signature.input_type is not np.uint8:
+        scale, shift = scale_and_shift(preprocessing)
+        batch_nchw = (batch_nchw.astype(np.float32) * scale.numpy() + shift.numpy()).astype(
+            signature.input_type
+        )
+    return np.ascontiguousarray(batch_nchw if layout == NCHW else batch_nchw.transpose(0, 2, 3, 1))
+
+
+def _run_one(signature: Signature, image: np.ndarray, names: list[str] | None) -> list[np.ndarray]:
+    """The outputs for one image, each with a batch axis of 1; a fixed batch is filled with copies of it."""
+    batch = np.repeat(image[None], signature.fixed_batch or 1, axis=0)
+    answers = signature.session.run(names, {signature.input_name: batch})
+    return [answer[:1] if np.ndim(answer) else answer for answer in answers]
