@@ -21,10 +21,9 @@ from fruitstand.artefacts import atomic_directory, write_bytes, write_json
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
-from training.evaluate.baseline import Baseline, find_baseline
+from training.evaluate.comparison import Baseline, Slice, find_baseline, slice_accuracies, wilson_interval
 from training.evaluate.metrics import classification_metrics, confusion_matrix, reliability_bins
 from training.evaluate.mistakes import Mistake, write_mistake_sheet
-from training.evaluate.slices import Slice, slice_accuracies, wilson_interval
 from training.plots import plot_confusion, plot_reliability
 
 EVALUATION_NAME = "evaluation.json"

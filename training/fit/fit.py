@@ -26,9 +26,8 @@ from fruitstand.machine.provenance import git_commit, hardware, lock_sha256
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
 from training.evaluate.evaluate import finish_evaluation
-from training.fit.checkpoint import read_checkpoint
 from training.fit.config import TrainConfig
-from training.fit.loop import BEST_NAME, Loop, Progress, contiguous_state
+from training.fit.loop import BEST_NAME, Loop, Progress, contiguous_state, read_checkpoint
 from training.fit.model import (
     HUB,
     Classifier,

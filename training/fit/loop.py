@@ -8,8 +8,10 @@ Fabric brings processes, precision and devices.
 
 import hashlib
 import math
+import pickle
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,9 @@ from torch.utils.data import DataLoader
 
 from fruitstand.artefacts import atomic_file
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import TrainingError
+from fruitstand.errors import ArtefactError, TrainingError
 from fruitstand.model.network import read_weights
 from fruitstand.runs import CHECKPOINT_NAME
-from training.fit.checkpoint import check_finite, read_checkpoint, write_checkpoint
 from training.fit.config import TrainConfig
 from training.fit.model import Classifier
 from training.fit.pixel_cache import ShuffledBatches
@@ -271,6 +272,43 @@ class Loop:
         if self.fabric.is_global_zero:
             # Killed between checkpoint and table, the table lacks a row.
             write_history(self._out / METRICS_NAME, self.progress.history)
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        TrainingError: a weight is not finite; the checkpoint that is there stays.
+    """
+    check_finite(state["model"].values(), step=state["progress"]["step"])
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU. Nothing in it is executed.
+
+    Raises:
+        ArtefactError: not a checkpoint, or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as exc:
+        raise ArtefactError(f"{path}: damaged or of another version; start anew with --overwrite") from exc
+
+
+def check_finite(tensors: Iterable[torch.Tensor], *, step: int) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        TrainingError: one is infinite or NaN.
+    """
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
+        raise TrainingError(
+            f"the weights became infinite or NaN at step {step}; the last good checkpoint stays:"
+            " train again with a smaller lr, --set lr=..."
+        )
 
 
 def contiguous_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

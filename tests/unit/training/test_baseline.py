@@ -9,7 +9,7 @@ from fruitstand.manifest import PreparedData
 from training.data import neighbours as module
 from training.data.neighbours import nearest_neighbours
 from training.data.thumbnails import brightness, thumbnails
-from training.evaluate.baseline import find_baseline
+from training.evaluate.comparison import find_baseline
 
 
 def _levels(num: int, seed: int) -> np.ndarray:

@@ -111,7 +111,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_bits_of_one_that_was_not(
 
 def test_a_checkpoint_that_is_none_is_named(prepared: PreparedData, tmp_path: Path) -> None:
     """A damaged file is an error that says what to do."""
-    from training.fit.checkpoint import read_checkpoint
+    from training.fit.loop import read_checkpoint
 
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(ArtefactError, match="--overwrite"):

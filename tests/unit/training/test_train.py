@@ -11,8 +11,8 @@ from fruitstand.errors import DataError, TrainingError, UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
 from training.evaluate.evaluate import evaluate_run
-from training.fit.checkpoint import read_checkpoint
 from training.fit.config import TrainConfig
+from training.fit.loop import read_checkpoint
 from training.fit.model import create_model
 from training.fit.train import train
 

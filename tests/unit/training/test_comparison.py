@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fruitstand.manifest import ManifestRow
-from training.evaluate.slices import slice_accuracies, wilson_interval
+from training.evaluate.comparison import slice_accuracies, wilson_interval
 
 
 @pytest.mark.parametrize(
