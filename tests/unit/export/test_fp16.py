@@ -20,7 +20,7 @@ def vit() -> ServedModel:
     """A vision transformer with two attentions, on images of four patches."""
     torch.manual_seed(0)
     network = create_network(
-        "vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2, embed_dim=48, num_heads=3
+        "vit_tiny_patch16_224", num_classes=3, input_size=(32, 32), depth=2, embed_dim=48, num_heads=3
     )
     return ServedModel(network, PREPROCESSING).eval()
 
@@ -68,7 +68,9 @@ def test_a_transformer_answers_in_fp16_as_in_torch(vit: ServedModel, files: tupl
 def test_other_families_answer_as_in_torch(model_name: str, arguments: dict, tmp_path: Path) -> None:
     """Their heads pool, normalise and flatten in other orders than a ResNet's."""
     torch.manual_seed(0)
-    model = ServedModel(create_network(model_name, num_classes=3, **arguments), PREPROCESSING).eval()
+    model = ServedModel(
+        create_network(model_name, num_classes=3, input_size=(32, 32), **arguments), PREPROCESSING
+    ).eval()
     fp32, fp16 = tmp_path / "fp32.onnx", tmp_path / "fp16.onnx"
     export_onnx(model, PREPROCESSING, fp32, {})
     convert_fp16(fp32, fp16)
