@@ -55,7 +55,7 @@ def test_several_processes_send_together(server: EmbeddedServer, test_images: li
     """Also fewer requests in flight than there are processes."""
     files = [path.read_bytes() for path in test_images[:32]]
     with Load(server.url, files, 2) as load:
-        measures = load.measures()
+        measures = load.measures("served")
         assert all(measures[name](0.5) > 0 for name in ("served_c1_b1", "served_c8_b1", "served_c1_b8"))
 
 
