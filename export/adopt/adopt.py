@@ -101,8 +101,8 @@ def adopt(
         preprocessing=run.preprocessing.to_dict(),
     )
     paths, pixels = decode_images(paths, run.preprocessing)
-    source = PAINTED if images is None else folder.resolve().name
-    data = as_prepared(folder, paths, run.labels, run_torch(network.reference, pixels), source=source)
+    answers = run_torch(network.reference, pixels)
+    data = as_prepared(folder, paths, run.labels, answers, is_painted=images is None)
     variants = ("fp32",) if images is None else ("fp32", "int8", "fp16")
     candidate = build_candidate(run, data, variants, network=network)
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
