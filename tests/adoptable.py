@@ -133,7 +133,7 @@ def opset_11(
     weights = {
         "kernel": generator.normal(0, 0.3, (16, channels, 5, 5)).astype(np.float32),
         "rows": np.array(reshape, np.int64),
-        "last": generator.normal(0, 3, (16, num_classes)).astype(np.float32),
+        "last": generator.normal(0, 0.5, (16, num_classes)).astype(np.float32),
         "bias": generator.normal(0, 0.1, num_classes).astype(np.float32),
     }
     nodes = [

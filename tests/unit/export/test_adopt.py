@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {
         {"output_type": TensorProto.UINT8},
         r"output cast is tensor\(uint8\), expected floating point numbers",
     ),
-    "independent_scores": (opset_11, {"last_operator": "Sigmoid"}, r"answers lie between 0 and 1 and sum"),
+    "independent_scores": (opset_11, {"last_operator": "Sigmoid"}, r"answers come from a sigmoid and sum"),
 }
 
 
