@@ -19,7 +19,7 @@ WORKERS ?= logical
 # What `make nightly` turns up.
 NIGHTLY_NUMBERS := FRUITSTAND_CRASHES=20 FRUITSTAND_SWAPS=50 FRUITSTAND_KILLS=10 FRUITSTAND_RESTART_IMAGES=10000 \
   FRUITSTAND_SCORE_IMAGES=5000
-EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift bench dev
+EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift dev
 COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 \
   --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --custom-compile-command "make lock" $(addprefix --extra ,$(EXTRAS))
@@ -74,7 +74,7 @@ nightly: setup ## what takes long or a machine to itself: chaos, kills, full dis
 	$(NIGHTLY_NUMBERS) pytest -m "nightly or scaled"
 
 compose-test: setup ## docker-compose.yml as it is committed, from fresh clones of three owners, as root on Debian; COMPOSE=docker-compose
-	deploy/compose_test.sh
+	tests/compose/run.sh
 
 retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> promote; DATA=PREPARED, URL=HOST:PORT
 	python -m deploy.retrain --data "$(DATA)" $(if $(REPOSITORY),--repository "$(REPOSITORY)") $(if $(URL),--url "$(URL)") $(if $(SAMPLES),--samples "$(SAMPLES)")

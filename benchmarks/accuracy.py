@@ -96,7 +96,7 @@ def _slug(text: str) -> str:
 
 def _timed(wall_s: dict[str, float], name: str, *arguments: object) -> dict:
     started = time.monotonic()
-    result = step(name, *arguments)
+    result = step(*arguments)
     wall_s[name] = round(time.monotonic() - started, 1)
     return result
 

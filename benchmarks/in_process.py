@@ -3,7 +3,6 @@
 On a GPU the pixels stay there from the decoder to the model; `infer` alone has them there as well.
 """
 
-import ctypes
 import itertools
 import os
 import time
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from fruitstand.artefacts import read_json
 from fruitstand.contract import (
     CPU_CONFIG,
     ENCODED,
@@ -25,34 +23,19 @@ from fruitstand.contract import (
     PIXELS,
     PROBABILITIES,
 )
-from fruitstand.errors import DataError, UsageError
+from fruitstand.errors import DataError, ServerError, UsageError
 from fruitstand.images.dali_pipeline import load_pipeline_definition, served_pipeline
 from fruitstand.machine.threads import thread_budget
-from fruitstand.model.session import create_session
-from fruitstand.repository.versions import MANIFEST_NAME, serving_state
+from fruitstand.repository.versions import serving_state
+from scoring.model import read_config
+from serving.engine.onnx_session import execution_providers, open_session
 
 BATCH = 32
 WARM_UP_S = 0.5
-PROVIDERS = {
-    "ort": "CPUExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-OPTIONS: dict[str, dict[str, str]] = {
-    # Without pinning, as served: sessions beside each other would share cores.
-    "openvino": {"device_type": "CPU", "load_config": '{"CPU": {"ENABLE_CPU_PINNING": false}}'},
-    "cuda": {"cudnn_conv_algo_search": "HEURISTIC"},
-    "tensorrt": {"trt_fp16_enable": "1"},
-}
-GPU_ENGINES = {"gpu": "cuda", "gpu-trt": "tensorrt"}
-"""Of a server's configurations."""
+GPU_CONFIGS = ("gpu", "gpu-trt")
+"""Names of a server's configurations that compute on a GPU."""
 GPU_LOOPS = 4
-"""Beside each other on a GPU; on a processor it is one a thread."""
-ENGINES = {"cpu": "ort", "openvino": "openvino"}
-"""Names of the manifest's engines among those."""
-VARIANTS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-GPU_VARIANTS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+"""Loops side by side on a GPU; on a CPU there is one for each thread."""
 LOOPS = ("sequential", "overlapped", "parallel")
 """Decode and model with all threads each in turn; the next batch decoded meanwhile; a loop a thread."""
 
@@ -102,7 +85,7 @@ def read_images(folder: Path) -> list[np.ndarray]:
 def in_process(
     repository: Path, version: Path, files: Batch, config_name: str = CPU_CONFIG
 ) -> dict[str, Measure]:
-    """The same pipeline file, ONNX files and engines as served, without a server.
+    """The same pipeline file, ONNX file and engine as served, without a server.
 
     Args:
         repository: with a served version.
@@ -111,47 +94,41 @@ def in_process(
         config_name: of the server's configuration that it is compared with.
 
     Raises:
-        DataError: the installed ONNX Runtime has not the configuration's engine, or the version not its file.
+        ServerError: the installed ONNX Runtime cannot use the configuration's engine.
         UsageError: there is no such configuration.
     """
-    if config_name not in (CPU_CONFIG, *GPU_ENGINES):
-        raise UsageError(f"--config-name {config_name}: allowed {', '.join((CPU_CONFIG, *GPU_ENGINES))}")
-    on_gpu = config_name in GPU_ENGINES
-    decode = decoder(repository, files, on_gpu=on_gpu)
-    pixels = _to_host(decode())
-    measures: dict[str, Measure] = {"decode": lambda seconds: timed(seconds, lambda: _num_images(decode()))}
-    for variant, file in (GPU_VARIANTS if on_gpu else VARIANTS).items():
-        for engine in PROVIDERS:
-            if (version / file).is_file() and (infer := _infer(version / file, engine)):
-                where = _on_gpu(pixels) if engine in GPU_ENGINES.values() else pixels
-                measures[f"infer_{variant}_{engine}"] = lambda seconds, infer=infer, where=where: timed(
-                    seconds, lambda: infer(where)
-                )
-    serve = read_json(version / MANIFEST_NAME)["serve"]
-    path, engine = version / serve["cpu_model"], ENGINES[serve["cpu_engine"]]
-    if on_gpu:
-        path, engine = version / GPU_VARIANTS["fp16"], GPU_ENGINES[config_name]
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; export the run again")
+    if config_name not in (CPU_CONFIG, *GPU_CONFIGS):
+        raise UsageError(f"--config-name {config_name}: allowed {', '.join((CPU_CONFIG, *GPU_CONFIGS))}")
+    on_gpu = config_name in GPU_CONFIGS
+    device_id = 0 if on_gpu else None
+    config = read_config(repository / FRUIT_RESNET / "configs" / f"{config_name}.pbtxt")
 
     def infer_with(num_threads: int | None = None) -> Infer:
-        if (infer := _infer(path, engine, num_threads=num_threads)) is None:
-            raise DataError(f"{PROVIDERS[engine]} cannot be used here: install what {config_name} needs")
-        return infer
+        session = open_session(version, config, device_id=device_id, num_threads=num_threads)
+        (asked, *_), *_ = execution_providers(config, device_id=device_id)
+        if session.get_providers()[0] != asked:  # a server would go on with another engine
+            raise ServerError(f"{asked} cannot be used here: install what {config_name} needs")
+        if on_gpu:
+            return _bound(session)
+        return lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
 
-    infer = infer_with()
-    measures["sequential"] = lambda seconds: timed(seconds, lambda: infer(decode()))
+    decode, infer = decoder(repository, files, on_gpu=on_gpu), infer_with()
+    pixels = _on_gpu(_to_host(decode())) if on_gpu else _to_host(decode())
     # Two, in turns: what one of them decoded is read while the other one decodes.
     decoders = itertools.cycle([decode, decoder(repository, files, on_gpu=on_gpu)])
-    measures["overlapped"] = lambda seconds: _overlapped(seconds, lambda: next(decoders)(), infer)
     num_loops = GPU_LOOPS if on_gpu else thread_budget()
     threads = max(1, thread_budget() // num_loops)
     pairs = [
         (decoder(repository, files, num_threads=threads, on_gpu=on_gpu), infer_with(threads))
         for _ in range(num_loops)
     ]
-    measures["parallel"] = lambda seconds: _parallel(seconds, pairs)
-    return measures
+    return {
+        "decode": lambda seconds: timed(seconds, lambda: _num_images(decode())),
+        "infer": lambda seconds: timed(seconds, lambda: infer(pixels)),
+        "sequential": lambda seconds: timed(seconds, lambda: infer(decode())),
+        "overlapped": lambda seconds: _overlapped(seconds, lambda: next(decoders)(), infer),
+        "parallel": lambda seconds: _parallel(seconds, pairs),
+    }
 
 
 Decode = Callable[[], Pixels]
@@ -193,7 +170,7 @@ def decoder(
     options = {} if num_threads is None else {"num_threads": num_threads}
     if on_gpu:
         os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"  # read by the pipeline's file
-    define = load_pipeline_definition(served_pipeline(repository))
+    define = load_pipeline_definition(served_pipeline(repository)).define
     pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=0 if on_gpu else None, **options)
     pipeline.build()
     batches = _batches(files, batch)
@@ -216,38 +193,6 @@ def _to_host(pixels: Pixels) -> np.ndarray:
 
 def _on_gpu(pixels: np.ndarray) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0)
-
-
-def _infer(path: Path, engine: str, *, num_threads: int | None = None) -> Infer | None:
-    """None where the installed ONNX Runtime cannot use the engine."""
-    provider = PROVIDERS[engine]
-    if provider not in onnxruntime.get_available_providers():
-        return None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    own = dict(OPTIONS.get(engine, {}))
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
-        if engine == "openvino":
-            own["num_of_threads"] = str(num_threads)
-    on_gpu = engine in GPU_ENGINES.values()
-    if on_gpu:  # where pip puts NVIDIA's libraries no loader looks
-        onnxruntime.preload_dlls()
-    # ONNX Runtime lists TensorRT without its libraries, too.
-    if engine == "tensorrt" and not _is_loadable("libnvinfer.so.10"):
-        return None
-    session = create_session(path, options, [(provider, own)])
-    if session.get_providers()[0] != provider:
-        return None
-    return _bound(session) if on_gpu else lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
-
-
-def _is_loadable(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _bound(session: onnxruntime.InferenceSession) -> Infer:

@@ -13,31 +13,29 @@ import itertools
 import json
 import os
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import grpc
+import grpc.aio
 import typer
 
-from benchmarks.ratios import ratio
+from benchmarks.load import Target, ask_all, ratio
 from fruitstand.artefacts import write_json
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.images.kinds import image_kinds
 from fruitstand.machine.memory import process_tree
 from fruitstand.machine.provenance import provenance
 from fruitstand.stages import command_line, served
 from fruitstand_client import RequestFailed
-from fruitstand_client.command.sources import find_images
+from fruitstand_client.errors import translate
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.wire import Wire
+from loadtests.generator.sample_files import read_sample
+from serving.attest.kinds import image_kinds
 
 ONE_BAD_OF = 8
 IN_FLIGHT, MANY_IN_FLIGHT = 64, 256
 NUM_DISTINCT = 1024
-TIMEOUT_S = 60.0
 MAX_DIFFERENCE = 1e-4
 """Between an image's probability alone and in a batch."""
 
@@ -58,8 +56,8 @@ def main(
         TemporaryDirectory(prefix="fruitstand-isolation-") as folder,
         served(repository, log=Path(folder) / "triton.log") as url,
     ):
-        _, alone = asyncio.run(ask(url, files, 1))
-        asyncio.run(ask(url, files, IN_FLIGHT))  # an engine compiles for each size when it first meets it
+        _, alone = ask(url, files, 1)
+        ask(url, files, IN_FLIGHT)  # an engine compiles for each size when it first meets it
         processes = set(process_tree(os.getpid()))
         result = {
             "settings": {"num_distinct": len(files), "rounds": rounds, "batches": batches},
@@ -74,9 +72,7 @@ def main(
 
 def _distinct(folder: Path) -> list[bytes]:
     """Files from all over a folder, no two alike."""
-    paths = sorted(path for path in find_images([str(folder)]) if isinstance(path, Path))
-    random.Random(0).shuffle(paths)
-    files = list(dict.fromkeys(path.read_bytes() for path in paths[: 2 * NUM_DISTINCT]))[:NUM_DISTINCT]
+    files = list(dict.fromkeys(read_sample(folder, 2 * NUM_DISTINCT)))[:NUM_DISTINCT]
     if len(files) < ONE_BAD_OF:
         raise DataError(f"{folder}: {len(files)} images, at least {ONE_BAD_OF} are needed")
     return files
@@ -104,7 +100,7 @@ def among_bad(
         mixed = [bad[one].content if one in bad else file for one, file in enumerate(clean)]
         loads = {"clean": clean, "with_bad": mixed}
         for load in sorted(loads, reverse=number % 2 == 1):
-            seconds, outcomes = asyncio.run(ask(url, loads[load], IN_FLIGHT))
+            seconds, outcomes = ask(url, loads[load], IN_FLIGHT)
             refused = bad if load == "with_bad" else {}
             images_per_s[load].append((len(clean) - len(refused)) / seconds)
             for one, outcome in enumerate(outcomes):
@@ -135,7 +131,7 @@ def among_many(
     """
     order = [one % len(files) for one in range(requests)]
     random.Random(1).shuffle(order)
-    seconds, outcomes = asyncio.run(ask(url, [files[one] for one in order], MANY_IN_FLIGHT))
+    seconds, outcomes = ask(url, [files[one] for one in order], MANY_IN_FLIGHT)
     wrong = sum(not _is_as_alone(answer, alone[one]) for one, answer in zip(order, outcomes, strict=True))
     return {
         "in_flight": MANY_IN_FLIGHT,
@@ -168,37 +164,26 @@ def _told_apart(alone: Sequence[Outcome]) -> float:
     return sum(not _is_as_alone(one, other) for one, other in pairs) / max(1, len(pairs))
 
 
-async def ask(url: str, images: Sequence[bytes], in_flight: int) -> tuple[float, list[Outcome]]:
+def ask(url: str, images: Sequence[bytes], in_flight: int) -> tuple[float, list[Outcome]]:
     """Send each image as a request of its own.
 
     Args:
         url: HOST:PORT.
         images: encoded.
-        in_flight: requests under way at once.
+        in_flight: requests in flight.
 
     Returns:
         Seconds for all, and for each image its answer or its failure.
     """
-    wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=True)
-    messages = {image: wire.request([image], 5, TIMEOUT_S) for image in set(images)}
-    outcomes: list[Any] = [None] * len(images)
-    left = iter(range(len(images)))
-
-    async def caller() -> None:
-        for number in left:
-            message = messages[images[number]]
-            try:
-                answer = await wire.infer(message, timeout=TIMEOUT_S)
-            except grpc.RpcError as exc:
-                outcomes[number] = wire.failure(exc, message)
-            else:
-                (outcomes[number],) = wire.predictions(answer, 1)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(in_flight)))
-    seconds = time.perf_counter() - started
-    await wire.channel.close()
-    return seconds, outcomes
+    number_of = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    target = Target(url, list(number_of), top_k=5)
+    seconds, answers = asyncio.run(ask_all(target, [number_of[image] for image in images], in_flight))
+    return seconds, [
+        translate(one.code().name, one.details() or "", url)
+        if isinstance(one, grpc.aio.AioRpcError)
+        else target.prediction(one)
+        for one in answers
+    ]
 
 
 if __name__ == "__main__":

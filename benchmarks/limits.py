@@ -4,12 +4,14 @@ r"""The limits of this machine, and how near the server comes: decode, inference
         --out benchmarks/results/limits_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.limits ... --quick      # a minute: does it run?
     python -m benchmarks.limits ... --config-name gpu
+    python -m benchmarks.limits ... --backends host,stub    # both, in turns: served_..., stub_...
 
 Everything is measured in turn, `--rounds` times over, so that what else the machine does hits all alike; the
 summary holds medians of ratios within a round, with the smallest and the largest.
 """
 
 import asyncio
+import contextlib
 import functools
 import multiprocessing
 import statistics
@@ -21,13 +23,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.in_process import BATCH, LOOPS, Measure, in_process, read_images, served_version
-from benchmarks.peers.load import NothingMeasured, Target, closed_loop
-from benchmarks.ratios import ratio
+from benchmarks.load import NothingMeasured, Target, closed_loop, ratio
 from fruitstand.artefacts import write_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
 from fruitstand.stages import command_line, console, served
+from serving.triton.backend_directory import BACKENDS_VARIABLE, HOST
 
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)
@@ -41,6 +43,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     model_name: Annotated[str, typer.Option(help="Name of the model in the result.")] = "model",
     config_name: Annotated[str, typer.Option(help="Of the server: cpu, gpu, gpu-trt.")] = CPU_CONFIG,
+    backends: Annotated[str, typer.Option(help="Of ours, with commas; ratios are of the first.")] = HOST,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
     seconds: Annotated[float, typer.Option(help="For each measurement.")] = 5.0,
     quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
@@ -52,6 +55,7 @@ def main(
     num_processes = min(MAX_PROCESSES, max(1, thread_budget() // 4))
     settings = {
         "config_name": config_name,
+        "backends": backends,
         "rounds": rounds,
         "seconds": seconds,
         "batch": BATCH,
@@ -62,12 +66,15 @@ def main(
     result: dict[str, Any] = {**provenance(), "settings": settings}
     measures = in_process(repository, served_version(repository), files, config_name)
     samples: dict[str, list[float]] = {}
-    with (
-        TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
-        served(repository, log=Path(scratch, "triton.log"), config_name=config_name) as url,
-        Load(url, [file.tobytes() for file in files], num_processes) as load,
-    ):
-        measures |= load.measures()
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(TemporaryDirectory(prefix="fruitstand-limits-"))
+        for name in backends.split(","):
+            log, environment = Path(scratch, f"{name}.log"), {BACKENDS_VARIABLE: name}
+            url = stack.enter_context(
+                served(repository, log=log, config_name=config_name, environment=environment)
+            )
+            load = stack.enter_context(Load(url, [file.tobytes() for file in files], num_processes))
+            measures |= load.measures("served" if name == backends.split(",")[0] else name)
         for number in range(rounds):
             for name, measure in measures.items():
                 samples.setdefault(name, []).append(round(measure(seconds), 1))
@@ -107,10 +114,10 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def measures(self) -> dict[str, Measure]:
-        """Of every concurrency and request batch."""
+    def measures(self, name: str) -> dict[str, Measure]:
+        """Of every concurrency and request batch; their keys begin with this name."""
         return {
-            f"served_c{in_flight}_b{size}": functools.partial(self._images_per_s, in_flight, size)
+            f"{name}_c{in_flight}_b{size}": functools.partial(self._images_per_s, in_flight, size)
             for size in REQUEST_BATCHES
             for in_flight in CONCURRENCIES
         }

@@ -1,14 +1,22 @@
-"""`docs/results.md`: the table of all accuracy results, rendered from their files.
+"""`docs/results.md` and the tables of `docs/performance.md`, rendered from the result files.
 
 python -m benchmarks.results_page
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accuracy import RESULTS
 from fruitstand.artefacts import read_json, write_bytes
+from loadtests.results.plots import draw
+from loadtests.results.result import LoadResult, read_result
 
 PAGE = Path("docs/results.md")
+
+PERFORMANCE_PAGE = Path("docs/performance.md")
+PLOTS = Path("docs/performance")
+MARK = "<!-- rendered: what follows is written by python -m benchmarks.results_page -->\n"
 
 _INTRODUCTION = """\
 # Results
@@ -24,7 +32,7 @@ independent; frames of one film are not.
 
 
 def render(results: Path) -> str:
-    """The page.
+    """`docs/results.md`.
 
     Args:
         results: the folder with the result files.
@@ -38,7 +46,7 @@ def render(results: Path) -> str:
         " | macro F1 | ECE | training | measured |"
     )
     lines = [_INTRODUCTION, head, "|" + "---|" * (head.count("|") - 1)]
-    lines += [_row(name, found[name]) for name in order]
+    lines += [_accuracy_row(name, found[name]) for name in order]
     lines += ["", "The commands, in the order of the table:", "", "```bash"]
     lines += [found[name]["command"] for name in order]
     return "\n".join([*lines, "```", ""])
@@ -49,7 +57,7 @@ def _keys(result: dict) -> tuple[str, str, str]:
     return summary["dataset"], summary["split_kind"], summary["model_name"]
 
 
-def _row(name: str, result: dict) -> str:
+def _accuracy_row(name: str, result: dict) -> str:
     summary, hardware = result["summary"], result["hardware"]
     low, high = summary["top1_interval"]
     cells = (
@@ -66,13 +74,76 @@ def _row(name: str, result: dict) -> str:
         f"{result['date'][:10]}, {hardware['num_cores']} cores ({hardware['cpu']}),"
         f" commit {(result['commit'] or 'unknown')[:7]}, [result](../benchmarks/results/{name})",
     )
+    return _row(cells)
+
+
+def render_performance(page: str, results: Path) -> str:
+    """`docs/performance.md` with new tables; what stands above the mark stays.
+
+    Args:
+        page: the page as it is.
+        results: the folder with the result files.
+    """
+    method = page.partition(MARK)[0]
+    peers = [(path.name, read_json(path)) for path in sorted(results.glob("peers_*.json"))]
+    loads = [
+        (path.name, read_result(path))
+        for kind in ("loadtest", "profile")
+        for path in sorted(results.glob(f"{kind}_*.json"))
+    ]
+    parts = ["## Results", *(_peers(*one) for one in peers), *(_load(*one) for one in loads)]
+    if len(parts) == 1:
+        parts.append("Nothing is measured yet.")
+    return method + MARK + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _peers(name: str, result: dict[str, Any]) -> str:
+    loads = [f"c{number}" for number in result["settings"]["in_flight"]]
+    head = ["peer", "start s", "MiB"]
+    head += [f"{load}: {what}" for load in loads for what in ("images/s", "p99 ms", "ours over it")]
+    lines = [f"### Peers\n\n{_source(name, result)}\n", _row(head), _row(["---"] * len(head))]
+    for peer, row in result["summary"].items():
+        if "failed" in row:
+            lines.append(_row([peer, row["failed"], *[""] * (len(head) - 2)]))
+            continue
+        cells = [peer, f"{row['start_s']:.1f}", f"{row['memory_mib']:.0f}"]
+        for load in loads:
+            ratio = row[load].get("ours_over_it", {"median": 1, "min": 1, "max": 1})
+            spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            cells += [f"{row[load]['images_per_s']:.0f}", f"{row[load]['p99_ms']:.0f}", spread]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _load(name: str, result: LoadResult) -> str:
+    head = ["loop", "load", "request batch", "images/s", "p50 ms", "p95 ms", "p99 ms"]
+    title = f"### {result.tool}\n\n{_source(name, result.to_json())}\n"
+    lines = [title, _row(head), _row(["---"] * len(head))]
+    for point in result.points:
+        latency = [f"{point.latency_ms[key] or 0:.1f}" for key in ("p50", "p95", "p99")]
+        cells = [point.loop, f"{point.load:g}", f"{point.request_batch:g}"]
+        lines.append(_row([*cells, f"{point.images_per_s:.0f}", *latency]))
+    folder = PLOTS / Path(name).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [path.relative_to(PERFORMANCE_PAGE.parent) for path in draw(result, folder)]
+    return "\n".join([*lines, "", *(f"![{path.stem.replace('_', ' ')}]({path})" for path in pictures)])
+
+
+def _source(name: str, result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    where = f"{hardware['num_cores']} cores ({hardware['cpu']})"
+    return f"{result['date'][:10]}, {where}, [{name}](../benchmarks/results/{name}): `{result['command']}`"
+
+
+def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Write the page."""
+    """Write both pages."""
     write_bytes(PAGE, render(RESULTS).encode())
-    print(PAGE)
+    performance = render_performance(PERFORMANCE_PAGE.read_text(encoding="utf-8"), RESULTS)
+    write_bytes(PERFORMANCE_PAGE, performance.encode())
 
 
 if __name__ == "__main__":

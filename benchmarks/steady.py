@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 from benchmarks.in_process import read_images
-from benchmarks.peers.load import NothingMeasured, Target, closed_loop
+from benchmarks.load import NothingMeasured, Target, closed_loop, is_refusal
 from fruitstand.artefacts import write_json
 from fruitstand.machine.memory import own_mib, resident_mib
 from fruitstand.machine.provenance import provenance
@@ -108,12 +108,12 @@ async def arrive(
 
         async def one(number: int, due: float) -> None:
             try:
-                answer = await send(number % target.num_requests)
+                await send(number % target.num_requests)
             except grpc.aio.AioRpcError as exc:
-                seen.failed.append(exc.code().name)
-                return
-            if answer is None:
-                seen.refused += 1
+                if is_refusal(exc):
+                    seen.refused += 1
+                else:
+                    seen.failed.append(exc.code().name)
                 return
             seen.latencies_ms.append((time.perf_counter() - due) * 1e3)
             seen.due_s.append(due - started)

@@ -26,14 +26,14 @@ if ls /models/fruit_resnet/[1-9]*/manifest.json >/dev/null 2>&1; then
   say "model_repository holds a published version"
   exit 0
 fi
-rm -rf /work/data /work/run # left by a bootstrap that was interrupted
+rm -rf /bootstrap/data /bootstrap/run # left by a bootstrap that was interrupted
 started=$(date +%s)
 say "model_repository is empty: a small model is trained on PAINTED fruit first, 1 to 4 minutes"
 say "1 of 3: painting 360 images"
-fruitstand data prepare --source generated --out /work/data --num-classes 6 --images-per-class 60
+fruitstand data prepare --source generated --out /bootstrap/data --num-classes 6 --images-per-class 60
 say "2 of 3: training resnet10t for 3 epochs"
-fruitstand train --data /work/data --out /work/run --model resnet10t --epochs 3 --set batch_size=8 --set lr=0.02
+fruitstand train --data /bootstrap/data --out /bootstrap/run --model resnet10t --epochs 3 --set batch_size=8 --set lr=0.02
 say "3 of 3: exporting to ONNX, checking and publishing"
-fruitstand export --run /work/run --repository /models
-rm -rf /work/data /work/run
+fruitstand export --run /bootstrap/run --repository /models
+rm -rf /bootstrap/data /bootstrap/run
 say "done after $(($(date +%s) - started)) s; the server starts. Your own model: see README, 'With Docker'"

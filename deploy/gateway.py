@@ -31,6 +31,8 @@ SERVERS = ("triton", 8001)
 MAX_REPLICAS = 20
 """Of the autoscaler: the gateway lets through what so many can hold."""
 PORT, METRICS_PORT, ADMIN_PORT = 8443, 9901, 9900
+WEB_PORT, INNER_PORT = 8081, 9902
+"""On loopback inside the pod: of the container `web`, and where it asks over gRPC."""
 
 
 def render(access: Access, *, folder: Path = FOLDER, certificate: Path = CERTIFICATE) -> dict[str, Json]:
@@ -50,6 +52,8 @@ def render(access: Access, *, folder: Path = FOLDER, certificate: Path = CERTIFI
         port=PORT,
         tls=Access(certificate=str(certificate / "tls.crt"), private_key=str(certificate / "tls.key")),
         replicas=MAX_REPLICAS,
+        web_port=WEB_PORT,
+        inner_port=INNER_PORT,
         dns=SERVERS,
     )
     secret = {

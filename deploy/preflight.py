@@ -25,11 +25,10 @@ MEMORY = Path("/var/tmp")
 COMMON_PORTS = {
     "GATEWAY_PORT": 8001,
     "HTTP_PORT": 8000,
-    "PAGE_PORT": 8080,
     "PROMETHEUS_PORT": 9090,
     "GRAFANA_PORT": 3000,
 }
-FIXED_PORTS = {"gpu": (8002, 8011, 9901), "cpu": (8002, 8010, 8011, 8012, 8021, 9102, 9901)}
+FIXED_PORTS = {"gpu": (8002, 8010, 8011, 9901), "cpu": (8002, 8010, 8011, 8012, 8020, 8021, 9102, 9901)}
 """Between the containers: Triton's gRPC, REST and metrics, Envoy's and the drift watch's metrics."""
 
 

@@ -1,4 +1,4 @@
-"""The last service of docker-compose.yml: says what answers where, then serves the page to try the model.
+"""The last service of docker-compose.yml: says what answers where.
 
 Compose starts it once the attestation has passed, so that its lines end `docker compose up`.
 """
@@ -13,25 +13,28 @@ import typer
 
 from fruitstand.errors import FruitstandError
 from fruitstand.repository.versions import read_version, serving_state
-from serving.page.web import WebServer
 
 PORTS = {
     "GATEWAY_PORT": 8001,
     "HTTP_PORT": 8000,
-    "PAGE_PORT": 8080,
     "PROMETHEUS_PORT": 9090,
     "GRAFANA_PORT": 3000,
 }
 """Variables of docker-compose.yml with their defaults."""
+CERTIFICATE = Path("/access/server.crt")
+"""With it the gateway speaks TLS."""
 
 
-def report(repository: Path, ports: dict[str, int], listen: str = "127.0.0.1") -> list[str]:
+def report(
+    repository: Path, ports: dict[str, int], listen: str = "127.0.0.1", scheme: str = "http"
+) -> list[str]:
     """What answers where, and what to type next.
 
     Args:
         repository: the served model repository.
         ports: by the names in `PORTS`.
         listen: IP address of the gateway.
+        scheme: https where the gateway speaks TLS.
 
     Raises:
         FruitstandError: the repository serves no version, or its manifest cannot be read.
@@ -41,29 +44,30 @@ def report(repository: Path, ports: dict[str, int], listen: str = "127.0.0.1") -
         raise FruitstandError(f"{repository}: serves no version")
     manifest = read_version(repository, state.version).manifest
     url = f"{listen}:{ports['GATEWAY_PORT']}"
+    http = f"{scheme}://{listen}:{ports['HTTP_PORT']}"
     return [
         f"ready: version {state.version} of fruit_classifier ({manifest['model_name']}) answers",
         f"ready:   gRPC        {url} (KServe V2, through the gateway)",
-        f"ready:   REST        http://127.0.0.1:{ports['HTTP_PORT']}/v2/models/fruit_classifier",
-        f"ready:   page        http://127.0.0.1:{ports['PAGE_PORT']}/",
+        f"ready:   HTTP        {http}/classify (and KServe V2, through the gateway)",
+        f"ready:   page        {http}/",
         f"ready:   dashboards  http://127.0.0.1:{ports['GRAFANA_PORT']}/",
         f"ready:   Prometheus  http://127.0.0.1:{ports['PROMETHEUS_PORT']}/",
-        f"ready:   next        fruitstand classify IMAGE --url {url}",
+        f"ready:   next        curl --data-binary @IMAGE {http}/classify",
+        f"ready:               or fruitstand classify IMAGE --url {url}",
         "ready:               or open the page and drop an image on it",
     ]
 
 
 def main(repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("/models")) -> None:
-    """Print the report, then serve the page until SIGTERM."""
+    """Print the report, then wait for SIGTERM: a service that ends looks like one that failed."""
     ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with WebServer(ports["PAGE_PORT"]) as page:
-        page.start(ports["HTTP_PORT"])
-        for line in report(repository, ports, os.environ.get("FRUITSTAND_LISTEN") or "127.0.0.1"):
-            print(line, flush=True)
-        ended.wait()
+    listen = os.environ.get("FRUITSTAND_LISTEN") or "127.0.0.1"
+    for line in report(repository, ports, listen, "https" if CERTIFICATE.exists() else "http"):
+        print(line, flush=True)
+    ended.wait()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ with the new version; callers meet the version only after it answered the held-b
 the old one. After the promotion the live server is asked the same images, and what is worse is rolled back.
 """
 
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,15 +18,17 @@ import typer
 from export.publish.repository import check_same_contract
 from fruitstand.artefacts import write_json
 from fruitstand.cli_options import MaxSlowdown
-from fruitstand.errors import FruitstandError, GateFailed, ServerError, UsageError
+from fruitstand.errors import GateFailed, UsageError
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import read_prepared
 from fruitstand.repository.versions import read_version, serving_state
+from fruitstand.stages import command_line, step
+from monitoring.drift.report import drift_report
 from serving.triton.embedded import EmbeddedServer
 
 MAX_TOP1_LOSS = 0.005
-DRIFTED = 1
-"""Exit status of `fruitstand drift report`."""
+DRIFT_WINDOW = 500
+"""Images, as `fruitstand drift report` takes them."""
 
 
 def retrain(
@@ -79,9 +78,7 @@ def retrain(
     live = ["--url", url] if url else []
     step("models", "promote", number, "--repository", repository, *live)
     if url:
-        served = step("evaluate", "--url", url, "--data", data, "--split", "test", "--out", run / "live")[
-            "top1"
-        ]
+        served = top1(url, data, run / "live")
         if served < verdict["new_top1"] - MAX_TOP1_LOSS:
             step("models", "rollback", "--repository", repository, *live)
             raise GateFailed(
@@ -98,15 +95,11 @@ def why(data: Path, manifest: dict[str, Any], repository: Path, samples: Path | 
     if samples is None:
         return None
     with tempfile.TemporaryDirectory() as out:
-        command = ["drift", "report", samples, "--repository", repository, "--out", out]
-        status, report = run_verb(*command)
-        # A command that failed ends with 1 as well, but says nothing on stdout.
-        if status == DRIFTED and report is not None:
-            moved = [name for name, one in report["measures"].items() if one["drifted"]]
-            return f"what is served has drifted: {', '.join(moved)}"
-        if status:
-            raise ServerError(f"{samples}: drift could not be judged, see above")
-    return None
+        report = drift_report(
+            samples, repository=repository, reference=None, window_size=DRIFT_WINDOW, out=Path(out)
+        )
+    moved = [name for name, one in report["measures"].items() if one["drifted"]]
+    return f"what is served has drifted: {', '.join(moved)}" if moved else None
 
 
 def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
@@ -119,42 +112,15 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
             if serving_state(copy).version != number:  # type: ignore[union-attr]
                 step("models", "promote", number, "--repository", copy)
             with EmbeddedServer(copy, log_path=Path(name) / "triton.log") as server:
-                out = Path(name) / which
-                answer = step(
-                    "evaluate", "--url", server.url, "--data", data, "--split", "test", "--out", out
-                )
-            result[f"{which}_top1"] = answer["top1"]
+                result[f"{which}_top1"] = top1(server.url, data, Path(name) / which)
     return result
 
 
-def step(*arguments: object) -> dict[str, Any]:
-    """Run a verb and return its JSON.
-
-    Raises:
-        ServerError: it failed; its own last line stands above.
-    """
-    status, result = run_verb(*arguments)
-    if status or result is None:
-        raise ServerError(f"'fruitstand {arguments[0]}' ended with status {status}, see above")
-    return result
-
-
-def run_verb(*arguments: object) -> tuple[int, dict[str, Any] | None]:
-    """Exit status and JSON of a verb."""
-    command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
-    print(f"+ fruitstand {' '.join(command[3:-1])}", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
-
-
-def main() -> None:
-    """Run it; an error of ours is one line."""
-    try:
-        typer.run(retrain)
-    except FruitstandError as exc:
-        print(f"retrain: error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
+def top1(url: str, data: Path, out: Path) -> float:
+    """A server's top-1 on the test split."""
+    found = step("evaluate", "--url", url, "--data", data, "--split", "test", "--out", out)["top1"]
+    return float(found)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(retrain)

@@ -32,10 +32,6 @@ TrustedKeys = Annotated[
 ]
 
 
-STAGES = ("training", "export", "serving", "scoring", "deploy", "loadtests", "monitoring")
-"""Packages that a checkout has and the wheel has not."""
-
-
 @contextlib.contextmanager
 def needs(extra: str | None = None) -> Iterator[None]:
     """Turn a failed import into one line that says what to install.
@@ -49,8 +45,12 @@ def needs(extra: str | None = None) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
+        from fruitstand.cli import VERBS
+
         missing = (exc.name or "").partition(".")[0]
-        if missing in STAGES:
+        # The rooms of a checkout; the wheel has the client alone.
+        rooms = {verb.module.partition(".")[0] for verbs in VERBS.values() for verb in verbs.values()}
+        if missing in rooms:
             raise UsageError(
                 f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
             ) from exc

@@ -5,6 +5,7 @@ elsewhere); mean and std live inside the ONNX graph. So between the two steps tr
 caller can normalise wrongly.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,25 +56,29 @@ EMBEDDED_SERVER_VERSION = "2.51.0"
 """The Triton version in nvidia-pytriton 0.7.0; every config.pbtxt stays inside its schema (24.10)."""
 
 
+INTERPOLATIONS = ("bilinear", "bicubic")
+CROP_MODES = ("center", "squash")
+_RETIRED = {"resize_mode": "not_smaller", "antialias": True, "crop": "center"}
+"""Keys that allowed one value only, and that value."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
     """How an encoded image becomes the model's input; saved beside the weights.
 
     Source:
-        timm `resolve_model_data_config`: same keys, same order of operations. `crop_pct` is 1.0 on
-        purpose: a Fruits-360 picture ends at the fruit's edge, so nothing may be cut off.
+        timm `resolve_model_data_config`: same keys, same order of operations. The defaults are those of
+        Fruits-360, whose pictures end at the fruit's edge, so nothing is cropped off.
     """
 
     input_size: tuple[int, int] = (100, 100)
     """Height and width in pixels."""
-    resize_mode: str = "not_smaller"
-    """Scale so that both sides reach `input_size`, keeping the aspect ratio."""
     interpolation: str = "bilinear"
-    """Filter of the resize. Only bilinear: DALI and Pillow disagree on the others' overshoot."""
-    antialias: bool = True
-    """Widen the filter when shrinking, as Pillow does."""
-    crop: str = "center"
-    """What is kept after the resize; a half pixel rounds up."""
+    """Filter of the resize: bilinear or bicubic, widened when it shrinks, as Pillow does."""
+    crop_pct: float = 1.0
+    """Share of the resized sides that the center crop keeps: the resize goes to `input_size / crop_pct`."""
+    crop_mode: str = "center"
+    """center keeps the aspect ratio and resizes the shorter side; squash resizes both sides."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of RGB in 0 to 1; inside the ONNX graph."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -82,24 +87,29 @@ class Preprocessing:
     """A larger file is refused unread."""
     max_pixels: int = 50_000_000
     """An image whose header announces more is refused before it is decoded."""
+    reduced_decode: float = 3.0
+    """A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where both sides stay at least this many times
+    those of the resize; 0 always decodes at full size."""
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 2 or not all(
             isinstance(n, int) and 16 <= n <= 1024 for n in self.input_size
         ):
             raise ValueError(f"input_size: got {self.input_size}, allowed two integers from 16 to 1024")
-        if self.resize_mode != "not_smaller":
-            raise ValueError(f"resize_mode: got {self.resize_mode!r}, allowed 'not_smaller'")
-        if self.interpolation != "bilinear":
-            raise ValueError(f"interpolation: got {self.interpolation!r}, allowed 'bilinear'")
-        if not self.antialias:
-            raise ValueError("antialias: got False, allowed True (DALI and Pillow agree only with it)")
-        if self.crop != "center":
-            raise ValueError(f"crop: got {self.crop!r}, allowed 'center'")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation: got {self.interpolation!r}, allowed {', '.join(INTERPOLATIONS)}"
+            )
+        if not 0.5 <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct: got {self.crop_pct}, allowed 0.5 to 1")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode: got {self.crop_mode!r}, allowed {', '.join(CROP_MODES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean, std: got {self.mean}, {self.std}, allowed three numbers each, std > 0")
         if self.max_encoded_bytes <= 0 or self.max_pixels <= 0:
             raise ValueError("max_encoded_bytes, max_pixels: allowed positive integers")
+        if self.reduced_decode != 0 and self.reduced_decode < 1:
+            raise ValueError(f"reduced_decode: got {self.reduced_decode}, allowed 0 or at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -109,7 +119,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; reads the keys of older versions as well.
 
         Raises:
             ValueError: a value is outside what is allowed.
@@ -118,12 +128,35 @@ class Preprocessing:
         arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        for key, only_value in _RETIRED.items():
+            if (got := arguments.pop(key, only_value)) != only_value:
+                raise ValueError(f"{key}: got {got!r}, allowed {only_value!r}")
         return cls(**arguments)
+
+    @property
+    def resize_size(self) -> tuple[int, int]:
+        """Height and width that the resize aims at, pixels; the crop then keeps `input_size` of it."""
+        height, width = self.input_size
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize and before the crop, in pixels, rounded half up as DALI does."""
-        out_height, out_width = self.input_size
+        out_height, out_width = self.resize_size
+        if self.crop_mode == "squash":
+            return out_width, out_height
         # Integers throughout: a float ratio would round 12.499999 and 12.5 differently than DALI.
         if width * out_height >= height * out_width:
             return max(out_width, (2 * width * out_height + height) // (2 * height)), out_height
         return out_width, max(out_height, (2 * height * out_width + width) // (2 * width))
+
+    def jpeg_scale(self, width: int, height: int) -> int:
+        """By how much a JPEG of this size is reduced while it is decoded: 8, 4, 2, or 1 for not at all.
+
+        libjpeg then computes fewer pixels of each block, which costs a fraction of a full decode and of its
+        memory.
+        """
+        if not self.reduced_decode:
+            return 1
+        out_width, out_height = self.resized_size(width, height)
+        margin = min(width / out_width, height / out_height) / self.reduced_decode
+        return next((scale for scale in (8, 4, 2) if scale <= margin), 1)

@@ -1,6 +1,7 @@
 """Class names in the order of the model's outputs: one UTF-8 line each, as `label_filename` wants."""
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +12,22 @@ from fruitstand.errors import ArtefactError
 def check_labels(labels: Sequence[str]) -> None:
     """Refuse labels that a label file cannot carry.
 
+    Any other text reaches the client as it is: colons, quotes, leading zeros, blanks at the end, any script.
+
     Raises:
-        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break.
+        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break, another control
+            character or bytes that are not UTF-8.
     """
     if len(labels) < 2:
         raise ArtefactError(f"labels: got {len(labels)}, a classifier needs at least two")
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ArtefactError(f"labels: {twice!r} stands there twice")
-    bad = next((label for label in labels if not label.strip() or label.splitlines() != [label]), None)
-    if bad is not None:
-        raise ArtefactError(f"labels: {bad!r} is empty or has a line break")
+    for label in labels:
+        if not label.strip() or label.splitlines() != [label]:
+            raise ArtefactError(f"labels: {label!r} is empty or has a line break; rename the class")
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label):
+            raise ArtefactError(f"labels: {label!r} has a control character or is no UTF-8; rename the class")
 
 
 def labels_text(labels: Sequence[str]) -> str:
@@ -42,7 +48,7 @@ def read_labels(path: Path) -> list[str]:
         ArtefactError: the file is missing or not a list of labels.
     """
     try:
-        labels = path.read_text(encoding="utf-8").split("\n")
+        labels = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ArtefactError(f"{path}: cannot read the labels ({exc}); publish the model again") from exc
     if labels[-1] == "":

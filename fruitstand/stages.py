@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -26,10 +28,10 @@ def command_line(measure: Callable[..., object]) -> None:
         sys.exit(exc.exit_code)
 
 
-def step(name: str, *arguments: object) -> dict[str, Any]:
+def step(*arguments: object) -> dict[str, Any]:
     """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
     command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
-    console.print(f"[bold]{name}[/]  fruitstand {' '.join(command[3:])}")
+    console.print(f"[bold]{arguments[0]}[/]  fruitstand {' '.join(command[3:])}")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(done.returncode)
@@ -38,23 +40,35 @@ def step(name: str, *arguments: object) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def served(repository: Path, *, log: Path, config_name: str = CPU_CONFIG) -> Iterator[str]:
+def served(
+    repository: Path,
+    *,
+    log: Path,
+    config_name: str = CPU_CONFIG,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    python: str = sys.executable,
+) -> Iterator[str]:
     """`fruitstand serve` on free ports; its gRPC address.
 
     Args:
         repository: the model repository.
         log: tritonserver's log goes there.
         config_name: of `configs/<name>.pbtxt`.
+        environment: variables of the server besides this process's own.
+        python: of the environment that serves.
 
     Raises:
         ServerError: it ended instead of serving.
     """
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]
+    # -P: another environment's Python must not import this process's checkout from the working directory.
+    command = [python, "-P", "-m", "fruitstand", "serve", "--repository", str(repository)]
     for port in ("grpc", "http", "metrics"):
         command += [f"--{port}-port", "0"]
     command += ["--log", str(log), "--config-name", config_name]
-    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[3:])}")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    console.print(f"[bold]serve[/]  fruitstand {' '.join(command[4:])}")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    ) as process:
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()

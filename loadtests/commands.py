@@ -1,12 +1,15 @@
 """`fruitstand loadtest`, `profile` and `diagnose`: how fast is it, how fast can it be, and why."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fruitstand.cli_options import Json, Repository, Url, needs, print_json
 from fruitstand.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadtests.results.result import LoadResult
 
 Images = Annotated[Path, typer.Option(help="Folder with the images to send.")]
 
@@ -32,10 +35,10 @@ def loadtest(
 ) -> None:
     """Run a load profile with Locust; exit 1 when it misses an objective of the SLO file."""
     with needs("loadtest"):
-        from loadtests.loadtest import DEFAULT_SLO
+        from loadtests.loadtest import DEFAULT_SLO, LoadTest
         from loadtests.loadtest import loadtest as run_loadtest
 
-        result = run_loadtest(
+        test = LoadTest(
             profile=profile,
             url=url,
             images=images,
@@ -47,15 +50,16 @@ def loadtest(
             workers=workers,
             deadline_s=deadline_s,
         )
+        result = run_loadtest(test)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         _print_points(result)
-        for one in result["slo"]:
-            met = "met" if one["met"] else "MISSED"
-            print(f"{met}: {one['objective']} {_number(one['measured'])}, objective {one['limit']:g}")
+        for one in result.slo or []:
+            met = "met" if one.met else "MISSED"
+            print(f"{met}: {one.objective} {_number(one.measured)}, objective {one.limit:g}")
         print(f"report: {out / 'report.html'}")
-    if not all(one["met"] for one in result["slo"]):
+    if not all(one.met for one in result.slo or []):
         raise typer.Exit(1)
 
 
@@ -67,12 +71,6 @@ def profile(
     request_batches: Annotated[str, typer.Option(help="Images in a request, with commas.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
     seconds: Annotated[float, typer.Option(help="For each measurement.")] = 6.0,
-    shared_memory: Annotated[
-        bool, typer.Option("--shared-memory", help="Images go through it; on the server's machine.")
-    ] = False,
-    metrics_url: Annotated[
-        str | None, typer.Option(help="HOST:PORT/metrics of the server, to collect them as well.")
-    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="BEFORE AFTER", help="Measure nothing: compare two results."),
@@ -103,12 +101,10 @@ def profile(
             request_batches=numbers("request-batches", request_batches),
             rounds=rounds,
             seconds=seconds,
-            shared_memory=shared_memory,
-            metrics_url=metrics_url,
         )
         kept = gate(reference, result) if reference is not None else []
     if as_json:
-        print_json({**result, "baseline": kept})
+        print_json({**result.to_json(), "baseline": kept})
     else:
         _print_points(result)
         for row in kept:
@@ -169,24 +165,23 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _print_points(result: dict[str, Any]) -> None:
-    unit = {"closed": "in flight", "open": "offered/s"}[result["points"][0]["loop"]]
+def _print_points(result: "LoadResult") -> None:
+    unit = {"closed": "in flight", "open": "offered/s"}[result.points[0].loop]
     latencies = " ".join(f"{name:>8}" for name in ("p50 ms", "p95 ms", "p99 ms"))
     print(f"{unit:>10} {'batch':>6} {'images/s':>9} {latencies} {'unanswered':>11}")
-    for point in result["points"]:
-        latency = [_number(point["latency_ms"][name]) for name in ("p50", "p95", "p99")]
-        unanswered = point["num_requests"] - point["num_answered"]
+    for point in result.points:
+        latency = " ".join(f"{_number(point.latency_ms[name]):>8}" for name in ("p50", "p95", "p99"))
         print(
-            f"{point['load']:10.0f} {point['request_batch']:6g} {point['images_per_s']:9.1f}"
-            f" {latency[0]:>8} {latency[1]:>8} {latency[2]:>8} {unanswered:11}"
+            f"{point.load:10.0f} {point.request_batch:6g} {point.images_per_s:9.1f}"
+            f" {latency} {point.num_requests - point.num_answered:11}"
         )
-    for knee in result["knees"]:
-        words = "knee" if knee["reached"] else "no knee: still growing"
+    for knee in result.knees:
+        words = "knee" if knee.reached else "no knee: still growing"
         print(
-            f"{words} at {knee['load']:.0f}: {knee['images_per_s']:.1f} images/s, p99"
-            f" {_number(knee['p99_ms'])} ms (request batch {knee['request_batch']:g})"
+            f"{words} at {knee.load:.0f}: {knee.images_per_s:.1f} images/s, p99"
+            f" {_number(knee.p99_ms)} ms (request batch {knee.request_batch:g})"
         )
-    for reason in result["generator"]["reasons"]:
+    for reason in result.generator["reasons"]:
         print(f"the load generator, not the server, was the limit: {reason}")
 
 

@@ -1,33 +1,31 @@
 """`make demo`: the main job end to end on this machine, from images to served answers, with one table.
 
     python -m loadtests.demo                      # painted images, about five minutes on two cores
-    python -m loadtests.demo --data PATH          # real Fruits-360 images, folder or zip
+    python -m loadtests.demo --data PATH          # your images, folder or zip
 
 Every stage runs as the command a user would type. What it makes lies in `runs/demo/`; an earlier demo is kept
 as `runs/demo.previous/`.
 """
 
-import contextlib
 import shutil
 import time
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tritonclient.grpc as triton
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fruitstand.artefacts import write_json
-from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FRUIT_RESNET
 from fruitstand.errors import DataError, GateFailed
 from fruitstand.machine.provenance import provenance
 from fruitstand.manifest import read_prepared
-from fruitstand.network.connections import open_triton
 from fruitstand.progress import track
 from fruitstand.stages import command_line, console, served, step
 from fruitstand_client import Client
+from loadtests.server_statistics import ServedModel, growth
 
 EPOCHS_GENERATED = 4
 EPOCHS_REAL = 5
@@ -38,9 +36,11 @@ MAX_TOP1_DIFFERENCE = 0.002
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Fruits-360 folder or zip; default: painted.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or zip of class folders; default: painted.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
+    model: Annotated[str, typer.Option(help="Any timm image classifier.")] = "resnet18",
     num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
     images_per_class: Annotated[int, typer.Option(help="Images to paint a class.")] = 200,
     epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 5 on real images.")] = None,
@@ -56,11 +56,11 @@ def demo(
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
     else:  # as the published figures: Test is leaked as well, see README, "Honest numbers"
         choices = ("--validation", "frame")
-    step("prepare", "data", "prepare", "--source", source, "--out", out / "data", *choices)
+    step("data", "prepare", "--source", source, "--out", out / "data", *choices)
     trained = step(
-        "train", "train", "--data", out / "data", "--out", out / "run", "--model", model, "--epochs", epochs
+        "train", "--data", out / "data", "--out", out / "run", "--model", model, "--epochs", epochs
     )
-    exported = step("export", "export", "--run", out / "run", "--repository", out / "model_repository")
+    exported = step("export", "--run", out / "run", "--repository", out / "model_repository")
     measured = _classify_served(out)
     report = {
         **provenance(),
@@ -92,25 +92,21 @@ def _classify_served(out: Path) -> dict:
     paths = [data.directory / row.path for row in data.split("test")]
     with (
         served(out / "model_repository", log=out / "triton.log") as url,
-        contextlib.closing(open_triton(url)) as probe,
+        ServedModel(url) as model,
+        Client(url, batch_size=1, in_flight=IN_FLIGHT) as client,
     ):
-        with Client(url, batch_size=1, in_flight=IN_FLIGHT) as client:
-            client.classify(paths[:NUM_WARM_UP])
-            client.latencies_ms.clear()
-            before = _counts(probe)
-            started = time.monotonic()
-            answers = list(track(client.classify_stream(paths), total=len(paths), description="classify"))
-            elapsed_s = time.monotonic() - started
-            after = _counts(probe)
-            latencies_ms = np.array(client.latencies_ms)
-        version = probe.get_server_metadata().version
+        client.classify(paths[:NUM_WARM_UP])
+        client.latencies_ms.clear()
+        before = model.read()
+        started = time.monotonic()
+        answers = list(track(client.classify_stream(paths), total=len(paths), description="classify"))
+        elapsed_s = time.monotonic() - started
+        counters = growth(before, model.read())
+        latencies_ms = np.array(client.latencies_ms)
     failed = next((one for one in answers if one.error is not None), None)
     if failed is not None:
         raise DataError(f"{failed.path}: {failed.error}")
     hits = [one.label == row.label for one, row in zip(answers, data.split("test"), strict=True)]
-    mean_batch = {
-        name: (after[name][0] - before[name][0]) / (after[name][1] - before[name][1]) for name in after
-    }
     return {
         "data_source": data.source,
         "top1_served": float(np.mean(hits)),
@@ -120,19 +116,10 @@ def _classify_served(out: Path) -> dict:
         "images_per_s": round(len(paths) / elapsed_s, 1),
         "latency_p50_ms": round(float(np.percentile(latencies_ms, 50)), 2),
         "latency_p99_ms": round(float(np.percentile(latencies_ms, 99)), 2),
-        "mean_batch": round(mean_batch[FRUIT_RESNET], 2),
-        "mean_batch_per_step": {name: round(value, 2) for name, value in mean_batch.items()},
-        "server_version": version,
+        "mean_batch": round(counters[FRUIT_RESNET].mean_batch, 2),
+        "mean_batch_per_step": {name: round(counters[name].mean_batch, 2) for name in model.steps},
+        "server_version": model.server_version,
     }
-
-
-def _counts(probe: triton.InferenceServerClient) -> dict[str, tuple[int, int]]:
-    """Images and executions so far, for each step of the ensemble."""
-    counts = {}
-    for name in (IMAGE_DECODE, FRUIT_RESNET):
-        stats = probe.get_inference_statistics(name).model_stats[0]
-        counts[name] = (stats.inference_count, stats.execution_count)
-    return counts
 
 
 def _check(report: dict) -> None:
@@ -147,11 +134,8 @@ def _check(report: dict) -> None:
 
 
 def _print_table(report: dict, out: Path) -> None:
-    table = Table(
-        title=f"{report['model_name']} int8 on {report['data_source']} images", title_justify="left"
-    )
-    table.add_column("what")
-    table.add_column("value", justify="right")
+    table = Table("what", Column("value", justify="right"), title_justify="left")
+    table.title = f"{report['model_name']} int8 on {report['data_source']} images"
     rows = {
         "top-1 offline (PyTorch, fp32)": f"{report['top1_offline']:.4f}",
         "top-1 served (int8, DALI, Triton)": f"{report['top1_served']:.4f}",

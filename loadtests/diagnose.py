@@ -26,6 +26,7 @@ FULL_STEP = 0.75
 IDLE_STEP = 0.6
 LONG_QUEUE = 0.5
 KIND_GPU = model_config_pb2.ModelInstanceGroup.KIND_GPU
+ONNXRUNTIME = "onnxruntime"
 THREAD_KEYS = ("intra_op_thread_count", "num_threads")
 
 
@@ -58,8 +59,9 @@ class Observed:
         return self.counters[self.ensemble].request_ns / 1e9 / self.seconds
 
     def busy(self, step: str) -> float:
-        """Share of the time that each of a step's instances computed."""
-        return self.counters[step].busy_ns / 1e9 / self.seconds / num_instances(self.configs[step])
+        """Share of the time that each of a step's instances, or of their workers, computed."""
+        at_once = num_at_once(self.configs[step], self.num_cores)
+        return self.counters[step].busy_ns / 1e9 / self.seconds / at_once
 
 
 def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -> dict[str, Any]:
@@ -112,6 +114,32 @@ def num_instances(config: Any) -> int:
     return sum(group.count for group in config.instance_group) or 1
 
 
+def has_own_queue(config: Any) -> bool:
+    """Whether the embedded server's own backend serves this step: it queues and batches by itself."""
+    return "default_timeout_microseconds" in config.parameters
+
+
+def num_at_once(config: Any, num_cores: int | None) -> int:
+    """Batches that a step may compute at the same time: of its instances, and there of the workers of each.
+
+    Args:
+        config: the step's.
+        num_cores: of the server's machine, where known: workers without a number are one a thread.
+    """
+    instances = num_instances(config)
+    if not has_own_queue(config) or config.backend != ONNXRUNTIME:
+        return instances
+    written = _number(config, "num_workers")
+    threads = _number(config, THREAD_KEYS[0]) or (num_cores or 1) // instances
+    return instances * (written or max(1, threads // max(1, _number(config, "threads_per_worker"))))
+
+
+def _number(config: Any, key: str) -> int:
+    """A parameter; 0 where it is not there."""
+    text = config.parameters[key].string_value if key in config.parameters else ""
+    return int(text) if text.isdecimal() else 0
+
+
 def _batching(seen: Observed, step: str) -> Iterator[Finding]:
     """Why batches do not form, where they do not."""
     config, counters = seen.configs[step], seen.counters[step]
@@ -124,8 +152,7 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         return
     observed = f"batches do not form: {counters.mean_batch:.1f} images an execution"
     ragged = [tensor.name for tensor in config.input if -1 in tensor.dims and not tensor.allow_ragged_batch]
-    has_own_queue = "default_timeout_microseconds" in config.parameters
-    if not config.HasField("dynamic_batching") and not has_own_queue:
+    if not config.HasField("dynamic_batching") and not has_own_queue(config):
         words = f"{observed}; the configuration has no dynamic_batching"
         yield Finding("no_dynamic_batching", step, words, "add dynamic_batching { }")
     elif ragged:
@@ -135,7 +162,7 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         )
         remedy = "set allow_ragged_batch: true on that input"
         yield Finding("ragged_flag_missing", step, words, remedy)
-    elif has_own_queue:
+    elif has_own_queue(config):
         return  # our own backend computes at once what is there: few in flight make small batches
     elif seen.in_flight > ONE_CALLER and config.dynamic_batching.max_queue_delay_microseconds == 0:
         words = (
@@ -149,10 +176,12 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
 def _threads(seen: Observed, step: str) -> Iterator[Finding]:
     """More threads than cores."""
     config = seen.configs[step]
-    given = [config.parameters[key].string_value for key in THREAD_KEYS if key in config.parameters]
-    threads = next((int(value) for value in given if value.isdecimal() and int(value)), None)
+    threads = next(filter(None, (_number(config, key) for key in THREAD_KEYS)), None)
     on_gpu = any(group.kind == KIND_GPU for group in config.instance_group)
-    if threads is None or seen.num_cores is None or on_gpu:
+    if seen.num_cores is None or on_gpu:
+        return
+    yield from _workers(seen, step, seen.num_cores)
+    if threads is None:
         return
     instances = num_instances(config)
     if instances * threads > seen.num_cores:
@@ -162,6 +191,20 @@ def _threads(seen: Observed, step: str) -> Iterator[Finding]:
         )
         remedy = f"leave the thread count out, or set {max(1, seen.num_cores // instances)}"
         yield Finding("threads_oversubscribed", step, words, remedy)
+
+
+def _workers(seen: Observed, step: str, num_cores: int) -> Iterator[Finding]:
+    """Workers of our own backend that are more than the cores, or that leave some without work."""
+    config = seen.configs[step]
+    if not has_own_queue(config) or not _number(config, "num_workers"):
+        return
+    workers, threads = num_at_once(config, num_cores), max(1, _number(config, "threads_per_worker"))
+    observed = f"{workers} workers with {threads} threads each on {num_cores} cores"
+    remedy = "set num_workers to 0, which is as many as the threads allow"
+    if workers * threads > num_cores:
+        yield Finding("threads_oversubscribed", step, f"{observed}: they take turns", remedy)
+    elif workers * threads < num_cores and seen.busy(step) >= FULL_STEP:
+        yield Finding("too_few_workers", step, f"{observed}: the others have nothing to compute", remedy)
 
 
 def _pace(seen: Observed) -> Iterator[Finding]:
@@ -182,7 +225,7 @@ def _pace(seen: Observed) -> Iterator[Finding]:
             "limiting_step", slowest, words, "a smaller or quantised model, more cores, more replicas"
         )
     stages = [seen.counters[step] for step in seen.steps]
-    queue_ns = sum(one.stage_ns[0] for one in stages)
+    queue_ns = sum(one.queue_ns for one in stages)
     share = queue_ns / max(1, seen.counters[seen.ensemble].request_ns)
     if share > LONG_QUEUE:
         words = f"{share:.0%} of a request's time is waiting in queues"

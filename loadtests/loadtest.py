@@ -5,7 +5,7 @@ import logging
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Reco
 from loadtests.generator.sample_files import read_sample
 from loadtests.results.knee import find_knee, judged_points
 from loadtests.results.plots import draw
-from loadtests.results.result import RESULT, read_result, write_result
+from loadtests.results.result import RESULT, Latency, LoadResult, Point, read_result
 from loadtests.results.slo import judge, read_slo
 from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
 
@@ -37,16 +37,31 @@ REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 class LoadTest:
     """What to send where."""
 
+    profile: str
+    """One of `loadtests.generator.profiles.PROFILES`."""
     url: str
+    """HOST:PORT of the server's gRPC endpoint."""
     images: Path
+    """Folder with the images to send."""
     out: Path
-    profile: Profile
-    stage_s: float
-    peak: float | None
+    """Folder for `result.json`, `report.html` and plots."""
+    slo: Path = DEFAULT_SLO
+    """The objectives."""
+    stage_s: float = 10.0
+    """Length of one stage of a ramp, seconds."""
+    peak: str | None = None
+    """Images/s the server can take, or the result of a ramp: file or folder."""
     request_batches: tuple[int, ...] = (1,)
+    """Images in a request; of several each request draws one."""
     workers: int = 0
     """Processes that send, beside one that counts; 0: one process for both."""
     deadline_s: float = 5.0
+    """For each request, seconds."""
+
+    def __post_init__(self) -> None:
+        if not set(self.request_batches) <= set(REQUEST_BATCHES):
+            got = list(self.request_batches)
+            raise UsageError(f"request-batches: got {got}, allowed {REQUEST_BATCHES}")
 
     @property
     def mean_batch(self) -> float:
@@ -54,32 +69,8 @@ class LoadTest:
         return sum(self.request_batches) / len(self.request_batches)
 
 
-def loadtest(
-    *,
-    profile: str,
-    url: str,
-    images: Path,
-    out: Path,
-    slo: Path = DEFAULT_SLO,
-    stage_s: float = 10.0,
-    peak: str | None = None,
-    request_batches: tuple[int, ...] = (1,),
-    workers: int = 0,
-    deadline_s: float = 5.0,
-) -> dict[str, Any]:
-    """Run one profile; write `result.json`, `report.html` and plots to `out`.
-
-    Args:
-        profile: one of `loadtests.generator.profiles.PROFILES`.
-        url: HOST:PORT of the server's gRPC endpoint.
-        images: folder with the images to send.
-        out: folder for the results.
-        slo: the objectives.
-        stage_s: length of one stage of a ramp, seconds.
-        peak: images/s the server can take, or the result of a ramp: file or folder.
-        request_batches: images in a request; of several each request draws one.
-        workers: processes that send; 0: Locust's own process does.
-        deadline_s: for each request, seconds.
+def loadtest(test: LoadTest) -> LoadResult:
+    """Run one profile; write `result.json`, `report.html` and plots.
 
     Returns:
         The result; its `slo` says whether the objectives were met.
@@ -88,31 +79,19 @@ def loadtest(
         UsageError: bad input, or no server that answers.
         FruitstandError: Locust failed.
     """
-    if not set(request_batches) <= set(REQUEST_BATCHES):
-        raise UsageError(f"request-batches: got {list(request_batches)}, allowed {REQUEST_BATCHES}")
-    peak_images = _peak(peak)
-    test = LoadTest(
-        url=url,
-        images=images,
-        out=out,
-        profile=named_profile(profile, stage_s=stage_s, peak=peak_images),
-        stage_s=stage_s,
-        peak=peak_images,
-        request_batches=request_batches,
-        workers=workers,
-        deadline_s=deadline_s,
-    )
-    objectives = read_slo(slo, profile)
-    sample = read_sample(images, 1)
-    with ServedModel(url, behind_gateway=True) as model:
+    peak = _peak(test.peak)
+    profile = named_profile(test.profile, stage_s=test.stage_s, peak=peak)
+    objectives = read_slo(test.slo, test.profile)
+    sample = read_sample(test.images, 1)
+    with ServedModel(test.url, behind_gateway=True) as model:
         model.answer(sample[0])
-        out.mkdir(parents=True, exist_ok=True)
+        test.out.mkdir(parents=True, exist_ok=True)
         with StatisticsLog(model) as statistics:
-            _run_locust(test)
-        result = _result(test, model, statistics)
-    result["slo"] = judge(objectives, judged_points(result))
-    write_result(out / RESULT, result)
-    draw(result, out)
+            _run_locust(test, profile, peak)
+        result = _result(test, profile, peak, model, statistics)
+    result = replace(result, slo=judge(objectives, judged_points(result)))
+    result.write(test.out / RESULT)
+    draw(result, test.out)
     return result
 
 
@@ -122,18 +101,18 @@ def _peak(given: str | None) -> float | None:
         return None
     with contextlib.suppress(ValueError):
         return float(given)
-    knees = read_result(Path(given))["knees"]
+    knees = read_result(Path(given)).knees
     if not knees:
         raise UsageError(f"{given}: has no knee; give the result of --profile ramp")
-    return float(knees[0]["images_per_s"])
+    return knees[0].images_per_s
 
 
-def _run_locust(test: LoadTest) -> None:
+def _run_locust(test: LoadTest, profile: Profile, peak: float | None) -> None:
     """One process, or a master and its workers."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", test.url]
-    command += ["--images", str(test.images), "--load", test.profile.name, "--stage-s", str(test.stage_s)]
+    command += ["--images", str(test.images), "--load", test.profile, "--stage-s", str(test.stage_s)]
     command += ["--deadline-s", str(test.deadline_s), "--stop-timeout", str(STOP_S)]
-    command += [] if test.peak is None else ["--peak", str(test.peak)]
+    command += [] if peak is None else ["--peak", str(peak)]
     tags = ["--tags", *(f"batch-{size}" for size in test.request_batches)]
     port = str(_free_port())
     with contextlib.ExitStack() as processes, (test.out / "locust.log").open("w") as output:
@@ -146,8 +125,8 @@ def _run_locust(test: LoadTest) -> None:
             command += ["--expect-workers", str(test.workers), "--expect-workers-max-wait", str(STOP_S)]
         command += ["--headless", "--only-summary", "--html", str(test.out / "report.html")]
         command += ["--recording", str(test.out / "recording.json"), "--exit-code-on-error", "0", *tags]
-        seconds = sum(stage.seconds for stage in test.profile.stages)
-        log.info("locust: profile %s, %.0f s", test.profile.name, seconds)
+        seconds = sum(stage.seconds for stage in profile.stages)
+        log.info("locust: profile %s, %.0f s", test.profile, seconds)
         process = subprocess.Popen(command, stdout=output, stderr=output)
         processes.callback(_end, process)
         try:
@@ -173,73 +152,74 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _result(test: LoadTest, model: ServedModel, statistics: StatisticsLog) -> dict[str, Any]:
+def _result(
+    test: LoadTest, profile: Profile, peak: float | None, model: ServedModel, statistics: StatisticsLog
+) -> LoadResult:
     """From what the generator and the server saw."""
     raw = read_json(test.out / "recording.json")
     recording, stages = Recording.from_dict(raw), raw["stages"]
-    points = [_point(test, stage, recording, model, statistics) for stage in stages]
-    reasons = sorted({reason for point in points for reason in point["generator_limits"]})
+    points = [_point(test, profile.loop, stage, recording, model, statistics) for stage in stages]
+    reasons = sorted({reason for point in points for reason in point.generator_limits})
     served, calls = statistics.total().get(FRUIT_CLASSIFIER), recording.total().outcomes
-    knee = find_knee(points) if test.profile.name in ("ramp", "break") else None
-    return {
-        "schema_version": 1,
-        "tool": "locust",
+    knee = find_knee(points) if test.profile in ("ramp", "break") else None
+    return LoadResult(
+        tool="locust",
         **provenance(),
-        "server_version": model.server_version,
-        "settings": {
-            "profile": test.profile.name,
-            "loop": test.profile.loop,
+        server_version=model.server_version,
+        settings={
+            "profile": test.profile,
+            "loop": profile.loop,
             "stage_s": test.stage_s,
-            "peak": test.peak,
+            "peak": peak,
             "request_batches": list(test.request_batches),
             "workers": test.workers,
             "deadline_s": test.deadline_s,
         },
-        "points": points,
-        "knees": [knee] if knee else [],
-        "over_time": _over_time(stages, recording),
-        "generator": {"limited": bool(reasons), "reasons": reasons},
-        "slo": None,
-        "accounted": {
+        points=points,
+        knees=[knee] if knee else [],
+        over_time=_over_time(stages, recording),
+        generator={"limited": bool(reasons), "reasons": reasons},
+        accounted={
             "num_calls": calls.total(),
             "num_rejected": calls[REJECTED],
             "num_unanswered": calls.total() - calls[ANSWERED],
             "num_served": served.num_requests + served.num_failed if served else None,
         },
-    }
+    )
 
 
 def _point(
     test: LoadTest,
+    loop: str,
     stage: dict[str, float],
     recording: Recording,
     model: ServedModel,
     statistics: StatisticsLog,
-) -> dict[str, Any]:
+) -> Point:
     """One stage, without its first second."""
     start, end = int(stage["start"] + WARM_UP_S) + 1, int(stage["end"])
     cell, seconds = recording.window(start, end), max(1, end - start)
     each = [recording.window(second, second + 1) for second in range(start, end)]
     counters, between_s = statistics.between(start, end)
-    return {
-        "loop": test.profile.loop,
-        "load": stage["load"],
-        "request_batch": test.mean_batch,
-        "seconds": seconds,
-        "images_per_s": round(cell.num_images / seconds, 1),
-        "samples": [one.num_images for one in each],
-        "latency_ms": _latency(cell),
-        "p99_samples_ms": [_latency(one)["p99"] for one in each],
-        "num_requests": cell.outcomes.total(),
-        "num_answered": cell.outcomes["answered"],
-        "num_rejected": cell.outcomes[REJECTED],
-        "num_missed": cell.outcomes[MISSED],
-        "steps": breakdown(counters, model.steps, between_s),
-        "generator_limits": limits_found(recording.health, start, end),
-    }
+    return Point(
+        loop=loop,
+        load=stage["load"],
+        request_batch=test.mean_batch,
+        seconds=seconds,
+        images_per_s=round(cell.num_images / seconds, 1),
+        samples=[one.num_images for one in each],
+        latency_ms=_latency(cell),
+        p99_samples_ms=[_latency(one)["p99"] for one in each],
+        num_requests=cell.outcomes.total(),
+        num_answered=cell.outcomes[ANSWERED],
+        num_rejected=cell.outcomes[REJECTED],
+        num_missed=cell.outcomes[MISSED],
+        steps=breakdown(counters, model.steps, between_s),
+        generator_limits=limits_found(recording.health, start, end),
+    )
 
 
-def _latency(cell: Cell) -> dict[str, float | None]:
+def _latency(cell: Cell) -> Latency:
     values = {f"p{percent}": cell.percentile_ms(percent) for percent in (50, 95, 99)}
     return {key: None if value is None else round(value, 2) for key, value in values.items()}
 

@@ -32,11 +32,10 @@ from locust.runners import WORKER_REPORT_INTERVAL, WorkerRunner  # noqa: E402
 from fruitstand.artefacts import write_json  # noqa: E402
 from fruitstand.errors import FruitstandError, UsageError  # noqa: E402
 from fruitstand_client import Client  # noqa: E402
-from loadtests.generator.columns import add_columns, rows  # noqa: E402
 from loadtests.generator.health import watch  # noqa: E402
 from loadtests.generator.load_shape import ProfileShape  # noqa: E402
 from loadtests.generator.profiles import OPEN, PROFILES, STREAM_REQUESTS_PER_S, named_profile  # noqa: E402
-from loadtests.generator.recording import Recording, outcome_of  # noqa: E402
+from loadtests.generator.recording import MISSED, REJECTED, Recording, outcome_of  # noqa: E402
 from loadtests.generator.sample_files import read_sample  # noqa: E402
 
 REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -67,7 +66,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: object) -> None:
-    """Choose the shape, and the batch sizes; make the columns."""
+    """Choose the shape and the batch sizes."""
     options: Namespace = environment.parsed_options
     options.tags = options.tags or ["batch-1"]
     if options.load:
@@ -82,7 +81,6 @@ def prepare(environment: Environment, **_: object) -> None:
             environment.shape_class = ProfileShape(profile, sum(sizes) / len(sizes), drain_s=drain_s)
     if not isinstance(environment.runner, WorkerRunner):
         _Process.unsent = _Process.recording  # it tells nobody; what a master adds comes from its workers
-    add_columns(environment, _Process.recording)
 
 
 @events.test_start.add_listener
@@ -126,9 +124,9 @@ def write_recording(environment: Environment, **_: object) -> None:
     """The stages with what was seen in them, of all processes."""
     if isinstance(environment.runner, WorkerRunner):
         return
-    for row in rows(_Process.recording):
-        counts = f"{row['num_images']} images, {row['rejected']} rejects, {row['missed']} deadline misses"
-        print(f"{row['name']}: {counts}", file=sys.stderr)
+    total = _Process.recording.total()
+    counts = f"{total.outcomes[REJECTED]} rejects, {total.outcomes[MISSED]} deadline misses"
+    print(f"{total.num_images} images, {counts}", file=sys.stderr)
     if path := environment.parsed_options.recording:
         stages = getattr(environment.shape_class, "stages", [])
         write_json(Path(path), {"stages": stages, **_Process.recording.to_dict()})

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
+from fruitstand.contract import IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 from fruitstand.network.connections import direct_environment
 
@@ -84,14 +84,6 @@ def write_images(path: Path, contents: Sequence[bytes], *, expected: Sequence[by
 
 def _tensor(name: str, content: bytes, length: int) -> dict[str, object]:
     return {name: {"content": {"b64": base64.b64encode(content).decode()}, "shape": [length]}}
-
-
-def request_arguments(url: str, images: Path, *, batch_size: int, in_flight: int) -> list[str]:
-    """The flags that make it send what `fruitstand classify` sends."""
-    return [
-        *("-m", FRUIT_CLASSIFIER, "-i", "grpc", "-u", url),
-        *("--input-data", str(images), "-b", str(batch_size), "--concurrency-range", str(in_flight)),
-    ]
 
 
 def _run(command: list[str], folder: Path) -> None:

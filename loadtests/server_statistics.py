@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,55 +12,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
 from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.network.connections import open_channel
+from fruitstand.network.statistics import ModelCounters, read_counters
 from fruitstand_client import Client
 from fruitstand_client.errors import translate
 
 log = logging.getLogger("fruitstand.loadtest")
 
 TIMEOUT_S = 10.0
-STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
-"""What a request goes through in one model, in Triton's words."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCounters:
-    """One model's counters, or what they grew by between two readings."""
-
-    num_requests: int
-    """Answered."""
-    num_failed: int
-    num_images: int
-    num_executions: int
-    request_ns: int
-    """From arrival to answer, summed over the requests."""
-    stage_ns: tuple[int, int, int, int]
-    """Of `STAGES`, summed over the requests: each request of a batch counts the batch's whole time."""
-    busy_ns: int
-    """Of all instances, summed over the executions."""
-
-    def __sub__(self, before: "ModelCounters") -> "ModelCounters":
-        stages = [now - then for now, then in zip(self.stage_ns, before.stage_ns, strict=True)]
-        return ModelCounters(
-            self.num_requests - before.num_requests,
-            self.num_failed - before.num_failed,
-            self.num_images - before.num_images,
-            self.num_executions - before.num_executions,
-            self.request_ns - before.request_ns,
-            (stages[0], stages[1], stages[2], stages[3]),
-            self.busy_ns - before.busy_ns,
-        )
-
-    @property
-    def mean_batch(self) -> float:
-        """Images in one execution; 0 without any."""
-        return self.num_images / self.num_executions if self.num_executions else 0.0
-
-    def stage_ms(self) -> dict[str, float]:
-        """Mean time of a request in each of `STAGES`, ms."""
-        count = max(1, self.num_requests)
-        return {name: round(ns / count / 1e6, 3) for name, ns in zip(STAGES, self.stage_ns, strict=True)}
-
-
 Counters = dict[str, ModelCounters]
 """By model: the ensemble and its steps."""
 
@@ -137,14 +94,9 @@ class ServedModel:
         """The counters as they are now; none behind a gateway."""
         if not self.configs:
             return {}
-        statistics = self._ask("ModelStatistics", service_pb2.ModelStatisticsRequest()).model_stats
-        counters: Counters = {}
-        for one in statistics:
-            if one.name in self.configs:
-                own = _counters(one)
-                before = counters.get(one.name)  # another version of the same model
-                counters[one.name] = own if before is None else _sum(before, own)
-        return counters
+        answer = self._ask("ModelStatistics", service_pb2.ModelStatisticsRequest())
+        found = read_counters(answer.model_stats)
+        return {name: counters for name, counters in found.items() if name in self.configs}
 
     def _read_configs(self) -> None:
         ensemble = self._config(FRUIT_CLASSIFIER)
@@ -234,24 +186,3 @@ def breakdown(counters: Counters, steps: list[str], seconds: float) -> list[dict
 
 def _is_forbidden(error: grpc.RpcError) -> bool:
     return bool(error.code() == grpc.StatusCode.PERMISSION_DENIED)
-
-
-def _counters(one: Any) -> ModelCounters:
-    stats = one.inference_stats
-    busy_ns = sum(
-        getattr(batch, stage).ns for batch in one.batch_stats for stage in STAGES if stage != "queue"
-    )
-    return ModelCounters(
-        num_requests=stats.success.count,
-        num_failed=stats.fail.count,
-        num_images=one.inference_count,
-        num_executions=one.execution_count,
-        request_ns=stats.success.ns,
-        stage_ns=tuple(getattr(stats, stage).ns for stage in STAGES),
-        busy_ns=busy_ns,
-    )
-
-
-def _sum(one: ModelCounters, other: ModelCounters) -> ModelCounters:
-    nothing = ModelCounters(0, 0, 0, 0, 0, (0, 0, 0, 0), 0)
-    return one - (nothing - other)

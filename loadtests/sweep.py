@@ -19,7 +19,7 @@ from loadtests.generator.sample_files import read_sample
 from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, write_images
 from loadtests.results.knee import find_knee
 from loadtests.results.plots import draw
-from loadtests.results.result import RESULT, write_result
+from loadtests.results.result import RESULT, Knee, LoadResult, Point
 from loadtests.server_statistics import ServedModel, breakdown, growth
 
 log = logging.getLogger("fruitstand.profile")
@@ -34,7 +34,7 @@ REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class Cell:
     """One load to measure."""
 
     loop: str
@@ -61,7 +61,7 @@ class Load:
         return [*batch, *rate]
 
 
-def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Load]:
+def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Cell]:
     """Requests in flight, or with /s requests a second, with commas between.
 
     Raises:
@@ -73,7 +73,7 @@ def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Load]:
     if not all(re.fullmatch(r"[1-9]\d*(/s)?", word) for word in words):
         raise UsageError(f"loads: got {text!r}, expected such as 1,8,64 (in flight) or 100/s (a second)")
     return [
-        Load(
+        Cell(
             loop=OPEN if word.endswith("/s") else CLOSED,
             requests=float(word.removesuffix("/s")),
             request_batch=size,
@@ -92,13 +92,11 @@ def profile(
     request_batches: tuple[int, ...] = (1, 8, 32),
     rounds: int = 3,
     seconds: float = 6.0,
-    shared_memory: bool = False,
-    metrics_url: str | None = None,
-) -> dict[str, Any]:
+) -> LoadResult:
     """Measure every load with every batch size, in turn, `rounds` times over.
 
     Answers to single images are held against those the server gave before the load. perf_analyzer cannot
-    check those of several images in a request, nor what comes back through shared memory.
+    check those of several images in a request.
 
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
@@ -108,8 +106,6 @@ def profile(
         request_batches: images in one request.
         rounds: how often each is measured.
         seconds: for each measurement.
-        shared_memory: hand images over through shared memory; only on the server's own machine.
-        metrics_url: HOST:PORT/metrics of the server, for perf_analyzer to collect; None collects none.
 
     Returns:
         The result.
@@ -131,14 +127,11 @@ def profile(
         (out / "perf_analyzer").mkdir(parents=True, exist_ok=True)
         common = ["-m", model.name, "-i", "grpc", "-u", url, "--stability-percentage", ANY_SPREAD]
         common += ["--measurement-interval", str(round(seconds * 1e3 / NUM_WINDOWS)), "--verbose-csv"]
-        common += ["--shared-memory", "system"] if shared_memory else []
-        if metrics_url is not None:
-            common += ["--collect-metrics", "--metrics-url", metrics_url.removeprefix("http://")]
-        measured: dict[Load, list[dict[str, Any]]] = {}
-        refused: set[Load] = set()
+        measured: dict[Cell, list[dict[str, Any]]] = {}
+        refused: set[Cell] = set()
         for number in range(rounds):
             for cell in cells:
-                may_check = cell.request_batch == 1 and cell.loop == CLOSED and not shared_memory
+                may_check = cell.request_batch == 1 and cell.loop == CLOSED
                 arguments = [*common, *cell.arguments(), "--input-data", str(checked if may_check else plain)]
                 table = out / "perf_analyzer" / f"{cell.name}-round-{number + 1}.csv"
                 one = _measure(analyzer, model, cell, [*arguments, "-f", str(table)], table, seconds)
@@ -152,29 +145,23 @@ def profile(
     if not set(measured) - refused:
         raise FruitstandError("the server refused requests under every load; profile it with less")
     points = [_point(cell, measured[cell], seconds) for cell in cells if cell in set(measured) - refused]
-    result = {
-        "schema_version": 1,
-        "tool": "perf_analyzer",
+    result = LoadResult(
+        tool="perf_analyzer",
         **provenance(),
-        "server_version": server_version,
-        "settings": {
+        server_version=server_version,
+        settings={
             "loads": loads,
             "request_batches": list(request_batches),
             "rounds": rounds,
             "seconds": seconds,
-            "shared_memory": shared_memory,
-            "collect_metrics": metrics_url is not None,
             "num_images": len(sample),
             "refused": sorted(cell.name for cell in refused),
         },
-        "points": points,
-        "knees": list(_knees(points)),
-        "over_time": [],
-        "generator": {"limited": False, "reasons": []},
-        "slo": None,
-        "accounted": None,
-    }
-    write_result(out / RESULT, result)
+        points=points,
+        knees=list(_knees(points)),
+        generator={"limited": False, "reasons": []},
+    )
+    result.write(out / RESULT)
     draw(result, out)
     return result
 
@@ -182,7 +169,7 @@ def profile(
 def _measure(
     analyzer: PerfAnalyzer,
     model: ServedModel,
-    cell: Load,
+    cell: Cell,
     arguments: list[str],
     table: Path,
     seconds: float,
@@ -217,34 +204,31 @@ def _measure(
     }
 
 
-def _point(cell: Load, samples: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _point(cell: Cell, samples: list[dict[str, Any]], seconds: float) -> Point:
     """The median of the rounds."""
     names = ("p50", "p95", "p99")
     middle = sorted(samples, key=lambda one: one["images_per_s"])[len(samples) // 2]
     num_requests = sum(one["num_requests"] for one in samples)
-    return {
-        "loop": cell.loop,
-        "load": cell.load,
-        "request_batch": cell.request_batch,
-        "seconds": seconds * len(samples),
-        "images_per_s": round(statistics.median(one["images_per_s"] for one in samples), 1),
-        "samples": [round(one["images_per_s"], 1) for one in samples],
-        "latency_ms": {
+    return Point(
+        loop=cell.loop,
+        load=cell.load,
+        request_batch=cell.request_batch,
+        seconds=seconds * len(samples),
+        images_per_s=round(statistics.median(one["images_per_s"] for one in samples), 1),
+        samples=[round(one["images_per_s"], 1) for one in samples],
+        latency_ms={
             name: round(statistics.median(one["latency_ms"][name] for one in samples), 2) for name in names
         },
-        "p99_samples_ms": [round(one["latency_ms"]["p99"], 2) for one in samples],
-        "num_requests": num_requests,
-        "num_answered": num_requests,
-        "num_rejected": 0,
-        "num_missed": 0,
-        "steps": middle["steps"],
-        "generator_limits": [],
-    }
+        p99_samples_ms=[round(one["latency_ms"]["p99"], 2) for one in samples],
+        num_requests=num_requests,
+        num_answered=num_requests,
+        steps=middle["steps"],
+    )
 
 
-def _knees(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _knees(points: list[Point]) -> Iterator[Knee]:
     """One for each batch size of the closed loop."""
-    for size in sorted({point["request_batch"] for point in points}):
-        own = [point for point in points if point["request_batch"] == size and point["loop"] == CLOSED]
+    for size in sorted({point.request_batch for point in points}):
+        own = [point for point in points if point.request_batch == size and point.loop == CLOSED]
         if knee := find_knee(own):
             yield knee

@@ -1,9 +1,10 @@
 """`fruitstand tune`: the settings that give the most images/s on this machine within a p99 budget.
 
-Optuna proposes settings, each is written into a copy of the repository, served by `fruitstand serve` and
-loaded by perf_analyzer. The study lies in the output folder, so that an interrupted search goes on. A
-search on a noisy machine finds luck as well as speed: at the end its best settings and those in use are
-measured again, in turns, and the best are taken only if they win every round.
+Optuna proposes settings of the backend that serves here, our own or the Python stubs. Each proposal is
+written into a copy of the repository, served by `fruitstand serve` and loaded by perf_analyzer. The study is
+in the output folder, so that an interrupted search goes on. A search on a noisy machine finds luck as well as
+speed: at the end its best settings and those in use are measured again, in turns, and the best are taken only
+if they win every round.
 """
 
 import logging
@@ -11,7 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fruitstand.artefacts import atomic_file, write_json
+from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.stages import served
 from loadtests.sweep import profile
+from serving.triton.backend_directory import HOST, choose_backends
 
 log = logging.getLogger("fruitstand.tune")
 
@@ -35,6 +38,8 @@ STUDY_NAME = "study.log"
 FRONTIER_NAME = "frontier.png"
 DELAYS_US = (0, 250, 500, 1000, 2000, 4000)
 PREFERRED = (0, 8, 16, 32)
+PART_IMAGES = (4, 8, 16, 32)
+WAITS_US = (0, 1000, 2000, 4000, 8000)
 MAX_INSTANCES = 2
 FINAL_ROUNDS = 3
 MAX_FAILURES = 5
@@ -95,11 +100,14 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     bench = _Bench(repository, images, out, search)
     in_use = read_tuning(repository)
-    study = _study(out, search, in_use)
+    space = _Space(in_use, choose_backends(repository, CPU_CONFIG).kind)
+    study = _study(out, search, space)
     failures = 0
     while (left := search.trials - len(_finished(study))) > 0:
         log.info("%d of %d trials to go", left, search.trials)
-        study.optimize(lambda trial: _objective(trial, bench, search), n_trials=1, catch=FruitstandError)
+        study.optimize(
+            lambda trial: _objective(trial, bench, search, space), n_trials=1, catch=FruitstandError
+        )
         failures = failures + 1 if study.trials[-1].state == TrialState.FAIL else 0
         if failures and not _finished(study):
             raise FruitstandError(f"the settings in use cannot be measured; see {out}")
@@ -108,14 +116,15 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     found = _finished(study)
     within = [one for one in found if one.user_attrs["p99_ms"] <= search.p99_ms]
     best = max(within, key=lambda one: one.value, default=None)
-    rounds = [] if best is None else _play_off(bench, in_use, _tuning(best.params))
+    rounds = [] if best is None else _play_off(bench, in_use, space.tuning(best.params))
     wins = bool(rounds) and all(
         mine.images_per_s > other.images_per_s and mine.p99_ms <= search.p99_ms for other, mine in rounds
     )
     chosen = in_use
     if best is not None and wins:
         rate = statistics.median(mine.images_per_s for _, mine in rounds)
-        chosen = _tuning(best.params, max_queue_size=max(64, round(QUEUE_S * rate / search.request_batch)))
+        size = max(64, round(QUEUE_S * rate / search.request_batch))
+        chosen = replace(space.tuning(best.params), max_queue_size=size)
     result = _result(search, in_use, chosen, found, rounds)
     write_json(out / TUNING_NAME, chosen.to_dict())
     write_json(out / RESULT_NAME, result)
@@ -154,36 +163,80 @@ class _Bench:
                 request_batches=(self._search.request_batch,),
                 rounds=1,
                 seconds=self._search.seconds,
-            )["points"]
-        return Measured(point["images_per_s"], point["latency_ms"]["p99"])
+            ).points
+        return Measured(point.images_per_s, point.latency_ms["p99"] or 0.0)
 
 
-def _study(out: Path, search: Search, in_use: Tuning) -> optuna.Study:
-    """The search so far; a new one begins with the settings in use."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would show a failed trial's traceback
-    storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
-    sampler = optuna.samplers.TPESampler(n_startup_trials=8)
-    study = optuna.create_study(
-        study_name=search.name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
-    )
-    if not study.trials:
-        study.enqueue_trial(_parameters(in_use))
-    return study
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """What is searched: the settings that the serving backend reads; the others stay as they are in use."""
 
+    in_use: Tuning
+    backends: str
 
-def _objective(trial: Trial, bench: _Bench, search: Search) -> float:
-    budget = thread_budget()
-    tuning = _tuning(
-        {
-            "decode_queue_delay_us": trial.suggest_categorical("decode_queue_delay_us", DELAYS_US),
+    def propose(self, trial: Trial) -> dict[str, int]:
+        """The settings of one trial; threads as numbers."""
+        budget = thread_budget()
+        proposed = {
             "decode_instances": trial.suggest_int("decode_instances", 1, MAX_INSTANCES),
             "decode_threads": trial.suggest_int("decode_threads", 1, budget),
+        }
+        if self.backends == HOST:
+            workers = trial.suggest_int("infer_workers", 1, budget)
+            threads = trial.suggest_int("infer_threads_per_worker", 1, max(1, budget // workers))
+            return proposed | {
+                "infer_workers": workers,
+                "infer_threads_per_worker": threads,
+                "infer_part_images": trial.suggest_categorical("infer_part_images", PART_IMAGES),
+                "infer_wait_us": trial.suggest_categorical("infer_wait_us", WAITS_US),
+            }
+        return proposed | {
+            "decode_queue_delay_us": trial.suggest_categorical("decode_queue_delay_us", DELAYS_US),
             "infer_queue_delay_us": trial.suggest_categorical("infer_queue_delay_us", DELAYS_US),
             "infer_preferred_batch": trial.suggest_categorical("infer_preferred_batch", PREFERRED),
             "infer_instances": trial.suggest_int("infer_instances", 1, MAX_INSTANCES),
             "infer_threads": trial.suggest_int("infer_threads", 1, budget),
         }
+
+    def tuning(self, proposed: dict[str, int]) -> Tuning:
+        """Settings from a trial's; all of the machine's threads are written as its budget, whatever it is."""
+        budget, values = thread_budget(), dict(proposed)
+        for name, whole_budget in (("decode_threads", -1), ("infer_threads", 0)):
+            if values.get(name) == budget:
+                values[name] = whole_budget
+        if values.get("infer_workers") == budget // values.get("infer_threads_per_worker", 1):
+            values["infer_workers"] = 0
+        return replace(self.in_use, **values)
+
+    def of_use(self) -> dict[str, int]:
+        """The settings in use as a trial's: the first one."""
+        budget, values = thread_budget(), self.in_use.to_dict()
+        values["decode_threads"] = budget if values["decode_threads"] == -1 else values["decode_threads"]
+        values["infer_threads"] = values["infer_threads"] or budget
+        workers = max(1, budget // values["infer_threads_per_worker"])
+        values["infer_workers"] = values["infer_workers"] or workers
+        return values
+
+
+def _study(out: Path, search: Search, space: _Space) -> optuna.Study:
+    """The search so far; a new one begins with the settings in use."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would show a failed trial's traceback
+    storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=8)
+    study = optuna.create_study(
+        study_name=f"{search.name}-{space.backends}",
+        storage=storage,
+        sampler=sampler,
+        direction="maximize",
+        load_if_exists=True,
     )
+    if not study.trials:
+        study.enqueue_trial(space.of_use())
+    return study
+
+
+def _objective(trial: Trial, bench: _Bench, search: Search, space: _Space) -> float:
+    tuning = space.tuning(space.propose(trial))
     try:
         measured = bench.measure(tuning)
     except FruitstandError as exc:
@@ -197,25 +250,6 @@ def _objective(trial: Trial, bench: _Bench, search: Search) -> float:
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE,))
-
-
-def _tuning(parameters: dict[str, int], **others: int) -> Tuning:
-    """Settings from a trial's; all of the machine's threads are written as its budget, whatever it is."""
-    budget = thread_budget()
-    values = dict(parameters)
-    values["decode_threads"] = -1 if values["decode_threads"] == budget else values["decode_threads"]
-    values["infer_threads"] = 0 if values["infer_threads"] == budget else values["infer_threads"]
-    return Tuning(**values, **others)
-
-
-def _parameters(tuning: Tuning) -> dict[str, int]:
-    """The other way round."""
-    values = tuning.to_dict()
-    del values["max_queue_size"]
-    budget = thread_budget()
-    values["decode_threads"] = budget if values["decode_threads"] == -1 else values["decode_threads"]
-    values["infer_threads"] = values["infer_threads"] or budget
-    return values
 
 
 def _play_off(bench: _Bench, in_use: Tuning, best: Tuning) -> list[tuple[Measured, Measured]]:

@@ -111,7 +111,7 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
         pipeline=pipeline.relative_to(repository),
         pipeline_sha256=sha256_file(pipeline),
-        config=_read_config(repository / LOADED_CONFIG),
+        config=read_config(repository / LOADED_CONFIG),
     )
 
 
@@ -167,6 +167,7 @@ class LocalModel:
                 raise ArtefactError(f"{path}: not as the job began; every machine needs the same files")
         self._labels = np.array(version.manifest["labels"], dtype=object)
         self._top_k = min(top_k, len(self._labels))
+        self._preprocessing = Preprocessing.from_dict(version.manifest["preprocessing"])
         self._decoder = Decoder(
             pipeline, input_name=ENCODED, max_batch_size=MAX_BATCH_SIZE, num_threads=num_threads
         )
@@ -177,7 +178,7 @@ class LocalModel:
 
     def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
         """Classify up to 64 encoded images; for each its answer, or why it was refused."""
-        files = [_as_the_client_sends(one) for one in encoded]
+        files = [_as_the_client_sends(one, self._preprocessing) for one in encoded]
         taken = [one for one in files if not isinstance(one, ImageRejected)]
         results = iter(self._decoder.decode(taken) if taken else [])
         decoded = [one if isinstance(one, ImageRejected) else next(results) for one in files]
@@ -191,10 +192,10 @@ class LocalModel:
         return [str(one) if isinstance(one, ImageRejected) else next(answers) for one in decoded]
 
 
-def _as_the_client_sends(encoded: bytes) -> np.ndarray | ImageRejected:
+def _as_the_client_sends(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray | ImageRejected:
     """A file in a format that the server reads, converted if need be, as (N,) uint8; or why there is none."""
     try:
-        return np.frombuffer(as_supported(encoded, Preprocessing()).content, np.uint8)
+        return np.frombuffer(as_supported(encoded, preprocessing).content, np.uint8)
     except ImageRejected as exc:
         return exc
 
@@ -245,7 +246,7 @@ class ServedModel:
         return answers
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A `config.pbtxt` with the keys of the JSON that Triton hands to a backend."""
     from google.protobuf import json_format, text_format
     from tritonclient.grpc import model_config_pb2

@@ -85,14 +85,7 @@ def score(
         # Measured: a process a processor does more than one with all of them.
         options = {"num_threads": thread_budget() if num_workers == 0 else 1, "top_k": top_k}
         with _results(left, job, pinned, options, num_workers=num_workers, address=address) as results:
-            rows = list(
-                track(
-                    results,
-                    total=sum(one.num_images for one in left),
-                    description="score",
-                    size=lambda row: row["num_images"],
-                )
-            )
+            rows = list(track(results, total=len(left), description="score partitions"))
         counts = job.count_rows()
     if sum(counts.values()) != inputs.num_images:
         raise ArtefactError(
@@ -170,7 +163,7 @@ def _map_on_ray(
     from ray.data import ActorPoolStrategy, DataContext
 
     context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts images
+    context.enable_progress_bars = False  # ours is shown
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as well
     items = [{"partition": one} for one in partitions]
     with warnings.catch_warnings():

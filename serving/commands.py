@@ -21,17 +21,16 @@ LOOPBACK = "127.0.0.1"
 def serve(
     repository: Repository = Path("model_repository"),
     grpc_port: Port = 8001,
-    http_port: Port = 8000,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="POST /classify, REST and a page to try it.")
+    ] = 8000,
     metrics_port: Port = 8002,
     config_name: Annotated[str, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
     trusted_keys: TrustedKeys = None,
-    web_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Serve a page to try it; 0 takes a free one.")
-    ] = None,
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Servers; more than one needs --gateway.")] = 1,
     gateway: Annotated[
-        bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port.")
+        bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port and --http-port.")
     ] = False,
     access: Access = None,
     insecure: Insecure = False,
@@ -40,8 +39,6 @@ def serve(
     listen = os.environ.get("FRUITSTAND_LISTEN", LOOPBACK)
     if not gateway and (replicas > 1 or access is not None or insecure or listen != LOOPBACK):
         raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
-    if gateway and web_port is not None:
-        raise UsageError("--web-port is of the server without --gateway; leave one of them out")
     with needs("serve-cpu"):
         if gateway:
             from serving.replicas.serve_replicas import serve_replicas
@@ -51,6 +48,7 @@ def serve(
                 replicas=replicas,
                 listen=listen,
                 port=grpc_port,
+                http_port=http_port,
                 metrics_port=metrics_port,
                 config_name=config_name,
                 log_path=log,
@@ -71,7 +69,6 @@ def serve(
             config_name=config_name,
             log_path=log,
             trusted_keys=trusted_keys,
-            web_port=web_port,
             control_key=_control_key(),
             tracing=_tracing(),
         )
@@ -82,6 +79,7 @@ def gateway(
         list[int], typer.Option(min=1, max=65535, help="gRPC port of a server on this machine; repeatable.")
     ],
     port: Port = 8001,
+    http_port: Port = 8000,
     metrics_port: Port = 9901,
     access: Access = None,
     log: Annotated[Path | None, typer.Option(help="Append Envoy's log and the access log.")] = None,
@@ -95,6 +93,7 @@ def gateway(
             replica,
             listen=os.environ.get("FRUITSTAND_LISTEN", LOOPBACK),
             port=port,
+            http_port=http_port,
             metrics_port=metrics_port,
             log_path=log,
             access_directory=access,

@@ -19,6 +19,11 @@ def served_config(repository: Path, model: str) -> Path:
     return named if named.is_file() else repository / model / "config.pbtxt"
 
 
+def pending_metric() -> str:
+    """The gauge of requests that wait: of the host's own queues, or of Triton's in front of the stubs."""
+    return "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
+
+
 def num_workers() -> int:
     """Batches of the second step that are computed at the same time."""
     return thread_budget() if on_host() else 1

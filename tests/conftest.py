@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def large_jpegs() -> dict[str, bytes]:
+    """Painted photographs by name: large enough to be decoded at a reduced size."""
+    from fruitstand.images.photographs import photographs
+
+    return photographs()
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real Fruits-360 images, where this machine has one."""
     path = Path(os.environ.get("FRUITSTAND_REAL_DATA", ROOT.parent / "shared"))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fruitstand.artefacts import read_json, sha256_file, write_json
 from fruitstand.errors import ArtefactError
-from fruitstand.machine.hardware import hardware
+from fruitstand.machine.provenance import hardware
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("FRUITSTAND_TEST_CACHE", ROOT / ".cache" / "tests")).resolve()

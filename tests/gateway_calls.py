@@ -9,7 +9,7 @@ import grpc
 from fruitstand.network.tls import Tls
 from fruitstand_client.wire import Wire
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import claim_ports
+from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.model_server import KillableServer, ModelServer
 
 DEADLINE_S = 10.0
@@ -62,14 +62,21 @@ def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def opened(servers: Sequence[KillableServer | ModelServer], access: Path | None, log_path: Path) -> Gateway:
+def opened(
+    servers: Sequence[KillableServer | ModelServer | EmbeddedServer], access: Path | None, log_path: Path
+) -> Gateway:
     """A gateway that runs."""
-    port, metrics_port = claim_ports({"gateway": 0, "metrics": 0})
+    port, http_port, metrics_port = claim_ports({"gateway": 0, "http": 0, "metrics": 0})
     gateway = Gateway(
-        listen="127.0.0.1", port=port, metrics_port=metrics_port, access_directory=access, log_path=log_path
+        listen="127.0.0.1",
+        port=port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        access_directory=access,
+        log_path=log_path,
     )
     try:
-        gateway.start({server.port: True for server in servers})
+        gateway.start({int(server.url.rpartition(":")[2]): True for server in servers})
     except BaseException:
         gateway.stop()
         raise

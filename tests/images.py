@@ -1,6 +1,6 @@
-"""Files that are refused, as a dictionary; the list itself is `fruitstand.images.kinds`."""
+"""Files that are refused, as a dictionary; the list itself is `serving.attest.kinds`."""
 
-from fruitstand.images.kinds import image_kinds
+from serving.attest.kinds import image_kinds
 
 
 def refused() -> dict[str, tuple[bytes, str]]:

@@ -4,12 +4,15 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
 from fruitstand.errors import UsageError
+
+if TYPE_CHECKING:
+    from training.evaluate.report import Evaluation
 
 data_app = typer.Typer(
     help="Prepare image folders, and check them.", no_args_is_help=True, rich_markup_mode=None
@@ -40,10 +43,13 @@ class LabelLevel(StrEnum):
 
 @data_app.command()
 def prepare(
-    source: Annotated[str, typer.Option(help="generated, kaggle, or a Fruits-360 folder or zip.")],
+    source: Annotated[
+        str, typer.Option(help="generated, kaggle, a folder or zip of class folders, or a CSV of path,label.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     split: Annotated[
-        SplitKind, typer.Option(help="For Test: the data set's own, whole varieties, or whole films.")
+        SplitKind,
+        typer.Option(help="For Test: the data set's own if it has one, whole varieties, or whole films."),
     ] = SplitKind.classic,
     validation: Annotated[
         Validation,
@@ -113,15 +119,15 @@ def check(
     with needs("train"):
         from training.data.check.check import check_data
 
-        result: dict[str, Any] = check_data(directory, out=out)
+        result = check_data(directory, out=out)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
-        print("\n".join(result["summary"]))
+        print("\n".join(result.summary))
         print(f"report: {(out or directory / 'check') / 'check.html'}")
-    for failure in result["failures"]:
+    for failure in result.failures:
         print(f"fruitstand: error: {failure}", file=sys.stderr)
-    if not result["ok"]:
+    if not result.ok:
         raise typer.Exit(1)
 
 
@@ -140,13 +146,17 @@ class Split(StrEnum):
 def train(
     out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
     data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
-    model: Annotated[str | None, typer.Option(help="A timm ResNet; default: resnet18.")] = None,
+    model: Annotated[str | None, typer.Option(help="Any timm image classifier; default: resnet18.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="classic, object, or auto: what suits the data's split.")
     ] = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Start from a safetensors file, a checkpoint, or hf-hub:OWNER/NAME."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/fit/config.py; repeatable."),
@@ -159,13 +169,13 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a timm ResNet."""
+    """Train a timm image classifier."""
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    given = {"model_name": model, "epochs": epochs}
+    given = {"model_name": model, "epochs": epochs, "weights": weights}
     given = {key: value for key, value in given.items() if value is not None}
     with needs("train"):
-        from training.fit.recipes import resolve_config
+        from training.fit.config import resolve_config
         from training.fit.train import read_resumed
         from training.fit.train import train as run_training
 
@@ -232,7 +242,7 @@ def evaluate(
                 data, split.value, lambda paths: _ask_server(url, paths, settings), out=out, url=url
             )
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         _print_evaluation(result)
 
@@ -249,24 +259,24 @@ def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterat
             yield one.error or {rank.label: rank.probability for rank in one.top_k}
 
 
-def _print_evaluation(result: dict[str, Any]) -> None:
+def _print_evaluation(result: "Evaluation") -> None:
     """The numbers, each beside what needs no training."""
-    baseline = result["baseline"]
+    baseline = result.baseline
     nearest, majority = baseline["nearest_neighbour"], baseline["majority"]
-    what = f"{result['data_source']}, {result['split_kind']} split, {result['split']}"
-    print(f"{what}: {result['num_images']} images")
+    what = f"{result.data_source}, {result.split_kind} split, {result.split}"
+    print(f"{what}: {result.num_images} images")
     print(f"{'':12} {'model':>8} {'1-NN':>8} {'majority':>8}")
     for key in ("top1", "macro_f1"):
-        print(f"{key:12} {result[key]:8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")
+        print(f"{key:12} {getattr(result, key):8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")
     for key in ("top5", "ece"):
-        print(f"{key:12} {result[key]:8.4f}")
-    low, high = result["top1_interval"]
+        print(f"{key:12} {getattr(result, key):8.4f}")
+    low, high = result.top1_interval
     print(f"top1 is between {low:.4f} and {high:.4f} with 95 % confidence, if images were independent")
-    seen = result["seen_in_training"]
+    seen = result.seen_in_training
     if seen is not None:
         counts = ", ".join(f"{what} {count}" for what, count in seen.items())
         print(f"images whose file, film or object was in training: {counts}")
-    worst = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))[:5]
+    worst = sorted(result.per_class.items(), key=lambda item: (item[1]["recall"], item[0]))[:5]
     print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
-    for pair in result["confusions"][:3]:
-        print(f"mistaken {pair['count']} times: {pair['truth']!r} for {pair['answer']!r}")
+    for pair in result.confusions[:3]:
+        print(f"mistaken {pair.count} times: {pair.truth!r} for {pair.answer!r}")

@@ -37,7 +37,7 @@ def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="truth", title=plain(title))
+    axes.set(xlabel="answer", ylabel="truth", title=plain(title, 200))
     step = -(-len(labels) // MAX_TICK_LABELS)
     ticks = range(0, len(labels), step)
     names = [plain(labels[i]) for i in ticks]
@@ -86,7 +86,7 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
         color="tab:red",
         label="at the bin's mean confidence",
     )
-    top.set(ylabel="share of right answers", title=plain(title), xlim=(0, 1), ylim=(0, 1))
+    top.set(ylabel="share of right answers", title=plain(title, 200), xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=3)
     bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
@@ -95,9 +95,9 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
     save_figure(figure, path)
 
 
-def plain(text: str) -> str:
-    """Text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
+def plain(text: str, letters: int = 40) -> str:
+    """Text in which matplotlib sees no formula, cut off after some letters."""
+    return (text if len(text) <= letters else f"{text[: letters - 1]}…").replace("$", r"\$")
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:

@@ -7,8 +7,8 @@ r"""The peers and this project's stack, one after the other on the same cores, w
 
 Every peer has its own environment in `build/peers`, made on first use; TorchServe's takes 5 GB and needs
 Java.
-In each round everything is started, measured and stopped once, our stack first; the summary holds medians of
-ratios within a round.
+In each round everything is started, measured and stopped once: our stack on its own C++ backend, our stack on
+the Python stubs, then the peers. The summary holds medians of ratios within a round.
 """
 
 import statistics
@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.in_process import in_process_images_per_s
+from benchmarks.load import ratio
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
-from benchmarks.peers.measure import IN_FLIGHT, OURS, Case, Round, measure
-from benchmarks.ratios import ratio
+from benchmarks.peers.measure import IN_FLIGHT, OURS, STUBS, Case, Round, measure
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import DataError, FruitstandError, UsageError
@@ -29,6 +29,7 @@ from fruitstand.machine.provenance import provenance
 from fruitstand.repository.versions import MANIFEST_NAME, serving_state
 from fruitstand.stages import command_line, console
 from loadtests.generator.sample_files import read_sample
+from serving.triton.backend_directory import HOST, STUB
 
 NUM_IMAGES = 256
 VARIANTS = {"fp32": ("model.onnx", "cpu"), "int8": ("model.int8.onnx", "openvino")}
@@ -103,18 +104,24 @@ def summarise(samples: dict[str, list[dict[str, Any]]], in_process: list[float])
             own = [row[load]["images_per_s"] for row in rows]
             entry = {
                 "images_per_s": statistics.median(own),
+                "p50_ms": statistics.median(row[load]["p50_ms"] for row in rows),
                 "p99_ms": statistics.median(row[load]["p99_ms"] for row in rows),
                 "over_in_process": ratio(own, in_process),
             }
             ours = samples[OURS]
             if name != OURS and not any("failed" in row for row in ours):
-                entry["ours_over_it"] = ratio([row[load]["images_per_s"] for row in ours], own)
+                for key, measured in (
+                    ("ours_over_it", "images_per_s"),
+                    ("our_p50_over_its", "p50_ms"),
+                    ("our_p99_over_its", "p99_ms"),
+                ):
+                    entry[key] = ratio(*([row[load][measured] for row in which] for which in (ours, rows)))
             summary[name][load] = entry
     return summary
 
 
 def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case]:
-    """Ours, then every peer with every variant."""
+    """Ours on both backends, then every peer with every variant."""
     if unknown := (set(peers) - set(PEERS)) | (set(variants) - set(VARIANTS)):
         raise UsageError(f"got {', '.join(sorted(unknown))}, allowed {', '.join([*PEERS, *VARIANTS])}")
     state = serving_state(repository)
@@ -123,7 +130,10 @@ def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case
     version = repository / FRUIT_RESNET / str(state.version)
     manifest = read_json(version / MANIFEST_NAME)
     common = {"labels": manifest["labels"], "preprocessing": manifest["preprocessing"]}
-    cases = [Case(name=OURS, peer=None, settings={})]
+    cases = [
+        Case(name=name, peer=None, settings={"backends": backends})
+        for name, backends in ((OURS, HOST), (STUBS, STUB))
+    ]
     for name in peers:
         for variant in variants:
             file, engine = VARIANTS[variant]

@@ -17,17 +17,19 @@ from typing import Any, TypeVar
 import aiohttp
 import grpc
 
+from benchmarks.load import Target, closed_loop, labels
 from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
 from benchmarks.peers.environments import install
-from benchmarks.peers.load import Target, closed_loop, labels
 from fruitstand.errors import FruitstandError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.stages import served
+from serving.triton.backend_directory import BACKENDS_VARIABLE
 
 Result = TypeVar("Result")
-OURS = "fruitstand"
-IN_FLIGHT = (8, 64)
+OURS, STUBS = "fruitstand", "fruitstand_stub"
+"""Our stack on its own C++ backend, and on the Python stubs."""
+IN_FLIGHT = (1, 8, 64)
 START_TIMEOUT_S = 120.0
 CHECK_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 30.0
@@ -52,6 +54,8 @@ class Round:
     repository: Path
     images: tuple[bytes, ...]
     seconds: float
+    in_flight: tuple[int, ...] = IN_FLIGHT
+    """Requests under way at once, of each load."""
     expected: list[str] = field(default_factory=list)
     """Our stack's labels, once it has answered."""
 
@@ -78,7 +82,7 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
         if same < MIN_SAME_TOP1:
             raise FruitstandError(f"{same:.1%} of its labels are those of our stack")
         result["same_top1"] = round(same, 4)
-        for in_flight in IN_FLIGHT:
+        for in_flight in one_round.in_flight:
             loop = closed_loop(target, in_flight, one_round.seconds)
             result[f"c{in_flight}"] = asdict(_within(LOAD_TIMEOUT_S + one_round.seconds, loop))
         result["memory_mib"] = processes.memory_mib(mark)
@@ -100,13 +104,9 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
     with tempfile.TemporaryDirectory(prefix="fruitstand-peer-", ignore_cleanup_errors=True) as scratch:
         log = Path(scratch, "log")
         if case.peer is None:
-            os.environ[processes.MARK] = mark
-            try:
-                with served(one_round.repository, log=log) as url:
-                    del os.environ[processes.MARK]
-                    yield Target(url, one_round.images), log
-            finally:
-                os.environ.pop(processes.MARK, None)
+            environment = {processes.MARK: mark, BACKENDS_VARIABLE: case.settings["backends"]}
+            with served(one_round.repository, log=log, environment=environment) as url:
+                yield Target(url, one_round.images), log
             return
         port = _free_ports(1)[0]
         with log.open("wb") as output:

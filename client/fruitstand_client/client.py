@@ -1,6 +1,6 @@
 """The gRPC clients: images in, predictions out, in batches, several requests at once, in order.
 
-Both drive the same `fruitstand_client.exchange`: `Client` blocks, `AsyncClient` awaits. gRPC and numpy are
+Both run the same `fruitstand_client.exchange`: `Client` blocks, `AsyncClient` awaits. gRPC and numpy are
 loaded with the first client, not with the import.
 """
 
@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import chain, islice
@@ -17,9 +17,9 @@ from typing import Any
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.network.tls import Tls
-from fruitstand_client.errors import RequestFailed
-from fruitstand_client.exchange import Call, Exchange, Read, Steps
-from fruitstand_client.images import MAX_ENCODED_BYTES, Image
+from fruitstand_client.errors import RequestCancelled
+from fruitstand_client.exchange import Call, Exchange, Transport
+from fruitstand_client.images import MAX_ENCODED_BYTES, EncodedImage, Image
 from fruitstand_client.prediction import Prediction
 
 BATCH_BYTES = 2 * MAX_ENCODED_BYTES
@@ -41,6 +41,7 @@ class _Connection:
         tls: Tls | None = None,
         api_key: str | None = None,
         keepalive_s: float | None = None,
+        shrink: bool = False,
     ) -> None:
         """Prepare a connection; the first call opens it.
 
@@ -58,6 +59,7 @@ class _Connection:
             api_key: sent with each request; without `tls` only to this machine itself.
             keepalive_s: ping the server when nothing was said for so long, seconds. Triton ends the
                 connection of a client that pings more often than every 300 s, unless it is told otherwise.
+            shrink: send large pictures as JPEGs of 512 pixels on the shorter side; needs Pillow.
 
         Raises:
             ValueError: a number outside what is allowed.
@@ -82,12 +84,29 @@ class _Connection:
             ) from exc
 
         self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
-        self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes)
+        self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, shrink=shrink)
         self._wire: Wire = Wire(
             url, tls=tls, api_key=api_key, keepalive_s=keepalive_s, asynchronous=self._asynchronous
         )
         self.latencies_ms: deque[float] = deque(maxlen=100_000)
         """Of the latest requests that were answered, milliseconds."""
+
+    async def _ask(self, call: Call) -> list[Prediction]:
+        """Send one request; suspends in the async client only."""
+        import grpc
+
+        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
+        started = time.perf_counter()
+        try:
+            response = self._wire.infer(
+                request, timeout=call.timeout_s, metadata=self._wire.metadata(request)
+            )
+            if self._asynchronous:
+                response = await response
+        except grpc.RpcError as exc:
+            raise self._wire.failure(exc, request) from exc
+        self.latencies_ms.append((time.perf_counter() - started) * 1e3)
+        return self._wire.predictions(response, len(call.encoded))
 
 
 class Client(_Connection):
@@ -127,19 +146,17 @@ class Client(_Connection):
         """
         source = iter(images)
         groups = iter(lambda: list(islice(source, self._batch_size)), [])
-        ahead = list(islice(groups, 2))
+        ahead, stopped = list(islice(groups, 2)), threading.Event()
         if len(ahead) < 2:  # one request: no thread is worth its start
             for group in ahead:
-                yield from self._drive(self._exchange.answer(group, top_k))
+                yield from self._answer(group, top_k, stopped)
             return
         pending: deque[Future[list[Prediction]]] = deque()
-        stopped = threading.Event()
         with ThreadPoolExecutor(self._in_flight, thread_name_prefix="fruitstand-client") as pool:
             try:
                 for group in chain(ahead, groups):
                     run = copy_context().run  # the caller's trace
-                    steps = self._exchange.answer(group, top_k)
-                    pending.append(pool.submit(run, self._drive, steps, stopped))
+                    pending.append(pool.submit(run, self._answer, group, top_k, stopped))
                     while pending and (len(pending) >= 2 * self._in_flight or pending[0].done()):
                         yield from pending.popleft().result()
                 while pending:
@@ -156,44 +173,29 @@ class Client(_Connection):
             ImageRejected: the server refuses one of the images, and with it the request.
             RequestFailed: the server did not answer.
         """
-        return self._call(Call(encoded, top_k, self._deadline_s))
+        return _finished(self._ask(Call(encoded, top_k, self._deadline_s)))
 
-    def _drive(self, steps: Steps, stopped: threading.Event | None = None) -> list[Prediction]:
-        """Do what the exchange asks for, in this thread."""
-        result: Any = None
-        failure: RequestFailed | None = None
-        while True:
-            try:
-                step = steps.send(result) if failure is None else steps.throw(failure)
-            except StopIteration as done:
-                predictions: list[Prediction] = done.value
-                return predictions
-            result = failure = None
-            if isinstance(step, Call):
-                try:
-                    result = self._call(step)
-                except RequestFailed as exc:
-                    failure = exc
-            elif isinstance(step, Read):
-                result = next(step.batches, None)
-            elif stopped is None:
-                time.sleep(step.seconds)
-            elif stopped.wait(step.seconds):
-                return []  # nobody waits for it any more
+    def _answer(self, group: list[Image], top_k: int, stopped: threading.Event) -> list[Prediction]:
+        """Classify a group of images in this thread; a pause ends early when `stopped` is set."""
 
-    def _call(self, call: Call) -> list[Prediction]:
-        import grpc
+        async def read(batches: Iterator[list[EncodedImage]]) -> list[EncodedImage] | None:
+            return next(batches, None)
 
-        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
-        started = time.perf_counter()
-        try:
-            response = self._wire.infer(
-                request, timeout=call.timeout_s, metadata=self._wire.metadata(request)
-            )
-        except grpc.RpcError as exc:
-            raise self._wire.failure(exc, request) from exc
-        self.latencies_ms.append((time.perf_counter() - started) * 1e3)
-        return self._wire.predictions(response, len(call.encoded))
+        async def pause(seconds: float) -> None:
+            if stopped.wait(seconds):
+                raise RequestCancelled("nobody waits for it any more")
+
+        return _finished(self._exchange.answer(group, top_k, Transport(self._ask, read, pause)))
+
+
+def _finished(work: Coroutine[Any, Any, list[Prediction]]) -> list[Prediction]:
+    """Run a coroutine that never suspends, without an event loop."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        predictions: list[Prediction] = done.value
+        return predictions
+    raise AssertionError("a blocking transport has suspended")
 
 
 class AsyncClient(_Connection):
@@ -226,10 +228,11 @@ class AsyncClient(_Connection):
         """As `Client.classify_stream`; files are read in threads, so that the loop goes on."""
         pending: deque[asyncio.Task[list[Prediction]]] = deque()
         room = asyncio.Semaphore(self._in_flight)
+        transport = Transport(self._ask, _read, asyncio.sleep)
 
         async def answer(group: list[Image]) -> list[Prediction]:
             async with room:
-                return await self._drive(self._exchange.answer(group, top_k))
+                return await self._exchange.answer(group, top_k, transport)
 
         try:
             async for group in _groups(images, self._batch_size):
@@ -245,40 +248,10 @@ class AsyncClient(_Connection):
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    async def _drive(self, steps: Steps) -> list[Prediction]:
-        """Do what the exchange asks for, in this task."""
-        result: Any = None
-        failure: RequestFailed | None = None
-        while True:
-            try:
-                step = steps.send(result) if failure is None else steps.throw(failure)
-            except StopIteration as done:
-                predictions: list[Prediction] = done.value
-                return predictions
-            result = failure = None
-            if isinstance(step, Call):
-                try:
-                    result = await self._call(step)
-                except RequestFailed as exc:
-                    failure = exc
-            elif isinstance(step, Read):
-                result = await asyncio.to_thread(next, step.batches, None)
-            else:
-                await asyncio.sleep(step.seconds)
 
-    async def _call(self, call: Call) -> list[Prediction]:
-        import grpc
-
-        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
-        started = time.perf_counter()
-        try:
-            response = await self._wire.infer(
-                request, timeout=call.timeout_s, metadata=self._wire.metadata(request)
-            )
-        except grpc.RpcError as exc:
-            raise self._wire.failure(exc, request) from exc
-        self.latencies_ms.append((time.perf_counter() - started) * 1e3)
-        return self._wire.predictions(response, len(call.encoded))
+async def _read(batches: Iterator[list[EncodedImage]]) -> list[EncodedImage] | None:
+    """In a thread, so that the loop goes on."""
+    return await asyncio.to_thread(next, batches, None)
 
 
 async def _groups(images: Iterable[Image] | AsyncIterable[Image], size: int) -> AsyncIterator[list[Image]]:

@@ -26,6 +26,9 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
     in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Send large pictures with 512 pixels on the shorter side.")
+    ] = False,
     deadline_s: Annotated[float, typer.Option(help="For each request and its repetitions, seconds.")] = 30.0,
     ca: Ca = None,
     cert: Cert = None,
@@ -47,6 +50,7 @@ def classify(
             output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
             batch_size=batch_size,
             in_flight=in_flight,
+            shrink=shrink,
             deadline_s=deadline_s,
             **connection(url, ca, cert),
         )

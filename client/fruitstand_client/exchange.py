@@ -1,13 +1,12 @@
-"""What a client does with a group of images, without doing it: one for the blocking and the async client.
+"""What a client does with a group of images: one code for the blocking and the async client.
 
-`Exchange.answer` is a generator. It yields a step, is sent the step's result or thrown its failure, and
-returns the predictions; who drives it decides whether a step blocks a thread or is awaited.
+`Exchange.answer` is a coroutine. How a request, a file and a pause are waited for is its `Transport`'s
+business: the blocking client's never suspends, so it needs no event loop.
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 from fruitstand_client.errors import DeadlineExceeded, DecodeFailed, ImageRejected, Overloaded, RequestFailed
 from fruitstand_client.images import EncodedImage, Image, read_batches
@@ -19,15 +18,8 @@ LONE_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """Take the next batch from `batches`: a list of `EncodedImage`, or None at the end."""
-
-    batches: Iterator[list[EncodedImage]]
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
-    """Send one request: a list of `Prediction`, or a `RequestFailed` thrown."""
+    """One request."""
 
     encoded: Sequence[bytes]
     top_k: int
@@ -35,25 +27,27 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait."""
+class Transport:
+    """How a client waits."""
 
-    seconds: float
-
-
-Steps: TypeAlias = Generator[Read | Call | Pause, Any, list[Prediction]]
+    call: Callable[[Call], Awaitable[list[Prediction]]]
+    """Send one request; raises `RequestFailed`."""
+    read: Callable[[Iterator[list[EncodedImage]]], Awaitable[list[EncodedImage] | None]]
+    """Take the next batch of images; None at the end."""
+    pause: Callable[[float], Awaitable[object]]
+    """Wait for so many seconds."""
 
 
 class Exchange:
     """Reads, sends, repeats and splits; one for each client, whose requests share its retry budget."""
 
-    def __init__(self, *, deadline_s: float, batch_bytes: int) -> None:
+    def __init__(self, *, deadline_s: float, batch_bytes: int, shrink: bool = False) -> None:
         """Take the client's settings; see `fruitstand_client.client.Client`."""
         self._deadline_s = deadline_s
-        self._batch_bytes = batch_bytes
+        self._batch_bytes, self._shrink = batch_bytes, shrink
         self._retry = RetryPolicy()
 
-    def answer(self, images: Sequence[Image], top_k: int) -> Steps:
+    async def answer(self, images: Sequence[Image], top_k: int, transport: Transport) -> list[Prediction]:
         """Classify a group of images, in as many requests as their bytes ask for.
 
         Returns:
@@ -64,60 +58,70 @@ class Exchange:
             RequestFailed: the server is not there, has not the model, or fails.
         """
         predictions: list[Prediction] = []
-        batches = read_batches(images, batch_bytes=self._batch_bytes)
-        while (batch := (yield Read(batches))) is not None:
+        batches = read_batches(images, batch_bytes=self._batch_bytes, shrink=self._shrink)
+        while (batch := await transport.read(batches)) is not None:
             encoded = [one.content for one in batch if one.failure is None]
-            deadline = time.monotonic() + self._deadline_s
-            answers = iter((yield from self._settle(encoded, top_k, deadline)) if encoded else [])
+            work = _Work(self._retry, transport, top_k, time.monotonic() + self._deadline_s)
+            answers = iter(await work.settle(encoded) if encoded else [])
             for one in batch:
                 answer = Prediction("", failure=one.failure) if one.failure else next(answers)
                 named = replace(answer, path=one.name, converted_from=one.converted_from)
                 predictions.append(named)
         return predictions
 
-    def _settle(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One batch of a group: asked for, repeated and split until its deadline."""
+
+    retry: RetryPolicy
+    transport: Transport
+    top_k: int
+    deadline: float
+
+    async def settle(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Ask for all; what the server could not decode is asked again alone, a few times.
 
         A native server decodes the requests of several callers as one batch and fails all of it for one bad
         image. After a pause of random length a good image meets other neighbours.
         """
-        answers = yield from self._isolate(encoded, top_k, deadline)
+        answers = await self._isolate(encoded)
         for attempt in range(LONE_REPEATS):
             suspects = [at for at, one in enumerate(answers) if isinstance(one.failure, DecodeFailed)]
             pause_s = backoff_s(attempt)
-            if not suspects or time.monotonic() + pause_s >= deadline:
+            if not suspects or time.monotonic() + pause_s >= self.deadline:
                 break
-            yield Pause(pause_s)
+            await self.transport.pause(pause_s)
             for at in suspects:
-                answers[at : at + 1] = yield from self._isolate(encoded[at : at + 1], top_k, deadline)
+                answers[at : at + 1] = await self._isolate(encoded[at : at + 1])
         return answers
 
-    def _isolate(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+    async def _isolate(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Ask; what is refused because of one image is asked in halves until that image is alone."""
         try:
-            return (yield from self._ask(encoded, top_k, deadline))
+            return await self._ask(encoded)
         except (ImageRejected, Overloaded, DeadlineExceeded) as exc:
             if len(encoded) == 1 or not isinstance(exc, ImageRejected):
                 return [Prediction("", failure=exc)] * len(encoded)
         half = len(encoded) // 2
-        first = yield from self._isolate(encoded[:half], top_k, deadline)
-        return first + (yield from self._isolate(encoded[half:], top_k, deadline))
+        first = await self._isolate(encoded[:half])
+        return first + await self._isolate(encoded[half:])
 
-    def _ask(self, encoded: Sequence[bytes], top_k: int, deadline: float) -> Steps:
+    async def _ask(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """One request, repeated while the server says "not now" and time is left."""
         failure: RequestFailed = DeadlineExceeded("no time was left to ask")
         attempt = 0
-        while (left_s := deadline - time.monotonic()) > 0:
+        while (left_s := self.deadline - time.monotonic()) > 0:
             try:
-                answers: list[Prediction] = yield Call(encoded, top_k, left_s)
+                answers = await self.transport.call(Call(encoded, self.top_k, left_s))
             except RequestFailed as exc:
-                pause_s = self._retry.pause_s(exc, attempt)
-                if pause_s is None or time.monotonic() + pause_s >= deadline:
+                pause_s = self.retry.pause_s(exc, attempt)
+                if pause_s is None or time.monotonic() + pause_s >= self.deadline:
                     raise
                 failure = exc
             else:
-                self._retry.answered()
+                self.retry.answered()
                 return answers
-            yield Pause(pause_s)
+            await self.transport.pause(pause_s)
             attempt += 1
         raise failure

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -41,10 +41,12 @@ class EncodedImage:
     content: bytes = b""
     failure: ImageRejected | None = None
     converted_from: str | None = None
-    """The format of the caller's file, where `content` is a PNG made of it."""
+    """The format of the caller's file, where `content` is a PNG or a smaller JPEG made of it."""
 
 
-def read_batches(images: Iterable[Image], *, batch_bytes: int) -> Iterator[list[EncodedImage]]:
+def read_batches(
+    images: Iterable[Image], *, batch_bytes: int, shrink: bool = False
+) -> Iterator[list[EncodedImage]]:
     """Read images one after the other, cut into requests that are not too large.
 
     A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
@@ -53,11 +55,12 @@ def read_batches(images: Iterable[Image], *, batch_bytes: int) -> Iterator[list[
     Args:
         images: see `Image`.
         batch_bytes: of one request; every image counts as much as the longest, to which it is padded.
+        shrink: make large pictures small, see `fruitstand_client.shrink`.
     """
     batch: list[EncodedImage] = []
     longest = 0
     for image in images:
-        one = read_image(image)
+        one = _shrink(read_image(image)) if shrink else read_image(image)
         is_open = not _has_its_end(one.content)
         longest = max(longest, len(one.content))
         if batch and (is_open or (len(batch) + 1) * longest > batch_bytes):
@@ -92,6 +95,22 @@ def read_image(image: Image) -> EncodedImage:
     except fruitstand.errors.ImageRejected as exc:
         return EncodedImage(name, failure=ImageRejected(str(exc)))
     return EncodedImage(name, content, converted_from=converted_from)
+
+
+def _shrink(image: EncodedImage) -> EncodedImage:
+    from fruitstand_client.shrink import shrunk
+
+    if image.failure is not None:
+        return image
+    try:
+        smaller = shrunk(image.content, PREPROCESSING)
+    except fruitstand.errors.ImageRejected as exc:
+        return replace(image, content=b"", failure=ImageRejected(str(exc)))
+    if smaller is None:
+        return image
+    content, done = smaller
+    before = f"{image.converted_from}, " if image.converted_from else ""
+    return replace(image, content=content, converted_from=before + done)
 
 
 def image_name(image: Image) -> str:

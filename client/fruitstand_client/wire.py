@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import struct
+import sys
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -22,7 +23,6 @@ from fruitstand.network.connections import Endpoint, open_channel, parse_endpoin
 from fruitstand.network.tls import Tls
 from fruitstand_client.errors import RequestFailed, ServerFailure, translate
 from fruitstand_client.prediction import Prediction, RankedLabel
-from fruitstand_client.tracing import trace_headers
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 QUEUE_SHARE = 0.45
@@ -135,7 +135,7 @@ class Wire:
             ServerFailure: it is no answer to that many images.
         """
         try:
-            entries = _strings(response.raw_output_contents[0])
+            entries = strings(response.raw_output_contents[0])
             top_k, rest = divmod(len(entries), num_images)
             if rest or not top_k:
                 raise ValueError(f"{len(entries)} classes for {num_images} images")
@@ -160,7 +160,22 @@ class Wire:
         )
 
 
-def _strings(tensor: bytes) -> list[bytes]:
+def trace_headers() -> list[tuple[str, str]]:
+    """Headers that put a request into the caller's trace: W3C's `traceparent`, and what its propagator adds.
+
+    Empty where the calling program does not use OpenTelemetry: one that does has imported it, so nothing is
+    imported for the others.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return []
+    from opentelemetry.propagate import inject
+
+    headers: dict[str, str] = {}
+    inject(headers)
+    return [(name.lower(), value) for name, value in headers.items()]  # gRPC takes no other letters
+
+
+def strings(tensor: bytes) -> list[bytes]:
     """A BYTES tensor: each element behind its length, 4 bytes little-endian."""
     found, position = [], 0
     while position < len(tensor):

@@ -1,9 +1,5 @@
-// Sends one image to the server's KServe V2 endpoint, as it is, and shows the five most likely classes.
-//
-// The request is the protocol's binary form: a JSON header, then the file's bytes, with the header's length in
-// Inference-Header-Content-Length. `classification` asks the server for labels instead of raw numbers.
+// Sends one image to `POST /classify`, as it is, and shows the five most likely classes.
 
-const MODEL = "v2/models/fruit_classifier";
 const ASK_AGAIN_MS = 3000;
 
 const at = (id) => document.getElementById(id);
@@ -30,7 +26,7 @@ async function classify(file) {
   const started = performance.now();
   let response, answer;
   try {
-    response = await fetch(`${MODEL}/infer`, request(file));
+    response = await fetch("classify?top_k=5", { method: "POST", headers: keyHeader(), body: file });
     answer = await response.json();
   } catch {
     if (turn === latest) showAway();
@@ -44,6 +40,10 @@ async function classify(file) {
     showAnswer(answer, milliseconds);
   } else if (response.status === 400) {
     showProblem("This image was rejected", sentence(answer.error));
+  } else if (response.status === 401) {
+    showProblem("This server asks for an API key", sentence(answer.error), true);
+    at("key-row").hidden = false;
+    at("key").focus();
   } else if (response.status === 413) {
     showProblem("This file is too large", sentence(answer.error));
   } else if (response.status === 502) {
@@ -53,41 +53,29 @@ async function classify(file) {
   }
 }
 
-function request(file) {
-  const header = new TextEncoder().encode(JSON.stringify({
-    inputs: [{ name: "IMAGE", shape: [1, file.size], datatype: "UINT8", parameters: { binary_data_size: file.size } }],
-    outputs: [{ name: "PROBABILITIES", parameters: { classification: 5, binary_data: false } }],
-  }));
-  return {
-    method: "POST",
-    headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": header.length },
-    body: new Blob([header, file]),
-  };
+// The key stays in the field: it is stored nowhere.
+function keyHeader() {
+  return at("key").value ? { "x-api-key": at("key").value.trim() } : {};
 }
 
 function showAnswer(answer, milliseconds) {
-  // Each class comes as PROBABILITY:INDEX:LABEL, and a label may hold colons itself.
-  const ranked = answer.outputs[0].data.map((entry) => {
-    const [probability, , ...label] = entry.split(":");
-    return { label: label.join(":"), share: Number(probability) };
-  });
-  at("bars").replaceChildren(...ranked.map(bar));
+  at("bars").replaceChildren(...answer.top_k.map(bar));
   at("latency").textContent = `${Math.round(milliseconds)} ms`;
   at("model-version").textContent = answer.model_version;
   at("answer").hidden = false;
-  say(`${ranked[0].label}, ${percent(ranked[0].share)}.`);
+  say(`${answer.label}, ${percent(answer.probability)}.`);
 }
 
-function bar({ label, share }) {
+function bar({ label, probability }) {
   const [row, name, number, track, filled] = ["li", "span", "span", "div", "div"].map((tag) => document.createElement(tag));
   name.textContent = label;
   name.className = "label";
-  number.textContent = percent(share);
+  number.textContent = percent(probability);
   number.className = "share";
   track.className = "track";
   track.ariaHidden = "true";
   filled.className = "bar";
-  filled.style.width = `${100 * share}%`;
+  filled.style.width = `${100 * probability}%`;
   track.append(filled);
   row.append(name, number, track);
   return row;
@@ -99,6 +87,7 @@ function showProblem(title, reason, canRepeat = false) {
   at("problem-title").textContent = title;
   at("problem-reason").textContent = reason;
   at("again").hidden = !canRepeat;
+  at("key-row").hidden = true;
   at("problem").hidden = false;
   say(`${title}. ${reason}`);
 }
@@ -127,9 +116,7 @@ function say(text) {
   at("status").textContent = text;
 }
 
-// Triton names the model that refused; a person wants the reason.
-function sentence(error = "no reason was given") {
-  const reason = error.replace(/^(in ensemble '[^']*', )+/, "");
+function sentence(reason = "no reason was given") {
   return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
 }
 
@@ -141,11 +128,10 @@ async function askServer() {
   clearTimeout(asking);
   const server = at("server");
   try {
-    const [ready, about] = await Promise.all([fetch(`${MODEL}/ready`), fetch("v2")]);
-    if (!ready.ok || !about.ok) throw new Error("not ready");
-    const { name, version } = await about.json();
+    const ready = await fetch("v2/health/ready");
+    if (!ready.ok) throw new Error("not ready");
     server.dataset.state = "ready";
-    server.textContent = `${name} ${version}, ready`;
+    server.textContent = "The server is ready";
   } catch {
     server.dataset.state = "away";
     server.textContent = "The server does not answer";
@@ -159,6 +145,7 @@ input.addEventListener("change", () => {
   if (file) classify(file);
 });
 at("again").addEventListener("click", () => classify(lastFile));
+at("key").addEventListener("keydown", (event) => { if (event.key === "Enter") classify(lastFile); });
 document.addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
   if (file) classify(file);

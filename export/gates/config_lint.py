@@ -24,6 +24,7 @@ from fruitstand.labels import read_labels
 from fruitstand.repository.triton_keys import (
     DEPRECATED_CUDA_PARAMETERS,
     GRAPH_LEVELS,
+    HOST_INFER_PARAMETERS,
     HOST_PARAMETERS,
     ONNXRUNTIME_PARAMETERS,
     REMOVED_TENSORRT_PARAMETERS,
@@ -223,7 +224,8 @@ def _label_faults(model: _Model) -> Iterator[Fault]:
 def _onnxruntime_faults(model: _Model) -> Iterator[Fault]:
     """Parameters, graph level and execution accelerators of the onnxruntime backend."""
     config = model.config
-    allowed = {**ONNXRUNTIME_PARAMETERS, **(HOST_PARAMETERS if model.has_own_queue else {})}
+    own = {**HOST_PARAMETERS, **HOST_INFER_PARAMETERS} if model.has_own_queue else {}
+    allowed = {**ONNXRUNTIME_PARAMETERS, **own}
     for key, value in sorted(config.parameters.items()):
         if key not in allowed:
             yield "parameter", f"unknown parameter {key!r}, allowed {', '.join(sorted(allowed))}"

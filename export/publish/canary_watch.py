@@ -3,14 +3,13 @@
 Both are asked at the same time and by the same callers, so the load of the moment is in both numbers.
 """
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import GateFailed, ServerError
-from fruitstand.network.connections import fetch_page
+from fruitstand.network.connections import fetch_page, metric_total
 
 LOOK_S = 1.0
 MIN_CALLS = 50
@@ -19,11 +18,6 @@ MAX_MORE_FAILED = 0.01
 """Share of calls, more than beside it."""
 MAX_SLOWER = 1.25
 """Times the mean latency beside it."""
-_LINE = re.compile(
-    r"^nv_inference_request_(success|failure|duration_us)"
-    rf'\{{[^}}]*model="{FRUIT_CLASSIFIER}"[^}}]*\}} (\S+)$',
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +89,10 @@ def _seen(urls: Sequence[str]) -> Seen:
 
 
 def _page(url: str) -> Seen:
+    names = [f"nv_inference_request_{kind}" for kind in ("success", "failure", "duration_us")]
     try:
-        text = str(fetch_page(url, timeout_s=5), "utf-8")
-    except OSError as exc:
+        page = str(fetch_page(url, timeout_s=5), "utf-8")
+        totals = [metric_total(page, name, model=FRUIT_CLASSIFIER) for name in names]
+    except (OSError, ValueError) as exc:
         raise ServerError(f"{url}: the metrics cannot be read: {exc}") from exc
-    totals = {"success": 0.0, "failure": 0.0, "duration_us": 0.0}
-    for kind, value in _LINE.findall(text):
-        totals[kind] += float(value)
-    return Seen(totals["success"], totals["failure"], totals["duration_us"])
+    return Seen(*totals)

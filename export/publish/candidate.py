@@ -195,8 +195,7 @@ def _add_fp32(draft: _Draft, validation: Validation) -> None:
     share = None if network.max_abs_diff <= MAX_ABS_DIFF else MIN_AGREEMENT
     draft.require([agreement_gate("fp32", answers, validation.reference, share)])
     log.info("decode with the pipeline that will be served, and with the yardstick")
-    served = validation.served_nhwc_u8
-    draft.require(decode_gates(fp32, run.preprocessing, pixels, served, min_margin=network.min_margin))
+    draft.require(decode_gates(fp32, run.preprocessing, validation, min_margin=network.min_margin))
 
 
 def _add_fp16(draft: _Draft, validation: Validation) -> None:

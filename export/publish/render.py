@@ -3,6 +3,8 @@
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
 
+import inspect
+import json
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from fruitstand import contract
 from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
+from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.labels import labels_text
 from fruitstand.repository.tuning import DEFAULTS, Tuning
 from fruitstand.repository.version_record import ServedFiles
@@ -58,7 +61,6 @@ _CPU_OPTIMIZATION = {
     ),
     "cpu": "# ONNX Runtime's own kernels: OpenVINO's answered wrongly where this was exported.",
 }
-_DALI_INTERPOLATION = {"bilinear": "INTERP_LINEAR"}
 
 
 def render_repository(
@@ -134,19 +136,25 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
         "num_classes": len(labels),
         "height": height,
         "width": width,
-        "resize_mode": preprocessing.resize_mode,
-        "antialias": preprocessing.antialias,
-        "max_encoded_bytes": preprocessing.max_encoded_bytes,
-        "max_pixels": preprocessing.max_pixels,
-        "max_resized_height": preprocessing.max_pixels // width,
-        "max_resized_width": preprocessing.max_pixels // height,
-        "dali_interpolation": _DALI_INTERPOLATION[preprocessing.interpolation],
+        "preprocessing": _as_python(preprocessing),
+        "decode_pixels": inspect.getsource(decode_pixels),
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
         "gpu_model": files.gpu_model,
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
+
+
+def _as_python(preprocessing: Preprocessing) -> str:
+    """The contract as source code, without mean and std: those live in the ONNX graph alone."""
+    values = preprocessing.to_dict()
+    lines = [
+        f"    {json.dumps(key)}: {json.dumps(value)},"
+        for key, value in values.items()
+        if key not in ("mean", "std")
+    ]
+    return "\n".join(("{", *lines, "}"))
 
 
 def _tuning_values(tuning: Tuning) -> dict[str, Any]:

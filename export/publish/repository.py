@@ -21,6 +21,7 @@ from fruitstand.contract import (
     IMAGE_DECODE_DALI,
     IMAGE_GUARD,
     MODELS,
+    Preprocessing,
 )
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.audit_log import audited, read_audit
@@ -135,8 +136,11 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
         "serve": "other files or on another engine",
     }
     for key, claim in claims.items() if reference is not None else ():
-        if reference.manifest[key] != claim:
-            got = f" ({reference.manifest[key]}, not {claim})" if key == "serve" else ""
+        published = reference.manifest[key]
+        if key == "preprocessing":  # older versions write other keys for the same
+            published, claim = Preprocessing.from_dict(published), Preprocessing.from_dict(claim)
+        if published != claim:
+            got = f" ({published}, not {claim})" if key == "serve" else ""
             raise ArtefactError(
                 f"{repository}: serves {what[key]} in version {reference.number}{got}, and one configuration"
                 " serves all versions; publish into another repository with --repository"

@@ -1,10 +1,11 @@
 """Load the pipeline definition of a `dali.py`, as NVIDIA's dali backend does for autoserialisation."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fruitstand.contract import IMAGE_DECODE
+from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError
 
 PYTHON_FILE = "dali.py"
@@ -24,36 +25,51 @@ def served_pipeline(repository: Path) -> Path:
     return max(found, key=lambda path: int(path.parent.name))
 
 
-def load_pipeline_definition(path: Path) -> Callable[..., Any]:
-    """What builds the pipeline of a file; it takes `batch_size`, `device_id`, `num_threads`.
+@dataclass(frozen=True, slots=True)
+class PipelineDefinition:
+    """What a pipeline file holds."""
+
+    define: Callable[..., Any]
+    """Makes the pipeline; takes `batch_size`, `device_id`, `num_threads`."""
+    preprocessing: Preprocessing | None
+    """The contract that the file was rendered from; None where it names none."""
+
+
+def load_pipeline_definition(path: Path) -> PipelineDefinition:
+    """Read a pipeline file.
 
     Args:
         path: Python with exactly one function under `@autoserialize`, or a serialised pipeline.
 
     Raises:
-        ArtefactError: no such file, not exactly one such function in it, or no pipeline.
+        ArtefactError: no such file, not exactly one such function in it, no pipeline, or a contract that is
+            not allowed.
     """
     if not path.is_file():
         raise ArtefactError(f"{path.name}: no DALI pipeline file in the model's version folder")
     content = path.read_bytes()
-    return (
-        pipeline_definition(content, path.name) if path.suffix == ".py" else _serialized(content, path.name)
-    )
+    if path.suffix == ".py":
+        return pipeline_definition(content, path.name)
+    return PipelineDefinition(_serialized(content, path.name), None)
 
 
-def pipeline_definition(source: bytes, name: str) -> Callable[..., Any]:
+def pipeline_definition(source: bytes, name: str) -> PipelineDefinition:
     """The same from the content of a Python file of this name.
 
     Raises:
-        ArtefactError: not exactly one such function in it.
+        ArtefactError: not exactly one such function in it, or a contract that is not allowed.
     """
     module: dict[str, Any] = {"__name__": "fruitstand_dali_pipeline"}
     exec(compile(source, name, "exec"), module)
     marked = [value for value in module.values() if getattr(value, "_is_autoserialize", False)]
     if len(marked) != 1:
         raise ArtefactError(f"{name}: has {len(marked)} functions under @autoserialize, expected exactly one")
-    definition: Callable[..., Any] = marked[0]
-    return definition
+    contract = module.get("PREPROCESSING")
+    try:
+        preprocessing = None if contract is None else Preprocessing.from_dict(contract)
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise ArtefactError(f"{name}: PREPROCESSING: {exc}; export the run again") from exc
+    return PipelineDefinition(marked[0], preprocessing)
 
 
 def _serialized(content: bytes, name: str) -> Callable[..., Any]:
@@ -61,7 +77,7 @@ def _serialized(content: bytes, name: str) -> Callable[..., Any]:
 
     def define(**options: Any) -> Any:
         try:
-            return Pipeline.deserialize(content, **options)  # type: ignore[no-untyped-call] # DALI has no types
+            return Pipeline.deserialize(content, **options)
         except RuntimeError as exc:
             raise ArtefactError(f"{name}: is no serialised DALI pipeline") from exc
 

@@ -1,7 +1,7 @@
-"""The yardstick: decode and resize one image with Pillow exactly as the served DALI pipeline does.
+"""The reference decode: Pillow decodes and resizes one image as the served DALI pipeline does.
 
-Training reads its images with it, export holds the DALI pipeline against it. Pillow and numpy are
-imported inside, so that the contract itself stays free of them.
+Training reads its images with it, and export compares the DALI pipeline with it. It also decodes large JPEGs
+at a reduced size, which DALI cannot on a CPU. Pillow and numpy are imported inside the functions.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
 from fruitstand.images import png
-from fruitstand.images.header import SUPPORTED_FORMATS
-from fruitstand.images.structure import inspect_image
+from fruitstand.images.header import SUPPORTED_FORMATS, ImageHeader
+from fruitstand.images.structure import Inspected, inspect_image
 from fruitstand.manifest import ManifestRow, PreparedData
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
+EXIF_ORIENTATION = 0x0112
+FIRST_ORIENTATION_ON_ITS_SIDE = 5
+"""From here to 8 width and height change places."""
 NUM_THREADS = 4
 """Pillow decodes outside Python's lock; more threads than cores hide the reading of files."""
 
@@ -40,29 +43,104 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
         ImageRejected: not an image, damaged, too many pixels or bytes, or an unsupported format.
 
     Source:
-        timm `resolve_model_data_config`: same keys, same order of operations.
+        timm `create_transform` for evaluation: same keys, same order of operations. Two roundings are DALI's:
+        the longer side after the resize, and the odd pixel of the center crop.
+    """
+    return decode_inspected(inspect_image(encoded, preprocessing), preprocessing)
+
+
+def decode_inspected(
+    inspected: Inspected, preprocessing: Preprocessing, *, reduced: bool = False
+) -> "npt.NDArray[np.uint8]":
+    """Decode an image that was found whole.
+
+    Args:
+        inspected: the image.
+        preprocessing: the contract.
+        reduced: decode a JPEG at `preprocessing.jpeg_scale` instead of its full size.
+
+    Returns:
+        As `decode_reference`.
+
+    Raises:
+        ImageRejected: it cannot be decoded to its end.
     """
     import numpy as np
+
+    image = resized_picture(inspected, preprocessing, reduced=reduced)
+    height, width = preprocessing.input_size
+    left, top = (image.width - width + 1) // 2, (image.height - height + 1) // 2
+    if image.size != (width, height):
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image)
+
+
+def resized_picture(
+    inspected: Inspected, preprocessing: Preprocessing, *, reduced: bool = False
+) -> "Image.Image":
+    """The same before the crop: RGB, upright, of `preprocessing.resized_size`.
+
+    Raises:
+        ImageRejected: it cannot be decoded to its end.
+    """
     from PIL import Image
 
-    inspected = inspect_image(encoded, preprocessing)
+    header, scale = inspected.header, 1
+    if reduced and is_reduced(header, preprocessing):
+        scale = preprocessing.jpeg_scale(header.width, header.height)
     try:
-        if inspected.header.format == "PNG" and png.has_broken_rows(memoryview(inspected.content)):
+        if header.format == "PNG" and png.has_broken_rows(memoryview(inspected.content)):
             raise OSError("rows are missing or broken")  # Pillow would fill them with black
         formats = [name.upper() for name in SUPPORTED_FORMATS]
         with Image.open(io.BytesIO(inspected.content), formats=formats) as opened:
+            if scale > 1:
+                opened.draft(None, (header.width // scale, header.height // scale))
             opened.load()
-            image = _rgb(_upright(opened))
+            image = _rgb(opened if scale > 1 else _upright(opened))
     except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
+    if scale > 1:
+        return _resize_reduced(image, header, scale, preprocessing)
     size = preprocessing.resized_size(*image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
-    height, width = preprocessing.input_size
-    left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
-    if size != (width, height):
-        image = image.crop((left, top, left + width, top + height))
-    return np.asarray(image)
+    return image if size == image.size else _resize(image, size, preprocessing)
+
+
+def is_reduced(header: ImageHeader, preprocessing: Preprocessing) -> bool:
+    """Whether `decode_inspected` with `reduced` decodes such an image at less than its full size."""
+    return header.format == "JPEG" and preprocessing.jpeg_scale(header.width, header.height) > 1
+
+
+def _resize_reduced(
+    image: "Image.Image", header: ImageHeader, scale: int, preprocessing: Preprocessing
+) -> "Image.Image":
+    """Resize a picture that was decoded at 1/scale, then turn it."""
+    is_on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_ORIENTATION_ON_ITS_SIDE
+    turn = -1 if is_on_its_side else 1
+    size = preprocessing.resized_size(*(header.width, header.height)[::turn])
+    # The last pixel of a row or column covers a whole block, also where the picture ends inside of it.
+    picture = (0, 0, header.width / scale, header.height / scale)
+    return _upright(_resize(image, size[::turn], preprocessing, picture))
+
+
+def _resize(
+    image: "Image.Image",
+    size: tuple[int, ...],
+    preprocessing: Preprocessing,
+    box: tuple[float, float, float, float] | None = None,
+) -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    target = size[0], size[1]
+    if preprocessing.interpolation == "bilinear":
+        return image.resize(target, Image.Resampling.BILINEAR, box)
+    # Bicubic overshoots at edges. Of 8-bit pixels Pillow clips that between its two passes; DALI does not.
+    bands = [
+        np.asarray(one.convert("F").resize(target, Image.Resampling.BICUBIC, box)) for one in image.split()
+    ]
+    resized = Image.fromarray(np.stack(bands, axis=-1).round().clip(0, 255).astype(np.uint8))
+    resized.info = image.info  # says how it has to be turned
+    return resized
 
 
 def _upright(image: "Image.Image") -> "Image.Image":

@@ -1,4 +1,4 @@
-"""Encoded images made by code: what Pillow writes, and what it does not.
+"""Encoded images made by code: for gates, warm-up and health checks.
 
 numpy and Pillow are imported inside, as everywhere in `fruitstand`.
 """
@@ -8,17 +8,12 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from fruitstand.images.png import ADAM7_PASSES
+from fruitstand.images import png
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_GREY, PNG_RGB, PNG_PALETTE, PNG_GREY_ALPHA, PNG_RGBA = 0, 2, 3, 4, 6
-BMP_RGB, BMP_RLE8, BMP_BITFIELDS = 0, 1, 3
 
 SIZES = (
     (100, 100), (99, 101), (120, 101), (97, 61), (150, 120), (200, 100), (201, 333), (333, 200),
@@ -98,81 +93,10 @@ def supported_images() -> dict[str, bytes]:
     return images
 
 
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    """One chunk of a PNG with its length and checksum."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(
-    samples: "npt.NDArray[np.integer[Any]]",
-    *,
-    colour: int,
-    depth: int = 8,
-    interlaced: bool = False,
-    extra: bytes = b"",
-    num_rows: int | None = None,
-) -> bytes:
-    """A PNG of any colour type and depth.
-
-    Args:
-        samples: (H, W) or (H, W, channels), 0 to 2**depth - 1.
-        colour: one of the `PNG_` colour types.
-        depth: bits a sample.
-        interlaced: in seven passes.
-        extra: chunks between header and picture.
-        num_rows: picture data of so many rows only; None writes all.
-    """
-    height, width = samples.shape[:2]
-    passes = ADAM7_PASSES if interlaced else ((0, 0, 1, 1),)
-    rows = b"".join(
-        b"\0" + _packed(row, depth)
-        for top, left, down, right in passes
-        for row in samples[top:num_rows:down, left::right]
-        if row.size
-    )
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows))
-    return PNG_SIGNATURE + chunks + png_chunk(b"IEND", b"")
-
-
-def canary_image(side: int = 16) -> bytes:
-    """A grey PNG: every decoder has to make the same pixels of it."""
-    import numpy as np
-
-    return png(np.full((side, side, 3), 128), colour=PNG_RGB)
-
-
-def _packed(row: "npt.NDArray[np.integer[Any]]", depth: int) -> bytes:
-    import numpy as np
-
-    if depth >= 8:
-        return row.astype(">u2" if depth == 16 else np.uint8).tobytes()
-    bits = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
-    return np.packbits(bits).tobytes()
-
-
-def bmp(
-    rows: bytes,
-    *,
-    size: tuple[int, int],
-    depth: int,
-    compression: int = BMP_RGB,
-    between: bytes = b"",
-) -> bytes:
-    """A BMP with the 40-byte header.
-
-    Args:
-        rows: as they lie in the file: bottom up, each padded to four bytes.
-        size: width and height, pixels; a negative height means top down.
-        depth: bits a pixel.
-        compression: one of the `BMP_` numbers.
-        between: channel masks or palette, between header and rows.
-    """
-    offset = 14 + 40 + len(between)
-    return (
-        b"BM"
-        + struct.pack("<IHHI", offset + len(rows), 0, 0, offset)
-        + struct.pack("<IiiHHIIiiII", 40, *size, 1, depth, compression, len(rows), 0, 0, 0, 0)
-        + between
-        + rows
-    )
+def canary_image() -> bytes:
+    """A grey PNG of 16 x 16 pixels: every decoder has to make the same pixels of it."""
+    side = 16
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
+    rows = zlib.compress((b"\0" + b"\x80" * 3 * side) * side)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return png.SIGNATURE + b"".join(png.chunk(kind, content) for kind, content in chunks)

@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     import torch
 
 
-def create_network(model_name: str, *, num_classes: int, **arguments: Any) -> "torch.nn.Module":
+def create_network(
+    model_name: str, *, num_classes: int, input_size: tuple[int, int], **arguments: Any
+) -> "torch.nn.Module":
     """A timm model.
 
     Args:
         model_name: timm's name, such as resnet18.
         num_classes: outputs.
+        input_size: height and width in pixels; a model that is built for one size, as a ViT, gets this.
         **arguments: passed on to timm, such as pretrained and drop_rate.
     """
     import timm
 
+    known = timm.get_pretrained_cfg(model_name)
+    if known is not None and known.fixed_input_size:
+        try:
+            return timm.create_model(model_name, num_classes=num_classes, img_size=input_size, **arguments)
+        except TypeError as exc:
+            if "img_size" not in str(exc):
+                raise
     return timm.create_model(model_name, num_classes=num_classes, **arguments)
 
 
@@ -35,7 +45,8 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
 
 def load_network(run: Run) -> "torch.nn.Module":
     """The run's network with its weights, on the CPU and in training mode, as timm makes it."""
-    network = create_network(run.model_name, num_classes=len(run.labels))
+    size = run.preprocessing.input_size
+    network = create_network(run.model_name, num_classes=len(run.labels), input_size=size)
     network.load_state_dict(read_weights(run.weights))
     return network
 

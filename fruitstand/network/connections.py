@@ -179,6 +179,25 @@ def fetch_page(url: str, *, timeout_s: float) -> bytes:
         return content
 
 
+def metric_total(page: str, name: str, **labels: str) -> float:
+    """The sum of one metric's series that have these labels; 0 without one.
+
+    Args:
+        page: metrics in Prometheus's text format.
+        name: as the page has it.
+        labels: a series may have others beside them.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        # The parser appends _total to a counter's name.
+        if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items()
+    )
+
+
 def direct_environment() -> dict[str, str]:
     """The environment for another program that connects to this machine: loopback is direct there too."""
     environment = dict(os.environ)

@@ -26,6 +26,14 @@ HOST_PARAMETERS = MappingProxyType(
 )
 """Queue limits of our own C++ backend, in `configs/host.pbtxt`, under the names of Triton's batcher."""
 
+HOST_INFER_PARAMETERS = MappingProxyType(
+    {"num_workers": INTEGER, "threads_per_worker": "[1-9][0-9]*", "max_part_images": "[1-9][0-9]*"}
+)
+"""How that backend computes a model of `onnxruntime`: batches at the same time, threads and images of each.
+
+`num_workers` 0 is as many as the instance's threads allow.
+"""
+
 GRAPH_LEVELS = MappingProxyType(
     {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 )

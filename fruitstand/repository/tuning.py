@@ -25,12 +25,19 @@ class Tuning:
     decode_threads: int = -1
     """Of each instance; -1 is the machine's budget."""
     infer_queue_delay_us: int = 1000
-    """How long decoded images wait for others."""
+    """How long decoded images wait for others in Triton's batcher."""
     infer_preferred_batch: int = 0
-    """The batch that ends the wait early; 0 prefers none but the greatest."""
+    """The batch that ends that wait early; 0 prefers none but the greatest."""
     infer_instances: int = 1
     infer_threads: int = 0
     """Of each instance; 0 is its share of the machine's budget."""
+    infer_workers: int = 0
+    """Batches that our own C++ backend computes at the same time; 0 is as many as the threads allow."""
+    infer_threads_per_worker: int = 1
+    infer_part_images: int = 16
+    """Images that one of its workers takes at a time."""
+    infer_wait_us: int = 4000
+    """How long decoded images wait there for others, and only while some are still in decode."""
     max_queue_size: int = 1024
     """Requests that may wait for the first step; what is over it is refused at once."""
 
@@ -43,6 +50,10 @@ class Tuning:
             ("infer_preferred_batch", 0, MAX_BATCH_SIZE),
             ("infer_instances", 1, 64),
             ("infer_threads", 0, 1024),
+            ("infer_workers", 0, 1024),
+            ("infer_threads_per_worker", 1, 1024),
+            ("infer_part_images", 1, MAX_BATCH_SIZE),
+            ("infer_wait_us", 0, 1_000_000),
             ("max_queue_size", 1, 1_000_000),
         ):
             value = getattr(self, name)

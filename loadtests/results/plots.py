@@ -4,36 +4,37 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import atomic_file
-from loadtests.server_statistics import STAGES
+from fruitstand.network.statistics import STAGES
+from loadtests.results.result import LoadResult, Point
 
 PERCENTILES = ("p50", "p95", "p99")
 DPI = 110
 
 
-def draw(result: dict[str, Any], out: Path) -> list[Path]:
+def draw(result: LoadResult, out: Path) -> list[Path]:
     """Draw what the result has.
 
     Args:
-        result: as the schema says.
+        result: of one run.
         out: folder; gets `against_load.png`, and `steps.png` and `over_time.png` where they are known.
 
     Returns:
         The files.
     """
     drawn = [_against_load(result, out / "against_load.png")]
-    if result["points"][0]["steps"]:
+    if result.points[0].steps:
         drawn.append(_steps(result, out / "steps.png"))
-    if result["over_time"]:
+    if result.over_time:
         drawn.append(_over_time(result, out / "over_time.png"))
     return drawn
 
 
-def _over_time(result: dict[str, Any], path: Path) -> Path:
-    rows = result["over_time"]
+def _over_time(result: LoadResult, path: Path) -> Path:
+    rows = result.over_time
     figure, (top, bottom) = _figure(2)
     seconds = [row["second"] for row in rows]
     top.plot(seconds, [row["images_per_s"] for row in rows], label="answered")
-    if result["points"][0]["loop"] == "open":
+    if result.points[0].loop == "open":
         top.plot(seconds, [row["load"] for row in rows], label="offered", linestyle="--")
     top.plot(seconds, [row["num_unanswered"] for row in rows], label="calls without an answer")
     top.set_ylabel("images/s")
@@ -46,27 +47,27 @@ def _over_time(result: dict[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _against_load(result: dict[str, Any], path: Path) -> Path:
+def _against_load(result: LoadResult, path: Path) -> Path:
     figure, (top, bottom) = _figure(2)
-    for batch, points in _by_batch(result["points"]).items():
-        loads = [point["load"] for point in points]
-        (line,) = top.plot(loads, [point["images_per_s"] for point in points], "o-", label=f"batch {batch:g}")
-        lows = [min(point["samples"], default=point["images_per_s"]) for point in points]
-        highs = [max(point["samples"], default=point["images_per_s"]) for point in points]
+    for batch, points in _by_batch(result.points).items():
+        loads = [point.load for point in points]
+        (line,) = top.plot(loads, [point.images_per_s for point in points], "o-", label=f"batch {batch:g}")
+        lows = [min(point.samples, default=point.images_per_s) for point in points]
+        highs = [max(point.samples, default=point.images_per_s) for point in points]
         top.fill_between(loads, lows, highs, color=line.get_color(), alpha=0.15)
         for name, style in zip(PERCENTILES, (":", "--", "-"), strict=True):
             bottom.plot(
                 loads,
-                [point["latency_ms"][name] for point in points],
+                [point.latency_ms[name] for point in points],
                 style,
                 color=line.get_color(),
                 label=f"batch {batch:g}, {name}",
             )
-    for knee in result["knees"]:
-        top.axvline(knee["load"], color="black", linewidth=0.8)
-        words = "knee" if knee["reached"] else "still growing"
-        top.annotate(f"{words}: {knee['images_per_s']:.0f} images/s", (knee["load"], knee["images_per_s"]))
-    closed = result["points"][0]["loop"] == "closed"
+    for knee in result.knees:
+        top.axvline(knee.load, color="black", linewidth=0.8)
+        words = "knee" if knee.reached else "still growing"
+        top.annotate(f"{words}: {knee.images_per_s:.0f} images/s", (knee.load, knee.images_per_s))
+    closed = result.points[0].loop == "closed"
     top.set_ylabel("images/s")
     top.set_ylim(bottom=0)
     bottom.set_ylabel("latency, ms")
@@ -80,29 +81,29 @@ def _against_load(result: dict[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _steps(result: dict[str, Any], path: Path) -> Path:
+def _steps(result: LoadResult, path: Path) -> Path:
     """Mean milliseconds of a request in each step's queue, input, inference and output, stacked."""
-    groups = _by_batch(result["points"])
+    groups = _by_batch(result.points)
     figure, axes = _figure(len(groups))
     for axis, (batch, points) in zip(axes, groups.items(), strict=True):
         positions, bottoms = list(range(len(points))), [0.0] * len(points)
-        for name in [step["name"] for step in points[0]["steps"]]:
-            steps = [next(one for one in point["steps"] if one["name"] == name) for point in points]
+        for name in [step["name"] for step in points[0].steps]:
+            steps = [next(one for one in point.steps if one["name"] == name) for point in points]
             for stage in STAGES:
                 values = [step["mean_ms"][stage] for step in steps]
                 axis.bar(positions, values, bottom=bottoms, label=f"{name}: {stage.replace('_', ' ')}")
                 bottoms = [low + value for low, value in zip(bottoms, values, strict=True)]
-        axis.set_xticks(positions, [f"{point['load']:g}" for point in points])
+        axis.set_xticks(positions, [f"{point.load:g}" for point in points])
         axis.set_ylabel(f"ms, batch {batch:g}")
     axes[-1].set_xlabel("load")
     axes[0].legend(fontsize="x-small")
     return _save(figure, path)
 
 
-def _by_batch(points: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
-    groups: dict[float, list[dict[str, Any]]] = {}
-    for point in sorted(points, key=lambda point: (point["request_batch"], point["load"])):
-        groups.setdefault(point["request_batch"], []).append(point)
+def _by_batch(points: list[Point]) -> dict[float, list[Point]]:
+    groups: dict[float, list[Point]] = {}
+    for point in sorted(points, key=lambda point: (point.request_batch, point.load)):
+        groups.setdefault(point.request_batch, []).append(point)
     return groups
 
 

@@ -3,10 +3,10 @@
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
 
 from fruitstand.errors import UsageError
 from loadtests.generator.profiles import PROFILES
+from loadtests.results.result import Point, Verdict
 
 LIMITS = {
     "p99_ms": "at most",
@@ -45,26 +45,26 @@ def read_slo(path: Path, profile: str) -> dict[str, float]:
     return {key: float(value) for key, value in tables[profile].items()}
 
 
-def judge(objectives: dict[str, float], points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def judge(objectives: dict[str, float], points: list[Point]) -> list[Verdict]:
     """Each objective with what was measured and whether it was met.
 
     Args:
         objectives: of `read_slo`.
         points: of a result; the worst of them counts, for images/s the best.
     """
-    calls = sum(point["num_requests"] for point in points)
-    unanswered = sum(point["num_requests"] - point["num_answered"] for point in points)
-    latencies = [point["latency_ms"]["p99"] for point in points]
-    offered = [point["images_per_s"] / point["load"] for point in points if point["loop"] == "open"]
+    calls = sum(point.num_requests for point in points)
+    unanswered = sum(point.num_requests - point.num_answered for point in points)
+    latencies = [point.latency_ms["p99"] for point in points]
+    offered = [point.images_per_s / point.load for point in points if point.loop == "open"]
     measured = {
         "p99_ms": None if None in latencies else max(latencies, default=None),
         "error_rate": unanswered / calls if calls else None,
-        "images_per_s": max((point["images_per_s"] for point in points), default=None),
+        "images_per_s": max((point.images_per_s for point in points), default=None),
         "offered_share": min(offered, default=None),
     }
     verdicts = []
     for key, limit in objectives.items():
         value = measured[key]
         met = value is not None and (value <= limit if LIMITS[key] == "at most" else value >= limit)
-        verdicts.append({"objective": key, "limit": limit, "measured": value, "met": met})
+        verdicts.append(Verdict(objective=key, limit=limit, measured=value, met=met))
     return verdicts

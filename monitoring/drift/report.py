@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from fruitstand.artefacts import read_json, sha256_file, write_bytes, write_json
 from fruitstand.errors import ArtefactError, UsageError
@@ -70,7 +71,7 @@ def drift_report(
     result["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_bytes(out / "drift.html", _page(result, window, clean).encode())
     write_json(out / "drift.json", result)
-    write_bytes(out / "drift.prom", prometheus_text(result).encode())
+    write_bytes(out / "drift.prom", prometheus_text(result))
     return result
 
 
@@ -175,32 +176,27 @@ def compare(
     }
 
 
-def prometheus_text(result: dict[str, Any]) -> str:
+def prometheus_text(result: dict[str, Any]) -> bytes:
     """The result in Prometheus' exposition format."""
-    version = result["version"]
-    lines = [
-        "# HELP fruitstand_drift_ratio Measure of the newest window over its threshold; above 1 is drift.",
-        "# TYPE fruitstand_drift_ratio gauge",
-    ]
+    registry, version = CollectorRegistry(), str(result["version"])
+
+    def gauge(name: str, words: str, *labels: str) -> Gauge:
+        return Gauge(f"fruitstand_{name}", words, labels, registry=registry)
+
+    words = "Measure of the newest window over its threshold; above 1 is drift."
+    ratio = gauge("drift_ratio", words, "measure", "version")
     for name, one in result["measures"].items():
-        ratio = one["value"] / one["threshold"] if one["threshold"] > 0 else float(one["drifted"]) * 2
-        lines.append(f'fruitstand_drift_ratio{{measure="{name}",version="{version}"}} {ratio:.6g}')
-    lines += [
-        "# HELP fruitstand_drift_samples Images in the newest window.",
-        "# TYPE fruitstand_drift_samples gauge",
-        f'fruitstand_drift_samples{{version="{version}"}} {result["num_samples"]}',
-        "# HELP fruitstand_drift_time_seconds When the window was compared.",
-        "# TYPE fruitstand_drift_time_seconds gauge",
-        f"fruitstand_drift_time_seconds {_seconds(result['time'])}",
-    ]
+        over = one["value"] / one["threshold"] if one["threshold"] > 0 else float(one["drifted"]) * 2
+        ratio.labels(name, version).set(over)
+    samples = gauge("drift_samples", "Images in the newest window.", "version")
+    samples.labels(version).set(result["num_samples"])
+    gauge("drift_time_seconds", "When the window was compared.").set(_seconds(result["time"]))
     if result["published"] is not None:
-        published_s = _seconds(result["published"])
-        lines += [
-            "# HELP fruitstand_version_published_time_seconds When the version that answers was published.",
-            "# TYPE fruitstand_version_published_time_seconds gauge",
-            f'fruitstand_version_published_time_seconds{{version="{version}"}} {published_s}',
-        ]
-    return "\n".join(lines) + "\n"
+        published = gauge(
+            "version_published_time_seconds", "When the version that answers was published.", "version"
+        )
+        published.labels(version).set(_seconds(result["published"]))
+    return generate_latest(registry)
 
 
 def _seconds(time: str) -> int:

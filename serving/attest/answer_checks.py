@@ -31,11 +31,11 @@ OTHER_MODEL = (
 )
 
 
-async def check_golden(subject: Subject) -> list[Check]:
+async def check_golden(subject: Subject) -> Check:
     """The version's golden images get the answers recorded when it was published."""
     expected = f"the recorded answers, distance at most {MAX_GOLDEN_DISTANCE}"
     if subject.version is None:
-        return [not_seen("golden", expected, subject.no_version)]
+        return not_seen("golden", expected, subject.no_version)
     golden = subject.version.golden()
     answers = await subject.server.classify_all(
         [one.path.read_bytes() for one in golden], in_flight=IN_FLIGHT
@@ -44,15 +44,13 @@ async def check_golden(subject: Subject) -> list[Check]:
     arrays = [answer.array() for answer in answers]
     _, distance = farthest_golden(golden, [[] if one is None else one[0].tolist() for one in arrays])
     got = f"{len(golden)} images, largest distance {distance:.3g}"
-    return [
-        judged(
-            "golden",
-            ok=distance <= MAX_GOLDEN_DISTANCE,
-            expected=expected,
-            got=f"{got}; {len(failed)} not answered, {failed[0]}" if failed else got,
-            advice="another model, other preprocessing or a broken engine: see 'decode' and 'model'",
-        )
-    ]
+    return judged(
+        "golden",
+        ok=distance <= MAX_GOLDEN_DISTANCE,
+        expected=expected,
+        got=f"{got}; {len(failed)} not answered, {failed[0]}" if failed else got,
+        advice="another model, other preprocessing or a broken engine: see 'decode' and 'model'",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

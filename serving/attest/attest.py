@@ -12,7 +12,7 @@ from fruitstand import __version__
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.synthetic import canary_image
-from fruitstand.machine.hardware import hardware
+from fruitstand.machine.provenance import hardware
 from fruitstand.network.tls import Tls
 from fruitstand.progress import track
 from serving.attest.answer_checks import check_golden, check_parity
@@ -43,7 +43,7 @@ NAMES = (
 ALWAYS = ("control", "runtime")
 """Checks that need no answer of the model."""
 
-_CheckFunction = Callable[[Subject], Awaitable[list[Check]]]
+_CheckFunction = Callable[[Subject], Awaitable[Check | list[Check]]]
 
 
 def attest(
@@ -116,9 +116,9 @@ class _Attestation:
                 subject = await examine(server, self._promise, canary_image(), quick=self._quick)
                 has_gateway = subject.has_gateway
             # Now: later the server may be gone.
-            self._checks += await check_control(server, has_gateway=has_gateway)
+            self._checks.append(await check_control(server, has_gateway=has_gateway))
             runtime, about = await check_runtime(server, has_gateway=has_gateway)
-            self._checks += runtime
+            self._checks.append(runtime)
             if subject is not None:
                 await self._run_groups(subject)
         by_name = {one.name: one for one in self._checks if one.name not in self._skip}
@@ -176,7 +176,8 @@ class _Attestation:
 
     async def _add(self, names: tuple[str, ...], check: _CheckFunction, subject: Subject) -> None:
         try:
-            self._checks += await check(subject)
+            found = await check(subject)
+            self._checks += found if isinstance(found, list) else [found]
         except FruitstandError as exc:  # the repository's own files, read on the way
             self._checks += [
                 not_seen(name, "the version's files as published", why_not(exc)) for name in names
@@ -187,9 +188,9 @@ class _Attestation:
         self._reference = parity.reference
         return parity.checks
 
-    async def _speed(self, subject: Subject) -> list[Check]:
+    async def _speed(self, subject: Subject) -> Check:
         self._speeds = await measure_speed(subject)
-        return [judge_speed(self._speeds, self._reference, self._min_throughput)]
+        return judge_speed(self._speeds, self._reference, self._min_throughput)
 
 
 async def _still_answers(server: Server) -> bool:

@@ -1,5 +1,7 @@
 """Is it the server that the repository describes? Answers at all, tensors, labels, version."""
 
+import struct
+
 import numpy as np
 from tritonclient.grpc import service_pb2
 
@@ -14,6 +16,7 @@ from fruitstand.contract import (
 )
 from fruitstand.images.synthetic import canary_image
 from fruitstand.repository.tolerances import MAX_SUM_ERROR
+from fruitstand_client.wire import strings
 from serving.attest.caller import Server
 from serving.attest.check import Check, Status, judged, not_seen
 from serving.attest.promise import Promise
@@ -73,7 +76,7 @@ async def _steps(server: Server, promise: Promise | None) -> str:
     return ", ".join(words)
 
 
-async def check_contract(subject: Subject) -> list[Check]:
+async def check_contract(subject: Subject) -> Check:
     """Names, datatypes and shapes of the ensemble's tensors, and of its steps where they can be seen."""
     height, width = subject.preprocessing.input_size if subject.version else (-1, -1)
     num_classes = len(subject.version.manifest["labels"]) if subject.version else -1
@@ -96,15 +99,13 @@ async def check_contract(subject: Subject) -> list[Check]:
             got = [(one.name, one.datatype, list(one.shape)) for one in tensors]
             if len(got) != 1 or got[0][:2] != (name, datatype) or not _fits(got[0][2], shape):
                 wrong.append(f"{model}: {got}, not {(name, datatype, shape)}")
-    return [
-        judged(
-            "contract",
-            ok=not wrong,
-            expected=f"{IMAGE} UINT8 in, {PROBABILITIES} FP32 [-1, {num_classes}] out and the steps",
-            got="; ".join(wrong) or f"as promised: {', '.join(seen)}",
-            advice="serve the repository's own config.pbtxt: 'fruitstand models check' names edited files",
-        )
-    ]
+    return judged(
+        "contract",
+        ok=not wrong,
+        expected=f"{IMAGE} UINT8 in, {PROBABILITIES} FP32 [-1, {num_classes}] out and the steps",
+        got="; ".join(wrong) or f"as promised: {', '.join(seen)}",
+        advice="serve the repository's own config.pbtxt: 'fruitstand models check' names edited files",
+    )
 
 
 def _fits(got: list[int], promised: list[int]) -> bool:
@@ -114,61 +115,53 @@ def _fits(got: list[int], promised: list[int]) -> bool:
     )
 
 
-async def check_labels(subject: Subject) -> list[Check]:
+async def check_labels(subject: Subject) -> Check:
     """The labels the server writes into its answers, all of them and in order."""
     expected = "the labels of the version's manifest, in its order"
     if subject.version is None:
-        return [not_seen("labels", expected, subject.no_version)]
+        return not_seen("labels", expected, subject.no_version)
     labels = subject.version.manifest["labels"]
     answer = await subject.server.classify(canary_image(), num_classes=len(labels))
     if not answer.ok or not answer.response.raw_output_contents:
-        return [not_seen("labels", expected, f"the server does not give labels ({answer})")]
-    served = dict(_labels(answer.response.raw_output_contents[0]))
+        return not_seen("labels", expected, f"the server does not give labels ({answer})")
+    served = _labels(answer.response.raw_output_contents[0])
     wrong = [index for index, label in enumerate(labels) if served.get(index) != label]
     first = wrong[0] if wrong else 0
-    return [
-        judged(
-            "labels",
-            ok=not wrong and len(served) == len(labels),
-            expected=f"{expected}: {len(labels)}",
-            got=f"{len(wrong)} of {len(labels)} differ; class {first} is {served.get(first)!r}, not"
-            f" {labels[first]!r}"
-            if wrong
-            else f"{len(served)} labels, all equal",
-            advice="render the repository again ('fruitstand models promote N') and load the model again",
-        )
-    ]
+    return judged(
+        "labels",
+        ok=not wrong and len(served) == len(labels),
+        expected=f"{expected}: {len(labels)}",
+        got=f"{len(wrong)} of {len(labels)} differ; class {first} is {served.get(first)!r}, not"
+        f" {labels[first]!r}"
+        if wrong
+        else f"{len(served)} labels, all equal",
+        advice="render the repository again ('fruitstand models promote N') and load the model again",
+    )
 
 
-def _labels(raw: bytes) -> list[tuple[int, str]]:
-    """Class and label of Triton's classification answer: length, then 'probability:class:label'."""
-    found, position = [], 0
-    while position + 4 <= len(raw):
-        length = int.from_bytes(raw[position : position + 4], "little")
-        entry = raw[position + 4 : position + 4 + length].decode("utf-8", "replace")
-        position += 4 + length
-        parts = entry.split(":", 2)
-        if len(parts) == 3 and parts[1].isdecimal():
-            found.append((int(parts[1]), parts[2]))
-    return found
+def _labels(raw: bytes) -> dict[int, str]:
+    """Labels by class in Triton's classification answer, whose entries are 'probability:class:label'."""
+    try:
+        parts = [entry.decode("utf-8", "replace").split(":", 2) for entry in strings(raw)]
+    except struct.error:  # another server's own form
+        return {}
+    return {int(one[1]): one[2] for one in parts if len(one) == 3 and one[1].isdecimal()}
 
 
-async def check_version(subject: Subject) -> list[Check]:
+async def check_version(subject: Subject) -> Check:
     """Every answer comes from the version that the repository serves."""
     answers = await subject.server.classify_all([canary_image()] * NUM_VERSION_CALLS, in_flight=4)
     numbers = sorted({answer.version for answer in answers if answer.version is not None})
     got = f"version {', '.join(map(str, numbers))}" if numbers else "the answers name no version"
     if subject.promise is None:
-        return [not_seen("version", "the version the repository serves", f"{subject.no_version}; got {got}")]
+        return not_seen("version", "the version the repository serves", f"{subject.no_version}; got {got}")
     served = subject.promise.served
     if not numbers:
-        return [not_seen("version", f"version {served}", got)]
-    return [
-        judged(
-            "version",
-            ok=numbers == [served] and subject.version is not None,
-            expected=f"version {served} in every answer, its files as published",
-            got=got if subject.version is not None else f"{got}; {subject.no_version}",
-            advice="promote the version again, or restart the server; does it read this repository?",
-        )
-    ]
+        return not_seen("version", f"version {served}", got)
+    return judged(
+        "version",
+        ok=numbers == [served] and subject.version is not None,
+        expected=f"version {served} in every answer, its files as published",
+        got=got if subject.version is not None else f"{got}; {subject.no_version}",
+        advice="promote the version again, or restart the server; does it read this repository?",
+    )

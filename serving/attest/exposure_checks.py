@@ -28,7 +28,7 @@ SILENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 CLOSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED")
 
 
-async def check_control(server: Server, *, has_gateway: bool) -> list[Check]:
+async def check_control(server: Server, *, has_gateway: bool) -> Check:
     """Model control, shared memory, trace, logging and statistics are refused to callers.
 
     Args:
@@ -40,34 +40,30 @@ async def check_control(server: Server, *, has_gateway: bool) -> list[Check]:
     if silent := next(
         (one for one in answers.values() if one.status in SILENT and not _is_closed(one)), None
     ):
-        return [not_seen("control", expected, str(silent))]
+        return not_seen("control", expected, str(silent))
     opened = [name for name, answer in answers.items() if not _is_closed(answer)]
     if opened and server.on_loopback and not has_gateway:
-        return [
-            Check(
-                name="control",
-                status=Status.WARNING,
-                expected=expected,
-                got=f"open to everyone on this machine: {', '.join(opened)}",
-                advice="for callers from elsewhere put the gateway in front: 'fruitstand serve --gateway'",
-            )
-        ]
-    return [
-        judged(
-            "control",
-            ok=not opened,
+        return Check(
+            name="control",
+            status=Status.WARNING,
             expected=expected,
-            got=f"open: {', '.join(opened)}" if opened else "all refused",
-            advice="put the gateway in front, or restrict them: --grpc-restricted-protocol",
+            got=f"open to everyone on this machine: {', '.join(opened)}",
+            advice="for callers from elsewhere put the gateway in front: 'fruitstand serve --gateway'",
         )
-    ]
+    return judged(
+        "control",
+        ok=not opened,
+        expected=expected,
+        got=f"open: {', '.join(opened)}" if opened else "all refused",
+        advice="put the gateway in front, or restrict them: --grpc-restricted-protocol",
+    )
 
 
 def _is_closed(answer: Answer) -> bool:
     return answer.status in CLOSED or "restricted" in answer.text or "not allowed" in answer.text
 
 
-async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[list[Check], dict[str, object]]:
+async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[Check, dict[str, object]]:
     """Name and version of the server, judged against what is known to be broken in older ones.
 
     Returns:
@@ -75,10 +71,10 @@ async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[list[Chec
     """
     answer = await server.call("ServerMetadata", service_pb2.ServerMetadataRequest())
     if not answer.ok:
-        return [not_seen("runtime", SERVER_EXPECTED, f"the server does not say what it is ({answer})")], {}
+        return not_seen("runtime", SERVER_EXPECTED, f"the server does not say what it is ({answer})"), {}
     name, version = answer.response.name, answer.response.version
     about = {"name": name, "version": version, "extensions": sorted(answer.response.extensions)}
-    return [judge_version(name, version, is_shielded=server.on_loopback or has_gateway)], about
+    return judge_version(name, version, is_shielded=server.on_loopback or has_gateway), about
 
 
 def judge_version(name: str, version: str, *, is_shielded: bool) -> Check:

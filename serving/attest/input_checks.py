@@ -6,11 +6,11 @@ import re
 import numpy as np
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, MAX_BATCH_SIZE
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.check import Check, judged, not_seen
 from serving.attest.contract_checks import is_distribution
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.attest.subject import Subject
 
 NUM_NEIGHBOURS = 7
@@ -30,11 +30,11 @@ LEAKS = {
 }
 
 
-async def check_input_kinds(subject: Subject) -> list[Check]:
+async def check_input_kinds(subject: Subject) -> Check:
     """Each kind alone: answered, or refused with INVALID_ARGUMENT and its reason."""
     wrong, silent, num_accepted, num_refused = [], 0, 0, 0
     for kind in image_kinds():
-        answer = await _send(subject, kind.content)
+        answer = await subject.server.classify(kind.content)
         if kind.is_accepted:
             num_accepted += 1
             if not is_distribution(answer.array()):
@@ -47,24 +47,22 @@ async def check_input_kinds(subject: Subject) -> list[Check]:
             silent += 1
     got = f"{num_accepted + num_refused - len(wrong)} of {num_accepted + num_refused} as listed"
     got += f", {silent} refused without the reason" if silent else ""
-    return [
-        judged(
-            "input_kinds",
-            ok=not wrong,
-            expected=f"{num_accepted} kinds answered, {num_refused} refused with INVALID_ARGUMENT",
-            got=f"{got}; {'; '.join(wrong[:4])}" if wrong else got,
-            advice="docs/inputs.md lists every kind; natively a guard has to stand in front of the decoder",
-        )
-    ]
+    return judged(
+        "input_kinds",
+        ok=not wrong,
+        expected=f"{num_accepted} kinds answered, {num_refused} refused with INVALID_ARGUMENT",
+        got=f"{got}; {'; '.join(wrong[:4])}" if wrong else got,
+        advice="docs/inputs.md lists every kind; natively a guard has to stand in front of the decoder",
+    )
 
 
-async def check_isolation(subject: Subject) -> list[Check]:
+async def check_isolation(subject: Subject) -> Check:
     """One bad image among seven good ones, all at once, behind a request that keeps the server busy."""
     good = _good_images(subject)
     alone = [(await subject.server.classify(image)).array() for image in good]
     expected = "the bad image refused, its seven neighbours answered as when they are alone"
     if any(one is None for one in alone):
-        return [not_seen("isolation", expected, "good images are not answered alone")]
+        return not_seen("isolation", expected, "good images are not answered alone")
     bad_kinds = [kind for kind in image_kinds() if not kind.is_accepted]
     bad_kinds = bad_kinds[::QUICK_SHARE] if subject.quick else bad_kinds
     lost, changed, accepted, examples = 0, 0, 0, []
@@ -91,15 +89,13 @@ async def check_isolation(subject: Subject) -> list[Check]:
         # One request of 64 goes first each time.
         grown = [after[name] - before[name] for name in after if name in before]
         got += f"; mean batch {max(one.num_images / max(1, one.num_executions) for one in grown):.1f}"
-    return [
-        judged(
-            "isolation",
-            ok=not (lost or changed or accepted),
-            expected=expected,
-            got=f"{got}; {'; '.join(examples[:3])}" if examples else got,
-            advice="a bad image fails its whole batch: a guard belongs in front of the decoder",
-        )
-    ]
+    return judged(
+        "isolation",
+        ok=not (lost or changed or accepted),
+        expected=expected,
+        got=f"{got}; {'; '.join(examples[:3])}" if examples else got,
+        advice="a bad image fails its whole batch: a guard belongs in front of the decoder",
+    )
 
 
 async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[Answer, list[Answer]]:
@@ -109,15 +105,11 @@ async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[
     )
     await asyncio.sleep(0)
     calls = [subject.server.classify(image) for image in good[:3]]
-    calls.append(_send(subject, kind.content))
+    calls.append(subject.server.classify(kind.content))
     calls += [subject.server.classify(image) for image in good[3:]]
     answers = await asyncio.gather(*calls)
     await plug
     return answers[3], [*answers[:3], *answers[4:]]
-
-
-async def _send(subject: Subject, content: bytes) -> Answer:
-    return await subject.server.classify(content)
 
 
 def _good_images(subject: Subject) -> list[bytes]:
@@ -128,7 +120,7 @@ def _good_images(subject: Subject) -> list[bytes]:
     return images[:NUM_NEIGHBOURS]
 
 
-async def check_error_texts(subject: Subject) -> list[Check]:
+async def check_error_texts(subject: Subject) -> Check:
     """What errors tell a stranger: all texts so far, and those of three more bad requests."""
     await subject.server.classify(b"no image at all")
     await subject.server.infer(FRUIT_CLASSIFIER, "NO_SUCH_INPUT", np.zeros((1, 4), np.uint8))
@@ -140,14 +132,12 @@ async def check_error_texts(subject: Subject) -> list[Check]:
         for text in texts
         if leak.search(text)
     ]
-    return [
-        judged(
-            "error_texts",
-            ok=not found,
-            expected="no path, stack trace or shared-memory name",
-            got=f"{len(found)} of {len(texts)} texts: {found[0]}"
-            if found
-            else f"{len(texts)} texts, none has one",
-            advice="callers learn the server's inside: put the guard or the gateway in front of it",
-        )
-    ]
+    return judged(
+        "error_texts",
+        ok=not found,
+        expected="no path, stack trace or shared-memory name",
+        got=f"{len(found)} of {len(texts)} texts: {found[0]}"
+        if found
+        else f"{len(texts)} texts, none has one",
+        advice="callers learn the server's inside: put the guard or the gateway in front of it",
+    )

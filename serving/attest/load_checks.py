@@ -38,12 +38,12 @@ MIN_SHARE = 0.1
 MAX_LATENCY_FACTOR, LATENCY_SLACK_MS = 20.0, 100.0
 
 
-async def check_batching(subject: Subject) -> list[Check]:
+async def check_batching(subject: Subject) -> Check:
     """64 images of different length at once: each step computes them in fewer executions."""
     expected = "fewer executions than images in every step, with images of different length"
     before = await subject.counters()
     if before is None:
-        return [not_seen("batching", expected, "cannot see: the server shows no statistics here")]
+        return not_seen("batching", expected, "cannot see: the server shows no statistics here")
     base = encode(pattern(100, 100))
     images = [base + bytes(number) for number in range(BATCH_IN_FLIGHT)]  # what follows the end is ignored
     failed = []
@@ -61,19 +61,17 @@ async def check_batching(subject: Subject) -> list[Check]:
         if grown.num_executions >= grown.num_images:
             alone.append(model)
     if not words:
-        return [not_seen("batching", expected, "the statistics name no step")]
-    return [
-        judged(
-            "batching",
-            ok=not alone and not failed,
-            expected=expected,
-            got="; ".join(words) + (f"; {len(failed)} failed, {failed[0]}" if failed else ""),
-            advice="allow_ragged_batch and dynamic_batching belong in config.pbtxt: render it again",
-        )
-    ]
+        return not_seen("batching", expected, "the statistics name no step")
+    return judged(
+        "batching",
+        ok=not alone and not failed,
+        expected=expected,
+        got="; ".join(words) + (f"; {len(failed)} failed, {failed[0]}" if failed else ""),
+        advice="allow_ragged_batch and dynamic_batching belong in config.pbtxt: render it again",
+    )
 
 
-async def check_queue_limit(subject: Subject) -> list[Check]:
+async def check_queue_limit(subject: Subject) -> Check:
     """More requests than the queue takes, at once: those over the limit are refused without waiting."""
     limit = _queue_limit(subject)
     expected = (
@@ -105,20 +103,16 @@ async def check_queue_limit(subject: Subject) -> list[Check]:
         and num_ok == len(answers)
         and max(one.latency_s for one in answers) < BURST_QUEUE_US / 1e6
     ):
-        return [
-            not_seen("queue_limit", expected, f"{got}: this server answers faster than this machine sends")
-        ]
+        return not_seen("queue_limit", expected, f"{got}: this server answers faster than this machine sends")
     if other:
         got += f"; {len(other)} otherwise, {other[0]}"
-    return [
-        judged(
-            "queue_limit",
-            ok=bool(full) and not hung and not other,
-            expected=expected,
-            got=got,
-            advice="max_queue_size belongs in image_decode/config.pbtxt: render the repository again",
-        )
-    ]
+    return judged(
+        "queue_limit",
+        ok=bool(full) and not hung and not other,
+        expected=expected,
+        got=got,
+        advice="max_queue_size belongs in image_decode/config.pbtxt: render the repository again",
+    )
 
 
 def _queue_limit(subject: Subject) -> int:
@@ -130,7 +124,7 @@ def _queue_limit(subject: Subject) -> int:
     return DEFAULT_QUEUE
 
 
-async def check_deadline(subject: Subject) -> list[Check]:
+async def check_deadline(subject: Subject) -> Check:
     """Requests that may wait 1 ms in the queue, behind a backlog: refused, not hanging, not computed late."""
     expected = "behind a backlog a request that may wait 1 ms is refused"
     full = padded_batch([canary_image()] * MAX_BATCH_SIZE)
@@ -151,16 +145,14 @@ async def check_deadline(subject: Subject) -> list[Check]:
     other = [answer for answer in hurried if not answer.ok and answer not in refused]
     got = f"{len(refused)} of {NUM_HURRIED} refused, {len(late)} answered too late, {len(hung)} hung"
     if not (refused or late or hung or other):
-        return [not_seen("deadline", expected, f"{got}: the backlog is gone before anything waits")]
-    return [
-        judged(
-            "deadline",
-            ok=bool(refused) and not (late or hung or other),
-            expected=expected,
-            got=f"{got}; {other[0]}" if other else got,
-            advice="default_queue_policy with allow_timeout_override belongs in config.pbtxt",
-        )
-    ]
+        return not_seen("deadline", expected, f"{got}: the backlog is gone before anything waits")
+    return judged(
+        "deadline",
+        ok=bool(refused) and not (late or hung or other),
+        expected=expected,
+        got=f"{got}; {other[0]}" if other else got,
+        advice="default_queue_policy with allow_timeout_override belongs in config.pbtxt",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,7 +85,7 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
     """Answer images with a version's own file, on the engine it was checked with where this machine has it.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load or run the file.
+        FruitstandError: ONNX Runtime cannot load or run the file.
     """
     engine = version.manifest["serve"]["cpu_engine"]
     session = open_session(

@@ -7,26 +7,13 @@ from tritonclient.grpc import service_pb2
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import FruitstandError
+from fruitstand.network.statistics import ModelCounters, read_counters
 from fruitstand.repository.versions import Version
 from serving.attest.caller import Server
 from serving.attest.promise import Promise, served_files, why_not
 
 MODELS = (FRUIT_CLASSIFIER, IMAGE_DECODE, FRUIT_RESNET)
 NO_REPOSITORY = "no --repository to compare with"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counters:
-    """One model's counters since the server started."""
-
-    num_images: int
-    num_executions: int
-
-    def __sub__(self, before: "Counters") -> "Counters":
-        return Counters(
-            num_images=self.num_images - before.num_images,
-            num_executions=self.num_executions - before.num_executions,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,19 +49,10 @@ class Subject:
             return [config.default_model_filename]
         return served_files(self.version)
 
-    async def counters(self) -> dict[str, Counters] | None:
+    async def counters(self) -> dict[str, ModelCounters] | None:
         """Each model's counters, versions added up; None where the server does not show them."""
         answer = await self.server.call("ModelStatistics", service_pb2.ModelStatisticsRequest())
-        if not answer.ok:
-            return None
-        totals: dict[str, Counters] = {}
-        for one in answer.response.model_stats:
-            before = totals.get(one.name, Counters(num_images=0, num_executions=0))
-            totals[one.name] = Counters(
-                num_images=before.num_images + one.inference_count,
-                num_executions=before.num_executions + one.execution_count,
-            )
-        return totals
+        return read_counters(answer.response.model_stats) if answer.ok else None
 
 
 async def examine(server: Server, promise: Promise | None, sample: bytes, *, quick: bool) -> Subject:

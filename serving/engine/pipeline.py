@@ -40,7 +40,8 @@ class Pipeline:
             self._options["num_threads"] = num_threads
         if device_id is not None:
             os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"
-        self._define = load_pipeline_definition(path)
+        definition = load_pipeline_definition(path)
+        self._define, self.preprocessing = definition.define, definition.preprocessing
         self.rebuild()
 
     def rebuild(self) -> None:

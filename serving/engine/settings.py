@@ -10,6 +10,7 @@ from fruitstand.repository.backend_settings import NO_EFFECT, REFUSED, SETTINGS
 from fruitstand.repository.triton_keys import (
     DALI_PARAMETERS,
     DEPRECATED_CUDA_PARAMETERS,
+    HOST_INFER_PARAMETERS,
     HOST_PARAMETERS,
     ONNXRUNTIME_PARAMETERS,
 )
@@ -18,7 +19,7 @@ log = logging.getLogger("fruitstand.backend")
 
 _PARAMETERS = {
     "dali": {**DALI_PARAMETERS, **HOST_PARAMETERS},
-    "onnxruntime": {**ONNXRUNTIME_PARAMETERS, **HOST_PARAMETERS},
+    "onnxruntime": {**ONNXRUNTIME_PARAMETERS, **HOST_PARAMETERS, **HOST_INFER_PARAMETERS},
 }
 _UNSET = (None, "", 0, "0", False, [], {}, "FORMAT_NONE", "PRIORITY_DEFAULT")
 

@@ -4,6 +4,10 @@ The bootstrap and the listener never change; routes (with callers' keys), endpoi
 of their own, so that they change without closing a connection. The names `gateway` (statistics) and `triton`
 (cluster) are those that monitoring reads.
 
+gRPC and HTTP share the gateway's listeners, with their keys, TLS and limits. An HTTP request goes to the HTTP
+server (`serving/page`), which asks for the answer over gRPC at the inner listener, so that load balancing,
+repetition and circuit breakers are the same for both.
+
 Source:
     Envoy's "Configuring Envoy as an edge proxy" and the FAQ on transient failures.
 """
@@ -13,11 +17,19 @@ from pathlib import Path
 from serving.gateway.access import Access
 from serving.gateway.envoy_json import PACKAGE, Json, address, typed, watched
 from serving.gateway.limits import BUFFER_BYTES, IDLE_S, MAX_CALL_S, MAX_CONNECTIONS, MAX_REQUEST_BYTES
+from serving.gateway.routes import grpc_header, inner_routes
 from serving.gateway.upstream import named_servers, triton_cluster, watched_servers
 
 ADMIN_SOCKET = "admin"
 """In the gateway's folder, which nobody else may enter."""
 SHOWN = ("/stats/prometheus", "/ready")
+LOOPBACK = "127.0.0.1"
+JSON_REPLY: Json = {
+    "body_format_override": {
+        "json_format": {"error": "%LOCAL_REPLY_BODY%", "status": "%RESPONSE_CODE%"},
+    }
+}
+"""What Envoy itself answers to an HTTP caller, in the form that the HTTP server has."""
 
 
 def bootstrap(
@@ -28,7 +40,10 @@ def bootstrap(
     port: int,
     tls: Access,
     replicas: int,
-    metrics_listen: str = "127.0.0.1",
+    web_port: int,
+    inner_port: int,
+    http_port: int | None = None,
+    metrics_listen: str = LOOPBACK,
     admin: Json | None = None,
     dns: tuple[str, int] | None = None,
 ) -> Json:
@@ -41,10 +56,15 @@ def bootstrap(
         port: of the gateway.
         tls: whether to speak TLS and to ask for clients' certificates.
         replicas: how many servers there are, at most.
+        web_port: of the HTTP server, on loopback.
+        inner_port: where that server asks over gRPC, on loopback, without keys.
+        http_port: a second port that answers as `port` does, where HTTP is looked for; None opens none.
         metrics_listen: address of the Prometheus page.
         admin: address of the admin endpoint; None makes a Unix socket in the folder.
         dns: name and port that all servers are found under; None watches the file of endpoints.
     """
+    keyed = {"rds": {"route_config_name": "gateway", "config_source": watched(folder, "routes")}}
+    keyless = {"route_config": inner_routes()}
     admin = admin or {"pipe": {"path": str(folder / ADMIN_SOCKET), "mode": 0o600}}
     servers = watched_servers(folder) if dns is None else named_servers("triton", *dns)
     return {
@@ -52,10 +72,25 @@ def bootstrap(
         "admin": {"address": admin},
         "static_resources": {
             "listeners": [
-                _listener(folder, listen=listen, port=port, tls=tls),
+                *(
+                    _listener(name, address(listen, at), _connection_manager("gateway", keyed), folder, tls)
+                    for name, at in (("gateway", port), ("http", http_port))
+                    if at is not None
+                ),
+                _listener(
+                    "inner",
+                    address(LOOPBACK, inner_port),
+                    _connection_manager("inner", keyless),
+                    folder,
+                    Access(),
+                ),
                 _metrics_listener(metrics_listen, metrics_port),
             ],
-            "clusters": [triton_cluster(servers, replicas), _admin_cluster(admin)],
+            "clusters": [
+                triton_cluster(servers, replicas),
+                _static_cluster("admin", admin),
+                _static_cluster("web", address(LOOPBACK, web_port)),
+            ],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -81,12 +116,12 @@ def bootstrap(
     }
 
 
-def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
-    chain: Json = {"filters": [_connection_manager(folder)]}
+def _listener(name: str, where: Json, manager: Json, folder: Path, tls: Access) -> Json:
+    chain: Json = {"filters": [manager]}
     if tls.certificate is not None:
         context: Json = {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-            "alpn_protocols": ["h2"],
+            "alpn_protocols": ["h2", "http/1.1"],
             "tls_certificate_sds_secret_configs": [_secret(folder, "server")],
         }
         if tls.clients_ca is not None:
@@ -99,8 +134,8 @@ def _listener(folder: Path, *, listen: str, port: int, tls: Access) -> Json:
         )
         chain["transport_socket_connect_timeout"] = "5s"
     return {
-        "name": "gateway",
-        "address": address(listen, port),
+        "name": name,
+        "address": where,
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "enable_reuse_port": False,  # a second gateway on the port is an error, not a partner
         "filter_chains": [chain],
@@ -125,21 +160,21 @@ def _metrics_listener(listen: str, port: int) -> Json:
     }
 
 
-def _admin_cluster(admin: Json) -> Json:
-    endpoint = {"endpoint": {"address": admin}}
+def _static_cluster(name: str, where: Json) -> Json:
+    endpoint = {"endpoint": {"address": where}}
     return {
-        "name": "admin",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": "admin", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 
-def _connection_manager(folder: Path) -> Json:
+def _connection_manager(statistics: str, routes: Json) -> Json:
     return typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="gateway",
+        stat_prefix=statistics,
         codec_type="AUTO",
         server_name="fruitstand",
         use_remote_address=True,
@@ -160,7 +195,7 @@ def _connection_manager(folder: Path) -> Json:
             "initial_stream_window_size": 1 << 20,
             "initial_connection_window_size": 4 << 20,
         },
-        rds={"route_config_name": "gateway", "config_source": watched(folder, "routes")},
+        **routes,
         http_filters=[
             typed(
                 "envoy.filters.http.grpc_stats",
@@ -186,15 +221,20 @@ def _connection_manager(folder: Path) -> Json:
         ],
         local_reply_config={
             "mappers": [
-                {  # too large: Envoy knows no gRPC status for 413
-                    "filter": _status_is(413),
-                    "headers_to_add": [
-                        {
-                            "header": {"key": "grpc-status", "value": "8"},
-                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                        }
-                    ],
-                }
+                # Too large: Envoy knows no gRPC status for 413.
+                {
+                    "filter": _both(_is_grpc(), _status_is(413)),
+                    "headers_to_add": [_header("grpc-status", "8")],
+                },
+                *(
+                    {
+                        "filter": _both(_is_grpc(False), _status_is(status)),
+                        "headers_to_add": [_header("retry-after", "1")],
+                        **JSON_REPLY,
+                    }
+                    for status in (429, 503)
+                ),
+                {"filter": _is_grpc(False), **JSON_REPLY},
             ]
         },
         access_log=[_access_log()],
@@ -245,6 +285,18 @@ def secrets(access: Access) -> dict[str, Json]:
 
 def _secret(folder: Path, name: str) -> Json:
     return {"name": name, "sds_config": watched(folder, name)}
+
+
+def _both(*filters: Json) -> Json:
+    return {"and_filter": {"filters": list(filters)}}
+
+
+def _is_grpc(wanted: bool = True) -> Json:
+    return {"header_filter": {"header": grpc_header(wanted)}}
+
+
+def _header(key: str, value: str) -> Json:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _status_is(code: int) -> Json:

@@ -1,4 +1,4 @@
-"""The gateway: one Envoy process in front of the replicas, and the files it watches."""
+"""The gateway: one Envoy process before the replicas, the files it watches, and the HTTP server beside it."""
 
 import contextlib
 import http.client
@@ -19,14 +19,16 @@ from typing import Any
 from fruitstand.artefacts import write_json
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.machine.threads import thread_budget
+from fruitstand.network.connections import is_loopback
 from serving.gateway import config as gateway_config
 from serving.gateway import routes as gateway_routes
 from serving.gateway import upstream as gateway_upstream
 from serving.gateway.access import Access, read_access
 from serving.gateway.envoy_tracing import add_tracing
+from serving.page.web import WebServer
 from serving.tracing import Tracing
 from serving.triton.child_process import start_process
-from serving.triton.embedded import CONTROL_HEADER, PREFIX
+from serving.triton.embedded import CONTROL_HEADER, PREFIX, claim_ports
 
 log = logging.getLogger("fruitstand.gateway")
 
@@ -50,23 +52,25 @@ class Gateway:
         metrics_port: int,
         access_directory: Path | None,
         log_path: Path | None,
+        http_port: int | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """Read who may call; nothing is started yet.
 
         Args:
             listen: IP address to listen on.
-            port: of the gateway.
+            port: of the gateway; it answers gRPC and HTTP.
             metrics_port: of its Prometheus page, on loopback.
             access_directory: see `serving.gateway.access`; None lets everybody in.
             log_path: of Envoy's log and the access log; None is our stderr.
+            http_port: a second port that answers the same, where HTTP is looked for; None opens none.
             tracing: where spans go; None makes none.
 
         Raises:
             UsageError: the folder is not there or incomplete.
             ArtefactError: what is in it cannot be used.
         """
-        self.listen, self.port, self.metrics_port = listen, port, metrics_port
+        self.listen, self.port, self.http_port, self.metrics_port = listen, port, http_port, metrics_port
         self.access = read_access(access_directory)
         self._directory = access_directory
         self._log_path = log_path
@@ -74,11 +78,18 @@ class Gateway:
         self._tracing = tracing
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._web: WebServer | None = None
 
     @property
     def url(self) -> str:
         """HOST:PORT that clients call."""
         return f"[{self.listen}]:{self.port}" if ":" in self.listen else f"{self.listen}:{self.port}"
+
+    @property
+    def http_url(self) -> str:
+        """Base of the HTTP paths."""
+        scheme = "http" if self.access.certificate is None else "https"
+        return f"{scheme}://{self.url.rpartition(':')[0]}:{self.http_port or self.port}"
 
     @property
     def metrics_url(self) -> str:
@@ -96,6 +107,9 @@ class Gateway:
             ServerError: Envoy ended by itself, or found no replica in time.
         """
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-gateway-"))
+        (inner_port,) = claim_ports({"the gateway": 0})
+        self._web = WebServer(0, is_public=not is_loopback(self.listen))
+        self._web.start(f"127.0.0.1:{inner_port}")
         self.place(ports)
         self._write_access(draining=False)
         document = gateway_config.bootstrap(
@@ -103,8 +117,11 @@ class Gateway:
             metrics_port=self.metrics_port,
             listen=self.listen,
             port=self.port,
+            http_port=self.http_port,
             tls=self.access,
             replicas=len(ports),
+            web_port=self._web.port,
+            inner_port=inner_port,
         )
         if self._tracing is not None:
             add_tracing(document, self._tracing)
@@ -195,6 +212,9 @@ class Gateway:
             while self.statistic("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
         self._end()
+        if self._web is not None:
+            self._web.stop()
+            self._web = None
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None

@@ -23,8 +23,9 @@ def add_tracing(bootstrap: Json, tracing: Tracing) -> None:
         tracing: where to, and how many.
     """
     resources = bootstrap["static_resources"]
-    (chain,) = resources["listeners"][0]["filter_chains"]
-    chain["filters"][0]["typed_config"]["tracing"] = _tracer(tracing)
+    for listener in resources["listeners"]:
+        if listener["name"] in ("gateway", "http"):
+            listener["filter_chains"][0]["filters"][0]["typed_config"]["tracing"] = _tracer(tracing)
     (options,) = resources["clusters"][0]["typed_extension_protocol_options"].values()
     options["http_filters"] = [
         # Not the name of the filter for keys, or the routes would give it that one's program.

@@ -1,4 +1,5 @@
--- Who calls, how long one try may take, and which version answered. KEYS and the limits are rendered before this.
+-- Who calls, how long one try may take, and which version answered. KEYS, OPEN_PATHS and the limits are rendered
+-- before this.
 -- A caller is known by the SHA-256 of x-api-key. The key itself is taken out of the request; its name goes on as
 -- x-fruitstand-key, for limits and the log.
 local bit = require("bit")
@@ -68,7 +69,8 @@ local function check(headers)
   local secret = headers:get("x-api-key")
   headers:remove("x-api-key")
   headers:remove("x-fruitstand-key")
-  if KEYS == nil or headers:get(":path"):find("^/grpc%.health%.v1%.Health/") then return nil end
+  local path = headers:get(":path"):match("^[^?]*")
+  if KEYS == nil or OPEN_PATHS[path] or path:find("^/grpc%.health%.v1%.Health/") then return nil end
   if secret == nil then return "an API key is needed" end
   if #secret > 256 then return "unknown API key" end
   local key = KEYS[sha256(secret)]

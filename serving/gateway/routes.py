@@ -5,7 +5,7 @@ It is the part that changes while the gateway runs, as keys are added and disabl
 
 from pathlib import Path
 
-from fruitstand.contract import API_KEY_HEADER
+from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER
 from serving.gateway.access import Access
 from serving.gateway.envoy_json import PACKAGE, Json, typed
 from serving.gateway.limits import MAX_CALL_S, MIN_TRY_MS, TRY_SHARE
@@ -15,6 +15,12 @@ INFERENCE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
 """What callers may do; everything else is refused."""
+OPEN_PATHS = ("/", "/page.css", "/page.js", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+"""HTTP that needs no key: the page and the document say nothing of the model."""
+READY_PATH = "/v2/health/ready"
+MODEL_PATHS = f"/v2/models/{FRUIT_CLASSIFIER}(/versions/[0-9]{{1,9}})?(/ready|/infer)?"
+"""A regular expression for the rest of KServe V2 over HTTP."""
+HTTP_PATHS = (*OPEN_PATHS, "/classify", "/v2")
 NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"
 """Triton's words for UNAVAILABLE where another replica may answer. "Request timeout expired" is UNAVAILABLE
 too. That call has waited as long as it may: asked again it would wait as long once more, behind others."""
@@ -29,26 +35,47 @@ def routes(access: Access, *, control_header: str, draining: bool = False) -> Js
         control_header: never let through: with it callers could reach what the servers restrict.
         draining: health is not serving any more; calls still are.
     """
-    health: Json = {"match": {"path": HEALTH}}
-    if draining:
-        health["direct_response"] = {"status": 503, "body": {"inline_string": "draining"}}
-    else:
-        health["route"] = _to_triton()
+    drained = [{"match": {"path": path}, **_reply(503, "draining")} for path in (HEALTH, READY_PATH)]
+    http = [{"path": path} for path in HTTP_PATHS] + [{"safe_regex": {"regex": MODEL_PATHS}}]
+    web = [{"match": {**path, "headers": [grpc_header(False)]}, "route": _to_web()} for path in http]
+    document = _document(
+        access,
+        [*(drained if draining else []), *_grpc(), *web],
+        [control_header, KEY_NAME_HEADER, API_KEY_HEADER],
+    )
+    (host,) = document["virtual_hosts"]
     keyed = [key for key in access.keys or () if key.requests_per_s]
-    limits: Json = {}
     if keyed:
-        limits = {
-            "envoy.filters.http.local_ratelimit": _limits({key.name: key.requests_per_s for key in keyed})
-        }
+        host["typed_per_filter_config"]["envoy.filters.http.local_ratelimit"] = _limits(
+            {key.name: key.requests_per_s for key in keyed}
+        )
+    return {"@type": f"{PACKAGE}.config.route.v3.RouteConfiguration", **document}
+
+
+def inner_routes() -> Json:
+    """What the HTTP server may call: the gRPC methods, without a key, for its caller's was checked."""
+    return _document(Access(), _grpc(), [])
+
+
+def grpc_header(wanted: bool) -> Json:
+    """Matches requests that are gRPC, or those that are not."""
+    return {
+        "name": "content-type",
+        "string_match": {"prefix": "application/grpc"},
+        "invert_match": not wanted,
+        "treat_missing_header_as_empty": True,
+    }
+
+
+def _document(access: Access, allowed: list[Json], removed: list[str]) -> Json:
     compressed = {
         "name": "grpc-encoding",
         "string_match": {"exact": "identity"},
         "invert_match": True,
     }
     return {
-        "@type": f"{PACKAGE}.config.route.v3.RouteConfiguration",
         "name": "gateway",
-        "request_headers_to_remove": [control_header, KEY_NAME_HEADER, API_KEY_HEADER],
+        "request_headers_to_remove": removed,
         "virtual_hosts": [
             {
                 "name": "gateway",
@@ -59,28 +86,34 @@ def routes(access: Access, *, control_header: str, draining: bool = False) -> Js
                             "prefix": "/",
                             "headers": [{"name": "grpc-encoding", "present_match": True}, compressed],
                         },
-                        "direct_response": {
-                            "status": 404,
-                            "body": {"inline_string": "compressed requests are not taken"},
-                        },
+                        **_reply(404, "compressed requests are not taken"),
                     },
-                    *({"match": {"path": INFERENCE + name}, "route": _to_triton()} for name in METHODS),
-                    health,
-                    {
-                        "match": {"prefix": "/"},
-                        "direct_response": {"status": 403, "body": {"inline_string": "not allowed here"}},
-                    },
+                    *allowed,
+                    {"match": {"prefix": "/"}, **_reply(403, "not allowed here")},
                 ],
                 "typed_per_filter_config": {
                     "envoy.filters.http.lua": {
                         "@type": f"{PACKAGE}.extensions.filters.http.lua.v3.LuaPerRoute",
                         "source_code": {"inline_string": _lua(access)},
                     },
-                    **limits,
                 },
             }
         ],
     }
+
+
+def _grpc() -> list[Json]:
+    paths = [*(INFERENCE + name for name in METHODS), HEALTH]
+    return [{"match": {"path": path}, "route": _to_triton()} for path in paths]
+
+
+def _reply(status: int, text: str) -> Json:
+    return {"direct_response": {"status": status, "body": {"inline_string": text}}}
+
+
+def _to_web() -> Json:
+    # The HTTP server has a deadline of its own; a request that never reached it may be sent again.
+    return {"cluster": "web", "timeout": f"{MAX_CALL_S}s", "retry_policy": {"retry_on": "connect-failure"}}
 
 
 def _to_triton() -> Json:
@@ -133,7 +166,8 @@ def _limits(quotas: dict[str, int | None]) -> Json:
 
 def _lua(access: Access) -> str:
     """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
-    limits = f"TRY_SHARE, MIN_TRY_MS = {TRY_SHARE}, {MIN_TRY_MS}\n"
+    opened = ",".join(f'["{path}"]=true' for path in OPEN_PATHS)
+    limits = f"TRY_SHARE, MIN_TRY_MS = {TRY_SHARE}, {MIN_TRY_MS}\nOPEN_PATHS = {{{opened}}}\n"
     if access.keys is None:
         return "KEYS = nil\n" + limits + LUA.read_text("utf-8")
     rows = [

@@ -23,6 +23,7 @@ def serve_gateway(
     *,
     listen: str,
     port: int,
+    http_port: int,
     metrics_port: int,
     log_path: Path | None,
     access_directory: Path | None,
@@ -38,6 +39,7 @@ def serve_gateway(
         replica_ports: gRPC ports of the servers, on loopback.
         listen: IP address to listen on.
         port: to listen on; 0 takes a free one.
+        http_port: a second port, where HTTP is looked for; 0 takes a free one.
         metrics_port: of its Prometheus page, on loopback; 0 takes a free one.
         log_path: of Envoy's log and the access log; None is stderr.
         access_directory: certificates and API keys, see `serving.gateway.access`.
@@ -51,10 +53,13 @@ def serve_gateway(
     """
     if not replica_ports or len(set(replica_ports)) < len(replica_ports):
         raise UsageError(f"--replica: got {list(replica_ports)}, allowed one or more different ports")
-    port, metrics_port = claim_ports({"--port": port, "--metrics-port": metrics_port})
+    port, http_port, metrics_port = claim_ports(
+        {"--port": port, "--http-port": http_port, "--metrics-port": metrics_port}
+    )
     gateway = Gateway(
         listen=listen,
         port=port,
+        http_port=http_port,
         metrics_port=metrics_port,
         access_directory=access_directory,
         log_path=log_path,
@@ -67,7 +72,8 @@ def serve_gateway(
     }
     try:
         gateway.start(dict.fromkeys(replica_ports, True), needs_replica=False)
-        print(json.dumps({"ready": True, "grpc": gateway.url, "metrics": gateway.metrics_url}), flush=True)
+        urls = {"grpc": gateway.url, "http": gateway.http_url, "metrics": gateway.metrics_url}
+        print(json.dumps({"ready": True, **urls}), flush=True)
         while not ended.wait(LOOK_S):
             if not gateway.is_alive():
                 log.warning("the gateway ended and is started again")

@@ -44,8 +44,7 @@ def library(more_flags: Sequence[str] = ()) -> Path:
     Raises:
         ServerError: something that a build needs is missing, or it failed; says what to install.
     """
-    flags = [*FLAGS, *more_flags]
-    path = cache_folder() / f"host-{_key(flags)}.so"
+    path = library_path(more_flags)
     if path.is_file():
         return path
     reason = missing()
@@ -55,12 +54,24 @@ def library(more_flags: Sequence[str] = ()) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path.parent):
             if not path.is_file():  # another process may have built it meanwhile
-                _build(path, flags)
+                _build(path, [*FLAGS, *more_flags])
     except OSError as exc:
         raise ServerError(
             f"{path.parent} cannot be written ({exc.strerror}); set {CACHE_VARIABLE} to a folder that can"
         ) from exc
     return path
+
+
+def library_path(more_flags: Sequence[str] = ()) -> Path:
+    """Where the library is, once it is built.
+
+    Args:
+        more_flags: of the compiler.
+
+    Raises:
+        ServerError: there is no folder for it.
+    """
+    return cache_folder() / f"host-{_key([*FLAGS, *more_flags])}.so"
 
 
 def missing() -> str | None:

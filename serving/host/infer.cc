@@ -17,7 +17,7 @@ namespace host {
 
 namespace {
 
-constexpr int64_t PART = 16, MIN_PART = 8, ENOUGH = 8;
+constexpr int64_t MIN_PART = 8, ENOUGH = 8;
 
 #ifdef FRUITSTAND_GATE
 // For tests: nothing is computed while another process holds this file's lock.
@@ -90,36 +90,60 @@ Object as_list(const std::vector<std::string>& texts) {
   return list;
 }
 
-// Which file is opened, and how, for so many callers; all checks of the configuration and the file are Python's.
+// Which workers there are, and whether they need a session beside the one with all threads.
+struct Workers {
+  size_t count = 1;
+  bool need_their_own = false;
+};
+
+// Which file is opened, and how; all checks of the configuration and the file are Python's.
 SessionOptions plan_session(const OnnxRuntime& runtime, const std::string& directory, uint64_t version,
-                            const std::string& config, long callers, long* num_threads) {
+                            const std::string& config, bool for_workers, Workers* workers) {
   std::vector<std::string> providers = runtime.providers();
   Gil gil;
   Object plan_inference = entry_point("plan_inference");
-  Object plan = checked(PyObject_CallFunction(plan_inference.get(), "sKsNl", directory.c_str(),
+  Object plan = checked(PyObject_CallFunction(plan_inference.get(), "sKsNi", directory.c_str(),
                                               static_cast<unsigned long long>(version), config.c_str(),
-                                              as_list(providers).release(), callers));
-  if (num_threads != nullptr) *num_threads = plan.number("num_threads");
+                                              as_list(providers).release(), static_cast<int>(for_workers)));
+  if (workers != nullptr)
+    *workers = {static_cast<size_t>(plan.number("num_workers")), plan.number("workers_need_their_own") != 0};
   return read_plan(plan);
+}
+
+// As the Python API does it: an accelerator that cannot be opened is named in the log, and ONNX Runtime's own kernels
+// compute.
+std::shared_ptr<Session> open_session(const OnnxRuntime& runtime, SessionOptions options) {
+  if (options.uses_openvino) {
+    try {
+      return std::make_shared<Session>(runtime, options);
+    } catch (const Failure& failure) {
+      options.uses_openvino = false;
+      auto session = std::make_shared<Session>(runtime, options);
+      log(TRITONSERVER_LOG_WARN,
+          std::string("OpenVINOExecutionProvider is not used, fell back to CPUExecutionProvider: ") + failure.what());
+      return session;
+    }
+  }
+  return std::make_shared<Session>(runtime, options);
 }
 
 class Inference final : public Instance {
  public:
   Inference(TRITONBACKEND_ModelInstance* handle, Model& model)
       : Instance(handle, model), settings_(model.settings()), runtime_(open_runtime()) {
-    long num_threads = 1;
-    whole_ = open_session(1, &num_threads);
-    parts_ = num_threads > 1 ? open_session(num_threads, nullptr) : whole_;
+    Workers workers;
+    whole_ = open_file(false, &workers);
+    parts_ = workers.need_their_own ? open_file(true, nullptr) : whole_;
     for (const TensorSpec& output : settings_.outputs) outputs_.push_back(output.name);
-    part_ = std::min(PART, settings_.max_batch_size);
+    part_ = std::min(settings_.max_part_images, settings_.max_batch_size);
     check_file();
     warm_up(*parts_, part_);
-    int64_t whole_below = MIN_PART * num_threads;
-    if (num_threads > 1) warm_up(*whole_, std::min(part_, whole_below - 1));
+    int64_t whole_below = MIN_PART * static_cast<int64_t>(workers.count);
+    if (workers.need_their_own) warm_up(*whole_, std::min(part_, whole_below - 1));
     open_sampler();
-    joined_.resize(static_cast<size_t>(num_threads), std::vector<std::vector<uint8_t>>(settings_.inputs.size()));
+    joined_.resize(workers.count, std::vector<std::vector<uint8_t>>(settings_.inputs.size()));
     uint64_t wait_ns = settings_.max_queue_delay_us * 1000;
-    start(model.queue({part_, /*may_split=*/true, whole_below, ENOUGH, wait_ns}), static_cast<size_t>(num_threads));
+    start(model.queue({part_, /*may_split=*/true, whole_below, ENOUGH, wait_ns}), workers.count);
   }
 
   ~Inference() override {
@@ -133,11 +157,11 @@ class Inference final : public Instance {
   }
 
  private:
-  std::shared_ptr<Session> open_session(long callers, long* num_threads) {
+  std::shared_ptr<Session> open_file(bool for_workers, Workers* workers) {
     SessionOptions options =
-        plan_session(runtime_, model_.directory(), model_.version(), model_.config(), callers, num_threads);
+        plan_session(runtime_, model_.directory(), model_.version(), model_.config(), for_workers, workers);
     try {
-      return std::make_shared<Session>(runtime_, options);
+      return open_session(runtime_, options);
     } catch (const Failure& failure) {
       Gil gil;
       Object describe = entry_point("describe_load_failure");
@@ -335,7 +359,7 @@ class Inference final : public Instance {
   std::shared_ptr<Session> whole_, parts_;
   std::vector<std::string> outputs_, file_outputs_, sampled_outputs_;
   std::vector<std::vector<std::vector<uint8_t>>> joined_;  // by worker and input
-  int64_t part_ = PART;
+  int64_t part_ = 1;
   Object sampler_;
   std::atomic<uint64_t> next_sample_ns_{UINT64_MAX};
 };
@@ -353,8 +377,8 @@ std::string complete_inference_config(const std::string& directory, uint64_t ver
     if (checked(PyObject_CallFunction(is_complete.get(), "s", config.c_str())).get() == Py_True) return "";
   }
   OnnxRuntime& runtime = open_runtime();
-  Session session(runtime, plan_session(runtime, directory, version, config, 1, nullptr));
-  std::vector<FileTensor> inputs = session.inputs(), outputs = session.outputs();
+  auto session = open_session(runtime, plan_session(runtime, directory, version, config, false, nullptr));
+  std::vector<FileTensor> inputs = session->inputs(), outputs = session->outputs();
   Gil gil;
   Object complete = entry_point("completed_config");
   return as_text(checked(PyObject_CallFunction(complete.get(), "sNN", config.c_str(), as_list(inputs).release(),

@@ -67,6 +67,7 @@ Model::Model(TRITONBACKEND_Model* handle) {
   settings_.max_queue_size = static_cast<size_t>(settings.number("max_queue_size"));
   settings_.default_timeout_us = static_cast<uint64_t>(settings.number("default_timeout_us"));
   settings_.allow_timeout_override = settings.number("allow_timeout_override") != 0;
+  settings_.max_part_images = settings.number("max_part_images");
   settings_.max_queue_delay_us = static_cast<uint64_t>(settings.number("max_queue_delay_us"));
   warmups_left_ = settings.number("num_warmup_requests");
 }
@@ -174,7 +175,7 @@ void Instance::loop(size_t worker) {
   Batch batch;
   while (queue_->take(&batch, shall_end_)) {
     execute(worker, batch);
-    queue_->done();
+    queue_->done(batch);
   }
 }
 

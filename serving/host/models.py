@@ -76,6 +76,8 @@ class ModelSettings:
     allow_timeout_override: bool
     max_queue_delay_us: int
     """How long decoded images wait while others are still in decode."""
+    max_part_images: int
+    """That one worker computes at a time."""
     num_warmup_requests: int
 
 
@@ -108,6 +110,7 @@ def read_settings(config_json: str) -> ModelSettings:
         default_timeout_us=limit("default_timeout_microseconds"),
         allow_timeout_override=override.lower() in ("1", "true"),
         max_queue_delay_us=int(parameters.get("max_queue_delay_microseconds", 0)),
+        max_part_images=int(parameters.get("max_part_images", 16)),
         num_warmup_requests=sum(warmups),
     )
 
@@ -194,7 +197,7 @@ def onnxruntime_library() -> str:
 
 
 def plan_inference(
-    model_directory: str, version: int, config_json: str, available: list[str], callers: int
+    model_directory: str, version: int, config_json: str, available: list[str], for_workers: bool
 ) -> SimpleNamespace:
     """What to open for one instance, and how, as plain data for `engine.cc`.
 
@@ -203,7 +206,8 @@ def plan_inference(
         version: of the model.
         config_json: its configuration.
         available: execution providers of the library.
-        callers: threads that will call the session at the same time.
+        for_workers: several threads will call the session at the same time, each with its own engine threads;
+            else one alone has all of them.
 
     Raises:
         ArtefactError: the file is not the one that was published, or is not signed as asked.
@@ -216,13 +220,21 @@ def plan_inference(
     )
     settings = session_settings(config)
     providers = execution_providers(config, device_id=None, available=available)
-    share = share_threads(providers, num_threads=settings.intra_op_threads, callers=callers)
+    parameters = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
+    threads, share = settings.intra_op_threads, int(parameters.get("threads_per_worker", 1))
+    workers = int(parameters.get("num_workers", 0)) or max(1, threads // share)
+    intra_op_threads = share_threads(
+        providers,
+        num_threads=workers * share if for_workers else threads,
+        callers=workers if for_workers else 1,
+    )
     openvino = dict(providers).get(OPENVINO)
     return SimpleNamespace(
         model_path=str(path),
-        num_threads=settings.intra_op_threads,
+        num_workers=workers,
+        workers_need_their_own=workers > 1 or share != threads,
         graph_level=_GRAPH_LEVELS[settings.graph_level],
-        intra_op_threads=share,
+        intra_op_threads=intra_op_threads,
         inter_op_threads=settings.inter_op_threads,
         execution_mode=int(settings.is_parallel),
         uses_arena=settings.uses_arena,

@@ -10,6 +10,8 @@ constexpr uint64_t LOOK_EVERY_NS = 20'000'000;  // cancelled requests have no ti
 constexpr const char* DROPPED = "fruitstand_dropped_requests_total";
 constexpr const char* DROPPED_HELP = "Requests that were answered without being computed";
 
+int64_t share_of(int64_t images, int64_t workers) { return (images + workers - 1) / std::max<int64_t>(1, workers); }
+
 std::chrono::steady_clock::time_point time_of(uint64_t ns) {
   return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(ns));
 }
@@ -45,6 +47,7 @@ Queue::Queue(const ModelSettings& settings, const BatchPolicy& policy, const std
       policy_(policy),
       pending_("fruitstand_pending_requests", TRITONSERVER_METRIC_KIND_GAUGE,
                "Requests that wait in the embedded server's own queues", model, version),
+      full_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "FULL"),
       rejected_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "REJECTED"),
       cancelled_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "CANCELED") {
   pending_.set(0);
@@ -82,7 +85,7 @@ bool Queue::push(std::shared_ptr<Request> request) {
   } else if (is_full) {
     std::string id = *request->id() ? request->id() : "<id_unknown>";
     request->drop(Failure("[request id: " + id + "] Exceeds maximum queue size", TRITONSERVER_ERROR_UNAVAILABLE));
-    rejected_.increment();
+    full_.increment();
     if (on_drop) on_drop(*request);
   } else {
     ready_.notify_one();
@@ -114,20 +117,23 @@ bool Queue::take(Batch* batch, const std::atomic<bool>& shall_end) {
 }
 
 bool Queue::should_wait(uint64_t now) const {
-  if (policy_.max_wait_ns == 0 || images_waiting_ >= policy_.enough_images || Upstream::shared().is_empty())
+  if (policy_.max_wait_ns == 0 || images_waiting_ >= policy_.enough_images || Upstream::shared().num_images() == 0)
     return false;
   return now < waiting_.front()->arrived_ns() + policy_.max_wait_ns;
 }
 
 void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
   int64_t idle = std::max<int64_t>(1, num_workers_ - num_busy_);  // the one that asks among them
-  bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().is_empty();
+  bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().num_images() == 0;
   int64_t limit = policy_.max_images;
   bool is_whole = may_be_alone && images_waiting_ < policy_.whole_below;
-  if (is_whole)
+  if (is_whole) {
     limit = images_waiting_;
-  else if (policy_.may_split)
-    limit = std::min(limit, (images_waiting_ + idle - 1) / idle);
+  } else if (policy_.may_split) {
+    // Not more than one worker's share of all that is under way: what comes next would wait behind a long batch.
+    int64_t under_way = images_waiting_ + images_computing_ + Upstream::shared().num_images();
+    limit = std::min({limit, share_of(images_waiting_, idle), share_of(under_way, num_workers_)});
+  }
   uint64_t now = now_ns();
   while (!waiting_.empty() && batch->num_images < limit) {
     std::shared_ptr<Request> request = waiting_.front();
@@ -151,10 +157,12 @@ void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
     batch->slices.push_back({std::move(request), start, count});
   }
   batch->is_alone = is_whole && waiting_.empty();
+  images_computing_ += batch->num_images;
 }
 
-void Queue::done() {
+void Queue::done(const Batch& batch) {
   std::lock_guard<std::mutex> lock(mutex_);
+  images_computing_ -= batch.num_images;
   --num_busy_;
 }
 

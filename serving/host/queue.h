@@ -24,7 +24,7 @@ class Upstream {
   static Upstream& shared();
   void add(int64_t images);
   void remove(int64_t images);
-  bool is_empty() const { return images_.load() == 0; }
+  int64_t num_images() const { return images_.load(); }
   void listen(Queue* queue);
   void ignore(Queue* queue);
 
@@ -66,7 +66,7 @@ class Queue {
   bool push(std::shared_ptr<Request> request);
   // Blocks until there is work; false once the worker shall end.
   bool take(Batch* batch, const std::atomic<bool>& shall_end);
-  void done();  // after each batch
+  void done(const Batch& batch);  // after each
   void add_worker();
   void remove_worker();
   void wake_all();
@@ -87,10 +87,10 @@ class Queue {
   std::mutex mutex_;
   std::condition_variable ready_, timer_;
   std::deque<std::shared_ptr<Request>> waiting_;
-  int64_t images_waiting_ = 0, num_workers_ = 0, num_busy_ = 0;
+  int64_t images_waiting_ = 0, images_computing_ = 0, num_workers_ = 0, num_busy_ = 0;
   uint64_t next_look_ns_ = UINT64_MAX;
   bool is_active_ = false, is_closed_ = false;
-  Metric pending_, rejected_, cancelled_;
+  Metric pending_, full_, rejected_, cancelled_;
   std::thread watcher_;
 };
 

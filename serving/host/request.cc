@@ -132,8 +132,11 @@ void Request::respond(TRITONBACKEND_ModelInstance* instance, const std::vector<O
 void Request::fail(TRITONBACKEND_ModelInstance* instance, const Failure& failure) {
   uint64_t now = now_ns();
   started(now, now);
-  ignore(TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, false, exec_start_ns_, compute_start_ns_, now,
-                                                     now));
+  // A bad image was computed and has its answer. Triton's Python backend counts that as a success too, and the rules in
+  // monitoring/ take refused images from it.
+  bool is_callers_fault = failure.code() == TRITONSERVER_ERROR_INVALID_ARG;
+  ignore(TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, is_callers_fault, exec_start_ns_,
+                                                     compute_start_ns_, now, now));
   send_error(failure);
 }
 

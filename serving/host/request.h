@@ -29,6 +29,7 @@ struct ModelSettings {
   uint64_t default_timeout_us;  // 0 is none
   bool allow_timeout_override;
   uint64_t max_queue_delay_us;
+  int64_t max_part_images;  // that one worker computes at a time
 };
 
 struct InputTensor {

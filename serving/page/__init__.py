@@ -1,1 +1,1 @@
-"""The web page that tries the served model."""
+"""HTTP in front of the model: `POST /classify`, KServe V2 REST, the OpenAPI document and a page."""

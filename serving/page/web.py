@@ -1,81 +1,125 @@
-"""A page to try the served model with, and the few endpoints it needs, on one port of this machine.
+"""The HTTP server: `POST /classify`, KServe V2 REST, `/openapi.json` and the page, on one loopback port.
 
-Triton sends no CORS headers, so a page from elsewhere may not ask it. This server gives out the page and
-forwards what the page asks to Triton's HTTP port: inference, metadata and health, and nothing else.
+    python -m serving.page.web 127.0.0.1:8001 --port 8081      beside a gateway, as in Kubernetes
+
+`fruitstand serve` runs it on `--http-port`, the gateway behind Envoy. It decodes nothing: bodies go to the
+model server over one gRPC channel. A body is limited while it streams, and slow or idle clients are cut off.
 """
 
+import asyncio
 import errno
-import http.client
-import json
+import signal
+import socket
 import threading
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from fruitstand.contract import FRUIT_CLASSIFIER, Preprocessing
-from fruitstand.errors import UsageError
+import typer
+from aiohttp import web
+
+from fruitstand.errors import ServerError, UsageError
+from fruitstand.network.connections import is_loopback
+from fruitstand_client.errors import RequestFailed
+from serving.page import kserve
+from serving.page.answer import Refused, response
+from serving.page.classify import MAX_IMAGE_BYTES, check_content_type, classify
+from serving.page.upstream import Upstream
 
 PAGE = Path(__file__).parents[2] / "client" / "web"
 FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/": (PAGE / "index.html", "text/html; charset=utf-8"),
+    "/page.css": (PAGE / "page.css", "text/css; charset=utf-8"),
+    "/page.js": (PAGE / "page.js", "text/javascript; charset=utf-8"),
+    "/openapi.json": (Path(__file__).with_name("openapi.json"), "application/json"),
 }
-MODEL = f"/v2/models/{FRUIT_CLASSIFIER}"
-READABLE = {"/v2", "/v2/health/live", "/v2/health/ready", MODEL, f"{MODEL}/ready"}
-INFERENCE = f"{MODEL}/infer"
+CLASSIFY = "/classify"
 
-MAX_HEADER_BYTES = 16 * 2**10
-"""Of the JSON in front of the image."""
-MAX_BODY_BYTES = Preprocessing().max_encoded_bytes + MAX_HEADER_BYTES
-TIMEOUT_S = 30.0
-PASSED_HEADERS = ("Content-Type", "Inference-Header-Content-Length")
 LOOPBACK = "127.0.0.1"
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
+"""The longest image, and a form or a JSON header around it."""
+MAX_HELD_BYTES = 256 * 2**20
+"""Bodies of all requests under way, each of which is in memory up to four times; above it: 503."""
+MAX_CONNECTIONS = 4096
+DEADLINE_S = 30.0
+"""For one inference."""
+BODY_S = 30.0
+"""For a body to arrive."""
+IDLE_S = 20.0
+"""For a request's header to arrive, and between two requests."""
+STOP_S = 10.0
+"""For requests under way when the server stops."""
 
 
 class WebServer:
-    """The page's server, in threads of this process; holds its port at once, answers once started."""
+    """The HTTP server in a thread of this process; holds its port at once, answers once started."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, *, is_public: bool = False, deadline_s: float = DEADLINE_S, flag: str = "--http-port"
+    ) -> None:
         """Take the port.
 
         Args:
             port: on loopback; 0 takes a free one.
+            is_public: requests come from other machines through a gateway, under any host name. Otherwise
+                the Host header has to name this machine, which stops DNS rebinding.
+            deadline_s: for one inference.
+            flag: that chooses the port, for the error.
 
         Raises:
             UsageError: the port is taken.
         """
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            self._server = _Server((LOOPBACK, port), _Handler)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((LOOPBACK, port))
+            self._socket.listen(1024)
         except OSError as exc:
+            self._socket.close()
             reason = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
             raise UsageError(
-                f"port {port} {reason}; choose another with --web-port, or 0 for a free one"
+                f"port {port} {reason}; choose another with {flag}, or 0 for a free one"
             ) from exc
+        self.port: int = self._socket.getsockname()[1]
+        self._is_public, self._deadline_s = is_public, deadline_s
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
 
     @property
     def url(self) -> str:
-        """Where the page is."""
-        return f"http://{LOOPBACK}:{self._server.server_port}/"
+        """Base URL; the page is at its root."""
+        return f"http://{LOOPBACK}:{self.port}"
 
-    def start(self, triton_port: int) -> None:
-        """Answer requests, and forward to Triton's HTTP port."""
-        self._server.triton_port = triton_port
-        threading.Thread(target=self._server.serve_forever, name="web", daemon=True).start()
+    def start(self, grpc_url: str) -> None:
+        """Answer requests.
+
+        Args:
+            grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
+
+        Raises:
+            ServerError: it did not start; the log says why.
+        """
+        listening = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(grpc_url, listening)), name="http", daemon=True
+        )
+        self._thread.start()
+        while not listening.wait(0.1):
+            if not self._thread.is_alive():
+                self._thread = None
+                raise ServerError("the HTTP server did not start; see the log above")
 
     def stop(self) -> None:
-        """Give the port back."""
-        if self._server.triton_port:
-            self._server.shutdown()
-        self._server.server_close()
+        """Finish what is under way, and give the port back."""
+        if self._thread is not None:
+            assert self._loop is not None
+            assert self._ended is not None
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+            self._thread = None
+        self._socket.close()
 
     def __enter__(self) -> "WebServer":
         return self
@@ -85,94 +129,165 @@ class WebServer:
     ) -> None:
         self.stop()
 
+    async def _serve(self, grpc_url: str, listening: threading.Event) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        upstream = Upstream(grpc_url, deadline_s=self._deadline_s)
+        router = _Router(upstream, is_public=self._is_public)
+        server = _Server(
+            router.answer,
+            handler_cancellation=True,  # the gRPC call is cancelled when the caller disconnects
+            access_log=None,
+            auto_decompress=False,  # a small compressed body can unpack to any size; refused below
+            keepalive_timeout=IDLE_S,
+        )
+        listener = await self._loop.create_server(server, sock=self._socket, backlog=1024)
+        listening.set()
+        await self._ended.wait()
+        listener.close()
+        server.pre_shutdown()
+        await server.shutdown(STOP_S)
+        await upstream.close()
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    triton_port = 0
+
+class _Connection(web.RequestHandler):
+    """One connection; malformed HTTP is answered with a line of JSON too."""
+
+    def handle_error(
+        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if status >= 500:
+            self.logger.error("%s %s failed", request.method, request.path, exc_info=exc)
+        reason = (
+            "the server failed on this request" if status >= 500 else "not an HTTP request as it should be"
+        )
+        answer = Refused(status, reason).response()
+        answer.force_close()
+        return answer
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version, sys_version = "fruitstand", ""
-    protocol_version = "HTTP/1.1"
-    timeout = TIMEOUT_S
+class _Server(web.Server):
+    """Accepts connections up to a limit."""
 
-    def do_GET(self) -> None:
-        """The page, metadata or health."""
-        if self._is_foreign():
-            return
-        if self.path in FILES:
-            name, content_type = FILES[self.path]
-            self._answer(200, (PAGE / name).read_bytes(), {"Content-Type": content_type})
-        elif self.path in READABLE:
-            self._forward(b"")
-        else:
-            self._refuse(404, "no such page")
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
-    def do_POST(self) -> None:
-        """An inference."""
-        if self._is_foreign():
-            return
-        if self.path != INFERENCE:
-            self._refuse(404, "no such endpoint")
-            return
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            self._refuse(411, "the request does not say how long it is")
-        elif int(length) > MAX_BODY_BYTES:
-            self._refuse(413, f"too many bytes: {length}, at most {MAX_BODY_BYTES} are taken")
-        else:
-            self._forward(self.rfile.read(int(length)))
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            handler.force_close()
 
-    def _is_foreign(self) -> bool:
-        """Refuse what a page from elsewhere asks, also one that has its own name point here (DNS rebinding).
 
-        A link from elsewhere to the page is no question of another page's, and is followed.
+class _Router:
+    """Sends a request to its handler; paths have to match exactly, without any decoding."""
+
+    def __init__(self, upstream: Upstream, *, is_public: bool) -> None:
+        self._upstream, self._is_public = upstream, is_public
+        self._held_bytes = 0
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer any request."""
+        try:
+            return await self._route(request)
+        except Refused as refused:
+            return refused.response()
+        except RequestFailed as failure:
+            return Refused.after(failure).response()
+
+    async def _route(self, request: web.BaseRequest) -> web.Response:
+        path = request.rel_url.raw_path
+        if not kserve.is_health(path):
+            self._refuse_foreign(request)
+        model = kserve.MODEL.fullmatch(path)
+        if path == CLASSIFY or (model is not None and model[2] == "/infer"):
+            if request.method != "POST":
+                raise Refused(405, "POST an image here", allow="POST")
+            return await self._post(request, path)
+        if path in FILES:
+            name, content_type = FILES[path]
+            self._only_get(request)
+            return response(name.read_bytes(), content_type)
+        if model is not None or path.startswith("/v2"):
+            found = await kserve.read(path, self._upstream) if request.method == "GET" else None
+            if found is not None:
+                return found
+        raise Refused(404, "no such endpoint; /openapi.json lists them")
+
+    def _only_get(self, request: web.BaseRequest) -> None:
+        if request.method not in ("GET", "HEAD"):
+            raise Refused(405, "GET this page", allow="GET")
+
+    async def _post(self, request: web.BaseRequest, path: str) -> web.Response:
+        if path == CLASSIFY:
+            check_content_type(request.headers.get("Content-Type", ""))
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise Refused(415, "compressed bodies are not taken")
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            if path == CLASSIFY:
+                return await classify(request, bytes(body), self._upstream)
+            return await kserve.infer(request, bytes(body), self._upstream)
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _read(self, request: web.BaseRequest, body: bytearray) -> None:
+        """Append the body, and count it, while it comes.
+
+        Raises:
+            Refused: too long, too slow, or too much is held already.
+        """
+        too_long = Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are allowed")
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise too_long
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for chunk in request.content.iter_any():
+                    if self._held_bytes + len(chunk) > MAX_HELD_BYTES:
+                        raise Refused(503, "the server holds too many uploads; try again later")
+                    body += chunk
+                    self._held_bytes += len(chunk)
+                    if len(body) > MAX_BODY_BYTES:
+                        raise too_long
+        except TimeoutError as exc:
+            raise Refused(408, f"the body did not arrive within {BODY_S:.0f} s") from exc
+        except web.RequestPayloadError as exc:
+            raise Refused(400, "the body cannot be read") from exc
+
+    def _refuse_foreign(self, request: web.BaseRequest) -> None:
+        """Refuse requests of other sites' pages, including sites whose name resolves to this machine.
+
+        The second is DNS rebinding. A link from another site to this page is followed.
 
         Source:
             Fetch Metadata Request Headers, W3C; RFC 6454, section 7 (Origin).
         """
-        hosts = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
-        host, origin = self.headers.get("Host"), self.headers.get("Origin")
-        is_own = origin is None or origin == f"http://{host}"
-        crosses = self.headers.get("Sec-Fetch-Site") == "cross-site"
-        is_link = self.command == "GET" and self.headers.get("Sec-Fetch-Mode") == "navigate"
-        if host in hosts and is_own and (is_link or not crosses):
-            return False
-        self._refuse(403, "this page is for this machine only")
-        return True
-
-    def _forward(self, body: bytes) -> None:
-        connection = http.client.HTTPConnection(LOOPBACK, self.server.triton_port, timeout=TIMEOUT_S)
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         try:
-            connection.request(self.command, self.path, body or None, _passed(self.headers))
-            response = connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException):
-            self._refuse(502, "the server does not answer")
-            return
-        finally:
-            connection.close()
-        self._answer(response.status, content, _passed(response.headers))
-
-    def _refuse(self, status: int, reason: str) -> None:
-        """An error in the words of Triton's own; what is left of the request is not read."""
-        self.close_connection = True
-        self._answer(status, json.dumps({"error": reason}).encode(), {"Content-Type": "application/json"})
-
-    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, **SECURITY_HEADERS}.items():
-            self.send_header(key, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Requests are Triton's to log."""
+            is_here = self._is_public or is_loopback(urlsplit(f"//{host}").hostname or "")
+            is_own = origin is None or urlsplit(origin).netloc == host
+        except ValueError as exc:
+            raise Refused(400, "Host or Origin is no name") from exc
+        crosses = request.headers.get("Sec-Fetch-Site") == "cross-site"
+        is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        if not (is_here and is_own and (is_link or not crosses)):
+            raise Refused(403, "not for pages of other sites")
 
 
-def _passed(headers: Message) -> dict[str, str]:
-    return {key: headers[key] for key in PASSED_HEADERS if key in headers}
+def main(
+    grpc_url: Annotated[str, typer.Argument(help="HOST:PORT of the gateway's inner gRPC listener.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="To listen on, on loopback.")],
+) -> None:
+    """Answer HTTP behind an Envoy of somebody else's, until SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with WebServer(port, is_public=True, flag="--port") as server:
+        server.start(grpc_url)
+        ended.wait()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -30,6 +30,7 @@ def serve_replicas(
     replicas: int,
     listen: str,
     port: int,
+    http_port: int,
     metrics_port: int,
     config_name: str,
     log_path: Path | None,
@@ -47,6 +48,7 @@ def serve_replicas(
         replicas: how many servers.
         listen: IP address of the gateway; the servers stay on loopback.
         port: of the gateway; 0 takes a free one.
+        http_port: of the gateway too, where HTTP is looked for; 0 takes a free one.
         metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the
             gateway's metrics too.
         config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
@@ -63,12 +65,17 @@ def serve_replicas(
     """
     if replicas < 1:
         raise UsageError(f"--replicas: got {replicas}, allowed a whole number from 1")
-    wanted = {"--grpc-port": port, "the gateway's metrics": GATEWAY_METRICS_PORT if metrics_port else 0}
-    port, gateway_metrics_port = claim_ports(wanted)
+    wanted = {
+        "--grpc-port": port,
+        "--http-port": http_port,
+        "the gateway's metrics": GATEWAY_METRICS_PORT if metrics_port else 0,
+    }
+    port, http_port, gateway_metrics_port = claim_ports(wanted)
     gateway_log = log_path and log_path.with_name(f"{log_path.name}.gateway")
     gateway = Gateway(
         listen=listen,
         port=port,
+        http_port=http_port,
         metrics_port=gateway_metrics_port,
         access_directory=access_directory,
         log_path=gateway_log,
@@ -124,6 +131,7 @@ def _print_ready(gateway: Gateway, servers: Replicas, folder: Path) -> None:
     servers.control.write(control)
     urls = {
         "grpc": gateway.url,
+        "http": gateway.http_url,
         "metrics": gateway.metrics_url,
         "control": str(control),
         "replicas": [

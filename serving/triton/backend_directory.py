@@ -19,10 +19,10 @@ from serving.host import build
 log = logging.getLogger("fruitstand.serve")
 
 STUBS = Path(__file__).parents[1] / "backends"
-STUB_STARTER = Path(__file__).parents[1] / "stub.sh"
+PYTHON_BACKEND = ("libtriton_python.so", "triton_python_backend_utils.py")
 BACKENDS_VARIABLE = "FRUITSTAND_BACKENDS"
 HOST, STUB = "host", "stub"
-DEFAULT_BACKENDS = STUB
+DEFAULT_BACKENDS = HOST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +92,12 @@ def make_backend_directory(scratch: Path, backends: Backends) -> Path:
     shutil.copytree(STUBS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     python = folder / "python"
     python.mkdir()
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        shutil.copyfile(triton / "backends" / "python" / name, python / name)  # Triton refuses symlinks
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    for source, name in ((STUB_STARTER, stub.name), (stub, f"{stub.name}.program")):
-        shutil.copyfile(source, python / name)
-        (python / name).chmod(0o755)
+    program = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    parts = (triton / "backends" / "python" / name for name in PYTHON_BACKEND)
+    for part in (*parts, program):
+        shutil.copyfile(part, python / part.name)  # Triton refuses symlinks
+    (python / program.name).chmod(0o755)
     return folder
 
 

@@ -114,13 +114,16 @@ def _own_backend() -> Finding:
     """What serves on a CPU: our own backend, which has to be built here, or the slower Python stubs."""
     name = "CPU backend"
     if (os.environ.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS) == STUB:
-        return Finding(name, OK, f"Python stubs; {BACKENDS_VARIABLE}=host takes our own")
+        return Finding(name, OK, f"Python stubs, as {BACKENDS_VARIABLE} says")
     try:
-        reason, folder = build.missing(), build.cache_folder()
+        path = build.library_path()
     except ServerError as exc:
         return Finding(name, WARN, "the slower Python stubs", str(exc))
+    if path.is_file():
+        return Finding(name, OK, f"our own, {path}")
+    reason = build.missing()
     if reason is None:
-        return Finding(name, OK, f"our own, built by {build.compiler()} into {folder}")
+        return Finding(name, OK, f"our own, built by {build.compiler()} into {path.parent}")
     found, _, fix = reason.partition(": ")
     return Finding(name, WARN, f"the slower Python stubs: {found}", fix)
 

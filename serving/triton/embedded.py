@@ -20,12 +20,10 @@ from pathlib import Path
 
 from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
-from fruitstand.machine.background import can_return
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.repository.versions import Version, serving_state, verify_version
 from serving.tracing import Tracing
 from serving.triton.backend_directory import (
-    STUB,
     Backends,
     choose_backends,
     installed_triton,
@@ -33,8 +31,6 @@ from serving.triton.backend_directory import (
 )
 from serving.triton.child_process import forbids_programs, start_process
 
-ANSWERING = "answering"
-"""A file beside the Python backend's program: the server answers, and what starts now gives way."""
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 GPU_START_TIMEOUT_S = 900.0
@@ -164,8 +160,6 @@ class EmbeddedServer:
                 is_alive=self.is_alive,
                 golden=version.golden(),
             )
-            if chosen.kind == STUB and can_return():
-                (backends / "python" / ANSWERING).touch()
         except ServerError as exc:
             reason = self._last_error()
             self.stop()

@@ -1,6 +1,5 @@
-"""`fruitstand serve`: the embedded server in the foreground."""
+"""`fruitstand serve`: the embedded server in the foreground, and HTTP in front of it."""
 
-import contextlib
 import json
 import signal
 from pathlib import Path
@@ -20,7 +19,6 @@ def serve(
     config_name: str,
     log_path: Path | None,
     trusted_keys: Path | None = None,
-    web_port: int | None = None,
     control_key: str | None = None,
     tracing: Tracing | None = None,
 ) -> None:
@@ -31,12 +29,11 @@ def serve(
     Args:
         repository: the model repository.
         grpc_port: 0 takes a free one; so do the other ports.
-        http_port: of the REST endpoint.
+        http_port: of `POST /classify`, KServe V2 REST and the page; Triton's own HTTP takes a free port.
         metrics_port: of the Prometheus endpoint.
         config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
         log_path: of tritonserver's log; None sends it to stderr.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
-        web_port: of the page to try the model with; None serves none, 0 takes a free one.
         control_key: see `EmbeddedServer`; None leaves model control open to this machine.
         tracing: where spans go; None makes none.
 
@@ -50,11 +47,10 @@ def serve(
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    with contextlib.nullcontext() if web_port is None else WebServer(web_port) as web:
+    with WebServer(http_port) as web:
         server = EmbeddedServer(
             repository,
             grpc_port=grpc_port,
-            http_port=http_port,
             metrics_port=metrics_port,
             config_name=config_name,
             log_path=log_path,
@@ -64,10 +60,8 @@ def serve(
         )
         try:
             server.start()
-            urls = {"grpc": server.url, "http": server.http_url, "metrics": server.metrics_url}
-            if web is not None:
-                web.start(server.http_port)
-                urls["web"] = web.url
+            web.start(server.url)
+            urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
             status = server.wait()
             raise ServerError(f"tritonserver ended by itself with status {status}; see its log")

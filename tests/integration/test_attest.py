@@ -102,7 +102,7 @@ def test_a_gateway_is_green_and_hides_the_statistics(tiny: Path, tmp_path: Path)
     """From outside control is closed, so that batches cannot be seen."""
     command = [
         sys.executable, "-m", "fruitstand", "serve", "--gateway", "--repository", str(tiny), "--grpc-port",
-        "0", "--metrics-port", "0", "--log", str(tmp_path / "triton.log"),
+        "0", "--http-port", "0", "--metrics-port", "0", "--log", str(tmp_path / "triton.log"),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
         try:

@@ -17,8 +17,8 @@ from fruitstand.contract import FRUIT_RESNET
 from fruitstand.labels import read_labels
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState, published_versions, serving_state
 from fruitstand.runs import Run, read_run
-from tests.crash import Crasher, assert_whole, litter
-from tests.nightly.chaos.wholeness import small_disk
+from tests.crash import Crasher, assert_whole
+from tests.nightly.chaos.wholeness import litter, small_disk
 from tests.repositories import place_version
 
 NUM_CRASHES = int(os.environ.get("FRUITSTAND_CRASHES", "2"))

@@ -46,6 +46,11 @@ def _too_many_threads(texts: Texts) -> None:
     texts[FRUIT_RESNET] += 'parameters { key: "intra_op_thread_count" value: { string_value: "64" } }\n'
 
 
+def _too_many_workers(texts: Texts) -> None:
+    written = '"num_workers" value: {{ string_value: "{}" }}'.format
+    _replace(texts, FRUIT_RESNET, written(0), written(64))
+
+
 def _nothing(texts: Texts) -> None:
     """The fault is not the server's."""
 
@@ -135,6 +140,11 @@ def test_a_lone_caller_is_what_limits(server: EmbeddedServer, images: list[bytes
         ),
         pytest.param(_batches_of_one, 4, "batch_size_cap", FRUIT_RESNET, id="batches_of_one"),
         pytest.param(_too_many_threads, 4, "threads_oversubscribed", FRUIT_RESNET, id="threads"),
+        pytest.param(
+            *(_too_many_workers, 4, "threads_oversubscribed", FRUIT_RESNET),
+            id="workers",
+            marks=pytest.mark.skipif(not on_host(), reason="the stubs have no such workers"),
+        ),
         pytest.param(_nothing, 1, "client_limited", FRUIT_CLASSIFIER, id="client"),
     ],
 )

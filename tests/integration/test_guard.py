@@ -20,8 +20,8 @@ from fruitstand.contract import (
     IMAGE_GUARD,
     PROBABILITIES,
 )
-from fruitstand.images.kinds import ImageKind, image_kinds
 from loadtests.server_statistics import ServedModel
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.triton.embedded import EmbeddedServer
 from tests.callers import padded_batch
 from tests.gateway_calls import wait_for

@@ -1,6 +1,5 @@
 """The benchmark that holds every answer against what its image got alone."""
 
-import asyncio
 from pathlib import Path
 
 from benchmarks.isolation import among_bad, among_many, ask
@@ -12,7 +11,7 @@ def test_each_gets_its_own_answer_and_another_one_is_noticed(
 ) -> None:
     """With answers that belong to other images everything good counts as wrong."""
     files = [path.read_bytes() for path in test_images[:32]]
-    _, alone = asyncio.run(ask(server.url, files, 1))
+    _, alone = ask(server.url, files, 1)
     kinds = among_bad(server.url, files, alone, rounds=2, batches=40)
     assert kinds["bad"] == 2 * 40 > kinds["kinds"]
     assert kinds["bad_not_refused_with_their_reason"] == kinds["good_not_answered_as_alone"] == 0

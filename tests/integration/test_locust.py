@@ -69,9 +69,9 @@ def test_two_workers_account_for_every_call(
     assert done.returncode == 1, done.stderr
     assert "MISSED: images_per_s" in done.stdout
     result = read_result(out)
-    assert len(result["points"]) == 3
-    assert result["accounted"]["num_calls"] == result["accounted"]["num_served"] > 20
-    assert result["accounted"]["num_unanswered"] == result["accounted"]["num_rejected"] == 0
+    assert len(result.points) == 3
+    assert result.accounted["num_calls"] == result.accounted["num_served"] > 20
+    assert result.accounted["num_unanswered"] == result.accounted["num_rejected"] == 0
     assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png", "steps.png"}
     assert (out / "report.html").is_file()
 
@@ -98,9 +98,9 @@ def test_behind_a_gateway_the_result_is_without_the_servers_side(
         gateway.stop()
     assert done.returncode == 0, done.stderr
     result = read_result(out)
-    assert result["accounted"]["num_calls"] > 20
-    assert result["accounted"]["num_served"] is None
-    assert all(point["steps"] == [] for point in result["points"])
+    assert result.accounted["num_calls"] > 20
+    assert result.accounted["num_served"] is None
+    assert all(point.steps == [] for point in result.points)
     assert {path.name for path in out.glob("*.png")} == {"over_time.png", "against_load.png"}
 
 

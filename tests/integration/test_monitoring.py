@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
+from fruitstand.network.connections import metric_total
 from fruitstand.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.drift.report import drift_report
@@ -182,9 +183,7 @@ def test_a_misspelt_expression_is_found(expr: str, known: Known) -> None:
 
 def counter(server: EmbeddedServer, name: str, model: str) -> float:
     """A counter of one model, summed over its other labels."""
-    lines = re.findall(rf'^{name}{{model="{model}".*}} (\d+)$', fetch(server.metrics_url), re.MULTILINE)
-    assert lines, name
-    return sum(map(float, lines))
+    return metric_total(fetch(server.metrics_url), name, model=model)
 
 
 def test_the_ensemble_counts_a_failure_twice_and_its_first_step_a_bad_image_as_success(

@@ -6,7 +6,6 @@ import re
 import shutil
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,11 @@ import tritonclient.grpc as triton
 
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.connections import fetch_page, metric_total
 from serving.host import build
 from serving.triton import backend_directory
 from serving.triton.embedded import EmbeddedServer
-from tests.backends import num_workers, on_host, served_config
+from tests.backends import num_workers, on_host, pending_metric, served_config
 
 QUEUE_SIZE = 16
 DEADLINE_US = 1_500_000
@@ -253,18 +253,32 @@ def test_a_deadline_is_told_while_the_model_is_busy(narrow: EmbeddedServer, call
 
 def test_waiting_requests_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
     """By a gauge of the embedded server's own backend, or by Triton's own for the stubs."""
-    metric = "fruitstand_pending_requests" if on_host() else "nv_inference_pending_request_count"
-    pattern = re.compile(rf'^{metric}{{model="{IMAGE_DECODE}",version="1"}} (\d+)$', re.MULTILINE)
 
-    def num_waiting() -> int:
-        with urllib.request.urlopen(narrow.metrics_url) as page:
-            return int(pattern.findall(page.read().decode())[0])
+    def num_waiting() -> float:
+        page = fetch_page(narrow.metrics_url, timeout_s=10).decode()
+        return metric_total(page, pending_metric(), model=IMAGE_DECODE, version="1")
 
     with held(narrow, DECODER_GATE):
         calls.send_until_one_is_turned_away()
         assert num_waiting() >= QUEUE_SIZE
     assert calls.count()["answered"] >= QUEUE_SIZE
     assert num_waiting() == 0
+
+
+@pytest.mark.skipif(not on_host(), reason="Triton's own counters leave out who finds the queue full")
+def test_requests_that_find_the_queue_full_are_counted(narrow: EmbeddedServer, calls: Calls) -> None:
+    """In `fruitstand_dropped_requests_total`, which the rules read."""
+
+    def num_dropped() -> float:
+        page = fetch_page(narrow.metrics_url, timeout_s=10).decode()
+        name = "fruitstand_dropped_requests_total"
+        return metric_total(page, name, model=IMAGE_DECODE, version="1", reason="FULL")
+
+    before = num_dropped()
+    with held(narrow, DECODER_GATE):
+        calls.send_until_one_is_turned_away()
+    refused = total(calls.count(), NO_ROOM)
+    assert num_dropped() - before == refused > 0
 
 
 def test_a_cancelled_request_costs_no_inference(narrow: EmbeddedServer, calls: Calls) -> None:

@@ -1,17 +1,17 @@
-"""The pod of overlay `cpu`: a real Envoy before a real embedded server, both as they are rendered."""
+"""The pod of overlay `cpu`: a real Envoy before a real embedded server, both as they are committed."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy import pod_front
 from serving.gateway.envoy import envoy_program
 from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests.gateway_calls import status, wait_for
 from tests.integration.test_gateway_cluster import page
+
+FRONT = Path(__file__).parents[2] / "deploy/kubernetes/overlays/cpu/front/front.json"
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +19,19 @@ def pod(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The front's ports by name, once it answers."""
     grpc, http, metrics = claim_ports({"grpc": 0, "http": 0, "metrics": 0})
     folder: Path = tmp_path_factory.mktemp("front")
-    document = pod_front.render(
-        grpc=(grpc, server.grpc_port), http=(http, server.http_port), metrics=(metrics, server.metrics_port)
-    )
-    (folder / "front.json").write_text(json.dumps(document))
+    text = FRONT.read_text()
+    ports = {8001: grpc, 8000: http, 8002: metrics}
+    ports |= {8011: server.grpc_port, 8010: server.http_port, 8012: server.metrics_port}
+    for committed, port in ports.items():
+        text = text.replace(f'"port_value": {committed}\n', f'"port_value": {port}\n')
+    (folder / "front.json").write_text(text)
     command = [envoy_program(), "--config-path", folder / "front.json", "--disable-hot-restart"]
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen([*command, "--concurrency", "1"], stdout=log, stderr=log) as process,
     ):
         try:
-            wait_for(lambda: page(http, pod_front.PROBES[0])[0] == 200)
+            wait_for(lambda: page(http, "/v2/health/live")[0] == 200)
             yield {"grpc": grpc, "http": http, "metrics": metrics}
         finally:
             process.terminate()

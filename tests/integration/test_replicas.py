@@ -34,7 +34,7 @@ def stack(
     log_path = tmp_path_factory.mktemp("stack") / "triton.log"
     command = [
         sys.executable, "-m", "fruitstand", "serve", "--gateway", "--replicas", "2", "--repository",
-        str(versions), "--grpc-port", "0", "--metrics-port", "0", "--log", str(log_path),
+        str(versions), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", str(log_path),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,5 +1,6 @@
 """`fruitstand serve` as a process: what it says, what it leaves behind, and what it refuses to serve."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,7 +31,9 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+        contextlib.ExitStack() as failing,
     ):
+        failing.callback(process.terminate)
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
         assert ready["ready"] is True
@@ -38,7 +41,7 @@ def test_serve_announces_itself_and_leaves_nothing_behind(repository: Path, tmp_
         # tritonserver, and a stub for each of the two backends where those are Python's
         assert len(children) >= (1 if on_host() else 3)
         regions = f"{PREFIX}{process.pid}-*"  # other servers of this machine have theirs
-        assert [*SHARED_MEMORY.glob(regions)]
+        assert on_host() or [*SHARED_MEMORY.glob(regions)]
         with Client(ready["grpc"]) as client:
             (prediction,) = client.classify([encode(pattern(100, 100))])
             assert prediction.error is None

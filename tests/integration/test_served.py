@@ -20,11 +20,11 @@ from fruitstand.contract import (
 )
 from fruitstand.errors import ImageRejected
 from fruitstand.images.conversion import as_supported
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.triton.embedded import EmbeddedServer
 from tests.backends import served_config
 from tests.command import fruitstand

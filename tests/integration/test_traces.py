@@ -149,7 +149,7 @@ def test_a_callers_trace_goes_through_the_gateway_into_the_server(
 
 def test_without_a_span_the_client_sends_no_header() -> None:
     """A trace that nobody began."""
-    from fruitstand_client.tracing import trace_headers
+    from fruitstand_client.wire import trace_headers
 
     assert trace.get_current_span().get_span_context().is_valid is False
     assert trace_headers() == []

@@ -14,6 +14,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'frui
 from fruitstand.errors import FruitstandError, UsageError
 from loadtests import tune as tuning
 from loadtests.tune import RESULT_NAME, Search, frontier, tune
+from serving.triton.backend_directory import HOST, STUB
 
 
 @pytest.mark.nightly
@@ -40,6 +41,25 @@ def test_a_search_goes_on_where_it_was_and_leaves_the_repository_alone(
     assert {path: sha256_file(path) for path in before} == before
     assert not (repository / TUNING_NAME).exists()
     assert (out / "frontier.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("backends", "searched"),
+    [pytest.param(HOST, "infer_workers", id="host"), pytest.param(STUB, "infer_preferred_batch", id="stub")],
+)
+def test_settings_of_the_serving_backend_are_searched_and_the_others_stay(
+    backends: str, searched: str
+) -> None:
+    """The first trial is the settings in use, and comes back as they are."""
+    in_use = Tuning(infer_queue_delay_us=500, infer_wait_us=2000, max_queue_size=99)
+    space, study = tuning._Space(in_use, backends), tuning.optuna.create_study()
+    study.enqueue_trial(space.of_use())
+    proposed = space.propose(study.ask())
+    assert searched in proposed
+    assert space.tuning(proposed) == in_use
+    other = space.tuning(space.propose(study.ask()))
+    left = "infer_queue_delay_us" if backends == HOST else "infer_wait_us"
+    assert getattr(other, left) == getattr(in_use, left)
 
 
 def test_the_frontier_holds_what_nothing_beats() -> None:

@@ -33,8 +33,9 @@ from fruitstand.repository.versions import (
 from fruitstand.runs import read_run
 from serving.triton.embedded import EmbeddedServer
 from tests.callers import Caller, ask_once, padded_batch
-from tests.crash import Crasher, assert_whole, litter
+from tests.crash import Crasher, assert_whole
 from tests.nightly.chaos import bad_candidates as candidates
+from tests.nightly.chaos.wholeness import litter
 
 LOADS = f"TRITONBACKEND_ModelInstanceInitialize: {FRUIT_RESNET}_0"
 NUM_SWAPS = int(os.environ.get("FRUITSTAND_SWAPS", "6"))

@@ -21,8 +21,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand_client import Client
+from serving.gateway.api_keys import add_api_key
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
+from tests.gateway_calls import opened
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -37,7 +39,7 @@ DEADLINE_S = 60
 def url(server: EmbeddedServer) -> Iterator[str]:
     """The page in front of the real server."""
     with WebServer(0) as web:
-        web.start(server.http_port)
+        web.start(server.url)
         yield web.url
 
 
@@ -137,7 +139,7 @@ def contrast(browser: webdriver.Chrome, selector: str) -> float:
 def test_a_chosen_image_shows_the_five_likeliest_classes(
     page: Open, server: EmbeddedServer, test_images: list[Path]
 ) -> None:
-    """As the gRPC client is told them, with latency, model version and the server's version."""
+    """As the gRPC client is told them, with latency and model version."""
     browser = page()
     with Client(server.url) as client:
         (expected,) = client.classify([test_images[0]])
@@ -146,7 +148,7 @@ def test_a_chosen_image_shows_the_five_likeliest_classes(
     assert bars(browser) == [(one.label, f"{100 * one.probability:.1f} %") for one in expected.top_k[:5]]
     assert text(browser, "latency").removesuffix(" ms").isdecimal()
     assert text(browser, "model-version") == expected.model_version
-    assert text(browser, "server") == "triton 2.51.0, ready"
+    assert text(browser, "server") == "The server is ready"
     assert text(browser, "status").startswith(f"{expected.label}, ")
     assert shown(browser, "preview")
     assert not shown(browser, "problem")
@@ -199,7 +201,7 @@ def test_a_server_that_is_away_is_named_and_asked_again(page: Open, test_images:
     """With a button, by keyboard."""
     with socket.socket() as nobody, WebServer(0) as web:
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
-        web.start(nobody.getsockname()[1])
+        web.start(f"127.0.0.1:{nobody.getsockname()[1]}")
         browser = page(at=web.url)
         assert text(browser, "server") == "The server does not answer"
         choose(browser, test_images[0])
@@ -279,8 +281,8 @@ def test_text_stands_out_in_both_colour_schemes(
     assert (red < 64) == (scheme == "dark")
 
 
-def test_nothing_but_the_page_and_its_endpoints_is_given_out(url: str) -> None:
-    """No other path, no other model's control, no other site's page, nothing over the limit."""
+def test_pages_of_other_sites_are_refused(url: str) -> None:
+    """No other site's page; a link to it is followed."""
     port = int(url.rstrip("/").rpartition(":")[2])
 
     def ask(method: str, path: str, headers: dict[str, str] | None = None) -> int:
@@ -293,17 +295,6 @@ def test_nothing_but_the_page_and_its_endpoints_is_given_out(url: str) -> None:
         finally:
             connection.close()
 
-    assert ask("GET", "/v2/health/ready") == 200
-    for path in (
-        "/../serving/web.py",
-        "/%2e%2e/serving/web.py",
-        "/index.html/../../errors.py",
-        "/v2/models/fruit_classifier/config",
-        "/v2/models/image_decode",
-    ):
-        assert ask("GET", path) == 404, path
-    for path in ("/v2/repository/models/fruit_classifier/unload", "/v2/models/fruit_resnet/infer"):
-        assert ask("POST", path, {"Content-Length": "0"}) == 404, path
     own, other = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
     for headers, status in (
         ({"Host": f"evil.example:{port}"}, 403),
@@ -315,12 +306,9 @@ def test_nothing_but_the_page_and_its_endpoints_is_given_out(url: str) -> None:
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
     ):
-        assert ask("GET", "/v2/health/ready", headers) == status, headers
-    infer = "/v2/models/fruit_classifier/infer"
+        assert ask("GET", "/", headers) == status, headers
     for headers in ({"Origin": other}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}):
-        assert ask("POST", infer, {"Content-Length": "0", **headers}) == 403, headers
-    assert ask("POST", infer, {"Content-Length": str(9 * 2**20)}) == 413
-    assert ask("PUT", "/v2") == 501
+        assert ask("POST", "/classify", {"Content-Length": "0", **headers}) == 403, headers
 
 
 def test_the_pages_limit_is_the_contracts() -> None:
@@ -329,17 +317,21 @@ def test_the_pages_limit_is_the_contracts() -> None:
     assert f'data-max-bytes="{Preprocessing().max_encoded_bytes}"' in page
 
 
-def test_serve_gives_out_the_page_until_it_ends(repository: Path, tmp_path: Path) -> None:
+def test_serve_gives_out_the_page_and_answers_until_it_ends(
+    repository: Path, test_images: list[Path], tmp_path: Path
+) -> None:
     """The ready line has its URL; afterwards nobody listens there."""
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository, "--web-port", "0"]
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
-        port = int(ready["web"].rstrip("/").rpartition(":")[2])
+        port = int(ready["http"].rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
         connection.request("GET", "/")
         assert b"fruitstand" in connection.getresponse().read()
+        connection.request("POST", "/classify", test_images[0].read_bytes())
+        assert json.load(connection.getresponse())["model_version"] == "1"
         connection.close()
         process.terminate()
         assert process.wait(30) == 0
@@ -347,9 +339,28 @@ def test_serve_gives_out_the_page_until_it_ends(repository: Path, tmp_path: Path
         pass
 
 
-def test_a_taken_web_port_is_named() -> None:
+def test_a_taken_http_port_is_named() -> None:
     """With the flag that changes it."""
-    with WebServer(0) as taken:
-        port = int(taken.url.rstrip("/").rpartition(":")[2])
-        with pytest.raises(UsageError, match=rf"port {port} is in use.*--web-port"):
-            WebServer(port)
+    with WebServer(0) as taken, pytest.raises(UsageError, match=rf"port {taken.port} is in use.*--http-port"):
+        WebServer(taken.port)
+
+
+def test_the_page_asks_for_the_key_that_a_gateway_wants(
+    page: Open, server: EmbeddedServer, test_images: list[Path], tmp_path: Path
+) -> None:
+    """Once it is typed the image is answered; the page itself needs none."""
+    secret = add_api_key(tmp_path / "api_keys.json", "page", days=1, requests_per_s=None)
+    gateway = opened([server], tmp_path, tmp_path / "envoy.log")
+    try:
+        browser = page(at=gateway.http_url)
+        assert text(browser, "server") == "The server is ready"
+        choose(browser, test_images[0])
+        wait(browser, lambda: shown(browser, "key"))
+        assert text(browser, "problem-title") == "This server asks for an API key"
+        assert browser.switch_to.active_element == browser.find_element(By.ID, "key")
+        ActionChains(browser).send_keys(secret, Keys.ENTER).perform()
+        wait(browser, lambda: shown(browser, "answer"))
+        assert len(bars(browser)) == 4
+        assert not shown(browser, "key")
+    finally:
+        gateway.stop()

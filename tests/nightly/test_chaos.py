@@ -44,4 +44,4 @@ def test_the_stack_survives(number: int, repository: Path, material: Material, t
         write_json(Path(OUT, f"scenario{number}.json"), row)
     assert row["complaints"] == []
     assert row["left_behind"] == []
-    assert row["passed"], row["numbers"]
+    assert [one for one in row["claims"] if not one["held"]] == [], row["numbers"]

@@ -11,15 +11,27 @@ import pytest
 
 from fruitstand.artefacts import write_json
 from fruitstand.images.synthetic import encode, pattern
+from fruitstand.network.connections import metric_total
 from tests.nightly.chaos.control_calls import grpc_paths, http_calls
-from tests.nightly.chaos.counters import answers_by_code, total
+from tests.nightly.chaos.counters import answers_by_code
 from tests.nightly.chaos.delay_proxy import DelayProxy
 from tests.nightly.chaos.load import Ledger, Record
 from tests.nightly.chaos.malformed import malformed_request
+from tests.nightly.chaos.material import Material
 from tests.nightly.chaos.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
 from tests.nightly.chaos.scenarios.model_change import _mixed_s
-from tests.nightly.chaos.scoreboard import gather, render
-from tests.nightly.chaos.setting import _complaints
+from tests.nightly.chaos.scoreboard import gather, render, run_scenario
+from tests.nightly.chaos.setting import (
+    TIERS,
+    Claim,
+    Outcome,
+    _complaints,
+    at_least,
+    at_most,
+    equals,
+    none_failed,
+    none_of,
+)
 from tests.nightly.chaos.wholeness import torn
 from tests.repositories import place_version
 
@@ -49,9 +61,9 @@ def record(due: float, latency_s: float, status: str = "OK", version: str = "1")
 
 def test_a_sum_takes_the_series_with_the_labels_and_no_other_metric() -> None:
     """A longer name is another metric."""
-    assert total(PAGE, "nv_inference_request_success", model="fruit_classifier") == 12
-    assert total(PAGE, "nv_inference_request_success") == 112
-    assert total(PAGE, "nv_nothing") == 0
+    assert metric_total(PAGE, "nv_inference_request_success", model="fruit_classifier") == 12
+    assert metric_total(PAGE, "nv_inference_request_success") == 112
+    assert metric_total(PAGE, "nv_nothing") == 0
     assert answers_by_code(PAGE) == {0: 12, 14: 3}
 
 
@@ -172,6 +184,46 @@ def test_every_blocker_is_built_and_titles_are_numbered() -> None:
     assert set(BLOCKERS) <= set(SCENARIOS)
     assert all((scenario.__doc__ or "").startswith(f"{number}: ") for number, scenario in SCENARIOS.items())
     assert max(SCENARIOS) <= NUM_SCENARIOS
+
+
+@pytest.mark.parametrize(
+    ("claim", "held"),
+    [
+        pytest.param(at_most("x", 2.0, 2), True, id="at_the_limit"),
+        pytest.param(at_most("x", 2.1, 2), False, id="over_the_limit"),
+        pytest.param(at_most("x", None, 2), False, id="never_measured"),
+        pytest.param(at_least("x", 1, 2), False, id="too_little"),
+        pytest.param(none_of("x", {"UNKNOWN"}), False, id="something_found"),
+        pytest.param(none_of("x", ""), True, id="nothing_found"),
+        pytest.param(equals("x", {1}, {1}), True, id="equal"),
+        pytest.param(none_failed("x", Ledger([record(0, 0.1)])), True, id="all_answered"),
+        pytest.param(none_failed("x", Ledger([])), False, id="no_call_at_all"),
+    ],
+)
+def test_a_claim_says_whether_it_held(claim: Claim, held: bool) -> None:
+    """A number that was never measured holds no limit."""
+    assert claim.held is held
+
+
+def test_a_row_names_the_claim_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what was seen and what is allowed; a scenario that breaks has one claim, which says how."""
+
+    def scenario(_: object) -> Outcome:
+        """99: one limit is missed."""
+        return Outcome((at_most("p99, ms", 70, 50), none_of("lost", {"a"} - {"a"})), {"calls": 3})
+
+    def broken(_: object) -> Outcome:
+        """98: breaks."""
+        raise ValueError("no such stack")
+
+    monkeypatch.setitem(SCENARIOS, 99, scenario)
+    monkeypatch.setitem(SCENARIOS, 98, broken)
+    material = Material(tmp_path / "material")
+    row, other = (run_scenario(n, tmp_path, material, TIERS["brief"], tmp_path / "out") for n in (99, 98))
+    assert not row["passed"]
+    (failed,) = (one for one in row["claims"] if not one["held"])
+    assert failed == {"claim": "p99, ms", "got": 70, "limit": "at most 50", "held": False}
+    assert "ValueError: no such stack" in other["claims"][0]["got"]
 
 
 def test_the_page_counts_what_passed_and_has_a_row_for_each_scenario(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""Find the images of a Fruits-360 tree, whatever its version calls its folders.
+"""Find the images of a tree of class folders, with or without folders for training and test above them.
 
-Every release is some nesting around `Training/<class>/*.jpg` and `Test/<class>/*.jpg`; the original-size set
+Fruits-360 is some nesting around `Training/<class>/*.jpg` and `Test/<class>/*.jpg`; the original-size set
 adds `Validation`, the 3-body set one level more, `Training/<fruit>/<variety>/*.jpg`. A download from Kaggle
-holds several of them side by side; `subset` picks one.
+holds several of them side by side; `subset` picks one. Other data sets write `train`, `valid` or `dev`, or
+have `<class>/*.jpg` alone, which `training.data.splits` then splits.
 """
 
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,10 +17,17 @@ from fruitstand.errors import DataError
 from fruitstand.images.conversion import CONVERTED_SUFFIXES, is_image_name
 from training.data.file_tree import Listing
 
-SPLIT_FOLDERS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test"}
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""Lower-case names of folders, and of what stands in a table's split column."""
 SPLITS = ("train", "val", "test")
 
 _FILE_NAME = re.compile(r"^(?:(?P<film>r\d*)_)?(?P<frame>\d+)(?:_\d+)?$")
+_NUMBERED = re.compile(r"^(?P<film>.*?)[\W_]*(?P<frame>\d{1,18})\W?$")
+"""A name with a number at its end: "patient07_003", "scan (14)"."""
 _WORD_END = re.compile(r"[ _]")
 
 
@@ -37,42 +46,67 @@ class FoundImage:
     split: str
 
 
-def find_root(listing: Listing, *, subset: str = "") -> str:
-    """The folder that holds the `Training` and `Test` folders.
+def find_root(listing: Listing, *, subset: str = "") -> tuple[str, bool]:
+    """The folder that holds the split folders, or else the class folders.
 
     Args:
         listing: of the tree.
         subset: of several, the one with this in its path; upper or lower case.
 
+    Returns:
+        The folder, and whether it has split folders.
+
     Raises:
         DataError: none, or several that the caller has to choose from.
     """
-    children: dict[str, set[str]] = defaultdict(set)
+    splits: dict[str, dict[str, str]] = defaultdict(dict)
     for folder in listing.folders:
-        if folder:
-            parent, _, name = folder.rpartition("/")
-            children[parent].add(name.lower())
+        parent, _, name = folder.rpartition("/")
+        if name.lower() in SPLIT_FOLDERS:
+            splits[parent][SPLIT_FOLDERS[name.lower()]] = name
     roots: list[str] = []
-    for folder in sorted(children, key=lambda name: (name.count("/"), name)):
+    for folder in sorted(splits, key=lambda name: (name.count("/"), name)):
         inside = any(not root or folder.startswith(f"{root}/") for root in roots)
-        if not inside and children[folder] & {"training", "train"} and "test" in children[folder]:
+        if not inside and "train" in splits[folder] and len(splits[folder]) > 1:
             roots.append(folder)
-    if not roots:
-        raise DataError(
-            "no Training and Test folders in it; expected the Fruits-360 layout"
-            " Training/<class>/*.jpg and Test/<class>/*.jpg"
-        )
     chosen = [root for root in roots if subset.lower() in root.lower()]
-    if len(chosen) != 1:
+    if len(chosen) == 1:
+        return chosen[0], True
+    if roots or subset:
         which = f"{len(chosen)} data sets with {subset!r} in their path" if subset else "several data sets"
         raise DataError(f"{which} in it ({', '.join(sorted(roots))}); choose one with --subset")
-    return chosen[0]
+    root = _class_root(listing)
+    if splits[root]:
+        raise DataError(
+            f"{' and '.join(splits[root].values())} in it, but no Training and Test folders: name them"
+            " train and test, or give a folder that holds class folders alone"
+        )
+    return root, False
+
+
+def _class_root(listing: Listing) -> str:
+    """The folder below which all images lie, each in a class folder."""
+    folders = {os.path.dirname(name) for name in listing.files if is_image_name(name)}
+    if not folders:
+        raise _no_images()
+    root = os.path.commonpath(folders) if "" not in folders else ""
+    if root in folders:
+        only = "all images lie in one folder" if len(folders) == 1 else "images lie beside the class folders"
+        raise DataError(
+            f"{root or '.'}: {only}; expected <class>/*.jpg with two classes or more,"
+            " or a CSV with the columns path,label"
+        )
+    return root
+
+
+def _no_images() -> DataError:
+    return DataError(f"no images in it ({', '.join(sorted(IMAGE_SUFFIXES | CONVERTED_SUFFIXES))})")
 
 
 def find_images(
     listing: Listing, *, label_level: str = "fruit", group_varieties: bool = False, subset: str = ""
 ) -> list[FoundImage]:
-    """Every image of a Fruits-360 tree, ordered by split, object, film and frame.
+    """Every image of a tree, ordered by split, object, film and frame; without split folders all are train.
 
     Args:
         listing: of a tree with the data set somewhere inside.
@@ -83,40 +117,43 @@ def find_images(
     Raises:
         DataError: no tree, no images, or files outside any class folder.
     """
-    root = find_root(listing, subset=subset)
+    root, has_splits = find_root(listing, subset=subset)
     prefix = f"{root}/" if root else ""
     found = []
     filled = set()
     for name in listing.files:
         path = PurePosixPath(name.removeprefix(prefix))
-        split = SPLIT_FOLDERS.get(path.parts[0].lower())
+        split = SPLIT_FOLDERS.get(path.parts[0].lower()) if has_splits else "train"
         if not name.startswith(prefix) or split is None or not is_image_name(path.name):
             continue
-        levels = path.parts[1:-1]
-        if not 1 <= len(levels) <= 2:
+        levels = path.parts[has_splits:-1]
+        if not levels:
             raise DataError(
                 f"{path.parent}: images outside a class folder; expected {path.parts[0]}/<class>/*.jpg"
             )
         filled.update(str(parent) for parent in path.parents)
-        variety = _variety(levels)
-        if len(levels) == 2:
+        variety = _variety(levels[:2])
+        if len(levels) >= 2:
             label = variety if label_level == "variety" else levels[0]
         else:
             label = fruit_of(variety) if group_varieties else variety
-        film, frame = _film_and_frame(path.stem)
+        film, frame = film_and_frame(path.stem, numbered=not has_splits)
+        film = "/".join((*levels[2:], film))
         found.append(FoundImage(name, str(path), label, variety, film, frame, split))
     for folder in listing.folders:
         relative = folder.removeprefix(prefix)
-        top, _, levels = relative.partition("/")
-        is_class = folder.startswith(prefix) and levels and top.lower() in SPLIT_FOLDERS
+        split_folder, _, levels = relative.partition("/") if has_splits else ("train", "", relative)
+        is_class = folder.startswith(prefix) and levels and split_folder.lower() in SPLIT_FOLDERS
         if is_class and relative not in filled:
             raise DataError(f"{relative}: a class folder without images; add some or remove it")
     if not found:
-        raise DataError(
-            f"no images in its class folders ({', '.join(sorted(IMAGE_SUFFIXES | CONVERTED_SUFFIXES))})"
-        )
-    found.sort(key=lambda one: (SPLITS.index(one.split), one.object, one.film, one.frame, one.relative))
-    return found
+        raise _no_images()
+    return sorted(found, key=order)
+
+
+def order(image: FoundImage) -> tuple[int, str, str, int, str]:
+    """By split, object, film and frame."""
+    return SPLITS.index(image.split), image.object, image.film, image.frame, image.relative
 
 
 def fruit_of(variety: str) -> str:
@@ -130,8 +167,13 @@ def _variety(levels: tuple[str, ...]) -> str:
     return " ".join(levels)
 
 
-def _film_and_frame(stem: str) -> tuple[str, int]:
-    match = _FILE_NAME.match(stem)
-    if match is None:  # not a Fruits-360 name: every file its own film, so that no split cuts through one
-        return stem, 0
-    return match["film"] or "", int(match["frame"])
+def film_and_frame(stem: str, *, numbered: bool) -> tuple[str, int]:
+    """The series that a file belongs to, and its number there.
+
+    Args:
+        stem: the file's name without its ending.
+        numbered: any name with a number at its end counts, not only Fruits-360's. What has no number is a
+            series of its own, so that no split cuts through one.
+    """
+    match = _FILE_NAME.match(stem) or (_NUMBERED.match(stem) if numbered else None)
+    return (match["film"] or "", int(match["frame"])) if match else (stem, 0)

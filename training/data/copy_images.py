@@ -22,7 +22,7 @@ from fruitstand.manifest import ManifestRow
 from fruitstand.progress import track
 from training.data.class_folders import FoundImage
 from training.data.file_tree import FolderTree, ZipTree, open_tree
-from training.data.same_films import thumbnail
+from training.data.thumbnails import thumbnail
 
 
 class Copied(NamedTuple):
@@ -50,7 +50,7 @@ def copy_images(
         staged: the folder that gets them, in `images/`.
 
     Returns:
-        A row and a thumbnail (see `training.data.same_films`) for each copied image, in the order of `found`;
+        A row and a thumbnail (see `training.data.thumbnails`) for each copied image, in the order of `found`;
         file and reason for each of the others; how many were converted, by format.
 
     Raises:

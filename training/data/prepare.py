@@ -10,17 +10,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
-from fruitstand.errors import DataError, UsageError
-from fruitstand.labels import write_labels
+from fruitstand.errors import ArtefactError, DataError, UsageError
+from fruitstand.labels import check_labels, write_labels
 from fruitstand.manifest import LABELS_NAME, REPORT_NAME, ManifestRow, write_manifest
 from training.data import kaggle
 from training.data.class_folders import find_images
 from training.data.copy_images import copy_images
-from training.data.file_tree import open_tree
+from training.data.file_tree import Listing, open_tree
 from training.data.painter import paint_dataset
-from training.data.same_films import find_same_films
 from training.data.splits import SPLIT_KINDS, VALIDATION_KINDS, divide
-from training.data.twins import without_twins
+from training.data.tables import SUFFIXES, find_listed, find_tables
+from training.data.twins import find_same_films, without_twins
 
 MAX_NAMED = 5
 """Classes in an error message."""
@@ -41,7 +41,8 @@ def prepare_data(
     """Prepare a folder that `fruitstand train` reads.
 
     Args:
-        source: "generated", "kaggle", or the path of a Fruits-360 folder or zip.
+        source: "generated", "kaggle", or the path of a folder or zip of class folders, or of a table (see
+            `training.data.tables`).
         out: the folder to make; must not exist.
         split: what is held out, see `training.data.splits`.
         validation: "film", or "frame" for one frame in ten.
@@ -104,12 +105,21 @@ def _arrange(
     path: Path, staged: Path, *, split: str, validation: str, subset: str, label_level: str, seed: int
 ) -> dict[str, object]:
     """Fill the staged folder, all but the report, which is returned."""
+    table = path.name if path.is_file() and path.suffix.lower() in SUFFIXES else ""
+    path = path.parent if table else path
     with open_tree(path) as tree:
+        listing = Listing() if table else tree.listing()
         try:
-            found = find_images(
-                tree.listing(), label_level=label_level, group_varieties=split == "object", subset=subset
+            tables = [table] if table else find_tables(tree, listing)
+            found = (
+                find_listed(tree, tables)
+                if tables
+                else find_images(
+                    listing, label_level=label_level, group_varieties=split == "object", subset=subset
+                )
             )
-        except DataError as exc:
+            check_labels(sorted({image.label for image in found}))
+        except (DataError, ArtefactError) as exc:
             raise DataError(f"{path}: {exc}") from exc
     copied, thumbnails, skipped, converted = copy_images(path, found, staged)
     lost = {image.label for image in found} - {row.label for row in copied}
@@ -125,9 +135,9 @@ def _arrange(
     for unused in {row.path for row in copied} - {row.path for row in division.rows}:
         (staged / unused).unlink()
     write_labels(staged / LABELS_NAME, labels)
-    write_manifest(staged, division.rows, split_kind=split, split_details=division.details)
+    write_manifest(staged, division.rows, split_kind=division.kind, split_details=division.details)
     return {
-        "split_kind": split,
+        "split_kind": division.kind,
         "split_details": division.details,
         "num_classes": len(labels),
         "num_images": dict(sorted(Counter(row.split for row in division.rows).items())),

@@ -6,6 +6,11 @@
               variety in five of each fruit. The classes are the fruits.
     film      Whole films are for Test only: one in four of each class.
 
+A source that has no Test of its own is split like film where its file names show series of images in every
+class ("patient07_003.jpg"; sub-folders count too), else image by image:
+
+    random    One image in five of each class is for Test; files of equal bytes stay together.
+
 Validation is a tenth of what is left, cut from it the same way where a class has varieties or films enough.
 Where it has not, a tenth from the middle of each film is taken, and some frames on either side of it are left
 out. Not from the end: films are a little longer than a turn, and their last frames show the first side again.
@@ -17,9 +22,10 @@ The same seed and data give the same split: units are ordered by a hash of seed 
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from fruitstand.manifest import ManifestRow
 from training.data.class_folders import SPLITS
@@ -28,9 +34,11 @@ SPLIT_KINDS = ("classic", "object", "film")
 VALIDATION_KINDS = ("film", "frame")
 
 VALIDATION_SHARE = 0.1
-TEST_SHARE = {"object": 0.2, "film": 0.25}
-MIN_UNITS = {"object": 3, "film": 5}
+TEST_SHARE = {"object": 0.2, "film": 0.25, "random": 0.2}
+MIN_UNITS = {"object": 3, "film": 5, "random": 5}
 """With fewer varieties or films, a whole one for validation would cost the class too much of its training."""
+MAX_SERIES_SHARE = 0.75
+"""A series with more of a class's images is no series: all its files have one name."""
 MAX_GAP = 5
 """Frames left out on either side of a block; a film of fewer than 100 gives a twentieth."""
 
@@ -43,6 +51,8 @@ class Division:
 
     rows: list[ManifestRow]
     """Ordered by split, object, film and frame."""
+    kind: str
+    """What the split claims: classic, object, film or random."""
     details: dict[str, object]
     """What was done, for manifest and report."""
 
@@ -57,6 +67,14 @@ def film_of(row: ManifestRow) -> tuple[str, ...]:
     return (row.object, row.film)
 
 
+def file_of(row: ManifestRow) -> tuple[str, ...]:
+    """One file's content."""
+    return (row.sha256,)
+
+
+UNITS: dict[str, Unit] = {"classic": film_of, "object": variety_of, "film": film_of, "random": file_of}
+
+
 def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str = "film") -> Division:
     """Give every image its split.
 
@@ -67,12 +85,22 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
         seed: chooses the varieties or films that are held out.
     """
     rows = list(rows)
-    unit: Unit = variety_of if kind == "object" else film_of
     left_out: list[str] = []
     test = "the data set's own"
-    if kind == "film" or (kind == "object" and not _is_disjoint(rows, unit)):
+    has_test = any(row.split == "test" for row in rows)
+    if kind == "classic" and not has_test and any(row.split == "val" for row in rows):
+        rows = [replace(row, split="test") if row.split == "val" else row for row in rows]
+        has_test, test = True, "the data set's own validation images"
+    without_test = "" if has_test else ", as the data set has no Test of its own"
+    if kind == "classic" and not has_test:
+        kind = "film" if _shows_series(rows) else "random"
+        if kind == "random":
+            rows = [replace(row, film=PurePosixPath(row.path).name, frame=0) for row in rows]
+    unit = UNITS[kind]
+    if kind in ("film", "random") or (kind == "object" and not (has_test and _is_disjoint(rows, unit))):
         rows, left_out = _with_test(rows, kind=kind, unit=unit, seed=seed)
-        test = "whole films" if kind == "film" else "whole varieties"
+        held_out = {"film": "whole films", "random": "one image in five", "object": "whole varieties"}[kind]
+        test = held_out + without_test
     details: dict[str, object] = {"seed": seed, "test": test, "left_out": left_out}
     if any(row.split == "val" for row in rows):
         details |= {"validation": "the data set's own", "validation_blocks": [], "num_gap": 0}
@@ -84,7 +112,8 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     else:
         num_before = len(rows)
         rows, blocks = _with_validation(rows, kind=kind, unit=unit, seed=seed)
-        whole, middle = f"whole {'varieties' if kind == 'object' else 'films'}", "the middle of each film"
+        whole = {"object": "whole varieties", "random": "one image in ten"}.get(kind, "whole films")
+        middle = "the middle of each film"
         if len(blocks) == len({row.label for row in rows}):
             details["validation"] = middle
         else:
@@ -92,7 +121,17 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
         details["validation_blocks"] = blocks
         details["num_gap"] = num_before - len(rows)
     rows.sort(key=_order)
-    return Division(rows, details)
+    return Division(rows, kind, details)
+
+
+def _shows_series(rows: list[ManifestRow]) -> bool:
+    """Whether every class has several films, of two images or more in the mean."""
+    for members in _by_label(rows).values():
+        sizes = Counter(film_of(row) for row in members)
+        largest = max(sizes.values())
+        if not 2 <= len(sizes) <= len(members) / 2 or largest > MAX_SERIES_SHARE * len(members):
+            return False
+    return True
 
 
 def _is_disjoint(rows: list[ManifestRow], unit: Unit) -> bool:
@@ -110,7 +149,10 @@ def _with_test(
     for label, members in _by_label(rows).items():
         units = _shuffled({unit(row) for row in members}, seed)
         if len(units) == 1:
-            left_out.append(label)
+            if kind == "random":  # too few images: that is said of the whole class
+                result += members
+            else:
+                left_out.append(label)
             continue
         held_out = set(units[: max(1, round(TEST_SHARE[kind] * len(units)))])
         result += [replace(row, split="test" if unit(row) in held_out else "train") for row in members]
@@ -125,7 +167,7 @@ def _with_validation(
     blocks = []
     for label, members in _by_label(row for row in rows if row.split == "train").items():
         units = _shuffled({unit(row) for row in members}, seed)
-        if len(units) >= MIN_UNITS["object" if kind == "object" else "film"]:
+        if len(units) >= MIN_UNITS.get(kind, MIN_UNITS["film"]):
             held_out = set(units[: max(1, round(VALIDATION_SHARE * len(units)))])
             result += [replace(row, split="val") if unit(row) in held_out else row for row in members]
         else:

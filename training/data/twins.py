@@ -1,8 +1,22 @@
-"""Objects that stand in a data set twice, byte for byte, under two names."""
+"""Objects that stand in a data set twice under two names: byte for byte, or as the same films cut out again.
 
-from collections import defaultdict
+Nobody can tell such classes apart: whoever keeps both measures a coin. In Fruits-360 "Cherry 4" holds the
+films of "Cherry 2", every frame with other bytes.
+"""
+
+from collections import Counter, defaultdict
+
+import numpy as np
 
 from fruitstand.manifest import ManifestRow
+from training.data.neighbours import nearest_neighbours
+
+MAX_QUERIES = 64
+"""Images of each class that are looked up."""
+MIN_SHARE = 1 / 3
+"""Of a class's images whose nearest neighbour is in the other class, in both directions; half is a coin."""
+MAX_DIFFERENCE = 6.0
+"""Mean difference of the thumbnails, of 255 levels. Two pictures that differ more are not the same."""
 
 
 def without_twins(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict[str, object]]]:
@@ -27,16 +41,55 @@ def without_twins(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict
     for name in sorted(files, key=lambda name: (name in trained, name)):
         candidates = set.intersection(*(set(owners[digest]) for digest in files[name]))
         if candidates:
-            twins.append(
-                {
-                    "object": name,
-                    "label": labels[name],
-                    "same_as": min(candidates),
-                    "num_images": len(files[name]),
-                }
-            )
+            twins.append(_twin(name, labels[name], min(candidates), len(files[name])))
         else:
             for digest in files[name]:
                 owners[digest].append(name)
     dropped = {twin["object"] for twin in twins}
     return [row for row in rows if row.object not in dropped], twins
+
+
+def _twin(name: str, label: str, same_as: str, num_images: int) -> dict[str, object]:
+    return {"object": name, "label": label, "same_as": same_as, "num_images": num_images}
+
+
+def find_same_films(thumbnails: np.ndarray, labels: list[str]) -> list[dict[str, object]]:
+    """Find the classes that a nearest neighbour cannot tell from another one, as they show the same pictures.
+
+    Args:
+        thumbnails: (N, D) uint8.
+        labels: N class names.
+
+    Returns:
+        For each class to be left out its name, whose films it shows, its images, and the share of them whose
+        nearest neighbour is in the other class. Of two, the alphabetically first stays.
+    """
+    names = sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(names)}
+    index = np.array([numbers[label] for label in labels])
+    queries = np.concatenate([_spread(np.flatnonzero(index == number)) for number in range(len(names))])
+    nearest = nearest_neighbours(thumbnails[queries], thumbnails, excluded=queries)
+    difference = np.abs(thumbnails[queries].astype(np.int16) - thumbnails[nearest]).mean(axis=1)
+    pairs = np.stack([index[queries], index[nearest]], axis=1)
+    counts = np.bincount(index[queries])
+    met = Counter(map(tuple, pairs.tolist()))
+    same = Counter(map(tuple, pairs[difference <= MAX_DIFFERENCE].tolist()))
+    twins: list[dict[str, object]] = []
+    dropped: set[int] = set()
+    for second, name in enumerate(names):
+        for first in range(second):
+            shares = [same[a, b] / counts[a] for a, b in ((first, second), (second, first))]
+            if first not in dropped and min(shares) >= MIN_SHARE:
+                num_images = int((index == second).sum())
+                shared = {"shared": round(float(met[second, first] / counts[second]), 3)}
+                twins.append(_twin(name, name, names[first], num_images) | shared)
+                dropped.add(second)
+                break
+    return twins
+
+
+def _spread(positions: np.ndarray) -> np.ndarray:
+    """At most `MAX_QUERIES` of them, evenly."""
+    if len(positions) <= MAX_QUERIES:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, MAX_QUERIES).round().astype(int)]

@@ -11,10 +11,7 @@ import numpy as np
 
 from fruitstand.errors import DataError
 from fruitstand.manifest import PreparedData
-from fruitstand.progress import track
-
-QUERIES_AT_ONCE = 1024
-REFERENCES_AT_ONCE = 8192
+from training.data.neighbours import nearest_neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +46,3 @@ def find_baseline(data: PreparedData, split: str, small: np.ndarray) -> Baseline
     counts = Counter(data.rows[index].label for index in train)
     majority = min(counts, key=lambda label: (-counts[label], label))
     return Baseline(majority, [data.rows[index].label for index in train[nearest]], len(train))
-
-
-def nearest_neighbours(
-    queries: np.ndarray, references: np.ndarray, *, excluded: np.ndarray | None = None
-) -> np.ndarray:
-    """The nearest reference of each query by Euclidean distance, the first of equals.
-
-    Args:
-        queries: (Q, D) uint8.
-        references: (R, D) uint8.
-        excluded: (Q,) for each query a reference that may not be its answer.
-
-    Returns:
-        (Q,) int64. At no time are more than two blocks held as floats, so memory does not grow with Q or R.
-    """
-    result = np.zeros(len(queries), np.int64)
-    starts = range(0, len(queries), QUERIES_AT_ONCE)
-    for start in track(starts, total=len(starts), description="nearest neighbour"):
-        block = _centred(queries[start : start + QUERIES_AT_ONCE])
-        smallest = np.full(len(block), np.inf, np.float32)
-        for first in range(0, len(references), REFERENCES_AT_ONCE):
-            others = _centred(references[first : first + REFERENCES_AT_ONCE])
-            # Half of the squared distance, less what is the same for every reference.
-            distances = (others**2).sum(axis=1) / 2 - block @ others.T
-            if excluded is not None:
-                columns = excluded[start : start + len(block)] - first
-                inside = np.flatnonzero((columns >= 0) & (columns < len(others)))
-                distances[inside, columns[inside]] = np.inf
-            at = distances.argmin(axis=1)
-            values = distances[np.arange(len(block)), at]
-            nearer = values < smallest
-            smallest[nearer] = values[nearer]
-            result[start : start + len(block)][nearer] = at[nearer] + first
-    return result
-
-
-def _centred(levels: np.ndarray) -> np.ndarray:
-    """Levels around 0, so that sums of their products are whole numbers that float32 holds exactly."""
-    return levels.astype(np.float32) - 128

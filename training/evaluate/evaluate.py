@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,12 +12,15 @@ from fruitstand.errors import ArtefactError, DataError, UsageError
 from fruitstand.manifest import ManifestRow, PreparedData, read_prepared
 from fruitstand.runs import META_NAME, Run, read_run, read_run_data
 
+if TYPE_CHECKING:
+    from training.evaluate.report import Evaluation
+
 REPORTS_NAME = "evaluation"
 
 
 def evaluate_run(
     run_directory: Path, *, data_directory: Path | None, split: str, out: Path | None = None
-) -> dict:
+) -> "Evaluation":
     """Evaluate a run offline, in PyTorch.
 
     Args:
@@ -25,9 +29,6 @@ def evaluate_run(
         split: train, val or test.
         out: folder for the report. None takes `evaluation/<data>-<split>` in the run, and then the run's
             `meta.json` and `MODEL_CARD.md` tell of it too.
-
-    Returns:
-        See `training.evaluate.report.report_answers`.
 
     Raises:
         ArtefactError: the run is not usable.
@@ -43,12 +44,12 @@ def evaluate_run(
         from training.evaluate.model_card import add_evaluation
 
         # Read again: another evaluation may have been recorded meanwhile.
-        meta = add_evaluation(run.directory, read_json(run.directory / META_NAME), result)
+        meta = add_evaluation(run.directory, read_json(run.directory / META_NAME), result.to_json())
         write_json(run.directory / META_NAME, meta)
     return result
 
 
-def finish_evaluation(run_directory: Path, meta: dict, data: PreparedData) -> dict:
+def finish_evaluation(run_directory: Path, meta: dict[str, Any], data: PreparedData) -> dict[str, Any]:
     """Evaluate the saved weights of a run that has just been trained, and write its model card.
 
     Args:
@@ -67,7 +68,7 @@ def finish_evaluation(run_directory: Path, meta: dict, data: PreparedData) -> di
     name, labels = meta["config"]["model_name"], meta["labels"]
     run = Run(run_directory, name, labels, preprocessing, data.directory, meta)
     folder = _report_folder(run_directory, data, split)
-    result = _report_run(run, data, split, folder)
+    result = _report_run(run, data, split, folder).to_json()
     write_bytes(run_directory / "confusion.png", (folder / "confusion.png").read_bytes())
     names = ("top1", "top5", "macro_f1", "ece", "num_images", "per_class")
     metrics = {name: result[name] for name in names}
@@ -81,7 +82,7 @@ def evaluate_answers(
     *,
     out: Path | None = None,
     url: str = "",
-) -> dict:
+) -> "Evaluation":
     """Evaluate what a server answers for the images of a split.
 
     Args:
@@ -115,8 +116,7 @@ def evaluate_answers(
 
     from training.evaluate.report import report_answers
 
-    about = {"url": url, "seen_in_training": None}
-    return report_answers(data, split, labels, probabilities, out=out, about=about)
+    return report_answers(data, split, labels, probabilities, out=out, url=url)
 
 
 def _check_classes(data: PreparedData, known: list[str], who: str) -> None:
@@ -133,16 +133,17 @@ def _report_folder(run_directory: Path, data: PreparedData, split: str) -> Path:
     return run_directory / REPORTS_NAME / f"{data.directory.resolve().name}-{split}"
 
 
-def _report_run(run: Run, data: PreparedData, split: str, out: Path) -> dict:
+def _report_run(run: Run, data: PreparedData, split: str, out: Path) -> "Evaluation":
     # Only now: these take seconds to import, and what can be refused has been.
     from training.evaluate.predict import predict_probabilities
     from training.evaluate.report import check_report_folder, report_answers
 
     check_report_folder(out)
     rows = data.split(split)
-    about = {"model_name": run.model_name, "seen_in_training": _seen_in_training(run, rows)}
+    seen = _seen_in_training(run, rows)
+    about = {"model_name": run.model_name, "seen_in_training": seen}
     probabilities = predict_probabilities(run, data, rows)
-    return report_answers(data, split, run.labels, probabilities, out=out, about=about)
+    return report_answers(data, split, run.labels, probabilities, out=out, **about)
 
 
 def _seen_in_training(run: Run, rows: list[ManifestRow]) -> dict[str, int] | None:

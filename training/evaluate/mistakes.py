@@ -9,7 +9,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from fruitstand.artefacts import atomic_file
-from training.data.check.pictures import thumbnail
+from training.data.thumbnails import picture
 
 NUM_COLUMNS = 8
 NUM_LINES = 6
@@ -49,7 +49,7 @@ def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake]
     draw.text((8, 10), f"{title}: {_count(len(shown), len(mistakes))}", "black", font.font_variant(size=14))
     for number, one in enumerate(shown):
         left, top = number % NUM_COLUMNS * TILE_WIDTH, 34 + number // NUM_COLUMNS * height
-        small = thumbnail(directory / one.path, PICTURE_SIDE)
+        small = picture(directory / one.path, PICTURE_SIDE)
         sheet.paste(small, (left + (TILE_WIDTH - small.width) // 2, top))
         words = (
             (_short(f"is {one.truth}"), "#176b2c"),

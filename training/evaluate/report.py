@@ -11,22 +11,72 @@ confusion.png  reliability.png  mistakes.png
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fruitstand.artefacts import atomic_directory, write_bytes, write_json
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
-from training.data.same_films import THUMBNAIL_SIDE
+from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
 from training.evaluate.baseline import Baseline, find_baseline
 from training.evaluate.metrics import classification_metrics, confusion_matrix, reliability_bins
 from training.evaluate.mistakes import Mistake, write_mistake_sheet
-from training.evaluate.slices import slice_accuracies, wilson_interval
-from training.evaluate.thumbnails import brightness, thumbnails
+from training.evaluate.slices import Slice, slice_accuracies, wilson_interval
 from training.plots import plot_confusion, plot_reliability
 
 EVALUATION_NAME = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """Images of one class that were answered with another."""
+
+    truth: str
+    answer: str
+    count: int
+    share: float
+    """Of the class's images, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What `evaluation.json` holds; accuracies are 0 to 1."""
+
+    model_name: str | None = None
+    """Of a run; a server is known by its `url`."""
+    url: str | None = None
+    seen_in_training: dict[str, int] | None = None
+    """Images whose file, film or object was in the train split; None is unknown."""
+    data: str
+    """The prepared folder's name."""
+    data_source: str
+    split: str
+    split_kind: str
+    manifest_sha256: str
+    top1: float
+    top5: float
+    macro_f1: float
+    ece: float
+    num_images: int
+    per_class: dict[str, dict[str, float]]
+    """By label: recall, precision, f1, count."""
+    top1_interval: list[float]
+    """With 95 % confidence, each image taken as independent."""
+    baseline: dict[str, dict[str, Any]]
+    """What needs no training: `nearest_neighbour` and `majority`."""
+    reliability: list[dict[str, float]]
+    """See `training.evaluate.metrics.reliability_bins`."""
+    slices: dict[str, list[Slice]]
+    confusions: list[Confusion]
+    """The most frequent first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready values; of `model_name` and `url` the one there is."""
+        values = asdict(self)
+        return {key: one for key, one in values.items() if one is not None or key == "seen_in_training"}
 
 
 def report_answers(
@@ -36,8 +86,8 @@ def report_answers(
     probabilities: np.ndarray,
     *,
     out: Path | None,
-    about: dict[str, object],
-) -> dict:
+    **about: Any,
+) -> Evaluation:
     """Measure answers, and write the report.
 
     Args:
@@ -46,10 +96,7 @@ def report_answers(
         labels: C class names the classifier knows; those of the data are among them.
         probabilities: (N, C) float32 for the split's rows, in manifest order.
         out: the folder to write, replaced when it holds an earlier report; None writes nothing.
-        about: what answered; becomes part of the report.
-
-    Returns:
-        What `evaluation.json` holds.
+        **about: what answered: the first fields of `Evaluation`.
 
     Raises:
         UsageError: `out` holds something else.
@@ -66,22 +113,20 @@ def report_answers(
     nearest = np.array([number[label] for label in baseline.nearest])
     of_split = np.array([row.split == split for row in data.rows])
     confusion = confusion_matrix(probabilities, targets, len(labels))
-    metrics = classification_metrics(probabilities, targets, labels)
-    slices = slice_accuracies(rows, brightness(small[of_split]), right, nearest == targets)
-    result = {
+    result = Evaluation(
         **about,
-        "data": data.directory.resolve().name,
-        "data_source": data.source,
-        "split": split,
-        "split_kind": data.split_kind,
-        "manifest_sha256": data.manifest_sha256,
-        **metrics,
-        "top1_interval": list(wilson_interval(int(right.sum()), len(rows))),
-        "baseline": _baseline_scores(baseline, nearest, targets, number, labels),
-        "reliability": reliability_bins(probabilities, targets),
-        "slices": slices,
-        "confusions": _confusions(confusion, labels),
-    }
+        data=data.directory.resolve().name,
+        data_source=data.source,
+        split=split,
+        split_kind=data.split_kind,
+        manifest_sha256=data.manifest_sha256,
+        **classification_metrics(probabilities, targets, labels),
+        top1_interval=list(wilson_interval(int(right.sum()), len(rows))),
+        baseline=_baseline_scores(baseline, nearest, targets, number, labels),
+        reliability=reliability_bins(probabilities, targets),
+        slices=slice_accuracies(rows, brightness(small[of_split]), right, nearest == targets),
+        confusions=_confusions(confusion, labels),
+    )
     if out is not None:
         mistakes = [
             Mistake(
@@ -110,10 +155,10 @@ def check_report_folder(out: Path) -> None:
 
 def _baseline_scores(
     baseline: Baseline, nearest: np.ndarray, targets: np.ndarray, number: dict[str, int], labels: list[str]
-) -> dict:
+) -> dict[str, dict[str, Any]]:
     """The same numbers for the nearest neighbour and for the commonest class."""
     answered = {"nearest_neighbour": nearest, "majority": np.full_like(targets, number[baseline.majority])}
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name, answers in answered.items():
         certain = np.zeros((len(targets), len(labels)), np.float32)
         certain[np.arange(len(targets)), answers] = 1
@@ -126,37 +171,37 @@ def _baseline_scores(
     return scores
 
 
-def _confusions(confusion: np.ndarray, labels: list[str]) -> list[dict]:
+def _confusions(confusion: np.ndarray, labels: list[str]) -> list[Confusion]:
     """Every pair of classes that was confused, the most frequent first."""
     wrong = confusion - np.diag(np.diag(confusion))
     pairs = [
-        {
-            "truth": labels[i],
-            "answer": labels[j],
-            "count": int(wrong[i, j]),
-            "share": float(wrong[i, j] / confusion[i].sum()),
-        }
+        Confusion(
+            truth=labels[i],
+            answer=labels[j],
+            count=int(wrong[i, j]),
+            share=float(wrong[i, j] / confusion[i].sum()),
+        )
         for i, j in zip(*np.nonzero(wrong), strict=True)
     ]
-    return sorted(pairs, key=lambda one: (-one["count"], one["truth"], one["answer"]))
+    return sorted(pairs, key=lambda one: (-one.count, one.truth, one.answer))
 
 
 def _write(
     out: Path,
     data: PreparedData,
-    result: dict,
+    result: Evaluation,
     confusion: np.ndarray,
     labels: list[str],
     mistakes: Sequence[Mistake],
 ) -> None:
-    title = f"{data.source}, {data.split_kind} split, {result['split']}"
+    title = f"{data.source}, {data.split_kind} split, {result.split}"
     with atomic_directory(out, replace=True) as staged:
-        write_json(staged / EVALUATION_NAME, result)
-        nearest = result["baseline"]["nearest_neighbour"]["recall"]
+        write_json(staged / EVALUATION_NAME, result.to_json())
+        nearest = result.baseline["nearest_neighbour"]["recall"]
         _write_csv(
             staged / "per_class.csv",
             ["label", "recall", "precision", "f1", "count", "nearest_neighbour_recall"],
-            ([label, *row.values(), nearest[label]] for label, row in result["per_class"].items()),
+            ([label, *row.values(), nearest[label]] for label, row in result.per_class.items()),
         )
         _write_csv(
             staged / "confusion.csv",
@@ -168,10 +213,10 @@ def _write(
             ["slice", "name", "num_images", "top1", "low_95", "high_95", "nearest_neighbour", "small"],
             (
                 [
-                    *(kind, one["name"], one["num_images"], one["top1"]),
-                    *(*one["interval"], one["nearest_neighbour"], one["small"]),
+                    *(kind, one.name, one.num_images, one.top1),
+                    *(*one.interval, one.nearest_neighbour, one.small),
                 ]
-                for kind, members in result["slices"].items()
+                for kind, members in result.slices.items()
                 for one in members
             ),
         )
@@ -181,7 +226,7 @@ def _write(
             ([one.path, one.truth, one.answer, f"{one.confidence:.4f}"] for one in mistakes),
         )
         plot_confusion(staged / "confusion.png", confusion, labels, title)
-        plot_reliability(staged / "reliability.png", result["reliability"], title)
+        plot_reliability(staged / "reliability.png", result.reliability, title)
         write_mistake_sheet(staged / "mistakes.png", data.directory, mistakes, title)
 
 

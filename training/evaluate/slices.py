@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -14,6 +15,21 @@ SMALL = 30
 BRIGHTNESS_EDGES = (0, 64, 96, 128, 160, 256)
 """Luma of the fruit; fixed, so that two data sets have the same slices."""
 Z_95 = 1.959964
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """The accuracy of a part of a split."""
+
+    name: str
+    num_images: int
+    top1: float
+    interval: list[float]
+    """Bounds of `top1` with 95 % confidence."""
+    nearest_neighbour: float
+    """Top-1 of the nearest neighbour."""
+    small: bool
+    """Fewer than `SMALL` images."""
 
 
 def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
@@ -31,7 +47,7 @@ def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
 
 def slice_accuracies(
     rows: Sequence[ManifestRow], brightness: np.ndarray, right: np.ndarray, nearest_right: np.ndarray
-) -> dict[str, list[dict]]:
+) -> dict[str, list[Slice]]:
     """The accuracy of each slice.
 
     Args:
@@ -41,8 +57,7 @@ def slice_accuracies(
         nearest_right: (N,) bool, whether the nearest neighbour's is.
 
     Returns:
-        `fruit` and `variety`, the least accurate first, and `brightness`, the darkest first. Each slice has
-        `name`, `num_images`, `top1`, `interval` (95 %), `nearest_neighbour` and `small`.
+        `fruit` and `variety`, the least accurate first, and `brightness`, the darkest first.
     """
     ranges = np.searchsorted(BRIGHTNESS_EDGES, brightness, side="right") - 1
     names = {
@@ -52,23 +67,23 @@ def slice_accuracies(
     }
     slices = {kind: _slices(of_rows, right, nearest_right) for kind, of_rows in names.items()}
     for kind in ("fruit", "variety"):
-        slices[kind].sort(key=lambda one: (one["top1"], one["name"]))
-    slices["brightness"].sort(key=lambda one: int(one["name"].split()[0]))
+        slices[kind].sort(key=lambda one: (one.top1, one.name))
+    slices["brightness"].sort(key=lambda one: int(one.name.split()[0]))
     return slices
 
 
-def _slices(names: list[str], right: np.ndarray, nearest_right: np.ndarray) -> list[dict]:
+def _slices(names: list[str], right: np.ndarray, nearest_right: np.ndarray) -> list[Slice]:
     members: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         members[name].append(index)
     return [
-        {
-            "name": name,
-            "num_images": len(inside),
-            "top1": float(right[inside].mean()),
-            "interval": list(wilson_interval(int(right[inside].sum()), len(inside))),
-            "nearest_neighbour": float(nearest_right[inside].mean()),
-            "small": len(inside) < SMALL,
-        }
+        Slice(
+            name=name,
+            num_images=len(inside),
+            top1=float(right[inside].mean()),
+            interval=list(wilson_interval(int(right[inside].sum()), len(inside))),
+            nearest_neighbour=float(nearest_right[inside].mean()),
+            small=len(inside) < SMALL,
+        )
         for name, inside in members.items()
     ]

@@ -1,6 +1,6 @@
 """Batches decoded by DALI in each epoch, if it can on a GPU: for data too large for the pixel cache.
 
-The geometry is that of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
+The operators are those of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
 """
 
 import functools
@@ -12,6 +12,7 @@ import torch
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, UsageError
+from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.manifest import PreparedData
 
 AHEAD = 2
@@ -108,7 +109,6 @@ def _pipeline(
             "loader=dali: DALI is not installed; pip install nvidia-dali-cuda130, or --set loader=cache"
         ) from exc
     gpu = device.type == "cuda"
-    height, width = preprocessing.input_size
 
     @pipeline_def(
         batch_size=batch_size,
@@ -118,16 +118,7 @@ def _pipeline(
     )
     def decode():
         encoded = fn.external_source(source=source, cycle="raise", dtype=types.UINT8, ndim=1)
-        image = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB)
-        image = fn.resize(
-            image,
-            size=[height, width],
-            mode=preprocessing.resize_mode,
-            interp_type=types.INTERP_LINEAR,
-            antialias=preprocessing.antialias,
-            subpixel_scale=False,
-        )
-        return fn.crop(image, crop=(height, width))
+        return decode_pixels(encoded, preprocessing.to_dict(), on_gpu=gpu)
 
     pipeline = decode()
     pipeline.build()

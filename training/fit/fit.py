@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,22 @@ from fruitstand.artefacts import atomic_file, sha256_file, write_json
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
-from fruitstand.machine.hardware import hardware
-from fruitstand.machine.provenance import git_commit, lock_sha256
+from fruitstand.machine.provenance import git_commit, hardware, lock_sha256
 from fruitstand.manifest import PreparedData
 from fruitstand.runs import CHECKPOINT_NAME, META_NAME, WEIGHTS_NAME, Run
 from training.evaluate.evaluate import finish_evaluation
 from training.fit.checkpoint import read_checkpoint
 from training.fit.config import TrainConfig
 from training.fit.loop import BEST_NAME, Loop, Progress, contiguous_state
-from training.fit.model import Classifier, create_model, load_from_run, resolve_preprocessing
+from training.fit.model import (
+    HUB,
+    Classifier,
+    answer_black,
+    create_model,
+    load_from_file,
+    load_from_run,
+    resolve_preprocessing,
+)
 from training.fit.pixel_cache import (
     ShuffledBatches,
     SplitPixels,
@@ -43,6 +51,7 @@ from training.fit.trackers import create_trackers
 from training.plots import plot_curves, plot_pictures
 
 NUM_PICTURES = 32
+log = logging.getLogger("fruitstand.train")
 
 
 def fit(
@@ -68,22 +77,9 @@ def fit(
     fabric = _launched(config, devices)
     # Those of the initial weights; each step seeds anew.
     seed_step(config.seed, 0, 0)
-    model = create_model(
-        config.model_name,
-        num_classes=len(data.labels),
-        pretrained=config.pretrained,
-        drop_rate=config.drop_rate,
-        drop_path_rate=config.drop_path_rate,
-    )
-    finetuned = None
-    if source is not None:
-        num_kept = load_from_run(model, source, data.labels)
-        finetuned = {
-            "run": source.directory.name,
-            "weights_sha256": source.meta["weights_sha256"],
-            "num_classes_kept": num_kept,
-        }
-    preprocessing = resolve_preprocessing(model, config.input_size)
+    model, finetuned = _model(config, data, source, resume=resume)
+    config = with_sizes_it_takes(config, model)
+    preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # On processors gloo would exchange statistics layer by layer; there the first process's count.
         model = convert_sync_batchnorm(model)
@@ -123,6 +119,43 @@ def fit(
     write_json(out / META_NAME, meta)
     (out / BEST_NAME).unlink(missing_ok=True)
     return meta
+
+
+def _model(
+    config: TrainConfig, data: PreparedData, source: Run | None, *, resume: bool
+) -> tuple[torch.nn.Module, dict[str, object] | None]:
+    """The model before its first step, and what `meta.json` says of where its weights come from."""
+    from_hub = "timm" if config.pretrained else config.weights if config.weights.startswith(HUB) else ""
+    model = create_model(
+        config.model_name,
+        num_classes=len(data.labels),
+        input_size=config.input_size,
+        hub="" if resume else from_hub,  # the checkpoint has them
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+    )
+    if source is not None:
+        kept = load_from_run(model, source, data.labels)
+        name, digest = source.directory.name, source.meta["weights_sha256"]
+    elif config.weights and not from_hub:
+        path = Path(config.weights)
+        has_head = not resume and load_from_file(model, path)
+        kept, name = len(data.labels) if has_head else 0, path.name
+        digest = sha256_file(path) if path.is_file() else "not there any more"
+    else:
+        return model, None
+    return model, {"run": name, "weights_sha256": digest, "num_classes_kept": kept}
+
+
+def with_sizes_it_takes(config: TrainConfig, model: torch.nn.Module) -> TrainConfig:
+    """The settings without epochs on small images where the model takes images of one size alone."""
+    small = min(config.train_size(epoch) for epoch in range(config.epochs))
+    try:
+        answer_black(model, small)
+    except Exception:  # each family has its own words and classes of error
+        log.warning("%s takes no smaller images: small_share is 0", config.model_name)
+        return replace(config, small_share=0.0)
+    return config
 
 
 def _launched(config: TrainConfig, devices: int) -> Fabric:

@@ -28,10 +28,10 @@ from fruitstand.model.network import read_weights
 from fruitstand.runs import CHECKPOINT_NAME
 from training.fit.checkpoint import check_finite, read_checkpoint, write_checkpoint
 from training.fit.config import TrainConfig
-from training.fit.history import METRICS_NAME, EpochLog, write_history
 from training.fit.model import Classifier
 from training.fit.pixel_cache import ShuffledBatches
 from training.fit.steps import Step, create_optimizer, create_schedule
+from training.fit.trackers import METRICS_NAME, EpochLog, write_history
 
 BEST_NAME = "best.safetensors"
 GPU_LOSSES = 16

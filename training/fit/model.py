@@ -1,58 +1,131 @@
-"""The timm ResNet: made, filled from another run, and wrapped to take raw pixels."""
+"""The timm model: made, filled from a file or another run, and wrapped to take raw pixels."""
 
+import difflib
+import logging
+import pickle
+import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
+import safetensors
 import timm
 import torch
 
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import TrainingError, UsageError
+from fruitstand.errors import ArtefactError, TrainingError, UsageError
 from fruitstand.model.network import create_network, mean_and_std, normalise, read_weights
 from fruitstand.runs import Run
 
+HUB = "hf-hub:"
+log = logging.getLogger("fruitstand.train")
+
 
 def create_model(
-    model_name: str, *, num_classes: int, pretrained: bool = False, **arguments: Any
+    model_name: str, *, num_classes: int, input_size: int, hub: str = "", **arguments: Any
 ) -> torch.nn.Module:
-    """A timm ResNet with a fresh classifier.
+    """A timm image classifier with a fresh head.
 
     Args:
         model_name: timm's name, such as resnet18.
         num_classes: outputs.
-        pretrained: load timm's ImageNet weights for all but the classifier.
-        **arguments: passed on to timm, such as drop_rate.
+        input_size: height and width in pixels.
+        hub: weights for all but the head: "timm" takes timm's own for this name, "hf-hub:OWNER/NAME" others.
+        **arguments: passed on to timm, such as drop_rate; what is 0 is left to the model.
 
     Raises:
-        UsageError: timm knows no such model.
-        TrainingError: the pretrained weights cannot be had.
+        UsageError: timm knows no such model, or it does not classify images of that size.
+        TrainingError: the hub's weights cannot be had.
     """
     if not timm.is_model(model_name):
-        near = ", ".join(timm.list_models("resnet*")[:8])
-        raise UsageError(f"model {model_name!r}: timm knows no such model; choose one of {near}, ...")
+        near = difflib.get_close_matches(model_name, timm.list_models(), n=6, cutoff=0.5)
+        raise UsageError(
+            f"model {model_name!r}: timm knows no such model; choose one such as"
+            f" {', '.join(near or ['resnet18', 'convnext_atto', 'efficientnet_b0'])}"
+        )
+    arguments = {name: value for name, value in arguments.items() if value}
+    if hub.startswith(HUB):
+        arguments["pretrained_cfg_overlay"] = {"hf_hub_id": hub.removeprefix(HUB)}
     try:
-        return create_network(model_name, num_classes=num_classes, pretrained=pretrained, **arguments)
+        size = (input_size, input_size)
+        model = create_network(
+            model_name, num_classes=num_classes, input_size=size, pretrained=bool(hub), **arguments
+        )
     except Exception as exc:  # the hub's client raises anything from OSError to its own HTTP errors
-        if not pretrained:
-            raise
-        raise TrainingError(
-            f"pretrained: the ImageNet weights of {model_name} cannot be loaded from the hub"
-            f" ({type(exc).__name__}); connect to it, set HF_HOME to a filled cache, or train without"
-            " pretrained"
+        if hub:
+            raise TrainingError(
+                f"weights {hub}: those of {model_name} cannot be loaded from the hub"
+                f" ({type(exc).__name__}); connect to it, set HF_HOME to a filled cache, or do without"
+            ) from exc
+        what = ", ".join(arguments) or f"{input_size} x {input_size} pixels"
+        raise UsageError(f"model {model_name}: cannot be made with {what} ({_first_line(exc)})") from exc
+    _check_answers(model, model_name, num_classes, input_size)
+    return model
+
+
+def _check_answers(model: torch.nn.Module, model_name: str, num_classes: int, input_size: int) -> None:
+    """See that the model answers an image of the size with one number for each class."""
+    try:
+        answers = answer_black(model, input_size)
+    except Exception as exc:  # each family has its own words and classes of error
+        _, _, own = timm.data.resolve_model_data_config(model)["input_size"]
+        raise UsageError(
+            f"model {model_name}: does not take images of {input_size} x {input_size} pixels"
+            f" ({_first_line(exc)}); it was made for {own}: --set input_size={own}"
         ) from exc
+    if not isinstance(answers, torch.Tensor) or answers.shape != (1, num_classes):
+        raise UsageError(f"model {model_name}: is no image classifier; choose another of timm's models")
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+    if input_size % patch:
+        fits = input_size // patch * patch
+        log.warning(
+            "%s: its patches of %d pixels cover %d of %d; --set input_size=%d or %d leaves none out",
+            *(model_name, patch, fits, input_size, fits, fits + patch),
+        )
 
 
-def resolve_preprocessing(model: torch.nn.Module, input_size: int) -> Preprocessing:
-    """The contract for a model: timm's mean and std, our size, filter and crop."""
+def answer_black(model: torch.nn.Module, size: int) -> torch.Tensor:
+    """What the model says of one black image of `size` x `size` pixels."""
+    was_training = model.training
+    with torch.inference_mode():
+        answers: torch.Tensor = model.eval()(torch.zeros(1, 3, size, size))
+    model.train(was_training)
+    return answers
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+
+
+def resolve_preprocessing(
+    model: torch.nn.Module, input_size: int, preprocessing: str = "whole"
+) -> Preprocessing:
+    """The contract for a model.
+
+    Args:
+        model: a timm model.
+        input_size: height and width, pixels.
+        preprocessing: `timm` takes filter and crop of the model's data config; `whole` keeps the default's,
+            which crop nothing off a square picture. Mean and std are the model's in both.
+
+    Raises:
+        UsageError: the model's own filter or crop is none that serving can do.
+    """
     config = timm.data.resolve_model_data_config(model)
-    return Preprocessing(
-        input_size=(input_size, input_size),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+    keys = ("interpolation", "crop_pct", "crop_mode") if preprocessing == "timm" else ()
+    try:
+        return Preprocessing(
+            input_size=(input_size, input_size),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            **{key: config[key] for key in keys},
+        )
+    except ValueError as exc:
+        raise UsageError(f"preprocessing=timm: the model's {exc}; use preprocessing=whole") from exc
 
 
 def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int:
-    """Fill a model with another run's weights; the classifier's rows where a label has the same name.
+    """Fill a model with another run's weights; the head's rows where a label has the same name.
 
     Args:
         model: the same timm model with one output for each of `labels`.
@@ -60,23 +133,87 @@ def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int
         labels: the model's classes.
 
     Returns:
-        How many classes kept their row of the classifier; the others start fresh.
+        How many classes kept their row of the head; the others start fresh.
     """
     state = read_weights(source.weights)
-    classifier = model.get_classifier()
     fresh = model.state_dict()
     theirs = {label: index for index, label in enumerate(source.labels)}
     kept = [(index, theirs[label]) for index, label in enumerate(labels) if label in theirs]
-    for name, module in model.named_modules():
-        if module is classifier:
-            for parameter in ("weight", "bias"):
-                rows = fresh[f"{name}.{parameter}"].clone()
-                old = state[f"{name}.{parameter}"]
-                for ours, their in kept:
-                    rows[ours] = old[their]
-                state[f"{name}.{parameter}"] = rows
-    model.load_state_dict(state)
+    for name in _head(model):
+        rows = fresh[name].clone()
+        for ours, their in kept:
+            rows[ours] = state[name][their]
+        state[name] = rows
+    _fill(model, state, str(source.directory))
     return len(kept)
+
+
+def load_from_file(model: torch.nn.Module, path: Path) -> bool:
+    """Fill a model from a safetensors file or a torch checkpoint, of which nothing is executed.
+
+    Args:
+        model: a timm model.
+        path: the file, as timm and most training programs write it.
+
+    Returns:
+        Whether the head was taken over as well; one of another size stays fresh.
+
+    Raises:
+        ArtefactError: the file cannot be read, or holds the weights of another model.
+    """
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+        state = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}
+    except (OSError, RuntimeError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as exc:
+        if "weights_only=True" in str(exc):
+            raise ArtefactError(
+                f"{path}: holds more than tensors; save the model's state_dict alone"
+            ) from exc
+        raise ArtefactError(f"{path}: no readable weights ({_first_line(exc)})") from exc
+    except (zipfile.BadZipFile, safetensors.SafetensorError) as exc:
+        raise ArtefactError(f"{path}: damaged ({_first_line(exc)})") from exc
+    shared = next(iter(state), "").partition(".")[0] + "."  # such as Lightning's "model."
+    if all(name.startswith(shared) for name in state):
+        state = {name.removeprefix(shared): one for name, one in state.items()}
+    fresh, head = model.state_dict(), _head(model)
+    has_head = all(name in state and state[name].shape == fresh[name].shape for name in head)
+    if not has_head:
+        state |= {name: fresh[name] for name in head}
+    _fill(model, state, str(path))
+    if not has_head:
+        log.warning("%s: its head has another size, a fresh one is trained", path)
+    return has_head
+
+
+def _head(model: torch.nn.Module) -> list[str]:
+    """The names of the classifier's tensors."""
+    classifiers = model.get_classifier()
+    classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    return [
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if any(module is one for one in classifiers)
+        for parameter, _ in module.named_parameters()
+    ]
+
+
+def _fill(model: torch.nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load weights, and with timm's own function for this family fit them to the size of the images.
+
+    Raises:
+        ArtefactError: they are those of another model.
+    """
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if fit is not None:
+        state = fit(state, model)
+    ours = model.state_dict()
+    misfits = [name for name, one in ours.items() if name not in state or state[name].shape != one.shape]
+    if misfits:
+        raise ArtefactError(
+            f"{what}: not the weights of this model: {len(misfits)} of {len(ours)} tensors are missing or of"
+            f" another shape, such as {misfits[0]}; give the --model they were made with"
+        )
+    model.load_state_dict(state, strict=False)
 
 
 class Classifier(torch.nn.Module):

@@ -30,7 +30,7 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
 
     Args:
         data: the prepared folder.
-        preprocessing: size and filter of the resize.
+        preprocessing: the contract.
 
     Returns:
         (N, H, W, 3) uint8, read-only, memory-mapped, in manifest order.
@@ -38,7 +38,13 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         DataError: an image changed since it was prepared.
     """
-    path = cache_path(data, "pixels", (preprocessing.input_size, preprocessing.interpolation))
+    geometry = (
+        preprocessing.input_size,
+        preprocessing.interpolation,
+        preprocessing.crop_pct,
+        preprocessing.crop_mode,
+    )
+    path = cache_path(data, "pixels", geometry)
     if not path.exists():
         shape = (len(data.rows), *preprocessing.input_size, 3)
 

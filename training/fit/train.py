@@ -1,4 +1,4 @@
-"""`fruitstand train`: a timm ResNet on a prepared folder, into a run folder.
+"""`fruitstand train`: a timm model on a prepared folder, into a run folder.
 
 The folder fills in this order: `config.json` at the start, `augmentation.png` with what the model is shown,
 `last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json`
@@ -61,6 +61,10 @@ def train(
     data = read_prepared(data_directory)
     for split in ("train", "val"):
         data.split(split)
+    if config.weights and not (
+        resume or config.weights.startswith("hf-hub:") or Path(config.weights).is_file()
+    ):
+        raise UsageError(f"--weights {config.weights}: no such file; give one, or hf-hub:OWNER/NAME")
     source = None if finetune_from is None else _source(finetune_from, config, out)
     config = replace(config, precision=resolved_precision(config.precision))
     replaced = out.with_name(f"{out.name}.replaced")
@@ -151,8 +155,8 @@ def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
             f"--finetune-from {directory}: is a {source.model_name}, the new run a {config.model_name};"
             f" give --model {source.model_name}"
         )
-    if config.pretrained:
-        raise UsageError("--finetune-from and pretrained exclude each other: weights come from one place")
+    if config.pretrained or config.weights:
+        raise UsageError("--finetune-from excludes pretrained and --weights: weights come from one place")
     if directory.resolve() == out.resolve():
         raise UsageError(f"--finetune-from {directory}: is --out as well; choose another --out")
     return source

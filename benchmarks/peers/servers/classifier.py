@@ -35,15 +35,19 @@ class Classifier:
             settings["model"], options, providers=PROVIDERS[settings["engine"]]
         )
         self._labels = settings["labels"]
+        self._uses_draft = settings.get("uses_draft", False)
         self._preprocessing = Preprocessing.from_dict(settings["preprocessing"])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def decode(self, encoded: bytes) -> np.ndarray:
         """(H, W, 3) uint8."""
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        image = Image.open(io.BytesIO(encoded))
         size = self._preprocessing.resized_size(*image.size)
+        if self._uses_draft:
+            image.draft("RGB", size)
+        image = image.convert("RGB")
         if size != image.size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
+            image = image.resize(size, Image.Resampling[self._preprocessing.interpolation.upper()])
         height, width = self._preprocessing.input_size
         if size != (width, height):
             left, top = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2

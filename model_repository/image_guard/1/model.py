@@ -13,11 +13,16 @@ from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.structure import inspect_image
 
-LIMITS = Preprocessing(
-    input_size=(100, 100),
-    max_encoded_bytes=8388608,
-    max_pixels=50000000,
-)
+PREPROCESSING = {
+    "input_size": [100, 100],
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "max_encoded_bytes": 8388608,
+    "max_pixels": 50000000,
+    "reduced_decode": 3.0,
+}
+LIMITS = Preprocessing.from_dict(PREPROCESSING)
 
 
 class TritonPythonModel:

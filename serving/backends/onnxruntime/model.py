@@ -3,14 +3,12 @@
 import functools
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
-from fruitstand.machine.background import NICENESS, as_usual, for_good, in_the_background, is_beside_another
 from fruitstand.repository.versions import on_trial
 from serving.engine.sampler import sampler_from_environment
 
@@ -46,15 +44,10 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._sampler, self._refused, self._instance = None, None, args["model_instance_name"]
+        self._sampler, self._refused = None, None
         model, version = Path(args["model_repository"]), int(args["model_version"])
         try:
-            # The served version is not on trial: where it starts again, callers wait for it.
-            beside = is_beside_another(self._instance) and on_trial(model, version)
-            if NICENESS is not None and not beside:  # one that is alone has nobody to give way to
-                as_usual()
-            with in_the_background() if beside else nullcontext():
-                self._load(args)
+            self._load(args)
         except Exception as exc:
             # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
             # version that is tried beside the served one is loaded, and says so to whoever asks it.
@@ -123,8 +116,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self._sampler is not None:
             self._sampler.close()
-        if is_beside_another(self._instance):
-            for_good()
 
     def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
         """The parts in one array whose memory the next batch uses again: fresh pages cost time."""

@@ -1,10 +1,10 @@
-"""What a server says of itself: a page of metrics in Prometheus's text format, as sums."""
+"""What a server says of itself: its page of metrics, and a gateway's answers by gRPC status."""
 
-import re
+from prometheus_client.parser import text_string_to_metric_families
 
 from fruitstand.network.connections import fetch_page
 
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_GRPC_ANSWERS = "envoy_cluster_grpc_ModelInfer_"
 
 
 def fetch(url: str) -> str:
@@ -15,21 +15,11 @@ def fetch(url: str) -> str:
         return ""
 
 
-def total(page: str, name: str, **labels: str) -> float:
-    """The sum of one metric's series that have these labels; 0 without one."""
-    found = 0.0
-    for line in page.splitlines():
-        if not line.startswith(name) or line[len(name) : len(name) + 1] not in ("{", " "):
-            continue
-        have = dict(_LABEL.findall(line))
-        if all(have.get(key) == value for key, value in labels.items()):
-            found += float(line.rsplit(" ", 1)[1])
-    return found
-
-
 def answers_by_code(page: str) -> dict[int, int]:
     """How many inferences a gateway answered, by gRPC's status code."""
     found: dict[int, int] = {}
-    for code, value in re.findall(r"^envoy_cluster_grpc_ModelInfer_(\d+)\{.*\} (\d+)", page, re.MULTILINE):
-        found[int(code)] = found.get(int(code), 0) + int(value)
+    for family in text_string_to_metric_families(page):
+        code = family.name.removeprefix(_GRPC_ANSWERS)
+        if code.isdecimal():
+            found[int(code)] = found.get(int(code), 0) + int(sum(one.value for one in family.samples))
     return found

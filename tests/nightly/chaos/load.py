@@ -95,11 +95,11 @@ class Caller(AsyncClient):
 
     async def once(self, images: Sequence[bytes]) -> list[Prediction]:
         """One attempt, without repetition."""
-        return await self._call(Call(images, 5, self._deadline_s))
+        return await self._ask(Call(images, 5, self._deadline_s))
 
-    async def _call(self, call: Call) -> list[Prediction]:
+    async def _ask(self, call: Call) -> list[Prediction]:
         self.attempts += 1
-        return await super()._call(call)
+        return await super()._ask(call)
 
 
 class Load:

@@ -14,16 +14,16 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import read_json, write_bytes, write_json
 from fruitstand.errors import FruitstandError
-from fruitstand.machine.hardware import hardware
-from fruitstand.machine.provenance import git_commit
+from fruitstand.machine.provenance import git_commit, hardware
 from tests.nightly.chaos.material import Material
 from tests.nightly.chaos.scenarios import BLOCKERS, NUM_SCENARIOS, SCENARIOS
-from tests.nightly.chaos.setting import Setting, Tier
+from tests.nightly.chaos.setting import Claim, Setting, Tier
 
 log = logging.getLogger("fruitstand.chaos")
 
@@ -55,7 +55,8 @@ def run_scenario(number: int, repository: Path, material: Material, tier: Tier, 
         out: gets a folder with the scenario's logs and copies.
 
     Returns:
-        Its row: whether it passed, its numbers, and what its processes left behind.
+        Its row: whether it passed, its claims with what was seen, its numbers, and what its processes left
+        behind.
     """
     run = SCENARIOS[number]
     folder = out / f"scenario{number}"
@@ -65,16 +66,18 @@ def run_scenario(number: int, repository: Path, material: Material, tier: Tier, 
     started = time.monotonic()
     try:
         outcome = run(setting)
-        passed, numbers = outcome.passed, outcome.numbers
+        claims, numbers = outcome.claims, outcome.numbers
     except Exception as exc:  # a scenario that breaks has failed; its row says how
-        passed, numbers = False, {"error": f"{type(exc).__name__}: {exc}"}
+        claims = (Claim("the scenario ends", f"{type(exc).__name__}: {exc}", "no error", held=False),)
+        numbers = {}
         if not isinstance(exc, FruitstandError):
             log.exception("scenario %d broke", number)
     row = {
         "scenario": number,
         "title": (run.__doc__ or "").partition(": ")[2],
         "blocker": number in BLOCKERS,
-        "passed": passed and not setting.left_behind and not setting.complaints,
+        "passed": all(one.held for one in claims) and not setting.left_behind and not setting.complaints,
+        "claims": [asdict(one) for one in claims],
         "seconds": round(time.monotonic() - started, 1),
         "repeats": tier.repeats,
         "commit": git_commit(Path(__file__).parent),
@@ -86,7 +89,7 @@ def run_scenario(number: int, repository: Path, material: Material, tier: Tier, 
         "left_behind": setting.left_behind,
     }
     # Reasons name files by path; the paths of a machine do not belong in a published result.
-    without_paths: dict[str, Any] = json.loads(json.dumps(row).replace(f"{out.resolve()}/", ""))
+    without_paths: dict[str, Any] = json.loads(json.dumps(row, default=str).replace(f"{out.resolve()}/", ""))
     return without_paths
 
 

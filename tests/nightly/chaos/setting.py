@@ -2,11 +2,12 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.nightly.chaos.load import Ledger
 from tests.nightly.chaos.material import Material
 from tests.nightly.chaos.stack import Stack
 
@@ -56,10 +57,46 @@ UNCOUNTED = ("gateway",)
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """One assertion of a scenario: what is claimed, what was seen, what is allowed."""
+
+    claim: str
+    got: Any
+    limit: str
+    held: bool
+
+
+def at_most(claim: str, got: float | None, limit: float) -> Claim:
+    """A number is there and is no larger than its limit."""
+    return Claim(claim, got, f"at most {limit:g}", got is not None and got <= limit)
+
+
+def at_least(claim: str, got: float | None, limit: float) -> Claim:
+    """A number is there and is no smaller than its limit."""
+    return Claim(claim, got, f"at least {limit:g}", got is not None and got >= limit)
+
+
+def none_of(claim: str, got: Sized) -> Claim:
+    """What was found of something that must not be is empty."""
+    return Claim(claim, got, "none", not len(got))
+
+
+def equals(claim: str, got: object, wanted: object) -> Claim:
+    """Two values are the same."""
+    return Claim(claim, got, f"{wanted}", got == wanted)
+
+
+def none_failed(claim: str, ledger: Ledger) -> Claim:
+    """There were calls, and every one was answered well."""
+    got = f"{ledger.failed} of {len(ledger.records)} failed"
+    return Claim(claim, got, "0 failed, some calls", ledger.failed == 0 and bool(ledger.records))
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Of one scenario."""
 
-    passed: bool
+    claims: tuple[Claim, ...]
     numbers: dict[str, Any]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
 from fruitstand.machine.memory import process_tree, resident_mib
+from fruitstand.network.connections import metric_total
 from fruitstand.network.tls import Tls
 from tests.nightly.chaos.commands import fruitstand
-from tests.nightly.chaos.counters import answers_by_code, fetch, total
+from tests.nightly.chaos.counters import answers_by_code, fetch
 
 STOP_TIMEOUT_S = 90
 BEGINNING = "fruitstand-serve-"
@@ -61,7 +62,7 @@ class Stack:
         self._errors = (folder / "serve.log").open("ab")
         command = fruitstand(
             "serve", "--gateway", f"--replicas={replicas}", f"--repository={repository}", "--grpc-port=0",
-            "--metrics-port=0", f"--log={folder / 'triton.log'}",
+            "--http-port=0", "--metrics-port=0", f"--log={folder / 'triton.log'}",
             *([f"--access={access}"] if access else []), *flags,
         )  # fmt: skip
         self._started_s = time.monotonic()
@@ -128,11 +129,11 @@ class Stack:
 
     def counter(self, name: str) -> float:
         """One of the metrics of the gateway's cluster; 0 before it is first counted."""
-        return total(self.page(), f"envoy_cluster_{name}", envoy_cluster_name="triton")
+        return metric_total(self.page(), f"envoy_cluster_{name}", envoy_cluster_name="triton")
 
     def executed(self, name: str = "nv_inference_request_success", model: str = FRUIT_CLASSIFIER) -> float:
         """A counter of Triton's, over all replicas; one that was restarted began again."""
-        return sum(total(fetch(one["metrics"]), name, model=model) for one in self.ready["replicas"])
+        return sum(metric_total(fetch(one["metrics"]), name, model=model) for one in self.ready["replicas"])
 
     def wait_healthy(self, count: int, timeout_s: float) -> float:
         """Wait until the gateway has so many healthy replicas; how long it took, seconds.

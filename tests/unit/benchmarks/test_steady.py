@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.load import NothingMeasured
+from benchmarks.load import NothingMeasured
 from benchmarks.steady import Arrivals, summarise
 from fruitstand.manifest import PreparedData
 

@@ -13,7 +13,7 @@ from PIL import Image
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.images.synthetic import encode, pattern
-from fruitstand_client.images import MAX_ENCODED_BYTES, read_image
+from fruitstand_client.images import MAX_ENCODED_BYTES, read_batches, read_image
 
 JPEG = encode(pattern(60, 40))
 
@@ -139,3 +139,28 @@ def test_a_hostile_header_is_refused_here() -> None:
     assert limits.max_encoded_bytes == MAX_ENCODED_BYTES
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2
     assert "too many pixels" in str(read_image(header).failure)
+
+
+def test_shrunk_photographs_keep_their_pixels_for_the_model(large_jpegs: dict[str, bytes]) -> None:
+    """Fewer bytes, upright, and what the model sees moves by less than half of the gate."""
+    from fruitstand.images.reference_decode import decode_reference
+
+    contract = Preprocessing()
+    for name, content in large_jpegs.items():
+        (batch,) = read_batches([content], batch_bytes=2 * MAX_ENCODED_BYTES, shrink=True)
+        assert batch[0].failure is None
+        assert batch[0].converted_from is not None
+        assert batch[0].converted_from.startswith("JPEG, shrunk to ")
+        assert len(batch[0].content) < len(content)
+        before, after = (decode_reference(one, contract).astype(int) for one in (content, batch[0].content))
+        assert np.abs(before - after).mean() < 0.5, name
+
+
+def test_shrinking_leaves_small_and_refuses_bad_images(large_jpegs: dict[str, bytes]) -> None:
+    """A picture of 512 pixels is sent as it is; one that was cut off gets the server's own reason."""
+    small = encode(pattern(900, 512))
+    cut = large_jpegs["largest"][:100_000]
+    batches = read_batches([small, cut], batch_bytes=2 * MAX_ENCODED_BYTES, shrink=True)
+    sent, refused = (image for batch in batches for image in batch)
+    assert (sent.content, sent.converted_from) == (small, None)
+    assert str(refused.failure).startswith("truncated")

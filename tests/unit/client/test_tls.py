@@ -47,9 +47,7 @@ def test_tls_and_mutual_tls_are_spoken(classify: Classify, authority: Authority,
 @pytest.mark.parametrize(
     ("presented", "words"),
     [
-        pytest.param(
-            lambda ca: make_certificate("localhost", ca, days=(-3, -1)), "expired", id="expired"
-        ),
+        pytest.param(lambda ca: make_certificate("localhost", ca, days=(-3, -1)), "expired", id="expired"),
         pytest.param(
             lambda ca: make_certificate("localhost", make_certificate("other")), "issuer", id="issuer"
         ),

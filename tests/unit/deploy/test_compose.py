@@ -196,7 +196,7 @@ def test_the_gateway_and_prometheus_know_every_server(
     """All share the machine's ports: one that is mistaken would send calls or questions nowhere."""
     known = [ports(SERVICES[name]["command"]) for name in servers]
     taken = [port for one in known for port in one.values()]
-    assert len({*taken, "8001", "9901"}) == len(taken) + 2
+    assert len({*taken, "8000", "8001", "9901"}) == len(taken) + 3
     assert re.findall(r"--replica (\d+)", SERVICES[gateway]["command"]) == [one["grpc"] for one in known]
     folder = ROOT / "monitoring" / "targets" / targets
     (scraped,) = yaml.safe_load((folder / "triton.yml").read_text())
@@ -206,10 +206,11 @@ def test_the_gateway_and_prometheus_know_every_server(
     assert f"./monitoring/targets/{targets}:/etc/prometheus/targets:ro" in prometheus["volumes"]
     for name, one in zip(servers, known, strict=True):
         assert one["http"] in resolved(SERVICES[name]["healthcheck"]["test"])
+    assert "--http-port ${HTTP_PORT:-8000}" in SERVICES[gateway]["command"]
     checked = {*preflight.COMMON_PORTS.values(), *preflight.FIXED_PORTS[targets]}
     drift = yaml.safe_load((ROOT / "monitoring/targets/cpu/drift.yml").read_text())[0]["targets"]
     also = [one.rpartition(":")[2] for one in drift] if targets == "cpu" else []
-    assert checked == {int(port) for port in [*taken, *also, "8001", "9901", "8080", "9090", "3000"]}
+    assert checked == {int(port) for port in [*taken, *also, "8000", "8001", "9901", "9090", "3000"]}
 
 
 def test_every_port_that_can_be_chosen_is_known_to_preflight_and_ready() -> None:
@@ -338,11 +339,11 @@ def test_preflight_names_a_taken_port_and_how_to_choose_another() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        environment = {"PAGE_PORT": str(taken.getsockname()[1])}
+        environment = {"HTTP_PORT": str(taken.getsockname()[1])}
         (line,) = (
-            one for one in preflight.port_problems("cpu", environment) if environment["PAGE_PORT"] in one
+            one for one in preflight.port_problems("cpu", environment) if environment["HTTP_PORT"] in one
         )
-        assert "PAGE_PORT=" in line
+        assert "HTTP_PORT=" in line
         again = preflight.problems("cpu", ROOT, environment, started_before=True)
         assert not [one for one in again if "taken" in one]
 
@@ -387,4 +388,5 @@ def test_ready_says_what_answers_where(repository: Path) -> None:
     lines = "\n".join(report(repository, {**PORTS, "GATEWAY_PORT": 7001}))
     assert "version 1 of fruit_classifier" in lines
     assert "fruitstand classify IMAGE --url 127.0.0.1:7001" in lines
-    assert "http://127.0.0.1:8080/" in lines
+    assert "curl --data-binary @IMAGE http://127.0.0.1:8000/classify" in lines
+    assert "https://127.0.0.1:8000/" in "\n".join(report(repository, PORTS, scheme="https"))

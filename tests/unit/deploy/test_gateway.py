@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.gateway import BASE, MAX_REPLICAS, main, render
+from deploy.gateway import BASE, INNER_PORT, MAX_REPLICAS, WEB_PORT, main, render
 from serving.gateway.access import Access
 from serving.gateway.api_keys import add_api_key
 from serving.gateway.certificates import write_dev_certificates
@@ -65,7 +65,14 @@ def test_envoy_takes_what_is_rendered_and_refuses_what_is_misspelt(spoilt: bool,
 def test_the_cluster_and_one_machine_differ_only_in_where_the_servers_are(tmp_path: Path) -> None:
     """Limits, retries, health checks and ejection are the same."""
     one = bootstrap(
-        tmp_path, metrics_port=1, listen="127.0.0.1", port=2, tls=Access(), replicas=MAX_REPLICAS
+        tmp_path,
+        metrics_port=1,
+        listen="127.0.0.1",
+        port=2,
+        tls=Access(),
+        replicas=MAX_REPLICAS,
+        web_port=3,
+        inner_port=4,
     )["static_resources"]["clusters"][0]
     many = render(Access())["bootstrap.json"]["static_resources"]["clusters"][0]
     places = {"type", "cluster_type", "eds_cluster_config", "load_assignment"}
@@ -102,3 +109,19 @@ def test_an_overlay_with_keys_holds_only_their_hashes(tmp_path: Path) -> None:
     assert set(files) == set(render(Access()))
     assert "alice" in files["routes.json"]
     assert secret not in done.stdout
+
+
+def test_the_pod_has_the_http_server_where_envoy_looks_for_it() -> None:
+    """On loopback, beside Envoy; it asks at the inner listener."""
+    (deployment,) = (
+        one
+        for one in yaml.safe_load_all((BASE.parent / "envoy.yaml").read_text())
+        if one["kind"] == "Deployment"
+    )
+    containers = {one["name"]: one for one in deployment["spec"]["template"]["spec"]["containers"]}
+    assert containers["web"]["command"][3:] == [f"127.0.0.1:{INNER_PORT}", "--port", str(WEB_PORT)]
+    resources = render(Access())["bootstrap.json"]["static_resources"]
+    (web,) = (one for one in resources["clusters"] if one["name"] == "web")
+    assert f'"port_value": {WEB_PORT}' in json.dumps(web)
+    (inner,) = (one for one in resources["listeners"] if one["name"] == "inner")
+    assert inner["address"] == {"socket_address": {"address": "127.0.0.1", "port_value": INNER_PORT}}

@@ -10,17 +10,21 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy import pod_front
 from deploy.gateway import render
 from fruitstand.contract import MAX_BATCH_SIZE, Preprocessing
 from serving.attest.exposure_checks import MIN_RELEASE
 from serving.gateway.access import Access
 from serving.gateway.config import MAX_CALL_S
 from serving.gateway.envoy import envoy_program
+from serving.gateway.limits import IN_FLIGHT_PER_REPLICA
+from serving.gateway.routes import HEALTH, INFERENCE, METHODS
 from serving.triton.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+FRONT = KUBERNETES / "overlays" / "cpu" / "front" / "front.json"
+FRONT_PORTS = {8001: 8011, 8000: 8010, 8002: 8012}
+"""Ports of the pod, and ports of the embedded server behind the front."""
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 NATIVE = [name for name in OVERLAYS if name != "cpu"]
 OPERATORS = {"ScaledObject", "ServiceMonitor", "ExternalSecret", "PodMonitoring"}
@@ -121,26 +125,54 @@ def test_without_a_gpu_the_projects_own_image_serves() -> None:
         for flag, port in zip(server["command"], server["command"][1:], strict=False)
         if "-port" in flag
     }
-    assert asked == {pod_front.GRPC[1], pod_front.HTTP[1], pod_front.METRICS[1]}
+    assert asked == set(FRONT_PORTS.values())
     opened = {port["containerPort"] for port in front["ports"]}
-    assert opened == {pod_front.GRPC[0], pod_front.HTTP[0], pod_front.METRICS[0]}
+    assert opened == set(FRONT_PORTS)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert server[probe]["httpGet"]["port"] == pod_front.HTTP[0]
-        assert server[probe]["httpGet"]["path"] in pod_front.PROBES
+        assert server[probe]["httpGet"]["port"] == 8000
+        assert server[probe]["httpGet"]["path"] in allowed_paths()["http"]
 
 
-def test_the_front_is_what_the_code_renders() -> None:
-    """`python -m deploy.pod_front` brings it back in line."""
-    assert json.loads(pod_front.FILE.read_text()) == pod_front.render()
+def allowed_paths() -> dict[str, list[str]]:
+    """The paths that the front passes on, by listener."""
+    return {
+        manager["stat_prefix"]: [
+            route["match"]["path"]
+            for route in manager["route_config"]["virtual_hosts"][0]["routes"]
+            if "path" in route["match"]
+        ]
+        for listener in json.loads(FRONT.read_text())["static_resources"]["listeners"]
+        for manager in [listener["filter_chains"][0]["filters"][0]["typed_config"]]
+    }
+
+
+def test_the_front_passes_on_what_the_gateway_does_and_no_more() -> None:
+    """Inference and health, two probes, the page for Prometheus; as many calls as the gateway may send."""
+    assert allowed_paths() == {
+        "grpc": [*(INFERENCE + method for method in METHODS), HEALTH],
+        "http": ["/v2/health/live", "/v2/models/fruit_classifier/ready"],
+        "metrics": ["/metrics"],
+    }
+    document = json.loads(FRONT.read_text())["static_resources"]
+    server = {
+        one["address"]["socket_address"]["port_value"]: cluster["load_assignment"]["endpoints"][0]
+        for one, cluster in zip(document["listeners"], document["clusters"], strict=True)
+    }
+    assert {
+        port: one["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"]
+        for port, one in server.items()
+    } == FRONT_PORTS
+    (limits,) = (
+        one["circuit_breakers"]["thresholds"] for one in document["clusters"] if one["name"] == "grpc"
+    )
+    assert limits[0]["max_requests"] == 2 * IN_FLIGHT_PER_REPLICA, "the gateway's retries come on top"
 
 
 @pytest.mark.parametrize("spoilt", [False, True], ids=["as_rendered", "spoilt"])
 def test_envoy_takes_the_front_and_refuses_what_is_misspelt(spoilt: bool, tmp_path: Path) -> None:
     """`envoy --mode validate`."""
     path = tmp_path / "front.json"
-    path.write_text(
-        pod_front.FILE.read_text().replace("route_config", "route_confik" if spoilt else "route_config")
-    )
+    path.write_text(FRONT.read_text().replace("route_config", "route_confik" if spoilt else "route_config"))
     command = [envoy_program(), "--mode", "validate", "--config-path", path, "--log-level", "error"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode != 0) == spoilt, done.stderr
@@ -273,11 +305,11 @@ def test_scaling_looks_at_what_waits(overlay: str) -> None:
     import promql_parser
 
     recording = (ROOT / "monitoring" / "rules" / "recording.yml").read_text()  # held against a live server
-    known = set(re.findall(r"\bnv_\w+", recording))
+    known = set(re.findall(r"\b(?:nv|fruitstand)_\w+", recording))
     for trigger in one(overlay, "ScaledObject", "triton")["spec"]["triggers"]:
         query = trigger["metadata"]["query"]
         promql_parser.parse(query)
-        names = set(re.findall(r"nv_\w+", query))
+        names = set(re.findall(r"\b(?:nv|fruitstand)_\w+", query))
         assert names <= known
         assert "utilization" not in query
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.machine.hardware import hardware
+from fruitstand.machine.provenance import hardware
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.jpeg import MAX_SCANS
-from fruitstand.images.kinds import ImageKind, image_kinds, table
+from fruitstand.images.png import SIGNATURE, chunk
 from fruitstand.images.structure import inspect_image
+from serving.attest.kinds import ImageKind, image_kinds, table
+from tests.kinds.usual import kind_rows
 
 ONLY_A_DECODER_KNOWS = {
     "png_missing_rows",
@@ -53,14 +55,12 @@ def test_every_cut_of_a_file_is_refused(name: str) -> None:
 
 def test_a_hostile_file_costs_little_time() -> None:
     """Megabytes of empty segments, tables, chunks or scans end at a limit, not at the file's end."""
-    from fruitstand.images.synthetic import PNG_SIGNATURE, png_chunk
-
     plain = next(kind.content for kind in image_kinds() if kind.name == "jpeg_progressive")
     scan = plain.index(b"\xff\xda")
     segments = plain[:scan] + b"\xff\xfe\0\2" * 2_000_000
     scans = plain[:scan] + plain[scan : scan + 2 + plain[scan + 3]] * (MAX_SCANS + 1)
-    chunks = PNG_SIGNATURE + png_chunk(b"IHDR", bytes.fromhex("00000010000000100802000000"))
-    chunks += png_chunk(b"tEXt", b"") * 600_000
+    chunks = SIGNATURE + chunk(b"IHDR", bytes.fromhex("00000010000000100802000000"))
+    chunks += chunk(b"tEXt", b"") * 600_000
     tables = plain[:scan] + (b"\xff\xc4\xff\xff" + bytes(65_533)) * 120 + plain[scan:]
     cases = ((segments, "markers"), (scans, "scans"), (tables, "tables"), (chunks, "chunks"))
     for content, reason in cases:
@@ -89,6 +89,12 @@ def test_a_decoder_gets_no_metadata(kind: ImageKind) -> None:
             re.search(rb"xmp|ICC_PROFILE|ICCP|iCCP|tEXt|zTXt|iTXt|gAMA|cHRM|acTL|fcTL|stray|garbage", once)
             is None
         )
+
+
+def test_the_corpus_is_what_its_makers_make() -> None:
+    """`python -m tests.kinds` after a change to them."""
+    made = [(name, verdict, remark, content) for name, content, verdict, remark in kind_rows()]
+    assert [(kind.name, kind.verdict, kind.remark, kind.content) for kind in image_kinds()] == made
 
 
 def test_the_documentation_lists_them() -> None:

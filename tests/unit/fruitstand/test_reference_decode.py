@@ -5,9 +5,11 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images.kinds import ImageKind, image_kinds
-from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.photographs import photograph
+from fruitstand.images.reference_decode import decode_inspected, decode_reference
+from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import encode, pattern, with_orientation
+from serving.attest.kinds import ImageKind, image_kinds
 from tests.images import refused
 
 PILLOW_IS_STRICTER = {
@@ -75,3 +77,45 @@ def test_an_answered_file_is_seen_as_anyone_sees_it(kind: ImageKind) -> None:
     expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
     got = decode_reference(kind.content, preprocessing)
     assert np.abs(got - np.asarray(expected).astype(int)).mean() <= 2
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("size", "crop_pct"), [pytest.param(224, 0.875, id="224"), pytest.param(160, 1.0, id="160_whole")]
+)
+def test_the_pixels_are_those_of_timms_evaluation(
+    size: int, crop_pct: float, interpolation: str, crop_mode: str
+) -> None:
+    """A model of the hub sees what it was evaluated with, within 0.2 of 255; no odd pixel is cropped here."""
+    timm_data = pytest.importorskip("timm.data")
+    picture = photograph(1000, 800)
+    options = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    transform = timm_data.create_transform(size, mean=(0, 0, 0), std=(1, 1, 1), **options)
+    expected = transform(picture).permute(1, 2, 0).numpy() * 255
+    got = decode_reference(encode(picture, "PNG"), Preprocessing(input_size=(size, size), **options))
+    assert np.abs(got - expected).mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        pytest.param(Preprocessing(), id="100"),
+        pytest.param(Preprocessing(interpolation="bicubic", input_size=(64, 96)), id="bicubic"),
+        pytest.param(Preprocessing(input_size=(112, 112), crop_mode="squash", crop_pct=0.875), id="squash"),
+    ],
+)
+def test_a_reduced_decode_gives_the_pixels_of_the_full_one(
+    preprocessing: Preprocessing, large_jpegs: dict[str, bytes]
+) -> None:
+    """Any size, colour space and orientation: the picture keeps its place to a fraction of a pixel."""
+    differences = {}
+    for name, content in large_jpegs.items():
+        inspected = inspect_image(content, preprocessing)
+        assert preprocessing.jpeg_scale(inspected.header.width, inspected.header.height) > 1
+        full, reduced = (
+            decode_inspected(inspected, preprocessing, reduced=one).astype(int) for one in (False, True)
+        )
+        assert (full != reduced).any()
+        differences[name] = np.abs(full - reduced).mean()
+    assert max(differences.values()) < 0.35, differences

@@ -1,5 +1,6 @@
 """Objectives, knee, comparison and gate, on results written down here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +12,70 @@ from loadtests.generator.profiles import PROFILES, named_profile
 from loadtests.loadtest import DEFAULT_SLO
 from loadtests.results.compare import compare, gate
 from loadtests.results.knee import find_knee, judged_points
+from loadtests.results.result import RESULT, Knee, LoadResult, Point, read_result
 from loadtests.results.slo import judge, read_slo
 from loadtests.sweep import parse_loads
 
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
-def point(load: float, images_per_s: float, *samples: float, loop: str = "closed") -> dict[str, Any]:
+
+def point(load: float, images_per_s: float, *samples: float, loop: str = "closed", **others: Any) -> Point:
     """Of a result."""
-    return {
-        "loop": loop,
-        "load": load,
-        "request_batch": 1,
-        "images_per_s": images_per_s,
+    values: dict[str, Any] = {
         "samples": list(samples) or [images_per_s],
         "latency_ms": {"p50": 5.0, "p95": 8.0, "p99": 10.0},
         "p99_samples_ms": [10.0, 11.0, 9.0],
         "num_requests": 100,
         "num_answered": 99,
+        **others,
     }
+    return Point(loop=loop, load=load, request_batch=1, seconds=1, images_per_s=images_per_s, **values)
 
 
-def result(*points: dict[str, Any], cpu: str = "a") -> dict[str, Any]:
-    """As far as comparing reads it."""
-    return {"hardware": {"cpu": cpu}, "points": list(points)}
+def result(*points: Point, cpu: str = "a", profile: str = "ramp", knees: tuple[Knee, ...] = ()) -> LoadResult:
+    """Of these points."""
+    return LoadResult(
+        tool="locust", hardware={"cpu": cpu, "num_cores": 2}, date="", commit=None, command="",
+        server_version="", settings={"profile": profile}, points=list(points), knees=list(knees),
+        generator={"limited": False, "reasons": []},
+    )  # fmt: skip
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Byte for byte the same file again; another key is refused."""
+    points = [point(1, 100), point(2, 190), point(4, 300)]
+    written = result(*points, knees=(find_knee(points),))
+    written.write(tmp_path / RESULT)
+    assert read_result(tmp_path) == written
+    content = (tmp_path / RESULT).read_bytes()
+    read_result(tmp_path).write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == content
+    (tmp_path / RESULT).write_text(content.decode().replace('"tool"', '"tol"'))
+    with pytest.raises(UsageError, match="not a result"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("profile_*.json")) + sorted(RESULTS.glob("loadtest_*.json"))
+)
+def test_committed_results_keep_their_bytes(path: Path, tmp_path: Path) -> None:
+    """The classes have every key of the files, in their order."""
+    read_result(path).write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def test_the_knee_is_where_throughput_stops_growing() -> None:
     """Three percent more throughput for twice the load is no growth."""
     knee = find_knee([point(1, 100), point(2, 190), point(4, 300), point(8, 309)])
     assert knee is not None
-    assert (knee["load"], knee["reached"]) == (4, True)
+    assert (knee.load, knee.reached) == (4, True)
 
 
 def test_throughput_that_still_grows_has_no_knee() -> None:
     """The end of what was tried is not one."""
     knee = find_knee([point(1, 100), point(2, 190), point(4, 380)])
     assert knee is not None
-    assert not knee["reached"]
+    assert not knee.reached
 
 
 def test_every_profile_has_objectives() -> None:
@@ -78,9 +107,9 @@ def test_a_stricter_objective_is_missed() -> None:
     """The same measurement, two limits."""
     points = [point(100, 99, loop="open")]
     met = {"p99_ms": 10, "error_rate": 0.01, "images_per_s": 99, "offered_share": 0.99}
-    assert all(one["met"] for one in judge(met, points))
+    assert all(one.met for one in judge(met, points))
     strict = {"p99_ms": 9.9, "error_rate": 0.009, "images_per_s": 99.1, "offered_share": 0.991}
-    assert not any(one["met"] for one in judge(strict, points))
+    assert not any(one.met for one in judge(strict, points))
 
 
 @pytest.mark.parametrize(
@@ -92,26 +121,21 @@ def test_a_ramp_may_be_refused_behind_its_knee(
     profile: str, number: int, num_rejected: int, met: bool
 ) -> None:
     """It goes on until there is too much; other failures, and earlier refusals, count."""
-    points = [
-        {**point(load, images), "num_answered": 100, "num_rejected": 0}
-        for load, images in ((8, 50), (64, 100), (512, 102))
-    ]
-    points[number] |= {"num_answered": 50, "num_rejected": num_rejected}
+    points = [point(load, images, num_answered=100) for load, images in ((8, 50), (64, 100), (512, 102))]
+    points[number] = replace(points[number], num_answered=50, num_rejected=num_rejected)
     knee = find_knee(points)
     assert knee is not None
-    assert knee["load"] == 64
-    result = {"settings": {"profile": profile}, "points": points, "knees": [knee]}
+    assert knee.load == 64
     objectives = {"error_rate": 0.001, "images_per_s": 101}
-    error_rate, images_per_s = judge(objectives, judged_points(result))
-    assert error_rate["met"] is met
-    assert images_per_s["met"], "the best stage counts, wherever it is"
+    judged = judge(objectives, judged_points(result(*points, profile=profile, knees=(knee,))))
+    assert [one.met for one in judged] == [met, True], "the best stage counts, wherever it is"
 
 
 def test_no_answer_at_all_meets_no_objective() -> None:
     """What was not measured is not good."""
-    nothing = point(100, 0, loop="open") | {"num_requests": 0, "num_answered": 0}
-    nothing["latency_ms"] = dict.fromkeys(("p50", "p95", "p99"))
-    assert not any(one["met"] for one in judge({"p99_ms": 10, "error_rate": 0.1}, [nothing]))
+    latency = dict.fromkeys(("p50", "p95", "p99"))
+    nothing = point(100, 0, loop="open", num_requests=0, num_answered=0, latency_ms=latency)
+    assert not any(one.met for one in judge({"p99_ms": 10, "error_rate": 0.1}, [nothing]))
 
 
 def test_overlapping_samples_are_noise() -> None:
@@ -138,7 +162,7 @@ def test_the_gate_learns_its_tolerance_from_the_rounds() -> None:
         pytest.param(result(point(8, 100, 1, 2, 3), cpu="b"), "measured on", id="other_machine"),
     ],
 )
-def test_a_baseline_that_says_nothing_is_refused(baseline: dict[str, Any], words: str) -> None:
+def test_a_baseline_that_says_nothing_is_refused(baseline: LoadResult, words: str) -> None:
     """Instead of passing."""
     with pytest.raises(UsageError, match=words):
         gate(baseline, result(point(8, 100)))

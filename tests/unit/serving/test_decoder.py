@@ -6,9 +6,10 @@ import pytest
 from export.publish.render import write_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, ImageRejected
-from fruitstand.images.kinds import ImageKind, image_kinds
-from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.reference_decode import decode_inspected, decode_reference
+from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import encode, pattern, supported_images
+from serving.attest.kinds import ImageKind, image_kinds
 from serving.engine.decoder import Decoder
 
 MAX_MEAN_DIFF = 1.0
@@ -24,9 +25,26 @@ def preprocessing() -> Preprocessing:
 @pytest.fixture(scope="module")
 def decoder(preprocessing: Preprocessing, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """The pipeline that is served."""
-    repository = tmp_path_factory.mktemp("repository")
-    write_repository(repository, preprocessing, ["a", "b"])
-    pipeline = repository / IMAGE_DECODE / "1" / "dali.py"
+    return decoder_for(preprocessing, tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param({"crop_pct": 0.875, "interpolation": "bicubic"}, id="224_bicubic"),
+        pytest.param({"crop_pct": 0.95, "crop_mode": "squash"}, id="224_squash"),
+        pytest.param({"input_size": (160, 320)}, id="not_square"),
+    ],
+)
+def other_contract(request: pytest.FixtureRequest) -> Preprocessing:
+    """The contract of a model of timm's."""
+    return Preprocessing(**{"input_size": (224, 224)} | request.param)
+
+
+def decoder_for(contract: Preprocessing, directory: Path) -> Decoder:
+    """The pipeline that is served for a contract."""
+    write_repository(directory, contract, ["a", "b"])
+    pipeline = directory / IMAGE_DECODE / "1" / "dali.py"
     return Decoder(pipeline, input_name=ENCODED, max_batch_size=64, num_threads=2)
 
 
@@ -118,3 +136,57 @@ def test_a_file_without_exactly_one_pipeline_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no pipeline")
     with pytest.raises(ArtefactError, match="no serialised DALI pipeline"):
         Decoder(path, input_name=ENCODED, max_batch_size=1)
+
+
+def test_dali_agrees_with_the_yardstick_for_any_contract(
+    other_contract: Preprocessing, tmp_path: Path, large_jpegs: dict[str, bytes]
+) -> None:
+    """Crop share, filter, crop mode and shape: at most 1 of 255 for the worst image, large ones included."""
+    decoder = decoder_for(other_contract, tmp_path)
+    images = supported_images() | large_jpegs
+    for name, content in images.items():
+        (got,) = decoder.decode([as_array(content)])
+        assert isinstance(got, np.ndarray), f"{name}: {got}"
+        assert np.abs(got - decode_reference(content, other_contract).astype(int)).mean() <= MAX_MEAN_DIFF, (
+            name
+        )
+
+
+def test_large_and_small_images_share_a_batch(
+    decoder: Decoder, preprocessing: Preprocessing, large_jpegs: dict[str, bytes]
+) -> None:
+    """Each lands in its place, and is what it is alone; a large one that is cut off is refused alone."""
+    large, small = list(large_jpegs.values()), [encode(pattern(100 + n, 90)) for n in range(14)]
+    files = [file for pair in zip(large, small, strict=True) for file in pair] + [large[0][:200_000]]
+    *results, cut = decoder.decode([as_array(content) for content in files])
+    assert str(cut).startswith("truncated")
+    for content, got in zip(files, results, strict=False):
+        assert isinstance(got, np.ndarray), str(got)
+        np.testing.assert_array_equal(got, decoder.decode([as_array(content)])[0])
+        reduced = decode_inspected(inspect_image(content, preprocessing), preprocessing, reduced=True)
+        assert np.abs(got - reduced.astype(int)).mean() <= MAX_MEAN_DIFF
+
+
+def test_a_large_jpeg_whose_data_break_is_refused(decoder: Decoder, large_jpegs: dict[str, bytes]) -> None:
+    """Its structure is whole, so only the decoder can find out; its neighbour is answered."""
+    whole = large_jpegs["largest_progressive"]
+    broken = whole.replace(b"\xff\xc4", b"\xff\xfe", 3)
+    good, bad = decoder.decode([as_array(whole), as_array(broken)])
+    assert isinstance(good, np.ndarray)
+    assert isinstance(bad, ImageRejected)
+
+
+def test_a_versions_own_limits_are_used(tmp_path: Path, large_jpegs: dict[str, bytes]) -> None:
+    """Fewer bytes and pixels than the default's, and no reduced decode where the contract says so."""
+    strict = Preprocessing(max_encoded_bytes=50_000, max_pixels=200_000, reduced_decode=0)
+    decoder = decoder_for(strict, tmp_path)
+    long, large, fine = decoder.decode(
+        [
+            as_array(large_jpegs["largest"]),
+            as_array(encode(pattern(600, 400))),
+            as_array(encode(pattern(400, 400))),
+        ]
+    )
+    assert str(long).startswith("too many bytes")
+    assert str(large).startswith("too many pixels")
+    assert isinstance(fine, np.ndarray)

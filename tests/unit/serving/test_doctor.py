@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fruitstand.machine.threads import THREADS_VARIABLE
+from serving.host import build
 from serving.triton import doctor
+from serving.triton.backend_directory import BACKENDS_VARIABLE
 
 
 def found(name: str, ports: tuple[int, ...] = ()) -> doctor.Finding:
@@ -68,6 +70,20 @@ def test_what_is_missing_fails_with_a_fix(
     one = found(name)
     assert one.verdict == "fail"
     assert one.fix
+
+
+def test_the_cpu_backend_needs_a_compiler_only_where_it_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image that carries the library: without it there is something to install."""
+    monkeypatch.delenv(BACKENDS_VARIABLE, raising=False)
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("CXX", "no compiler")
+    one = found("CPU backend")
+    assert one.verdict == "warn"
+    assert "install" in one.fix
+    build.library_path().touch()
+    assert found("CPU backend").verdict == "ok"
 
 
 def test_a_fail_is_exit_status_1() -> None:

@@ -5,8 +5,8 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ServerError
-from fruitstand.images.kinds import image_kinds
 from fruitstand.images.synthetic import encode, pattern
+from serving.attest.kinds import image_kinds
 from serving.engine.decoder import Decoder
 from serving.engine.pipeline import Pipeline, check_outputs
 
@@ -60,7 +60,7 @@ def test_a_serialised_pipeline_decodes_as_its_source(tmp_path: Path) -> None:
 def test_gpu_operators_on_the_processor_are_an_error(tmp_path: Path) -> None:
     """As natively on a KIND_CPU instance; the reason is DALI's, in one line."""
     source = Path("model_repository/image_decode/1/dali.py").read_text()
-    (tmp_path / "dali.py").write_text(source.replace('"mixed" if GPU else "cpu"', '"mixed"'))
+    (tmp_path / "dali.py").write_text(source.replace('"mixed" if on_gpu else "cpu"', '"mixed"'))
     with pytest.raises(ServerError, match=r"dali\.py: the pipeline cannot be built"):
         Pipeline(tmp_path / "dali.py", max_batch_size=1)
 

@@ -15,7 +15,12 @@ from fruitstand.repository.backend_settings import (
     Setting,
     table,
 )
-from fruitstand.repository.triton_keys import DALI_PARAMETERS, HOST_PARAMETERS, ONNXRUNTIME_PARAMETERS
+from fruitstand.repository.triton_keys import (
+    DALI_PARAMETERS,
+    HOST_INFER_PARAMETERS,
+    HOST_PARAMETERS,
+    ONNXRUNTIME_PARAMETERS,
+)
 from serving.engine.settings import checked_parameters
 
 MODELS = {"onnxruntime": "fruit_resnet", "dali": "image_decode"}
@@ -84,6 +89,7 @@ def test_every_line_of_the_table_holds(
         *(("onnxruntime", f"parameters.{key}", EXAMPLES.get(key, "1")) for key in ONNXRUNTIME_PARAMETERS),
         *(("dali", f"parameters.{key}", "3") for key in DALI_PARAMETERS),
         *((backend, f"parameters.{key}", "1") for backend in MODELS for key in HOST_PARAMETERS),
+        *(("onnxruntime", f"parameters.{key}", "1") for key in HOST_INFER_PARAMETERS),
         *((backend, "default_model_filename", "other.file") for backend in MODELS),
         ("onnxruntime", "optimization.graph.level", "1"),
         ("onnxruntime", "optimization.execution_accelerators.cpu_execution_accelerator", ""),

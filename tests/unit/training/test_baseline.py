@@ -6,9 +6,10 @@ import pytest
 
 from fruitstand.errors import DataError
 from fruitstand.manifest import PreparedData
-from training.evaluate import baseline as module
-from training.evaluate.baseline import find_baseline, nearest_neighbours
-from training.evaluate.thumbnails import brightness, thumbnails
+from training.data import neighbours as module
+from training.data.neighbours import nearest_neighbours
+from training.data.thumbnails import brightness, thumbnails
+from training.evaluate.baseline import find_baseline
 
 
 def _levels(num: int, seed: int) -> np.ndarray:

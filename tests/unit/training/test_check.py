@@ -49,7 +49,7 @@ def test_the_classic_split_passes_and_is_called_leaked(prepared: PreparedData, t
 def test_a_film_split_passes_and_one_that_only_says_so_fails(copy: PreparedData, tmp_path: Path) -> None:
     """Exit 1 and a sentence that says what is shared; the reports are written all the same."""
     report = prepare_data(source=str(copy.directory / "images"), out=tmp_path / "film", split="film", seed=3)
-    assert check_data(tmp_path / "film")["ok"]
+    assert check_data(tmp_path / "film").ok
     assert report["split_details"]["test"] == "whole films"
     _rewrite(copy, copy.rows, "film")
     done = _check(copy.directory, "--json")
@@ -66,7 +66,7 @@ def test_a_damaged_file_fails_the_check_and_an_odd_one_does_not(copy: PreparedDa
     (copy.directory / "images" / "stray.jpg").write_bytes(b"no image")
     digest = hashlib.sha256(odd.read_bytes()).hexdigest()
     _rewrite(copy, [dataclasses.replace(copy.rows[0], sha256=digest), *copy.rows[1:]], "classic")
-    result = check_data(copy.directory, out=tmp_path / "odd")
+    result = check_data(copy.directory, out=tmp_path / "odd").to_json()
     assert result["ok"]
     assert [one["reason"] for one in result["files"]["odd"]] == [
         "90 x 100 pixels, most are 100 x 100 pixels",
@@ -75,7 +75,7 @@ def test_a_damaged_file_fails_the_check_and_an_odd_one_does_not(copy: PreparedDa
     assert result["files"]["modes"] == {"RGB": 159, "L": 1}
     victim = copy.directory / copy.rows[7].path
     victim.write_bytes(victim.read_bytes()[:300])
-    result = check_data(copy.directory, out=tmp_path / "damaged")
+    result = check_data(copy.directory, out=tmp_path / "damaged").to_json()
     assert not result["ok"]
     assert result["failures"] == [f"{copy.rows[7].path}: changed since it was prepared"]
 
@@ -93,7 +93,7 @@ def test_the_same_fruit_under_two_names_is_named(copy: PreparedData, tmp_path: P
             with Image.open(path) as image:
                 image.save(path, quality=70)
     prepare_data(source=str(tree), out=tmp_path / "twins")
-    result = check_data(tmp_path / "twins")
+    result = check_data(tmp_path / "twins").to_json()
     assert [twin["objects"] for twin in result["twin_objects"]] == [["Cherry 2", "Cherry 4"]]
     assert min(result["twin_objects"][0]["shares"]) > 0.9
     assert any("'Cherry 2' and 'Cherry 4' show the same fruit" in line for line in result["summary"])
@@ -123,7 +123,7 @@ class _Page(HTMLParser):
 
 def test_the_page_stands_alone_and_shows_pictures(prepared: PreparedData, tmp_path: Path) -> None:
     """One file to send to somebody: every picture is inside and opens; names cannot inject anything."""
-    result = check_data(prepared.directory, out=tmp_path)
+    result = check_data(prepared.directory, out=tmp_path).to_json()
     content = (tmp_path / "check.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(content)
@@ -188,7 +188,7 @@ def test_the_real_classic_split_is_leaked_by_construction(real_data: Path, tmp_p
     """Nearly every film of Test is in Training, and most of its images have a near duplicate there."""
     _linked(real_data / "fruits-360_dataset" / "fruits-360", tmp_path / "part", every=2, varieties=28)
     prepare_data(source=str(tmp_path / "part"), out=tmp_path / "data")
-    result = check_data(tmp_path / "data")
+    result = check_data(tmp_path / "data").to_json()
     assert result["ok"]
     assert result["shared_films"]["train/test"]["num"] >= 0.9 * result["num_test_films"]
     assert result["near_duplicates"]["share_of_test"] > 0.5
@@ -205,7 +205,7 @@ def test_the_real_object_split_shares_no_variety(real_data: Path, tmp_path: Path
         ("Apple Rotten 1", "Apple 21"),
         ("Apple worm 1", "Apple 22"),
     ]
-    result = check_data(tmp_path / "data")
+    result = check_data(tmp_path / "data").to_json()
     assert result["ok"]
     assert {pair: found["num"] for pair, found in result["shared_objects"].items()} == {
         "train/val": 0,

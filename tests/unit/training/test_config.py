@@ -3,14 +3,12 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
-from training.fit.config import TrainConfig, with_settings
-from training.fit.recipes import classic, object_disjoint, resolve_config
+from training.fit.config import TrainConfig, classic, object_disjoint, resolve_config, with_settings
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        pytest.param({"model_name": "vgg16"}, "model_name", id="not_a_resnet"),
         pytest.param({"epochs": 0}, "epochs", id="epochs"),
         pytest.param({"lr": -1.0}, "lr", id="lr"),
         pytest.param({"lr": float("nan")}, "lr", id="lr_is_no_number"),

@@ -50,10 +50,10 @@ def test_a_run_and_a_server_give_the_same_numbers_and_files(
     run: Run, prepared: PreparedData, tmp_path: Path
 ) -> None:
     """Where the answers are the same; only what names the one evaluated differs."""
-    offline = evaluate_run(run.directory, data_directory=None, split="test", out=tmp_path / "run")
+    offline = evaluate_run(run.directory, data_directory=None, split="test", out=tmp_path / "run").to_json()
     served = evaluate_answers(
         prepared.directory, "test", _answered(run, prepared), out=tmp_path / "server", url="somewhere:1"
-    )
+    ).to_json()
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     assert {path.name for path in (tmp_path / "server").iterdir()} == FILES
     about = {"model_name", "url", "seen_in_training"}
@@ -79,7 +79,7 @@ def _biased(data: PreparedData) -> tuple[np.ndarray, list[str]]:
 def test_the_tables_tell_what_was_confused(prepared: PreparedData, tmp_path: Path) -> None:
     """JSON and CSV agree with each other and with the answers."""
     probabilities, labels = _biased(prepared)
-    result = report_answers(prepared, "test", labels, probabilities, out=tmp_path / "out", about={})
+    result = report_answers(prepared, "test", labels, probabilities, out=tmp_path / "out").to_json()
     assert result["top1"] == pytest.approx(70 / 80)
     assert [(one["answer"], one["count"], one["share"]) for one in result["confusions"]] == [
         (labels[1], 5, 0.25),
@@ -108,7 +108,7 @@ def test_the_tables_tell_what_was_confused(prepared: PreparedData, tmp_path: Pat
 def test_every_number_has_its_baseline(prepared: PreparedData) -> None:
     """The nearest neighbour and the commonest class, for the whole and for each slice."""
     probabilities, labels = _biased(prepared)
-    result = report_answers(prepared, "test", labels, probabilities, out=None, about={})
+    result = report_answers(prepared, "test", labels, probabilities, out=None).to_json()
     assert result["baseline"]["majority"] == {
         "label": labels[0],
         "top1": 0.25,
@@ -122,7 +122,7 @@ def test_every_number_has_its_baseline(prepared: PreparedData) -> None:
 def test_the_pictures_show_something(prepared: PreparedData, tmp_path: Path) -> None:
     """The sheet has a tile for each mistake; without one it says so."""
     probabilities, labels = _biased(prepared)
-    report_answers(prepared, "test", labels, probabilities, out=tmp_path / "out", about={})
+    report_answers(prepared, "test", labels, probabilities, out=tmp_path / "out")
     for name in ("confusion.png", "reliability.png", "mistakes.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 20, name
@@ -157,7 +157,7 @@ def test_class_names_of_any_script_and_with_dollars_can_be_drawn(
     rows = [replace(row, label=names[row.label]) for row in prepared.rows]
     data = replace(prepared, rows=rows, labels=list(names.values()))
     probabilities, labels = _biased(data)
-    result = report_answers(data, "test", labels, probabilities, out=tmp_path / "out", about={})
+    result = report_answers(data, "test", labels, probabilities, out=tmp_path / "out").to_json()
     assert set(result["per_class"]) == set(names.values())
     assert _read_csv(tmp_path / "out" / "mistakes.csv")[0]["truth"] == "水果"
 
@@ -180,11 +180,13 @@ def _with_labels(data: PreparedData, names: dict[str, str]) -> PreparedData:
 def test_data_with_some_of_the_classes_are_evaluated(run: Run, copy: PreparedData, tmp_path: Path) -> None:
     """All of the run's classes can be answered; those without images weigh nothing."""
     fewer = _with_labels(copy, {label: label for label in copy.labels[:2]})
-    result = evaluate_run(run.directory, data_directory=fewer.directory, split="test", out=tmp_path / "out")
+    result = evaluate_run(
+        run.directory, data_directory=fewer.directory, split="test", out=tmp_path / "out"
+    ).to_json()
     assert set(result["per_class"]) == set(copy.labels[:2])
     assert result["num_images"] == 40
     assert list(_read_csv(tmp_path / "out" / "confusion.csv")[0]) == ["truth", *run.labels]
-    served = evaluate_answers(fewer.directory, "test", _answered(run, fewer))
+    served = evaluate_answers(fewer.directory, "test", _answered(run, fewer)).to_json()
     assert served["top1"] == result["top1"]
     assert served["macro_f1"] == result["macro_f1"]
 
@@ -217,9 +219,9 @@ def test_a_folder_that_is_no_report_is_left_alone(prepared: PreparedData, run: R
     """An earlier report is replaced as a whole, photographs are not."""
     probabilities, labels = _biased(prepared)
     out = tmp_path / "out"
-    report_answers(prepared, "test", labels, probabilities, out=out, about={})
+    report_answers(prepared, "test", labels, probabilities, out=out)
     (out / "old.txt").write_text("of the earlier one")
-    report_answers(prepared, "test", labels, probabilities, out=out, about={})
+    report_answers(prepared, "test", labels, probabilities, out=out)
     assert {path.name for path in out.iterdir()} == FILES
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"x")
@@ -230,8 +232,8 @@ def test_a_folder_that_is_no_report_is_left_alone(prepared: PreparedData, run: R
 
 def test_what_was_seen_in_training_is_counted(run: Run, prepared: PreparedData, tmp_path: Path) -> None:
     """The classic Test has new files of old films; train has old files."""
-    result = evaluate_run(run.directory, data_directory=None, split="test", out=tmp_path / "test")
+    result = evaluate_run(run.directory, data_directory=None, split="test", out=tmp_path / "test").to_json()
     assert result["seen_in_training"] == {"files": 0, "films": 80, "objects": 80}
     num = len(prepared.split("train"))
-    result = evaluate_run(run.directory, data_directory=None, split="train", out=tmp_path / "train")
+    result = evaluate_run(run.directory, data_directory=None, split="train", out=tmp_path / "train").to_json()
     assert result["seen_in_training"] == {"files": num, "films": num, "objects": num}

@@ -42,7 +42,7 @@ def test_a_run_records_all_that_made_it(run: Run) -> None:
 def test_finetuning_keeps_classes_by_name(run: Run, prepared: PreparedData, tmp_path: Path) -> None:
     """Rows of the classifier follow their label to another place; a new label starts fresh."""
     labels = [run.labels[2], "Dragonfruit 1", run.labels[0]]
-    model = create_model("resnet10t", num_classes=3)
+    model = create_model("resnet10t", num_classes=3, input_size=32)
     fresh = model.get_classifier().weight.detach().clone()
     assert load_from_run(model, run, labels) == 2
     theirs = safetensors.torch.load_file(run.weights)
@@ -93,7 +93,7 @@ def test_any_optimiser_of_timm_trains(opt: str) -> None:
     """By name; biases and norms do not decay."""
     from training.fit.steps import create_optimizer
 
-    model = create_model("resnet10t", num_classes=2)
+    model = create_model("resnet10t", num_classes=2, input_size=32)
     optimizer = create_optimizer(model, replace(TINY, opt=opt, weight_decay=0.1))
     decays = {
         parameter.ndim > 1: group["weight_decay"]

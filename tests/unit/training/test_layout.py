@@ -29,7 +29,7 @@ def test_of_a_whole_download_one_data_set_is_chosen_by_name() -> None:
     """A Kaggle download holds several; the choices are named."""
     with pytest.raises(DataError, match=r"several data sets .*original-size.*--subset"):
         find_root(KAGGLE)
-    assert find_root(KAGGLE, subset="100X100") == "fruits-360_100x100/fruits-360"
+    assert find_root(KAGGLE, subset="100X100") == ("fruits-360_100x100/fruits-360", True)
     with pytest.raises(DataError, match="0 data sets with 'meta'"):
         find_root(KAGGLE, subset="meta")
 

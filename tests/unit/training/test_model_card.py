@@ -134,14 +134,15 @@ def test_object_disjoint_is_what_shares_no_object_with_training(
 
 
 def test_real_fruit_is_shown_with_its_licence(run: Run) -> None:
-    """Name of the author, licence, and what it asks."""
+    """Author, licence, and what it asks; a card on other pictures says nothing of fruit."""
     for source, says in (
         ("moltean/fruits/versions/100", "copyright 2017- Mihai Oltean, licence CC BY-SA 4.0"),
         ("my photographs", "its licence is not known"),
     ):
         meta = {**run.meta, "data": {**run.meta["data"], "source": source}}
         assert says in render_card(meta)
-        assert "usually one single object" in render_card(meta)
+        assert ("usually one single object" in render_card(meta)) is ("fruits" in source)
+        assert ("white background" in render_card(meta)) is ("fruits" in source)
 
 
 def test_the_card_names_hardware_and_date_where_the_run_recorded_them(run: Run) -> None:

@@ -3,8 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from training.data.check.near_duplicates import MAX_DIFFERENCE, close_pairs, find_near_duplicates
+from training.data.check.near_duplicates import MAX_DIFFERENCE, find_near_duplicates
 from training.data.check.survey import Look, Survey
+from training.data.neighbours import close_pairs
 
 
 def _hashes(num: int, seed: int = 0) -> np.ndarray:

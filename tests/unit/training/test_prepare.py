@@ -223,7 +223,7 @@ def _renamed_in_training(tree: Path) -> None:
     [
         pytest.param(_empty, "without images", id="empty"),
         pytest.param(_all_corrupt, "none of its images can be decoded", id="class_all_corrupt"),
-        pytest.param(_without_training, "no Training and Test folders", id="wrong_folder"),
+        pytest.param(_without_training, "no Training and Test folders", id="training_not_named"),
         pytest.param(
             _one_image, r"has 1 training image\(s\) and 0 for validation", id="class_with_one_image"
         ),

@@ -12,7 +12,7 @@ from fruitstand.artefacts import read_json
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
 from training.fit.config import TrainConfig
-from training.fit.history import WALL_CLOCK
+from training.fit.trackers import WALL_CLOCK
 from training.fit.train import read_interrupted, read_resumed, train
 
 DEADLINE_S = 240

@@ -35,14 +35,14 @@ def test_slices_count_every_image_once_each_way() -> None:
     light = np.array([10.0] * 50 + [128.0] * 30, np.float32)
     slices = slice_accuracies(rows, light, right, ~right)
     assert {
-        kind: sum(one["num_images"] for one in members) for kind, members in slices.items()
+        kind: sum(one.num_images for one in members) for kind, members in slices.items()
     } == dict.fromkeys(("fruit", "variety", "brightness"), 80)
-    assert [(one["name"], one["top1"]) for one in slices["fruit"]] == [("Kiwi", 0.5), ("Apple", 0.8)]
-    assert [(one["name"], one["small"]) for one in slices["variety"]] == [
+    assert [(one.name, one.top1) for one in slices["fruit"]] == [("Kiwi", 0.5), ("Apple", 0.8)]
+    assert [(one.name, one.small) for one in slices["variety"]] == [
         ("Apple 2", True),
         ("Kiwi", False),
         ("Apple 1", False),
     ]
-    assert [one["name"] for one in slices["brightness"]] == ["0 to 63", "128 to 159"]
-    assert slices["fruit"][1]["nearest_neighbour"] == pytest.approx(0.2)
-    assert slices["fruit"][1]["interval"] == list(wilson_interval(40, 50))
+    assert [one.name for one in slices["brightness"]] == ["0 to 63", "128 to 159"]
+    assert slices["fruit"][1].nearest_neighbour == pytest.approx(0.2)
+    assert slices["fruit"][1].interval == list(wilson_interval(40, 50))

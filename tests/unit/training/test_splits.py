@@ -143,4 +143,5 @@ def test_a_split_repeats_itself_and_the_seed_moves_it(kind: str) -> None:
 def test_small_classes_give_one_image_when_they_can(count: int, expected: dict[str, int]) -> None:
     """And lose none to a gap."""
     rows = [ManifestRow(f"{n}", "", "Kiwi", "Kiwi", "", n, "train") for n in range(count)]
-    assert _num(divide(rows, kind="classic", seed=0)) == expected
+    test = ManifestRow("test", "", "Kiwi", "Kiwi", "", 0, "test")
+    assert _num(divide([*rows, test], kind="classic", seed=0)) == expected | {"test": 1}

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from fruitstand.artefacts import sha256_file
 from fruitstand.errors import DataError, TrainingError, UsageError
@@ -41,7 +40,7 @@ def test_a_run_holds_what_the_contract_promises(run: Run) -> None:
 
 def test_an_evaluation_repeats_the_runs_own_numbers(run: Run) -> None:
     """What training wrote at its end is what evaluate finds in the saved weights."""
-    metrics = evaluate_run(run.directory, data_directory=None, split="test")
+    metrics = evaluate_run(run.directory, data_directory=None, split="test").to_json()
     assert metrics["top1"] == run.meta["metrics"]["test"]["top1"]
     assert metrics["ece"] == pytest.approx(run.meta["metrics"]["test"]["ece"], abs=1e-6)
 
@@ -88,7 +87,7 @@ def test_a_loss_that_is_no_number_stops_training(prepared: PreparedData, tmp_pat
 def test_an_unknown_model_and_missing_data_are_named(prepared: PreparedData, tmp_path: Path) -> None:
     """Both errors say what to do."""
     with pytest.raises(UsageError, match="resnet999"):
-        create_model("resnet999", num_classes=2)
+        create_model("resnet999", num_classes=2, input_size=32)
     with pytest.raises(DataError, match="fruitstand data prepare"):
         train(TINY, data_directory=tmp_path, out=tmp_path / "run")
 
@@ -100,15 +99,24 @@ def test_pretrained_weights_out_of_reach_are_an_error(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(TrainingError, match="pretrained"):
-        create_model("resnet10t", num_classes=2, pretrained=True)
+    with pytest.raises(TrainingError, match="cannot be loaded from the hub"):
+        create_model("resnet10t", num_classes=2, input_size=32, hub="timm")
 
 
-@pytest.mark.parametrize("model_name", ["resnet10t", "resnet18", "resnet50", "resnet101"])
-def test_any_resnet_of_timm_can_be_made(model_name: str) -> None:
-    """The classifier has our classes, the contract timm's mean and std."""
+def test_a_models_own_preprocessing_is_timms() -> None:
+    """Filter, crop share and crop mode come with the model; without being asked nothing is cropped off."""
+    from timm.data import resolve_model_data_config
+
     from training.fit.model import resolve_preprocessing
 
-    model = create_model(model_name, num_classes=7)
-    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
-    assert resolve_preprocessing(model, 100).input_size == (100, 100)
+    model = create_model("resnet50", num_classes=7, input_size=224)
+    wanted, got = resolve_model_data_config(model), resolve_preprocessing(model, 224, "timm")
+    assert (got.interpolation, got.crop_pct, got.crop_mode) == (
+        wanted["interpolation"],
+        wanted["crop_pct"],
+        wanted["crop_mode"],
+    )
+    assert got.crop_pct < 1 == resolve_preprocessing(model, 224).crop_pct
+    model.pretrained_cfg["crop_mode"] = "border"
+    with pytest.raises(UsageError, match="crop_mode: got 'border'"):
+        resolve_preprocessing(model, 224, "timm")

@@ -6,7 +6,7 @@ thumbnail tells a red apple from a green one. Pairs are counted as they are foun
 frames of a film alone make millions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,13 @@ import numpy.typing as npt
 
 from training.data.check.survey import Survey
 from training.data.class_folders import SPLITS
+from training.data.neighbours import Ints, close_pairs
 
 MAX_DISTANCE = 6
 """Bits of 64."""
 MAX_DIFFERENCE = 6.0
 """Mean absolute difference of the thumbnails, of 255 levels."""
-BLOCK = 1024
-"""Images compared with as many others at a time."""
 PAIRS_AT_ONCE = 1 << 15
-HASH_BITS = 64
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +51,6 @@ class NearDuplicates:
     """For two groups, lower number first, the closest pair between them."""
     closest_leaks: dict[int, Pair]
     """For a group, its test image closest to an image outside the test split; the test image first."""
-
-
-def close_pairs(hashes: npt.NDArray[np.uint64], max_distance: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """All pairs of hashes that differ in at most `max_distance` bits.
-
-    Hashes are sorted by their number of ones: where those differ by more than `max_distance` the hashes do
-    too, and need no comparison. Between the others, a product of vectors of +1 and -1 counts the equal bits.
-
-    Args:
-        hashes: (N,) uint64.
-        max_distance: bits.
-
-    Yields:
-        First and second positions and distances in bits, (M,) each, M at most `BLOCK` squared; every pair
-        once.
-    """
-    bits = np.unpackbits(hashes.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1)
-    num_ones = bits.sum(axis=1, dtype=np.int64)
-    order = np.argsort(num_ones, kind="stable")
-    num_ones = num_ones[order]
-    signs = bits[order].astype(np.float32) * 2 - 1
-    for start in range(0, len(hashes), BLOCK):
-        block = signs[start : start + BLOCK]
-        end = np.searchsorted(num_ones, num_ones[start + len(block) - 1] + max_distance, side="right")
-        for other in range(start, int(end), BLOCK):
-            agreement = block @ signs[other : other + BLOCK].T
-            first, second = np.nonzero(agreement >= HASH_BITS - 2 * max_distance)
-            distance = ((HASH_BITS - agreement[first, second]) / 2).astype(np.int64)
-            keep = first + start < second + other
-            yield order[first[keep] + start], order[second[keep] + other], distance[keep]
 
 
 def find_near_duplicates(

@@ -1,4 +1,4 @@
-"""The page of a data check: one HTML file that shows what was found, with the pictures inside."""
+"""What a data check shows: an HTML page with the pictures inside, class balance, sheets of samples."""
 
 import base64
 import io
@@ -6,16 +6,26 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from fruitstand.manifest import PreparedData
-from training.data.check.pictures import thumbnail
+from fruitstand.artefacts import atomic_file
+from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.progress import track
+from training.data.check.survey import Survey
 from training.data.class_folders import SPLITS
+from training.data.thumbnails import picture
+from training.plots import plain, plt, save_figure
 
 MAX_PAIRS = 24
 MAX_ODD = 48
 PICTURE_SIDE = 120
 """Pixels."""
+
+TILE = 80
+"""Pixels."""
+NUM_COLUMNS = 8
+MAX_NAME_BYTES = 200
+COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem }
@@ -34,7 +44,7 @@ def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) 
     """The page.
 
     Args:
-        result: what `training.data.check.check.check_data` returns.
+        result: what `check.json` holds.
         data: the folder it was found in; the pictures come from there.
         balance_png: the plot of the class balance.
     """
@@ -152,7 +162,7 @@ def _picture(path: Path) -> str:
     """An `img` element, or words where there is no picture to show."""
     buffer = io.BytesIO()
     try:
-        thumbnail(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
+        picture(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "<em>no picture</em>"
     return f'<img alt="" src="{_data_url(buffer.getvalue(), "jpeg")}">'
@@ -160,3 +170,45 @@ def _picture(path: Path) -> str:
 
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> None:
+    """Images of each class, the largest first."""
+    labels = sorted(images_per_class, key=lambda label: -sum(images_per_class[label].values()))
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * len(labels)), layout="constrained")
+    left = [0] * len(labels)
+    for split in SPLITS:
+        counts = [images_per_class[label][split] for label in labels]
+        axes.barh(range(len(labels)), counts, left=left, label=split, color=COLOURS[split])
+        left = [start + count for start, count in zip(left, counts, strict=True)]
+    axes.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=7)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set(xlabel="images")
+    axes.legend(loc="lower right")
+    axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
+
+
+def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
+    """One PNG a class: a line of samples, spread over its films, for each split."""
+    members: dict[str, dict[str, list[ManifestRow]]] = {
+        label: {split: [] for split in SPLITS} for label in data.labels
+    }
+    for row, look in zip(data.rows, seen.looks, strict=True):
+        if look is not None:
+            members[row.label][row.split].append(row)
+    for number, label in enumerate(track(data.labels, total=len(data.labels), description="sheets")):
+        sheet = Image.new("RGB", (NUM_COLUMNS * TILE, len(SPLITS) * TILE), "white")
+        for line, split in enumerate(SPLITS):
+            for column, row in enumerate(_spread(members[label][split])):
+                sheet.paste(picture(data.directory / row.path, TILE), (column * TILE, line * TILE))
+            ImageDraw.Draw(sheet).text((2, line * TILE), split, "black")
+        # Not every class name can be a file's.
+        fits = "/" not in label and len(label.encode()) <= MAX_NAME_BYTES
+        with atomic_file(directory / f"{label if fits else f'class {number}'}.png") as temporary:
+            sheet.save(temporary, format="PNG")
+
+
+def _spread(rows: list[ManifestRow]) -> list[ManifestRow]:
+    count = min(NUM_COLUMNS, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]

@@ -6,9 +6,11 @@ all images at once, 224 bytes each; the images themselves are not.
 
 import hashlib
 import io
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,10 @@ from fruitstand.progress import track
 THUMBNAIL_SIZE = (9, 8)
 """Width and height in pixels: eight differences in each of eight lines."""
 NUM_THREADS = 4
+USUAL_SHARE = 0.9
+"""When so many images have one size, or one mode, the others are odd."""
+MAX_LISTED = 200
+"""Of every kind of finding; the counts are complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,30 @@ class Survey:
     """(N,) dHash; 0 where there is no look."""
     thumbnails: npt.NDArray[np.uint8]
     """(N, 8, 9, 3) RGB; 0 where there is no look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A file that is damaged or odd."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileReport:
+    """What kind of files a prepared folder holds; lists are cut, counts are complete."""
+
+    num_damaged: int
+    damaged: list[Finding]
+    num_odd: int
+    odd: list[Finding]
+    sizes: dict[str, int]
+    """Images of each size, the commonest first."""
+    modes: dict[str, int]
+    formats: dict[str, int]
+    bytes: dict[str, float]
+    """Smallest, median and largest file."""
 
 
 def survey(data: PreparedData) -> Survey:
@@ -114,3 +144,49 @@ def difference_hashes(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint6
     bits = grey[:, :, 1:] > grey[:, :, :-1]
     packed = np.packbits(bits.reshape(len(bits), -1), axis=1)
     return packed.view(">u8").astype(np.uint64).reshape(-1)
+
+
+def file_report(data: PreparedData, seen: Survey) -> FileReport:
+    """Damaged and odd files, and how often each size, mode and format occurs."""
+    looks = [look for look in seen.looks if look is not None]
+    num_bytes = sorted(look.num_bytes for look in looks)
+    damaged = [Finding(data.rows[index].path, reason) for index, reason in sorted(seen.problems.items())]
+    odd = _unusual(data, seen) + [Finding(stray, "not in the manifest") for stray in _strays(data)]
+    return FileReport(
+        num_damaged=len(damaged),
+        damaged=damaged[:MAX_LISTED],
+        num_odd=len(odd),
+        odd=odd[:MAX_LISTED],
+        sizes=dict(Counter(f"{look.width} x {look.height}" for look in looks).most_common(MAX_LISTED)),
+        modes=dict(Counter(look.mode for look in looks).most_common()),
+        formats=dict(Counter(look.format for look in looks).most_common()),
+        bytes={
+            "smallest": num_bytes[0] if num_bytes else 0,
+            "median": median(num_bytes) if num_bytes else 0,
+            "largest": num_bytes[-1] if num_bytes else 0,
+        },
+    )
+
+
+def _unusual(data: PreparedData, seen: Survey) -> list[Finding]:
+    """Images that differ from nearly all the others in size or mode."""
+    traits = [
+        (row.path, f"{look.width} x {look.height} pixels", f"mode {look.mode}")
+        for row, look in zip(data.rows, seen.looks, strict=True)
+        if look is not None
+    ]
+    odd: dict[str, str] = {}
+    for trait in (1, 2):
+        counts = Counter(one[trait] for one in traits)
+        usual, count = counts.most_common(1)[0] if counts else ("", 0)
+        if count >= USUAL_SHARE * len(traits):
+            for one in traits:
+                if one[trait] != usual:
+                    odd.setdefault(one[0], f"{one[trait]}, most are {usual.removeprefix('mode ')}")
+    return [Finding(file, reason) for file, reason in sorted(odd.items())]
+
+
+def _strays(data: PreparedData) -> list[str]:
+    listed = {row.path for row in data.rows}
+    found = (path for path in (data.directory / "images").rglob("*") if path.is_file())
+    return sorted({str(path.relative_to(data.directory)) for path in found} - listed)

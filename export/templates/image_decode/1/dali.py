@@ -1,16 +1,20 @@
 """Decode and resize for serving. Rendered by `fruitstand export` from the contract: edit export/templates.
 
 NVIDIA's dali backend runs this file with its own Python and serialises the pipeline; the embedded backend
-imports it. The processor decodes unless FRUITSTAND_DECODE_DEVICE=gpu.
+imports it. The CPU decodes unless FRUITSTAND_DECODE_DEVICE=gpu.
 """
 
 import os
+from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.triton import autoserialize
 
 GPU = os.environ.get("FRUITSTAND_DECODE_DEVICE") == "gpu"
+PREPROCESSING: dict[str, Any] = $preprocessing
 
+
+$decode_pixels
 
 @autoserialize
 @pipeline_def(
@@ -23,15 +27,4 @@ GPU = os.environ.get("FRUITSTAND_DECODE_DEVICE") == "gpu"
 )
 def $image_decode():
     encoded = fn.external_source(device="cpu", name="$encoded", dtype=types.UINT8, ndim=1)
-    image = fn.decoders.image(encoded, device="mixed" if GPU else "cpu", output_type=types.RGB)
-    image = fn.resize(
-        image,
-        size=[$height, $width],
-        mode="$resize_mode",
-        interp_type=types.$dali_interpolation,
-        antialias=$antialias,
-        subpixel_scale=False,
-        # A strip is scaled up by its short side: without an end its long one takes gigabytes.
-        max_size=[$max_resized_height, $max_resized_width],
-    )
-    return fn.crop(image, crop=($height, $width))
+    return decode_pixels(encoded, PREPROCESSING, on_gpu=GPU)

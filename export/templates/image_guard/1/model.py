@@ -13,11 +13,8 @@ from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
 from fruitstand.images.structure import inspect_image
 
-LIMITS = Preprocessing(
-    input_size=($height, $width),
-    max_encoded_bytes=$max_encoded_bytes,
-    max_pixels=$max_pixels,
-)
+PREPROCESSING = $preprocessing
+LIMITS = Preprocessing.from_dict(PREPROCESSING)
 
 
 class TritonPythonModel:

@@ -4,4 +4,4 @@ Modules here use the standard library only; what needs numpy, Pillow or pyarrow 
 function. `fruitstand.cli` is the one place that knows the stages.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -20,12 +20,12 @@ from fruitstand.manifest import read_prepared
 from fruitstand.repository.versions import published_versions, serving_state
 from fruitstand.runs import WEIGHTS_NAME
 from fruitstand_client import Client
+from tests.crash import Crasher
 from tests.nightly.chaos.commands import fruitstand, must
-from tests.nightly.chaos.crash import Crasher
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.material import ANY_SPEED
 from tests.nightly.chaos.pictures import many_pictures
-from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.setting import Claim, Outcome, Setting, at_most, equals, none_failed, none_of
 from tests.nightly.chaos.wholeness import litter, small_disk, torn, tree_sha256
 
 DISK_MIB = 400
@@ -60,7 +60,14 @@ def export_killed(setting: Setting) -> Outcome:
         "disk": no_disk or f"a tmpfs of {DISK_MIB} MiB", "next_command_succeeds": cleaned, "litter": left,
         "old_version_serves": serves,
     }  # fmt: skip
-    return Outcome(not job.faults and cleaned and not left and serves and not no_disk, numbers)
+    claims = (
+        none_of("an interruption leaves the old or the new", job.faults),
+        Claim("the next command succeeds", cleaned, "True", cleaned),
+        none_of("no temporaries are left", left),
+        Claim("the old version serves", serves, "True", serves),
+        none_of("a disk could be filled", no_disk),
+    )
+    return Outcome(claims, numbers)
 
 
 class _Job:
@@ -152,7 +159,12 @@ def training_killed(setting: Setting) -> Outcome:
     same = sha256_file(cut / WEIGHTS_NAME) == sha256_file(whole / WEIGHTS_NAME)
     metrics = [_without_times(path / "metrics.csv") for path in (cut, whole)]
     numbers = {"ends": ends, "weights_identical": same, "metrics_identical": metrics[0] == metrics[1]}
-    return Outcome(same and metrics[0] == metrics[1] and set(ends) == {-9}, numbers)
+    claims = (
+        Claim("the weights are those of an undisturbed run", same, "True", same),
+        equals("the metrics are those of an undisturbed run", metrics[0], metrics[1]),
+        equals("every training was killed", set(ends), {-9}),
+    )
+    return Outcome(claims, numbers)
 
 
 def _without_times(path: Path) -> list[dict[str, str]]:
@@ -203,7 +215,8 @@ def made_twice(setting: Setting) -> Outcome:
             "onnx": sha256_file(folder / "repository" / FRUIT_RESNET / "1" / "model.onnx"),
         })  # fmt: skip
     same = {key: made[0][key] == made[1][key] for key in made[0]}
-    return Outcome(all(same.values()), {"identical": same, "onnx_sha256": made[0]["onnx"]})
+    claims = tuple(equals(f"{key} comes out the same", made[0][key], made[1][key]) for key in made[0])
+    return Outcome(claims, {"identical": same, "onnx_sha256": made[0]["onnx"]})
 
 
 def scoring_killed(setting: Setting) -> Outcome:
@@ -242,8 +255,13 @@ def scoring_killed(setting: Setting) -> Outcome:
         "twice": sum(count > 1 for count in seen.values()), "in_error_table": len(rows["errors"]),
         "differing_from_online": len(differing),
     }  # fmt: skip
-    whole = numbers["lost"] == numbers["twice"] == 0 and len(rows["errors"]) == bad
-    return Outcome(whole and not differing, numbers)
+    claims = (
+        equals("images that were lost", numbers["lost"], 0),
+        equals("images that were scored twice", numbers["twice"], 0),
+        equals("bad images in the error table", len(rows["errors"]), bad),
+        none_of("answers differ from the server's", differing),
+    )
+    return Outcome(claims, numbers)
 
 
 def soak(setting: Setting) -> Outcome:
@@ -268,11 +286,14 @@ def soak(setting: Setting) -> Outcome:
         "files_and_threads_before": before, "files_and_threads_after": after, "first_p99_ms": first,
         "last_p99_ms": last,
     }  # fmt: skip
-    steady = all(abs(after[key] - before[key]) <= 2 * len(stack.pids() or [0]) + 2 for key in before)
-    grown = memory[-1] - memory[0] <= 10
-    return Outcome(
-        load.ledger.failed == 0 and steady and grown and (last or 0) <= 1.1 * (first or 0), numbers
+    allowed = 2 * len(stack.pids() or [0]) + 2
+    claims = (
+        none_failed("no call fails", load.ledger),
+        *(at_most(f"{key} more or fewer", abs(after[key] - before[key]), allowed) for key in before),
+        at_most("memory grows, MiB", memory[-1] - memory[0], MAX_GROWTH_MIB),
+        at_most("p99 of the last third, ms", last or 0, 1.1 * (first or 0)),
     )
+    return Outcome(claims, numbers)
 
 
 def _held(pids: list[int]) -> dict[str, int]:

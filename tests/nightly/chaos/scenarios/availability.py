@@ -11,7 +11,7 @@ from fruitstand_client import Client, RequestFailed
 from tests.nightly.chaos.delay_proxy import DelayProxy
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.pictures import picture
-from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.setting import UNCOUNTED, Claim, Outcome, Setting, at_most, equals, none_failed
 from tests.nightly.chaos.stack import Stack
 
 ABANDONED, RETRIED = "retry_or_shadow_abandoned", "upstream_rq_retry"
@@ -53,15 +53,22 @@ def _faulty_load(
         "retry_or_shadow_abandoned": abandoned,
         "all_healthy_again_s": [round(one, 2) for one in back_s],
     }
-    return Outcome(ledger.failed == 0 and abandoned == 0 and bool(ledger.records), numbers)
+    claims = (none_failed("no call fails", ledger), equals("retries given up", abandoned, 0))
+    return Outcome(claims, numbers)
 
 
 def replica_killed(setting: Setting) -> Outcome:
     """1: kill -9 of one replica under load."""
     done = _faulty_load(setting, [[picture(6_000)]], lambda stack, n: stack.signal(n, signal.SIGKILL))
-    fast = max(done.numbers["p99_ms_in_5_s_after"]) <= MAX_P99_AFTER_MS
     most = max(MAX_RETRIED_SHARE * done.numbers["calls"], MAX_RETRIED_A_KILL * setting.tier.repeats)
-    return Outcome(done.passed and fast and done.numbers["retried"] <= most, done.numbers)
+    claims = (
+        *done.claims,
+        at_most(
+            "p99 in the 5 s after a kill, ms", max(done.numbers["p99_ms_in_5_s_after"]), MAX_P99_AFTER_MS
+        ),
+        at_most("retried calls", done.numbers["retried"], most),
+    )
+    return Outcome(claims, done.numbers)
 
 
 def replica_killed_large(setting: Setting) -> Outcome:
@@ -87,7 +94,8 @@ def replica_hangs(setting: Setting) -> Outcome:
 
     done = _faulty_load(setting, [[picture(6_000)]], fault)
     done.numbers["ejected_s"] = ejected_s
-    return Outcome(done.passed and max(ejected_s) <= EJECTED_S, done.numbers)
+    slowest = at_most("the gateway leaves it out after, s", max(ejected_s), EJECTED_S)
+    return Outcome((*done.claims, slowest), done.numbers)
 
 
 def rolling_restart(setting: Setting) -> Outcome:
@@ -132,8 +140,12 @@ def gateway_restarted(setting: Setting) -> Outcome:
         "two": pair.ledger.numbers(), "one": alone.ledger.numbers(), "gap_s": round(gap_s, 2),
         "longest_call_ms": round(longest_ms, 1),
     }  # fmt: skip
-    in_time = longest_ms <= deadline_s * 1e3 + LATE_MS
-    return Outcome(pair.ledger.failed == 0 and gap_s <= 2 and in_time, numbers)
+    claims = (
+        none_failed("no call fails with two gateways", pair.ledger),
+        at_most("gap with one gateway, s", gap_s, 2),
+        at_most("longest call, ms", longest_ms, deadline_s * 1e3 + LATE_MS),
+    )
+    return Outcome(claims, numbers)
 
 
 def cold_start(setting: Setting) -> Outcome:
@@ -148,7 +160,8 @@ def cold_start(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "ready_s": round(stack.ready_s, 1), "first_100_p99_ms": round(first[98], 1),
         "last_100_p99_ms": round(last[98], 1),
     }  # fmt: skip
-    return Outcome(load.ledger.failed == 0 and ratio <= 3, numbers)
+    slower = at_most("p99 of the first 100 calls over that of the last 100", ratio, 3)
+    return Outcome((none_failed("no call fails", load.ledger), slower), numbers)
 
 
 def all_replicas_down(setting: Setting) -> Outcome:
@@ -179,8 +192,13 @@ def all_replicas_down(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "refused_within_ms": round(max(prompt), 1),
         "failed_from_5_s_after_return": len(late), "rate_after": load.ledger.goodput(back, ended - 1),
     }  # fmt: skip
-    few = numbers["upstream_attempts_while_down"] <= 1.1 * numbers["calls_offered_while_down"]
-    return Outcome(max(prompt) <= PROMPT_MS and few and not late, numbers)
+    offered = numbers["calls_offered_while_down"]
+    claims = (
+        at_most("a refusal takes, ms", max(prompt), PROMPT_MS),
+        at_most("attempts while all are down", numbers["upstream_attempts_while_down"], 1.1 * offered),
+        equals("calls that fail from 5 s after the return", len(late), 0),
+    )
+    return Outcome(claims, numbers)
 
 
 def _refusals(stack: Stack, number: int) -> list[float]:
@@ -219,5 +237,10 @@ def path_goes_dead(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "longest_call_ms": round(longest_ms, 1),
         "dead_path_found_s": round(found_s, 2), "too_many_pings": "too_many_pings" in stack.log(),
     }  # fmt: skip
-    passed = 0 < found_s <= DEAD_PATH_S and longest_ms <= deadline_s * 1e3 + LATE_MS
-    return Outcome(passed and not numbers["too_many_pings"], numbers)
+    claims = (
+        Claim("calls go on, on a new path", found_s > 0, "True", found_s > 0),
+        at_most("the dead path is found after, s", found_s, DEAD_PATH_S),
+        at_most("longest call, ms", longest_ms, deadline_s * 1e3 + LATE_MS),
+        equals("the server complains of pings", numbers["too_many_pings"], False),
+    )
+    return Outcome(claims, numbers)

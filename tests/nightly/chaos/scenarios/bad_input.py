@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from fruitstand.contract import Preprocessing
-from fruitstand.images.kinds import ImageKind, image_kinds
 from fruitstand.images.synthetic import encode
 from fruitstand.network.connections import open_channel
 from fruitstand_client import Client, RequestFailed
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER
+from serving.attest.kinds import ImageKind, image_kinds
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.malformed import MalformedLoad
 from tests.nightly.chaos.pictures import many_pictures, picture
-from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.setting import Claim, Outcome, Setting, at_least, at_most, none_failed, none_of
 from tests.nightly.chaos.stack import Stack
 
 NEIGHBOURS = 7
@@ -61,8 +61,12 @@ def bad_images(setting: Setting) -> Outcome:
         "kinds": len(kinds), "wrong": wrong, "next_good_call_p50_ms": round(next_ms[len(next_ms) // 2], 1),
         "next_good_call_max_ms": round(next_ms[-1], 1), "bomb_rss_growth_mib": round(bomb_mib, 1),
     }  # fmt: skip
-    fast = numbers["next_good_call_p50_ms"] <= NEXT_MS
-    return Outcome(not wrong and fast and bomb_mib <= 64, numbers)
+    claims = (
+        none_of("a verdict is not the documented one", wrong),
+        at_most("p50 of the next good call, ms", numbers["next_good_call_p50_ms"], NEXT_MS),
+        at_most("20 bombs cost, MiB", bomb_mib, 64),
+    )
+    return Outcome(claims, numbers)
 
 
 class _Caller:
@@ -150,8 +154,13 @@ def malformed_requests(setting: Setting) -> Outcome:
         **load.numbers(), "rss_growth_mib_per_100": round(growth_mib / (number / 100), 4),
         "same_processes": same, "still_works": works,
     }  # fmt: skip
-    statuses = set(load.statuses) | set(warm_up.statuses)
-    return Outcome(same and works and statuses <= ALLOWED and growth_mib / (number / 100) <= 1, numbers)
+    claims = (
+        Claim("the processes are the same", same, "True", same),
+        Claim("an image is still classified", works, "True", works),
+        none_of("statuses that blame the server", {*load.statuses, *warm_up.statuses} - ALLOWED),
+        at_most("memory for 100 requests, MiB", growth_mib / (number / 100), 1),
+    )
+    return Outcome(claims, numbers)
 
 
 def too_large(setting: Setting) -> Outcome:
@@ -182,5 +191,10 @@ def too_large(setting: Setting) -> Outcome:
         "refused": dict(statuses), **load.ledger.numbers(), "goodput_share": round(goodput, 3),
         "rss_growth_mib": round(growth_mib, 1), "at_once": at_once,
     }  # fmt: skip
-    kept = load.ledger.failed == 0 and goodput >= 0.9 and growth_mib <= 16 * at_once
-    return Outcome(set(statuses) <= TOO_LARGE and kept, numbers)
+    claims = (
+        none_of("large requests end otherwise than refused", set(statuses) - TOO_LARGE),
+        none_failed("no other call fails", load.ledger),
+        at_least("share of the offered calls that are answered", goodput, 0.9),
+        at_most("memory grows, MiB", growth_mib, 16 * at_once),
+    )
+    return Outcome(claims, numbers)

@@ -19,7 +19,17 @@ from tests.nightly.chaos.commands import Starter, document, must, run
 from tests.nightly.chaos.load import Load, Record, capacity
 from tests.nightly.chaos.material import ANY_SPEED
 from tests.nightly.chaos.pictures import many_pictures, picture
-from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.setting import (
+    UNCOUNTED,
+    Claim,
+    Outcome,
+    Setting,
+    at_least,
+    at_most,
+    equals,
+    none_failed,
+    none_of,
+)
 from tests.nightly.chaos.stack import Stack
 
 MAX_DIFFERENCE = 1e-4
@@ -74,8 +84,13 @@ def swapped_answers(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "images": int(len(load.ledger.records) * mean_images),
         "wrong": len(load.ledger.wrong), "max_difference": worst, "distinct_answers": distinct, **skew,
     }  # fmt: skip
-    right = not load.ledger.wrong and load.ledger.failed == 0 and distinct > KNOWN_PICTURES // 2
-    return Outcome(right and skew["top1_agreement_with_pytorch"] >= MIN_AGREEMENT, numbers)
+    claims = (
+        none_of("answers that belong to another image", load.ledger.wrong),
+        none_failed("no call fails", load.ledger),
+        at_least("distinct answers, so that a swap shows", distinct, KNOWN_PICTURES // 2 + 1),
+        at_least("top-1 agreement with PyTorch", skew["top1_agreement_with_pytorch"], MIN_AGREEMENT),
+    )
+    return Outcome(claims, numbers)
 
 
 def _agreement(setting: Setting) -> dict[str, Any]:
@@ -173,9 +188,15 @@ def hot_swap(setting: Setting) -> Outcome:
         "rss_growth": round(growth, 4),
         "versions_seen": sorted({one.version for one in ledger.records if one.version}),
     }  # fmt: skip
-    right = ledger.failed == 0 and not ledger.wrong and len(numbers["versions_seen"]) == 2
-    passed = right and max(mixed) <= SWITCH_S and growth <= 0.05
-    return Outcome(passed and (swap_ms or 0) <= 2 * (steady_ms or 0), numbers)
+    claims = (
+        none_failed("no call fails", ledger),
+        none_of("answers that are not their version's", ledger.wrong),
+        equals("versions that answered", numbers["versions_seen"], sorted(map(str, (first, second)))),
+        at_most("both versions answer for, s", max(mixed), SWITCH_S),
+        at_most("memory grows by the share", growth, 0.05),
+        at_most("p99 while swapping, ms", swap_ms or 0, 2 * (steady_ms or 0)),
+    )
+    return Outcome(claims, numbers)
 
 
 def _mixed_s(records: Sequence[Record], started: float, ended: float, new: str) -> float:
@@ -228,8 +249,13 @@ def bad_version(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "refused": refused, "let_in_or_late": let_in,
         "versions_seen": sorted(versions),
     }  # fmt: skip
-    same = versions == {str(before.version)} and serving_state(repository) == before
-    return Outcome(not let_in and same and load.ledger.failed == 0, numbers)
+    claims = (
+        none_of("bad candidates let in, or refused late", let_in),
+        equals("versions that answered", versions, {str(before.version)}),
+        equals("what the repository serves", serving_state(repository), before),
+        none_failed("no call fails", load.ledger),
+    )
+    return Outcome(claims, numbers)
 
 
 def canary(setting: Setting) -> Outcome:
@@ -258,9 +284,16 @@ def canary(setting: Setting) -> Outcome:
         **load.ledger.numbers(), **refused, "share_that_met_it": round(met, 3),
         "versions_afterwards": sorted(after), "audit": {key: entry.get(key) for key in ("done", "reason")},
     }  # fmt: skip
-    back = refused["exit"] == 1 and refused["seconds"] <= ROLLED_BACK_S and after == {str(before.version)}
     told = entry.get("done") is False and bool(entry.get("reason"))
-    return Outcome(back and told and met > 0 and load.ledger.failed <= 0.005 * len(records), numbers)
+    claims = (
+        equals("exit status of the promotion", refused["exit"], 1),
+        at_most("taken back after, s", refused["seconds"], ROLLED_BACK_S),
+        equals("versions that answer afterwards", after, {str(before.version)}),
+        Claim("the audit log says why", numbers["audit"], "done false, with a reason", told),
+        Claim("some calls met it", met, "above 0", met > 0),
+        at_most("calls that failed", load.ledger.failed, 0.005 * len(records)),
+    )
+    return Outcome(claims, numbers)
 
 
 def _refusal(*words: object) -> dict[str, Any]:

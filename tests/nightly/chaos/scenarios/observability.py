@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loadtests.drift_injection import CHANGES, write_windows
 from tests.nightly.chaos.commands import document, must
+from tests.nightly.chaos.drift_injection import CHANGES, write_windows
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.monitor import MONITORING, prometheus
 from tests.nightly.chaos.pictures import picture
-from tests.nightly.chaos.setting import UNCOUNTED, Outcome, Setting
+from tests.nightly.chaos.setting import UNCOUNTED, Claim, Outcome, Setting, at_least, at_most, none_of
 
 FIRES_S, RESOLVES_S = 120.0, 300.0
 ALERT = "MostReplicasDown"
@@ -49,8 +49,13 @@ def alerts(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "promtool": cases, "false_alarms": sorted(false_alarms),
         "fired_after_s": fired_s, "beside_it": sorted(beside), "resolved_after_s": resolved_s,
     }  # fmt: skip
-    in_time = fired_s is not None and resolved_s is not None
-    return Outcome(bool(cases) and all(cases.values()) and in_time and not false_alarms, numbers)
+    claims = (
+        Claim("promtool's cases pass", cases, "all, and some", bool(cases) and all(cases.values())),
+        none_of("alerts of a sound stack", sorted(false_alarms)),
+        at_most(f"{ALERT} fires after, s", fired_s, FIRES_S),
+        at_most(f"{ALERT} resolves after, s", resolved_s, RESOLVES_S),
+    )
+    return Outcome(claims, numbers)
 
 
 def drift(setting: Setting) -> Outcome:
@@ -70,7 +75,12 @@ def drift(setting: Setting) -> Outcome:
     found = {kind: one["share_found"] for kind, one in result["kinds"].items()}
     missed = [kind for kind, share in found.items() if kind != "clean" and share < MIN_POWER]
     numbers = {"share_found": found, "missed": missed, "window_size": result["window_size"]}
-    return Outcome(not missed and found["clean"] <= MAX_FALSE_ALARMS, numbers)
+    claims = (
+        *(at_least(f"windows with {kind} that are found", share, MIN_POWER)
+          for kind, share in found.items() if kind != "clean"),
+        at_most("clean windows taken for drift", found["clean"], MAX_FALSE_ALARMS),
+    )  # fmt: skip
+    return Outcome(claims, numbers)
 
 
 def _power(setting: Setting, known: list[Path], unseen: list[Path]) -> dict[str, Any]:

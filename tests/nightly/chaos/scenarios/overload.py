@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.repository.versions import published_versions
+from tests.backends import pending_metric
 from tests.nightly.chaos import bad_candidates
 from tests.nightly.chaos.commands import must
 from tests.nightly.chaos.load import Ledger, Load, capacity
 from tests.nightly.chaos.material import ANY_SPEED
 from tests.nightly.chaos.pictures import picture
 from tests.nightly.chaos.processors import share_processors
-from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.setting import Outcome, Setting, at_least, at_most, equals, none_failed, none_of
 
 QUEUE_LIMIT_MS = 2000.0
 """`default_timeout_microseconds` of image_decode."""
@@ -60,15 +61,15 @@ def overloaded(setting: Setting) -> Outcome:
         "after_p99_ms": ledger.quantile_ms(0.99, after=ended + 5),
         "rss_mib": [round(one, 1) for one in (rss_mib, full_mib, last_mib)],
     }  # fmt: skip
-    passed = (
-        numbers["goodput_per_s"] >= 0.9 * peak
-        and (numbers["admitted_p99_ms"] or 0) <= QUEUE_LIMIT_MS + 2 * batch_ms
-        and 0 < (numbers["refused_p99_ms"] or 0) <= REFUSED_MS
-        and set(ledger.statuses) - {"OK"} <= SHED
-        and last_mib <= 1.1 * full_mib
-        and (numbers["after_p99_ms"] or 0) <= 3 * (numbers["baseline_p99_ms"] or 0)
+    claims = (
+        at_least("calls answered a second", numbers["goodput_per_s"], 0.9 * peak),
+        at_most("p99 of answered calls, ms", numbers["admitted_p99_ms"] or 0, QUEUE_LIMIT_MS + 2 * batch_ms),
+        at_most("p99 of refused calls, ms", numbers["refused_p99_ms"], REFUSED_MS),
+        none_of("calls that end otherwise", set(ledger.statuses) - {"OK"} - SHED),
+        at_most("memory at the end, MiB", last_mib, 1.1 * full_mib),
+        at_most("p99 afterwards, ms", numbers["after_p99_ms"] or 0, 3 * (numbers["baseline_p99_ms"] or 0)),
     )
-    return Outcome(passed, numbers)
+    return Outcome(claims, numbers)
 
 
 def _p99_ms(ledger: Ledger, began: float, ended: float, *, answered: bool) -> float | None:
@@ -108,8 +109,11 @@ def deadlines_pass(setting: Setting) -> Outcome:
         "executed_in_vain_share": round(in_vain / max(1, expired), 3),
         "told_within_ms": round(waited_ms[int(0.99 * (len(waited_ms) - 1))], 1) if waited_ms else None,
     }  # fmt: skip
-    passed = bool(waited_ms) and numbers["told_within_ms"] <= 60 and numbers["executed_in_vain_share"] <= 0.05
-    return Outcome(passed, numbers)
+    claims = (
+        at_most("callers of 50 ms are told within, ms", numbers["told_within_ms"], 60),
+        at_most("share of expired calls computed in vain", numbers["executed_in_vain_share"], 0.05),
+    )
+    return Outcome(claims, numbers)
 
 
 def noisy_neighbour(setting: Setting) -> Outcome:
@@ -142,13 +146,13 @@ def noisy_neighbour(setting: Setting) -> Outcome:
         "alone_p99_ms": alone_ms, "beside_noisy_p99_ms": quota_ms, "beside_idle_p99_ms": idle_ms,
         "noisy": dict(refused), "idle_closed_after_s": round(idle_closed_s, 1),
     }  # fmt: skip
-    passed = (
-        set(refused) == {"OK", "RESOURCE_EXHAUSTED"}
-        and quota_ms <= max(1.5 * alone_ms, alone_ms + NOISE_MS)
-        and idle_ms <= max(1.2 * alone_ms, alone_ms + NOISE_MS)
-        and idle_closed_s <= IDLE_S + 5
+    claims = (
+        equals("how the noisy caller's calls end", set(refused), {"OK", "RESOURCE_EXHAUSTED"}),
+        at_most("p99 beside the noisy caller, ms", quota_ms, max(1.5 * alone_ms, alone_ms + NOISE_MS)),
+        at_most("p99 beside idle connections, ms", idle_ms, max(1.2 * alone_ms, alone_ms + NOISE_MS)),
+        at_most("an idle connection is closed after, s", idle_closed_s, IDLE_S + 5),
     )
-    return Outcome(passed, numbers)
+    return Outcome(claims, numbers)
 
 
 def inner_step_full(setting: Setting) -> Outcome:
@@ -159,7 +163,7 @@ def inner_step_full(setting: Setting) -> Outcome:
     bad_candidates.slow(slow / "export")
     must("models", "publish", slow / "export", "--repository", repository, "--max-slowdown", ANY_SPEED)
     must("models", "promote", max(published_versions(repository)), "--repository", repository)
-    deadline_s, pending = 3.0, "nv_inference_pending_request_count"
+    deadline_s, pending = 3.0, pending_metric()
     with setting.stack(repository) as stack:
         with Load(stack, [[picture()]], rate=10 * tier.rate, deadline_s=deadline_s, repeat=False) as load:
             time.sleep(max(10.0, tier.overload_s / 2))  # until batches are as large as they get
@@ -175,9 +179,14 @@ def inner_step_full(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "longest_call_ms": round(longest_ms, 1), "stuck": stuck,
         "rss_growth_mib": round(grown_mib, 1), "failed_afterwards": after.ledger.failed,
     }  # fmt: skip
-    full = load.ledger.failed > 0
-    passed = full and not stuck and longest_ms <= deadline_s * 1e3 + 50 and grown_mib <= 64
-    return Outcome(passed and not after.ledger.failed, numbers)
+    claims = (
+        at_least("calls refused, so that the step was full", load.ledger.failed, 1),
+        equals("requests stuck in a queue", stuck, 0),
+        at_most("longest call, ms", longest_ms, deadline_s * 1e3 + 50),
+        at_most("memory grows, MiB", grown_mib, 64),
+        none_failed("no call fails afterwards", after.ledger),
+    )
+    return Outcome(claims, numbers)
 
 
 @contextlib.contextmanager

@@ -22,10 +22,19 @@ from tests.nightly.chaos.commands import must, run
 from tests.nightly.chaos.control_calls import grpc_outcomes, grpc_paths, http_calls, http_outcomes
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.pictures import picture
-from tests.nightly.chaos.setting import Outcome, Setting
+from tests.nightly.chaos.setting import (
+    Claim,
+    Outcome,
+    Setting,
+    at_least,
+    at_most,
+    equals,
+    none_failed,
+    none_of,
+)
 from tests.nightly.chaos.stack import Stack
 
-CHECKOUT = Path(__file__).parents[3]
+CHECKOUT = Path(__file__).parents[4]
 REFUSALS = ("PERMISSION_DENIED", "UNIMPLEMENTED")
 MIN_VARIANTS = 200
 PROMPT_MS = 10.0
@@ -59,9 +68,13 @@ def control_refused(setting: Setting) -> Outcome:
         with Client(stack.url) as client:
             works = client.classify([picture()])[0].failure is None
         stack.answered += 1
-    enough = min(counts.values()) >= MIN_VARIANTS
     numbers = {"variants": counts, "let_in": let_in, "inference_works": works}
-    return Outcome(not let_in and works and enough, numbers)
+    claims = (
+        none_of("control calls let in", let_in),
+        Claim("inference works", works, "True", works),
+        at_least("ways tried at each layer", min(counts.values()), MIN_VARIANTS),
+    )
+    return Outcome(claims, numbers)
 
 
 def certificates(setting: Setting) -> Outcome:
@@ -112,8 +125,12 @@ def certificates(setting: Setting) -> Outcome:
         **load.ledger.numbers(), "refused": outcomes, "let_in": let_in,
         "new_certificate_seen_s": seen_s and round(seen_s, 2),
     }  # fmt: skip
-    rotated_well = load.ledger.failed == 0 and bool(load.ledger.records) and (seen_s or 99) <= SEEN_S
-    return Outcome(not let_in and rotated_well, numbers)
+    claims = (
+        none_of("bad connections let in", let_in),
+        none_failed("no call fails during the rotation", load.ledger),
+        at_most("the new certificate is seen after, s", seen_s, SEEN_S),
+    )
+    return Outcome(claims, numbers)
 
 
 def _install(access: Path, server: Certificate) -> None:
@@ -194,8 +211,14 @@ def api_keys(setting: Setting) -> Outcome:
         "outcomes": outcomes, "let_in": let_in, "slow": slow, "in_metrics": shown,
         "before": load.ledger.numbers(), "after": after.ledger.numbers(),
     }  # fmt: skip
-    kept = load.ledger.failed == 0 and after.ledger.failed == 0 and bool(after.ledger.records)
-    return Outcome(not let_in and not slow and not shown and kept, numbers)
+    claims = (
+        none_of("bad keys let in", let_in),
+        none_of(f"bad keys refused later than {PROMPT_MS:g} ms", slow),
+        none_of("keys on the metrics page", shown),
+        none_failed("no call fails with the old key", load.ledger),
+        none_failed("no call fails with the new key", after.ledger),
+    )
+    return Outcome(claims, numbers)
 
 
 def _refused_key(url: str, key: str | None) -> dict[str, Any]:
@@ -239,8 +262,13 @@ def least_privilege(setting: Setting) -> Outcome:
         "refused": refused, "let_in": let_in, "foreign_model_executed": marker.exists(), "works": works,
         "deployed": facts,
     }  # fmt: skip
-    passed = not let_in and not marker.exists() and works and all(facts.values())
-    return Outcome(passed, numbers)
+    claims = (
+        none_of("bad repositories served", let_in),
+        equals("the foreign model's code has run", marker.exists(), False),
+        Claim("inference works beside it", works, "True", works),
+        *(Claim(fact, is_so, "True", is_so) for fact, is_so in facts.items()),
+    )
+    return Outcome(claims, numbers)
 
 
 def _start_refused(repository: Path, trusted: Path | None) -> str:

@@ -98,7 +98,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
         return view[:end]
     kept.append(view[kept_from : end - 12])
     if orientation > 1:
-        kept.append(_chunk(b"eXIf", exif_block(orientation)))
+        kept.append(chunk(b"eXIf", exif_block(orientation)))
     kept.append(view[end - 12 : end])
     return b"".join(kept)
 
@@ -165,7 +165,8 @@ def _raw_profile(text: bytes) -> bytes:
         return b""
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG with its length and checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 

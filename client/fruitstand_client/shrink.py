@@ -1,0 +1,58 @@
+"""Photographs made small before they are sent: a model looks at few of their pixels."""
+
+import io
+
+from fruitstand.contract import Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand.images.structure import inspect_image
+
+SHORT_SIDE = 512
+"""Least pixels of the shorter side: twice what a 224 model resizes to, five times the default model's 100."""
+MAX_SHORT_SIDE = 576
+QUALITY = 92
+"""Of the JPEG that is sent; its colours are not subsampled."""
+
+
+def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
+    """A JPEG of the same picture, upright, whose shorter side has 512 to 576 pixels.
+
+    Args:
+        content: a JPEG, PNG, WebP or BMP file.
+        limits: the contract whose limits hold before anything is decoded.
+
+    Returns:
+        The file and a word on what was done; None where the picture is that small, or the file would grow.
+
+    Raises:
+        ImageRejected: what the server would refuse.
+        UsageError: Pillow is not installed.
+    """
+    inspected = inspect_image(content, limits)
+    header = inspected.header
+    if min(header.width, header.height) <= SHORT_SIDE:
+        return None
+    try:
+        from fruitstand.images.reference_decode import resized_picture
+
+        side = _short_side(header.width, header.height)
+        target = Preprocessing(input_size=(side, side), reduced_decode=1.0)
+        picture = resized_picture(inspected, target, reduced=True)
+    except ModuleNotFoundError as exc:
+        raise UsageError("shrink: needs Pillow: pip install 'fruitstand[classify]'") from exc
+    file = io.BytesIO()
+    picture.info = {}  # the turn is done
+    picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
+    if file.tell() >= len(content):
+        return None
+    return file.getvalue(), f"{header.format}, shrunk to {picture.width} x {picture.height}"
+
+
+def _short_side(width: int, height: int) -> int:
+    """The side at which rounding the other one changes the aspect ratio least.
+
+    Else the server's resize might round to another pixel than it would with the whole picture.
+    """
+    ratio = max(width, height) / min(width, height)
+    return min(
+        range(SHORT_SIDE, MAX_SHORT_SIDE + 1), key=lambda side: abs(side * ratio - round(side * ratio))
+    )

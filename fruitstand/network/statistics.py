@@ -1,0 +1,68 @@
+"""Triton's statistics of its models, as counters that can be subtracted."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+"""What a request goes through in one model, in Triton's words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCounters:
+    """One model's counters, or what they grew by between two readings."""
+
+    num_requests: int = 0
+    """Answered."""
+    num_failed: int = 0
+    num_images: int = 0
+    num_executions: int = 0
+    request_ns: int = 0
+    """From arrival to answer, summed over the requests."""
+    queue_ns: int = 0
+    """This and the next three are summed over the requests: each counts its batch's whole time."""
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    busy_ns: int = 0
+    """Of all instances, summed over the executions."""
+
+    def __add__(self, other: "ModelCounters") -> "ModelCounters":
+        names = [field.name for field in fields(self)]
+        return ModelCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def __sub__(self, before: "ModelCounters") -> "ModelCounters":
+        names = [field.name for field in fields(self)]
+        return ModelCounters(**{name: getattr(self, name) - getattr(before, name) for name in names})
+
+    @property
+    def mean_batch(self) -> float:
+        """Images in one execution; 0 without any."""
+        return self.num_images / self.num_executions if self.num_executions else 0.0
+
+    def stage_ms(self) -> dict[str, float]:
+        """Mean time of a request in each of `STAGES`, ms."""
+        count = max(1, self.num_requests)
+        return {name: round(getattr(self, f"{name}_ns") / count / 1e6, 3) for name in STAGES}
+
+
+def read_counters(model_stats: Iterable[Any]) -> dict[str, ModelCounters]:
+    """The counters of each model, its versions added up.
+
+    Args:
+        model_stats: of a `ModelStatisticsResponse`.
+    """
+    counters: dict[str, ModelCounters] = {}
+    for one in model_stats:
+        stats = one.inference_stats
+        own = ModelCounters(
+            num_requests=stats.success.count,
+            num_failed=stats.fail.count,
+            num_images=one.inference_count,
+            num_executions=one.execution_count,
+            request_ns=stats.success.ns,
+            **{f"{stage}_ns": getattr(stats, stage).ns for stage in STAGES},
+            busy_ns=sum(getattr(batch, stage).ns for batch in one.batch_stats for stage in STAGES[1:]),
+        )
+        counters[one.name] = counters.get(one.name, ModelCounters()) + own
+    return counters

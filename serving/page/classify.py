@@ -1,0 +1,108 @@
+"""`POST /classify`: one image in, as the body itself or as a file of a form, and its labels out."""
+
+import asyncio
+from collections.abc import Mapping
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+from aiohttp import web
+
+from fruitstand.contract import Preprocessing
+from fruitstand_client.errors import DecodeFailed
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.retry import backoff_s
+from serving.page.answer import Refused, json_response
+from serving.page.upstream import Upstream
+
+MAX_IMAGE_BYTES = Preprocessing().max_encoded_bytes
+FORM = "multipart/form-data"
+RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
+"""Content types of a body that is the image itself, beside image/*. The last is curl's default."""
+DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
+LONE_REPEATS = 3
+"""How often an image is sent again after NVIDIA's DALI backend failed on its batch, maybe for another."""
+
+
+async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
+    """Answer one image.
+
+    Args:
+        request: for its content type and `top_k`.
+        body: the whole body.
+        upstream: the model server.
+
+    Raises:
+        Refused: the request is not as documented.
+        RequestFailed: the server refused the image or did not answer.
+    """
+    image = _image(request.headers.get("Content-Type", ""), body)
+    prediction = await _ask(upstream, image, _top_k(request), request.headers)
+    row = prediction.to_dict()
+    return json_response({key: row[key] for key in ("label", "probability", "top_k", "model_version")})
+
+
+def check_content_type(content_type: str) -> None:
+    """Refuse a body that cannot be an image, before it is read.
+
+    Raises:
+        Refused: 415.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in (*RAW_TYPES, FORM) and not kind.startswith("image/"):
+        raise Refused(
+            415, f"Content-Type {kind[:80]!r}: send the image as the body (image/jpeg and such) or as {FORM}"
+        )
+
+
+async def _ask(upstream: Upstream, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
+    for attempt in range(LONE_REPEATS):
+        try:
+            return await upstream.classify(image, top_k, caller)
+        except DecodeFailed:
+            await asyncio.sleep(backoff_s(attempt))
+    return await upstream.classify(image, top_k, caller)
+
+
+def _top_k(request: web.BaseRequest) -> int:
+    given = request.query.get("top_k", str(DEFAULT_TOP_K))
+    if not given.isascii() or not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= MAX_TOP_K:
+        raise Refused(400, f"top_k: got {given[:20]!r}, allowed 1 to {MAX_TOP_K}")
+    return int(given)
+
+
+def _image(content_type: str, body: bytes) -> bytes:
+    """The image in a body.
+
+    Raises:
+        Refused: no image, more than one, or one that is too large.
+    """
+    image = _file(content_type, body) if content_type.lower().startswith(FORM) else body
+    if not image:
+        raise Refused(400, "no image: the body is empty")
+    if len(image) > MAX_IMAGE_BYTES:
+        raise Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are allowed")
+    return image
+
+
+def _file(content_type: str, body: bytes) -> bytes:
+    """The one file of a form.
+
+    Source:
+        RFC 7578 (multipart/form-data) and RFC 2046, section 5.1 (delimiters).
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_boundary()
+    if not boundary:
+        raise Refused(400, f"{FORM} without a boundary")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise Refused(400, f"{FORM} without its end: the body is cut off, or the boundary is another")
+    files = []
+    for piece in pieces[1:-1]:
+        head, _, content = piece.partition(b"\r\n\r\n")
+        if BytesHeaderParser().parsebytes(head.lstrip()).get_filename() is not None:
+            files.append(content)
+    if len(files) != 1:
+        raise Refused(400, f"one file in a form: got {len(files)} (curl -F image=@apple.jpg)")
+    return files[0]

@@ -1,0 +1,92 @@
+"""The model server behind HTTP: one asynchronous gRPC channel that all callers share.
+
+Concurrent HTTP callers become concurrent gRPC requests, from which Triton forms its batches. A refusal is not
+tried again here: behind the gateway Envoy does that, and the HTTP caller gets a Retry-After.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from fruitstand_client.prediction import Prediction
+from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
+
+PASSED_HEADERS = (REQUEST_ID_HEADER, "traceparent")
+HEALTH_S = 5.0
+"""Deadline of a question about health or metadata."""
+
+
+class Upstream:
+    """The calls that HTTP may make of the public ensemble; belongs to the event loop it is made in."""
+
+    def __init__(self, url: str, *, deadline_s: float) -> None:
+        """Open nothing yet; the first call does.
+
+        Args:
+            url: HOST:PORT of the gRPC endpoint, in clear text on this machine.
+            deadline_s: for one inference.
+        """
+        self._wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=True)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._wire.channel)
+        self._deadline_s = deadline_s
+
+    async def close(self) -> None:
+        """End the channel."""
+        await self._wire.channel.close()
+
+    async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
+        """One image's classes.
+
+        Args:
+            image: an encoded image.
+            top_k: classes in the answer.
+            caller: headers of the HTTP request; its id and its trace go on.
+
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`.
+        """
+        request = self._wire.request([image], top_k, self._deadline_s)
+        return self._wire.predictions(await self._infer(request, caller), 1)[0]
+
+    async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:
+        """A ModelInferResponse for a caller's own ModelInferRequest; `caller` as in `classify`.
+
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`.
+        """
+        request.parameters["timeout"].int64_param = int(self._deadline_s * QUEUE_SHARE * 1e6)
+        return await self._infer(request, caller)
+
+    async def _infer(self, request: Any, caller: Mapping[str, str]) -> Any:
+        passed = {
+            name: value
+            for name in PASSED_HEADERS
+            if (value := caller.get(name, "")) and value.isascii() and value.isprintable()
+        }
+        metadata = dict(self._wire.metadata(request)) | passed
+        return await self._call(self._wire.infer, request, self._deadline_s, list(metadata.items()))
+
+    async def ask(self, method: str, **fields: str) -> Any:
+        """The response to a question about health or metadata.
+
+        Args:
+            method: of KServe V2's gRPC service, such as ModelReady.
+            fields: of its request.
+
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`.
+        """
+        request = getattr(service_pb2, f"{method}Request")(**fields)
+        return await self._call(getattr(self._stub, method), request)
+
+    async def _call(
+        self, method: Any, request: Any, timeout_s: float = HEALTH_S, metadata: Any = None
+    ) -> Any:
+        try:
+            return await method(request, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as exc:
+            if not isinstance(request, service_pb2.ModelInferRequest):
+                request = service_pb2.ModelInferRequest()  # these have no id
+            raise self._wire.failure(exc, request) from exc
