@@ -61,6 +61,17 @@ class _ClassToken(_Small):
         return self.head(torch.cat([self.token, self.features(batch)], dim=1))
 
 
+class _BiasOfBatch2(_Small):
+    """Adds another constant to each of its two images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.bias = torch.nn.Parameter(torch.rand(2, num_classes))
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return super().forward(batch) + self.bias
+
+
 def _export(model: torch.nn.Module, example: torch.Tensor, path: Path, *, dynamic: bool) -> Path:
     dims = ({0: torch.export.Dim("n")},) if dynamic else None
     torch.onnx.export(
@@ -75,8 +86,13 @@ def nchw_float_of_batch_1(path: Path, num_classes: int = 4) -> Path:
 
 
 def class_token_of_batch_1(path: Path, num_classes: int = 4) -> Path:
-    """The same with a constant inside that only a batch of 1 fits to."""
+    """The same with a constant of batch 1 that is joined to the features."""
     return _export(_ClassToken(num_classes), torch.rand(1, 3, SIZE, SIZE), path, dynamic=False)
+
+
+def bias_of_batch_2(path: Path, num_classes: int = 4) -> Path:
+    """fp32 NCHW with a constant inside for each image of a batch of 2: no other batch can be served."""
+    return _export(_BiasOfBatch2(num_classes), torch.rand(2, 3, SIZE, SIZE), path, dynamic=False)
 
 
 def nhwc_bytes(path: Path, num_classes: int = 4) -> Path:
@@ -117,7 +133,7 @@ def opset_11(
     weights = {
         "kernel": generator.normal(0, 0.3, (16, channels, 5, 5)).astype(np.float32),
         "rows": np.array(reshape, np.int64),
-        "last": generator.normal(0, 3, (16, num_classes)).astype(np.float32),
+        "last": generator.normal(0, 0.5, (16, num_classes)).astype(np.float32),
         "bias": generator.normal(0, 0.1, num_classes).astype(np.float32),
     }
     nodes = [
@@ -146,6 +162,7 @@ def opset_11(
 
 ADOPTABLE: dict[str, Callable[..., Path]] = {
     "nchw_float_of_batch_1": nchw_float_of_batch_1,
+    "class_token_of_batch_1": class_token_of_batch_1,
     "nhwc_bytes": nhwc_bytes,
     "logits_beside_features": logits_beside_features,
     "opset_11": opset_11,

@@ -5,14 +5,13 @@ differ: the files are held against the original instead of the run's weights, an
 place of prepared data.
 """
 
+import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from export.adopt.original import OriginalNetwork, Signature, observe, read_signature
 from export.adopt.rewrite import rewrite
@@ -47,21 +46,6 @@ log = logging.getLogger("fruitstand.export")
 
 UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 """In front of a model that takes bytes: x / 255 over 1 / 255 is x."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """A model from elsewhere that can be served."""
-
-    labels: list[str]
-    preprocessing: Preprocessing
-    record: dict[str, Any]
-    """What the version's manifest says of it."""
-    reference: torch.nn.Module
-    reference_name: str
-    max_abs_diff: float
-    write: Callable[[Path, dict[str, str]], None]
-    """Writes the fp32 file with metadata."""
 
 
 def adopt(
@@ -103,48 +87,54 @@ def adopt(
     out = out or Path("runs", "adopted-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name))
     folder = out / PAINTED if images is None else images
     paths = painted_images(folder) if images is None else find_images(folder)
+    as_run = functools.partial(_as_run, out, name, folder)
     if model.startswith(TIMM):
-        found = _find_timm(name, labels, preprocessing, weights)
+        run, network = _find_timm(name, labels, preprocessing, weights, as_run)
     elif weights is not None:
         raise UsageError("--weights: only for timm:NAME; an ONNX file holds its own")
     else:
-        found = _find_onnx(Path(model), labels, preprocessing, paths)
+        run, network = _find_onnx(Path(model), labels, preprocessing, paths, as_run)
     check_same_contract(
         repository,
         reference_version(repository),
-        labels_sha256=labels_sha256(found.labels),
-        preprocessing=found.preprocessing.to_dict(),
+        labels_sha256=labels_sha256(run.labels),
+        preprocessing=run.preprocessing.to_dict(),
     )
-    paths, pixels = decode_images(paths, found.preprocessing)
-    source = PAINTED if images is None else folder.resolve().name
-    data = as_prepared(folder, paths, found.labels, run_torch(found.reference, pixels), source=source)
-    meta = {
-        "weights_sha256": found.record["sha256"],
-        "git_commit": None,
-        "data": {"source": "adopted", "manifest_sha256": ""},
-        "adopted": found.record,
-    }
-    run = Run(out, name, found.labels, found.preprocessing, folder, meta)
-    network = Network(
-        reference=found.reference,
-        write_fp32=lambda path: found.write(path, file_metadata(run)),
-        max_abs_diff=found.max_abs_diff,
-        name=found.reference_name,
-        min_margin=MIN_MARGIN,
-        may_lack_variants=True,
-    )
+    paths, pixels = decode_images(paths, run.preprocessing)
+    answers = run_torch(network.reference, pixels)
+    data = as_prepared(folder, paths, run.labels, answers, is_painted=images is None)
     variants = ("fp32",) if images is None else ("fp32", "int8", "fp16")
     candidate = build_candidate(run, data, variants, network=network)
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports", "serve")} | {
         "repository": str(repository),
-        "adopted": found.record,
-        "num_classes": len(found.labels),
+        "adopted": run.meta["adopted"],
+        "num_classes": len(run.labels),
     }
 
 
-def _find_onnx(path: Path, labels_file: Path | None, given: str | None, paths: list[Path]) -> _Found:
+def _as_run(
+    out: Path,
+    name: str,
+    folder: Path,
+    labels: list[str],
+    preprocessing: Preprocessing,
+    record: dict[str, Any],
+) -> Run:
+    """What a training run would be; `record` is what the version's manifest says of the model."""
+    meta = {
+        "weights_sha256": record["sha256"],
+        "git_commit": None,
+        "data": {"source": "adopted", "manifest_sha256": ""},
+        "adopted": record,
+    }
+    return Run(out, name, labels, preprocessing, folder, meta)
+
+
+def _find_onnx(
+    path: Path, labels_file: Path | None, given: str | None, paths: list[Path], as_run: Callable[..., Run]
+) -> tuple[Run, Network]:
     if labels_file is None:
         raise UsageError("--labels: an ONNX file does not name its classes; give a file with one a line")
     labels, signature = read_label_list(labels_file), read_signature(path)
@@ -155,26 +145,23 @@ def _find_onnx(path: Path, labels_file: Path | None, given: str | None, paths: l
     probes = np.stack([*probes, noise, black, black + 255, noise // 2, 255 - noise, noise[::-1], noise // 4])
     original = observe(signature, preprocessing, len(labels), probes)
     model = rewrite(original, probes)
-
-    def write(target: Path, metadata: dict[str, str]) -> None:
-        set_metadata(model, metadata)
-        write_model(model, target)
-
-    licence = ("license", "licence", "author")  # whose the weights are goes along
     properties = {one.key: one.value for one in signature.model.metadata_props}
-    return _Found(
-        labels=labels,
-        preprocessing=preprocessing,
-        record={
-            "from": path.name,
-            "sha256": sha256_file(path),
-            **original.to_dict(),
-            "licence": {key: text for key, text in properties.items() if key.lower().startswith(licence)},
-        },
+    licence = ("license", "licence", "author")  # whose the weights are goes along
+    record = {
+        "from": path.name,
+        "sha256": sha256_file(path),
+        **original.to_dict(),
+        "licence": {key: text for key, text in properties.items() if key.lower().startswith(licence)},
+    }
+    run = as_run(labels, preprocessing, record)
+    set_metadata(model, file_metadata(run))
+    return run, Network(
         reference=OriginalNetwork(original),
-        reference_name="original",
+        write_fp32=lambda target: write_model(model, target),
         max_abs_diff=original.max_abs_diff,
-        write=write,
+        name="original",
+        min_margin=MIN_MARGIN,
+        may_lack_variants=True,
     )
 
 
@@ -200,25 +187,31 @@ def _onnx_preprocessing(signature: Signature, given: str | None) -> Preprocessin
     return make_preprocessing(values)
 
 
-def _find_timm(name: str, labels_file: Path | None, given: str | None, weights: Path | None) -> _Found:
+def _find_timm(
+    name: str,
+    labels_file: Path | None,
+    given: str | None,
+    weights: Path | None,
+    as_run: Callable[..., Run],
+) -> tuple[Run, Network]:
     labels = None if labels_file is None else read_label_list(labels_file)
-    model = make_timm_model(name, weights, num_classes=None if labels is None else len(labels))
+    model = make_timm_model(name, weights, labels)
     labels = labels or imagenet_labels(model)
     if len(labels) != model.num_classes:
         raise UsageError(f"--labels: {len(labels)} labels, but {name} has {model.num_classes} classes")
     preprocessing = make_preprocessing(preprocessing_values(model.pretrained_cfg) | read_preprocessing(given))
-    served = ServedModel(model, preprocessing).eval()
     licence = model.pretrained_cfg.get("license")
-    return _Found(
-        labels=labels,
-        preprocessing=preprocessing,
-        record={
-            "from": f"{TIMM}{name}",
-            "sha256": weights_sha256(model),
-            "licence": {"license_weights": licence} if licence else {},
-        },
+    record = {
+        "from": f"{TIMM}{name}",
+        "sha256": weights_sha256(model),
+        "licence": {"license_weights": licence} if licence and weights is None else {},
+    }
+    run = as_run(labels, preprocessing, record)
+    served = ServedModel(model, preprocessing).eval()
+    return run, Network(
         reference=served,
-        reference_name="torch",
+        write_fp32=lambda path: export_onnx(served, preprocessing, path, file_metadata(run)),
         max_abs_diff=MAX_ABS_DIFF,
-        write=lambda path, metadata: export_onnx(served, preprocessing, path, metadata),
+        min_margin=MIN_MARGIN,
+        may_lack_variants=True,
     )

@@ -217,9 +217,9 @@ def observe(
             f"{path}: answers NaN or infinity; do mean and std in --preprocessing fit the model?"
         )
     sums_to_one = rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= MAX_SUM_ERROR
-    if not sums_to_one and rows.min() >= 0 and rows.max() <= 1:
+    if not sums_to_one and _last_operator(signature.model.graph, name) in ("Sigmoid", "HardSigmoid"):
         raise ArtefactError(
-            f"{path}: answers lie between 0 and 1 and sum to {rows.sum(axis=1).mean():.3g}: scores that are"
+            f"{path}: answers come from a sigmoid and sum to {rows.sum(axis=1).mean():.3g}: scores that are"
             " independent of each other, not one class an image; export the logits or a softmax"
         )
     return Original(
@@ -231,6 +231,15 @@ def observe(
         output_rank=answers.ndim,
         gives_probabilities=bool(sums_to_one),
     )
+
+
+def _last_operator(graph: onnx.GraphProto, output: str) -> str:
+    """The type of the operator that computes an output, before what only changes its shape or type."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(output)
+    while node is not None and node.op_type in ("Identity", "Cast", "Flatten", "Reshape", "Squeeze"):
+        node = makers.get(node.input[0])
+    return "" if node is None else node.op_type
 
 
 def _classes_output(path: Path, declared: list[Any], answers: list[Any], num_classes: int) -> str:

@@ -37,8 +37,8 @@ class Form:
     """One way to rewrite the graph."""
 
     convert_opset: bool
-    free_reshapes: bool
-    """Reshapes to a constant shape that begins with the fixed batch take the batch as it comes."""
+    free_batch: bool
+    """Constants that begin with the fixed batch, shapes and joined tensors, take the batch as it comes."""
     byte_network: bool
     """Behind the first Cast, to float, comes one back to uint8: the network computes with bytes."""
     expose_features: bool
@@ -53,7 +53,7 @@ def _forms(signature: Signature) -> Iterator[Form]:
         conversions, [False, True], bytes_, [True, False]
     ):
         yield Form(
-            convert_opset=convert, free_reshapes=free, byte_network=byte_network, expose_features=features
+            convert_opset=convert, free_batch=free, byte_network=byte_network, expose_features=features
         )
 
 
@@ -83,11 +83,9 @@ def rewrite(original: Original, pixels_nhwc_u8: np.ndarray) -> onnx.ModelProto:
             batch, reason = _wrong_batch(trial, pixels_nhwc_u8, expected, original.max_abs_diff)
             if batch is None:
                 return model
-            hint = "; export it with a dynamic batch axis" if batch > 1 else ""
-            what = "its batch cannot be made dynamic" if batch > 1 else "cannot be rewritten"
-            failures.append((batch, f"{what}: a batch of {batch} {reason}{hint}"))
-    _, reason = max(failures, key=lambda failure: failure[0])
-    raise ArtefactError(f"{source}: {reason}")
+            failures.append((batch, f"its batch cannot be made dynamic: a batch of {batch} {reason}"))
+    batch, reason = max(failures, key=lambda failure: failure[0])
+    raise ArtefactError(f"{source}: {reason}" + ("; export it with a dynamic batch axis" if batch else ""))
 
 
 def _line(exc: Exception) -> str:
@@ -134,8 +132,9 @@ def _rewritten(original: Original, form: Form) -> onnx.ModelProto:
     for number, node in enumerate(graph.node):
         node.name = f"{number}.{node.name or node.op_type}"  # the quantiser tells nodes apart by their names
         node.doc_string = ""
-    if form.free_reshapes:
+    if form.free_batch:
         _free_reshapes(graph, signature.fixed_batch or 1)
+        _free_joins(graph)
     model = onnx.compose.add_prefix(model, PREFIX)
     model.ir_version = IR_VERSION
     _put_in_front(model.graph, original, form)
@@ -174,6 +173,30 @@ def _free_reshapes(graph: onnx.GraphProto, fixed_batch: int) -> None:
         name = f"free_shape_{number}"  # of its own: another node may read the old constant
         graph.initializer.append(numpy_helper.from_array(shape, name))
         node.input[1] = name
+
+
+def _free_joins(graph: onnx.GraphProto) -> None:
+    """Repeat a constant of batch 1 that is joined to each image's own, as a transformer's class token is."""
+    constants = {one.name: one for one in graph.initializer}
+    nodes = []
+    for number, node in enumerate(graph.node):
+        joined = [name for name in node.input if name in constants and constants[name].dims[:1] == [1]]
+        own = [name for name in node.input if name not in constants]
+        if node.op_type == "Concat" and own and joined and node.attribute[0].i != 0:
+            shape, batch = f"join_{number}_shape", f"join_{number}_batch"
+            graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), f"join_{number}_first"))
+            nodes.append(helper.make_node("Shape", [own[0]], [shape], name=shape))
+            nodes.append(helper.make_node("Gather", [shape, f"join_{number}_first"], [batch], name=batch))
+            for name in joined:
+                rest, target, repeated = (f"join_{number}_{part}_{name}" for part in ("rest", "target", "of"))
+                dims = np.array(constants[name].dims[1:], np.int64)
+                graph.initializer.append(numpy_helper.from_array(dims, rest))
+                nodes.append(helper.make_node("Concat", [batch, rest], [target], name=target, axis=0))
+                nodes.append(helper.make_node("Expand", [name, target], [repeated], name=repeated))
+                node.input[list(node.input).index(name)] = repeated
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _put_in_front(graph: onnx.GraphProto, original: Original, form: Form) -> None:

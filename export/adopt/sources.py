@@ -121,7 +121,7 @@ def decode_images(paths: list[Path], preprocessing: Preprocessing) -> tuple[list
 
 
 def as_prepared(
-    folder: Path, paths: list[Path], labels: list[str], answers: np.ndarray, *, source: str
+    folder: Path, paths: list[Path], labels: list[str], answers: np.ndarray, *, is_painted: bool = False
 ) -> PreparedData:
     """Images in the form of a prepared folder, split in two: every second one calibrates.
 
@@ -133,19 +133,17 @@ def as_prepared(
         paths: of them.
         labels: the classes.
         answers: (N, C) the original's probabilities.
-        source: what the record calls them; painted ones are all measured on.
+        is_painted: all are measured on, and no folder's name is a class.
     """
-    is_labelled = all(path.parent.name in labels for path in paths)
+    is_labelled = not is_painted and all(path.parent.name in labels for path in paths)
     rows = []
     for number, (path, answer) in enumerate(zip(paths, answers, strict=True)):
-        split = "train" if number % 2 and source != PAINTED else "val"
+        split = "train" if number % 2 and not is_painted else "val"
         label = path.parent.name if is_labelled else labels[int(answer.argmax())]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         rows.append(ManifestRow(path.relative_to(folder).as_posix(), digest, label, "", "", number, split))
     if is_labelled:
         right = np.mean([row.label == labels[int(a.argmax())] for row, a in zip(rows, answers, strict=True)])
-        log.info(
-            "the original's top-1 on these %d images is %.4f, by the names of their folders", len(rows), right
-        )
+        log.info("the original's top-1 is %.4f on %d images, by the names of their folders", right, len(rows))
     digest = hashlib.sha256("".join(row.sha256 for row in rows).encode()).hexdigest()
-    return PreparedData(folder, labels, rows, source, digest, "", {})
+    return PreparedData(folder, labels, rows, folder.resolve().name, digest, "", {})

@@ -13,18 +13,19 @@ import torch
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.model.network import create_network, read_weights
 
 
-def make_timm_model(name: str, weights: Path | None, *, num_classes: int | None) -> torch.nn.Module:
-    """A timm model with its pretrained weights, or with those of a file.
+def make_timm_model(name: str, weights: Path | None, labels: list[str] | None) -> torch.nn.Module:
+    """A timm model with its pretrained weights, head included, or with those of a file.
 
     Args:
         name: timm's, or hf-hub:OWNER/MODEL.
         weights: a safetensors file; None fetches the pretrained ones.
-        num_classes: of the file; None takes the model's own number. The pretrained head is never replaced.
+        labels: the classes of the file.
 
     Raises:
-        UsageError: timm knows no such model.
+        UsageError: timm knows no such model, or a file comes without labels.
         ArtefactError: the weights cannot be fetched, or the file does not hold this model's.
     """
     check_timm_name(name)
@@ -38,13 +39,15 @@ def make_timm_model(name: str, weights: Path | None, *, num_classes: int | None)
                 f"timm:{name}: its pretrained weights cannot be fetched ({type(exc).__name__}); connect to"
                 " the network, set HF_HOME to a filled cache, or give a file with --weights"
             ) from exc
-    model = timm.create_model(name, **({} if num_classes is None else {"num_classes": num_classes}))
+    if labels is None:
+        raise UsageError("--weights: a file does not name its classes; give --labels")
+    model = create_network(name, num_classes=len(labels))
     try:
-        model.load_state_dict(safetensors.torch.load_file(weights))
+        model.load_state_dict(read_weights(weights))
     except Exception as exc:  # safetensors and torch raise their own kinds for a wrong file
         reason = " ".join(str(exc).split())[:200]
         raise ArtefactError(
-            f"{weights}: no safetensors weights of {name} with {model.num_classes} classes ({reason})"
+            f"{weights}: no safetensors weights of {name} with {len(labels)} classes ({reason})"
         ) from exc
     return model
 
