@@ -13,14 +13,12 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
-from loadtests.generator.health import limits_found
 from loadtests.generator.profiles import Profile, named_profile
-from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
+from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording, limits_found
 from loadtests.generator.sample_files import read_sample
-from loadtests.results.knee import find_knee, judged_points
 from loadtests.results.plots import draw
 from loadtests.results.result import RESULT, Latency, LoadResult, Point, read_result
-from loadtests.results.slo import judge, read_slo
+from loadtests.results.slo import find_knee, judge, judged_points, read_slo
 from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
 
 log = logging.getLogger("fruitstand.loadtest")

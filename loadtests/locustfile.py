@@ -32,10 +32,15 @@ from locust.runners import WORKER_REPORT_INTERVAL, WorkerRunner  # noqa: E402
 from fruitstand.artefacts import write_json  # noqa: E402
 from fruitstand.errors import FruitstandError, UsageError  # noqa: E402
 from fruitstand_client import Client  # noqa: E402
-from loadtests.generator.health import watch  # noqa: E402
 from loadtests.generator.load_shape import ProfileShape  # noqa: E402
 from loadtests.generator.profiles import OPEN, PROFILES, STREAM_REQUESTS_PER_S, named_profile  # noqa: E402
-from loadtests.generator.recording import MISSED, REJECTED, Recording, outcome_of  # noqa: E402
+from loadtests.generator.recording import (  # noqa: E402
+    MISSED,
+    REJECTED,
+    Recording,
+    outcome_of,
+    watch,
+)
 from loadtests.generator.sample_files import read_sample  # noqa: E402
 
 REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -17,9 +17,9 @@ from fruitstand.machine.provenance import provenance
 from loadtests.generator.profiles import CLOSED, OPEN
 from loadtests.generator.sample_files import read_sample
 from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, write_images
-from loadtests.results.knee import find_knee
 from loadtests.results.plots import draw
 from loadtests.results.result import RESULT, Knee, LoadResult, Point
+from loadtests.results.slo import find_knee
 from loadtests.server_statistics import ServedModel, breakdown, growth
 
 log = logging.getLogger("fruitstand.profile")

@@ -8,8 +8,7 @@ import numpy as np
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.progress import track
 from fruitstand.samples import Samples, join_samples, read_samples
-from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import measure
+from monitoring.drift.measures import measure, thresholds
 
 NUM_WINDOWS = 200
 FAVOURED_SHARE = 0.1

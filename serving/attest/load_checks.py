@@ -10,8 +10,7 @@ from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DEC
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.check import Check, judged, not_seen, quantile_ms
-from serving.attest.promise import Reference
-from serving.attest.subject import Subject
+from serving.attest.promise import Reference, Subject
 
 BATCH_ROUNDS = 3
 BATCH_IN_FLIGHT = 64
