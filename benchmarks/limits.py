@@ -64,7 +64,7 @@ def main(
     with (
         TemporaryDirectory(prefix="fruitstand-limits-") as scratch,
         served(repository, log=Path(scratch, "triton.log"), config_name=config_name) as url,
-        Load(url, [file.tobytes() for file in files], num_processes) as load,
+        Senders(url, [file.tobytes() for file in files], num_processes) as load,
     ):
         measures |= load.measures()
         for number in range(rounds):
@@ -88,7 +88,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-class Load:
+class Senders:
     """Closed loops: so many requests under way at once, of so many images each, divided among processes."""
 
     def __init__(self, url: str, files: list[bytes], num_processes: int) -> None:
@@ -100,7 +100,7 @@ class Load:
         )
         list(self._pool.map(_wait_for_all, range(num_processes)))
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "Senders":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -42,7 +42,7 @@ def measure(
         _prepare("generated", work / "painted", *painted)
         images = work / "painted" / "images"
         samples = {"folder": _prepare(images, work / "a")}
-        archive = _zip(images, work / "images.zip")
+        archive = Path(shutil.make_archive(str(images), "zip", images))
         samples["zip"] = _prepare(archive, work / "b")
         archive.unlink()
         for name, padding in (("tenth", b""), ("tenth_padded", PADDING)):
@@ -100,13 +100,6 @@ def _prepare(source: Path | str, out: Path, *options: object) -> dict[str, float
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _zip(folder: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in _files(folder):
-            archive.write(file, file.relative_to(folder))
-    return path
 
 
 def _part(images: Path, target: Path, *, every: int, padding: bytes) -> Path:

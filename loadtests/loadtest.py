@@ -13,9 +13,8 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
-from loadtests.generator.profiles import Profile, named_profile
+from loadtests.generator.profiles import Profile, named_profile, read_sample
 from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording, limits_found
-from loadtests.generator.sample_files import read_sample
 from loadtests.results.plots import draw
 from loadtests.results.result import RESULT, Latency, LoadResult, Point, read_result
 from loadtests.results.slo import find_knee, judge, judged_points, read_slo

@@ -52,7 +52,9 @@ class ServedModel:
             self._has_answered = True
             self._read_configs()
         except BaseException as exc:
-            if behind_gateway and isinstance(exc.__cause__, grpc.RpcError) and _is_forbidden(exc.__cause__):
+            cause = exc.__cause__
+            forbidden = isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.PERMISSION_DENIED
+            if behind_gateway and forbidden:
                 log.warning("%s shows no statistics: the result is without the server's side", url)
                 return
             self.close()
@@ -182,7 +184,3 @@ def breakdown(counters: Counters, steps: list[str], seconds: float) -> list[dict
         }
         for name in steps
     ]
-
-
-def _is_forbidden(error: grpc.RpcError) -> bool:
-    return bool(error.code() == grpc.StatusCode.PERMISSION_DENIED)

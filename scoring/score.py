@@ -61,7 +61,7 @@ class Worker:
         Returns:
             What `score` returns, and as `failure` why there is none: Ray loses the type of an error.
         """
-        nothing = dict.fromkeys(("num_images", "num_failed", "started", "ended"), 0.0)
+        nothing = dict.fromkeys(("num_images", "started", "ended"), 0.0)
         (partition,) = batch["partition"]
         try:
             row: dict[str, Any] = {**self.score(partition), "failure": ""}
@@ -73,7 +73,7 @@ class Worker:
         """Score one partition and write it.
 
         Returns:
-            How many images it holds, how many have no answer, and when it was begun and ended, s.
+            How many images it holds, and when it was begun and ended, s.
         """
         model = self._model = self._model or self._open()
         started = time.time()
@@ -85,13 +85,8 @@ class Worker:
                 answer = next(answers) if isinstance(one.content, bytes) else one.content
                 # What the file held is let go: memory does not grow with the partition.
                 scored.append((Image(one.index, one.path, ""), answer))
-        num_failed = self._job.write(partition.number, scored)
-        return {
-            "num_images": len(scored),
-            "num_failed": num_failed,
-            "started": started,
-            "ended": time.time(),
-        }
+        self._job.write(partition.number, scored)
+        return {"num_images": len(scored), "started": started, "ended": time.time()}
 
     def _batches(self, partition: Partition) -> Iterator[list[Image]]:
         """The partition's images in batches; one is read ahead while another is scored."""

@@ -19,8 +19,8 @@ from fruitstand.samples import (
     write_samples,
 )
 from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi, thresholds
-from monitoring.drift.power import drift_power
 from monitoring.drift.report import drift_report
+from tests.nightly.chaos.drift_power import drift_power
 
 LABELS = ["Apple", "Pear", "Plum", "Fig"]
 

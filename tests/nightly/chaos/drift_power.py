@@ -1,4 +1,4 @@
-"""`fruitstand drift power`: how often windows of known drift are found, and clean ones taken for it."""
+"""How often windows of known drift are found, and clean ones taken for it."""
 
 from pathlib import Path
 from typing import Any
