@@ -84,13 +84,13 @@ class ServedModel:
 
     def probabilities(self, images: Sequence[bytes]) -> list[bytes]:
         """The answer to each image alone, float32, as it comes over the wire."""
-        return [self._probabilities(image) for image in images]
-
-    def _probabilities(self, image: bytes) -> bytes:
-        request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
-        request.inputs.add(name=IMAGE, datatype="UINT8").shape.extend((1, len(image)))
-        request.outputs.add(name=PROBABILITIES)
-        return bytes(self._ask("ModelInfer", request).raw_output_contents[0])
+        answers = []
+        for image in images:
+            request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
+            request.inputs.add(name=IMAGE, datatype="UINT8").shape.extend((1, len(image)))
+            request.outputs.add(name=PROBABILITIES)
+            answers.append(bytes(self._ask("ModelInfer", request).raw_output_contents[0]))
+        return answers
 
     def read(self) -> Counters:
         """The counters as they are now; none behind a gateway."""
