@@ -35,6 +35,7 @@ from fruitstand_client import Client  # noqa: E402
 from loadtests.generator.profiles import (  # noqa: E402
     OPEN,
     PROFILES,
+    REQUEST_BATCHES,
     STREAM_REQUESTS_PER_S,
     Profile,
     named_profile,
@@ -47,8 +48,6 @@ from loadtests.generator.recording import (  # noqa: E402
     outcome_of,
     watch,
 )
-
-REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class ProfileShape(LoadTestShape):

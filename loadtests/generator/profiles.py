@@ -9,6 +9,8 @@ from fruitstand.errors import UsageError
 from fruitstand_client.command.sources import find_images
 
 MAX_IMAGES = 2_000
+REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Images in a request that a load may have."""
 CLOSED, OPEN = "closed", "open"
 RAMP_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BREAK_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3)
