@@ -90,8 +90,8 @@ def _prepare(source: Path | str, out: Path, *options: object) -> dict[str, float
         "peak_mib": round(usage.ru_maxrss / 1024, 1),
     }
     if isinstance(source, Path):
-        names = list(_files(source)) if source.is_dir() else zipfile.ZipFile(source).namelist()
-        sample["num_files"] = len(names)
+        names = map(str, _files(source)) if source.is_dir() else zipfile.ZipFile(source).namelist()
+        sample["num_files"] = sum(not name.endswith("/") for name in names)  # a zip lists folders, too
         sample["load_1_min"] = round(os.getloadavg()[0], 2)
         shutil.rmtree(out)
         console.print(f"{source.name}: {sample}")
