@@ -41,14 +41,9 @@ def measure(
     if folder.exists():
         raise UsageError(f"{folder}: an earlier measurement is there; remove it or choose another --work")
     data, run = folder / "data", folder / "run"
-    chosen = [
-        "--model",
-        model,
-        "--set",
-        f"seed={seed}",
-        *(["--epochs", epochs] if epochs else []),
-        *(extra or []),
-    ]
+    chosen = ["--model", model, "--set", f"seed={seed}", *(extra or [])]
+    if epochs:
+        chosen += ["--epochs", str(epochs)]
     claims = ("--split", split, "--validation", validation, "--seed", seed)
     wall_s: dict[str, float] = {}
     prepared = _timed(wall_s, "prepare", "data", "prepare", "--source", source, "--out", data, *claims)

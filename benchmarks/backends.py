@@ -34,7 +34,7 @@ from fruitstand.errors import DataError
 from fruitstand.machine.provenance import provenance
 from fruitstand.repository.versions import MANIFEST_NAME, published_versions, serving_state
 from fruitstand.stages import command_line, console, served
-from loadtests.generator.sample_files import read_sample
+from loadtests.generator.profiles import read_sample
 from loadtests.server_statistics import ServedModel
 from serving.triton.backend_directory import BACKENDS_VARIABLE, HOST, STUB
 

@@ -21,7 +21,7 @@ from fruitstand.artefacts import write_json
 from fruitstand.errors import UsageError
 from fruitstand.machine.provenance import provenance
 from fruitstand.stages import command_line, console, served
-from loadtests.generator.sample_files import read_sample
+from loadtests.generator.profiles import read_sample
 
 NUM_IMAGES = 256
 IN_FLIGHT = (1, 4, 8, 64)

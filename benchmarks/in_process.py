@@ -113,7 +113,11 @@ def in_process(
         return lambda batch: len(session.run([PROBABILITIES], {PIXELS: batch})[0])
 
     decode, infer = decoder(repository, files, on_gpu=on_gpu), infer_with()
-    pixels = _on_gpu(_to_host(decode())) if on_gpu else _to_host(decode())
+    pixels = decode()
+    if on_gpu:
+        pixels = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(pixels.as_cpu()), "cuda", 0)
+    else:
+        pixels = pixels.copy()  # the next decode overwrites it
     # Two, in turns: what one of them decoded is read while the other one decodes.
     decoders = itertools.cycle([decode, decoder(repository, files, on_gpu=on_gpu)])
     num_loops = GPU_LOOPS if on_gpu else thread_budget()
@@ -185,14 +189,6 @@ def decoder(
 
 def _num_images(pixels: Pixels) -> int:
     return int(pixels.shape[0] if isinstance(pixels, np.ndarray) else pixels.shape()[0])
-
-
-def _to_host(pixels: Pixels) -> np.ndarray:
-    return np.array(pixels if isinstance(pixels, np.ndarray) else pixels.as_cpu())
-
-
-def _on_gpu(pixels: np.ndarray) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0)
 
 
 def _bound(session: onnxruntime.InferenceSession) -> Infer:

@@ -73,7 +73,7 @@ def main(
             url = stack.enter_context(
                 served(repository, log=log, config_name=config_name, environment=environment)
             )
-            load = stack.enter_context(Load(url, [file.tobytes() for file in files], num_processes))
+            load = stack.enter_context(Senders(url, [file.tobytes() for file in files], num_processes))
             measures |= load.measures("served" if name == backends.split(",")[0] else name)
         for number in range(rounds):
             for name, measure in measures.items():
@@ -96,7 +96,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-class Load:
+class Senders:
     """Closed loops: so many requests under way at once, of so many images each, divided among processes."""
 
     def __init__(self, url: str, files: list[bytes], num_processes: int) -> None:
@@ -108,7 +108,7 @@ class Load:
         )
         list(self._pool.map(_wait_for_all, range(num_processes)))
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "Senders":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -42,7 +42,7 @@ def measure(
         _prepare("generated", work / "painted", *painted)
         images = work / "painted" / "images"
         samples = {"folder": _prepare(images, work / "a")}
-        archive = _zip(images, work / "images.zip")
+        archive = Path(shutil.make_archive(str(images), "zip", images))
         samples["zip"] = _prepare(archive, work / "b")
         archive.unlink()
         for name, padding in (("tenth", b""), ("tenth_padded", PADDING)):
@@ -90,8 +90,8 @@ def _prepare(source: Path | str, out: Path, *options: object) -> dict[str, float
         "peak_mib": round(usage.ru_maxrss / 1024, 1),
     }
     if isinstance(source, Path):
-        names = list(_files(source)) if source.is_dir() else zipfile.ZipFile(source).namelist()
-        sample["num_files"] = len(names)
+        names = map(str, _files(source)) if source.is_dir() else zipfile.ZipFile(source).namelist()
+        sample["num_files"] = sum(not name.endswith("/") for name in names)  # a zip lists folders, too
         sample["load_1_min"] = round(os.getloadavg()[0], 2)
         shutil.rmtree(out)
         console.print(f"{source.name}: {sample}")
@@ -100,13 +100,6 @@ def _prepare(source: Path | str, out: Path, *options: object) -> dict[str, float
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _zip(folder: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in _files(folder):
-            archive.write(file, file.relative_to(folder))
-    return path
 
 
 def _part(images: Path, target: Path, *, every: int, padding: bytes) -> Path:

@@ -1,1 +1,1 @@
-"""What runs fruitstand on other machines: its image, and offline scoring on Ray Data."""
+"""What runs fruitstand on other machines: its images, Compose, Kubernetes, and the loop of retraining."""

@@ -52,7 +52,6 @@ def demo(
     started = time.monotonic()
     if data is None:
         console.print("[bold]The images are painted by a program:[/] real ones with make demo DATA=PATH")
-    if data is None:
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
     else:  # as the published figures: Test is leaked as well, see README, "Honest numbers"
         choices = ("--validation", "frame")

@@ -13,14 +13,11 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
-from loadtests.generator.health import limits_found
-from loadtests.generator.profiles import Profile, named_profile
-from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording
-from loadtests.generator.sample_files import read_sample
-from loadtests.results.knee import find_knee, judged_points
+from loadtests.generator.profiles import REQUEST_BATCHES, Profile, named_profile, read_sample
+from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording, limits_found
 from loadtests.results.plots import draw
 from loadtests.results.result import RESULT, Latency, LoadResult, Point, read_result
-from loadtests.results.slo import judge, read_slo
+from loadtests.results.slo import find_knee, judge, judged_points, read_slo
 from loadtests.server_statistics import ServedModel, StatisticsLog, breakdown
 
 log = logging.getLogger("fruitstand.loadtest")
@@ -30,7 +27,6 @@ DEFAULT_SLO = Path(__file__).with_name("slo.toml")
 WARM_UP_S = 1.0
 """Of each stage: Locust looks at its shape once a second."""
 STOP_S = 30
-REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,7 +52,9 @@ class ServedModel:
             self._has_answered = True
             self._read_configs()
         except BaseException as exc:
-            if behind_gateway and isinstance(exc.__cause__, grpc.RpcError) and _is_forbidden(exc.__cause__):
+            cause = exc.__cause__
+            forbidden = isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.PERMISSION_DENIED
+            if behind_gateway and forbidden:
                 log.warning("%s shows no statistics: the result is without the server's side", url)
                 return
             self.close()
@@ -82,13 +84,13 @@ class ServedModel:
 
     def probabilities(self, images: Sequence[bytes]) -> list[bytes]:
         """The answer to each image alone, float32, as it comes over the wire."""
-        return [self._probabilities(image) for image in images]
-
-    def _probabilities(self, image: bytes) -> bytes:
-        request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
-        request.inputs.add(name=IMAGE, datatype="UINT8").shape.extend((1, len(image)))
-        request.outputs.add(name=PROBABILITIES)
-        return bytes(self._ask("ModelInfer", request).raw_output_contents[0])
+        answers = []
+        for image in images:
+            request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
+            request.inputs.add(name=IMAGE, datatype="UINT8").shape.extend((1, len(image)))
+            request.outputs.add(name=PROBABILITIES)
+            answers.append(bytes(self._ask("ModelInfer", request).raw_output_contents[0]))
+        return answers
 
     def read(self) -> Counters:
         """The counters as they are now; none behind a gateway."""
@@ -182,7 +184,3 @@ def breakdown(counters: Counters, steps: list[str], seconds: float) -> list[dict
         }
         for name in steps
     ]
-
-
-def _is_forbidden(error: grpc.RpcError) -> bool:
-    return bool(error.code() == grpc.StatusCode.PERMISSION_DENIED)

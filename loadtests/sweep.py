@@ -14,12 +14,11 @@ from typing import Any
 from fruitstand.contract import MAX_BATCH_SIZE
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
-from loadtests.generator.profiles import CLOSED, OPEN
-from loadtests.generator.sample_files import read_sample
+from loadtests.generator.profiles import CLOSED, OPEN, read_sample
 from loadtests.perf_analyzer import PerfAnalyzer, install_perf_analyzer, write_images
-from loadtests.results.knee import find_knee
 from loadtests.results.plots import draw
 from loadtests.results.result import RESULT, Knee, LoadResult, Point
+from loadtests.results.slo import find_knee
 from loadtests.server_statistics import ServedModel, breakdown, growth
 
 log = logging.getLogger("fruitstand.profile")

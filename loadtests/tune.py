@@ -21,13 +21,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fruitstand.artefacts import atomic_file, write_json
+from fruitstand.artefacts import write_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.stages import served
+from loadtests.results.plots import new_figure, save
 from loadtests.sweep import profile
 from serving.triton.backend_directory import HOST, choose_backends
 
@@ -315,23 +316,16 @@ def frontier(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _plot(path: Path, result: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     trials, best = result["samples"]["trials"], result["summary"]["frontier"]
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.scatter([one["p99_ms"] for one in trials], [one["images_per_s"] for one in trials], label="a trial")
-    axes.scatter(
-        trials[0]["p99_ms"], trials[0]["images_per_s"], marker="s", color="tab:red", label="settings in use"
-    )
-    axes.plot(
-        [one["p99_ms"] for one in best], [one["images_per_s"] for one in best], "k-", label="the frontier"
-    )
+    figure, (axes,) = new_figure(1)
+
+    def points(of: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        return [one["p99_ms"] for one in of], [one["images_per_s"] for one in of]
+
+    axes.scatter(*points(trials), label="a trial")
+    axes.scatter(*points(trials[:1]), marker="s", color="tab:red", label="settings in use")
+    axes.plot(*points(best), "k-", label="the frontier")
     axes.axvline(result["settings"]["p99_ms"], color="tab:gray", linestyle="--", label="p99 budget")
     axes.set(xlabel="p99, ms", ylabel="images/s", xlim=(0, None), ylim=(0, None))
     axes.legend()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    save(figure, path)

@@ -117,25 +117,3 @@ def _ask(
             if one.failure is not None:
                 raise one.failure
             yield int(one.model_version or 0), {rank.label: rank.probability for rank in one.top_k}
-
-
-@app.command()
-def power(
-    reference: Annotated[Path, typer.Option(help="Samples that the thresholds come from.")],
-    clean: Annotated[Path, typer.Option(help="Other clean samples.")],
-    drifted: Annotated[list[Path] | None, typer.Option(help="Samples of changed images; repeatable.")] = None,
-    unseen: Annotated[Path | None, typer.Option(help="Samples of classes the model does not know.")] = None,
-    window_size: WindowSize = 500,
-    as_json: Json = False,
-) -> None:
-    """Measure how often drift of known kinds is found, and how often clean windows are taken for it."""
-    with needs("drift"):
-        from monitoring.drift.power import drift_power
-
-        result = drift_power(reference, clean, drifted or [], unseen, window_size=window_size)
-    if as_json:
-        print_json(result)
-        return
-    for name, one in result["kinds"].items():
-        best = max(one["by_measure"], key=one["by_measure"].__getitem__)
-        print(f"{name:14} found {one['share_found']:6.1%}, most often by {best}")

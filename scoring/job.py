@@ -42,8 +42,8 @@ class Job:
         """Whether a partition has all its rows."""
         return self.file("predictions", number).exists()
 
-    def write(self, number: int, scored: Sequence[tuple[Image, Answer | str]]) -> int:
-        """Write a partition; how many of its images have no answer."""
+    def write(self, number: int, scored: Sequence[tuple[Image, Answer | str]]) -> None:
+        """Write a partition."""
         answered = [(image, one) for image, one in scored if isinstance(one, Answer)]
         failed = [(image, one) for image, one in scored if isinstance(one, str)]
         errors = self.file("errors", number)
@@ -56,7 +56,6 @@ class Job:
             errors.unlink(missing_ok=True)
         columns = _ranked_columns([one for _, one in answered])
         self._write_table(self.file("predictions", number), [image for image, _ in answered], columns)
-        return len(failed)
 
     def count_rows(self) -> dict[str, int]:
         """Rows in each table, from the files themselves.

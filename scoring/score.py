@@ -10,17 +10,96 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fruitstand.errors import ArtefactError, ServerError, UsageError
+from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.errors import ArtefactError, FruitstandError, ServerError, UsageError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.network.tls import Tls
 from fruitstand.progress import track
 from scoring.job import Job, open_job
-from scoring.model import PinnedServer, PinnedVersion, pin_repository, pin_server
-from scoring.partitions import Partition, find_inputs
-from scoring.worker import Worker
+from scoring.model import (
+    Answer,
+    LocalModel,
+    PinnedServer,
+    PinnedVersion,
+    ServedModel,
+    pin_repository,
+    pin_server,
+)
+from scoring.partitions import Image, Partition, find_inputs
+
+
+class Worker:
+    """Loads the model once, for its first partition, and scores partitions with it."""
+
+    def __init__(
+        self, job: Job, pinned: PinnedVersion | PinnedServer, *, num_threads: int, top_k: int
+    ) -> None:
+        """Take note of the model; Ray Data 2.60 waits for ever for workers that cannot be constructed.
+
+        Args:
+            job: where to write.
+            pinned: the model.
+            num_threads: of the decode and of the session.
+            top_k: classes in each answer.
+        """
+        self._job = job
+        self._open = lambda: pinned.open(num_threads=num_threads, top_k=top_k)
+        self._model: LocalModel | ServedModel | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Score partitions, as `map_batches` calls it.
+
+        Args:
+            batch: `partition`, one partition.
+
+        Returns:
+            What `score` returns, and as `failure` why there is none: Ray loses the type of an error.
+        """
+        nothing = dict.fromkeys(("num_images", "started", "ended"), 0.0)
+        (partition,) = batch["partition"]
+        try:
+            row: dict[str, Any] = {**self.score(partition), "failure": ""}
+        except FruitstandError as exc:
+            row = {**nothing, "failure": str(exc)}
+        return {key: [value] for key, value in row.items()}
+
+    def score(self, partition: Partition) -> dict[str, float]:
+        """Score one partition and write it.
+
+        Returns:
+            How many images it holds, and when it was begun and ended, s.
+        """
+        model = self._model = self._model or self._open()
+        started = time.time()
+        scored: list[tuple[Image, Answer | str]] = []
+        for images in self._batches(partition):
+            readable = [one.content for one in images if isinstance(one.content, bytes)]
+            answers = iter(model.answer(readable))
+            for one in images:
+                answer = next(answers) if isinstance(one.content, bytes) else one.content
+                # What the file held is let go: memory does not grow with the partition.
+                scored.append((Image(one.index, one.path, ""), answer))
+        self._job.write(partition.number, scored)
+        return {"num_images": len(scored), "started": started, "ended": time.time()}
+
+    def _batches(self, partition: Partition) -> Iterator[list[Image]]:
+        """The partition's images in batches; one is read ahead while another is scored."""
+        images = partition.read()
+
+        def read() -> list[Image]:
+            return list(islice(images, MAX_BATCH_SIZE))
+
+        ahead = self._reader.submit(read)
+        while batch := ahead.result():
+            ahead = self._reader.submit(read)
+            yield batch
+
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a Ray that is started for the job: it holds descriptions, not images."""

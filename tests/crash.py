@@ -22,10 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fruitstand.repository.versions import published_versions, serving_state
-from tests.nightly.chaos.material import ANY_SPEED
-from tests.nightly.chaos.wholeness import torn
-
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _PRELOADED = (
@@ -35,7 +31,7 @@ _PRELOADED = (
     "export.publish.promote",
     "export.publish.publish",
 )
-"""What the commands import; no session or pool may be open when a child is forked."""
+"""What the commands import; no session, pool or channel may be open when a child is forked."""
 
 
 class Crasher:
@@ -98,6 +94,9 @@ class Crasher:
 
 
 def _words(action: str, repository: Path, run: Path | None) -> list[object]:
+    from fruitstand.repository.versions import published_versions, serving_state
+    from tests.nightly.chaos.material import ANY_SPEED
+
     if action == "export":
         return ["export", "--run", run, "--variants", "fp32,int8", "--max-slowdown", ANY_SPEED]
     if action == "publish":
@@ -113,6 +112,8 @@ def _words(action: str, repository: Path, run: Path | None) -> list[object]:
 
 def assert_whole(repository: Path) -> None:
     """Every version is complete, and the configuration serves one that exists, or nothing at all."""
+    from tests.nightly.chaos.wholeness import torn
+
     assert torn(repository) == []
 
 

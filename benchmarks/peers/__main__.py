@@ -17,18 +17,17 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.in_process import in_process_images_per_s
+from benchmarks.in_process import in_process_images_per_s, served_version
 from benchmarks.load import ratio
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import install, lock
 from benchmarks.peers.measure import IN_FLIGHT, OURS, STUBS, Case, Round, measure
 from fruitstand.artefacts import read_json, write_json
-from fruitstand.contract import FRUIT_RESNET
-from fruitstand.errors import DataError, FruitstandError, UsageError
+from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
-from fruitstand.repository.versions import MANIFEST_NAME, serving_state
+from fruitstand.repository.versions import MANIFEST_NAME
 from fruitstand.stages import command_line, console
-from loadtests.generator.sample_files import read_sample
+from loadtests.generator.profiles import read_sample
 from serving.triton.backend_directory import HOST, STUB
 
 NUM_IMAGES = 256
@@ -124,10 +123,7 @@ def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case
     """Ours on both backends, then every peer with every variant."""
     if unknown := (set(peers) - set(PEERS)) | (set(variants) - set(VARIANTS)):
         raise UsageError(f"got {', '.join(sorted(unknown))}, allowed {', '.join([*PEERS, *VARIANTS])}")
-    state = serving_state(repository)
-    if state is None:
-        raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
-    version = repository / FRUIT_RESNET / str(state.version)
+    version = served_version(repository)
     manifest = read_json(version / MANIFEST_NAME)
     common = {"labels": manifest["labels"], "preprocessing": manifest["preprocessing"]}
     cases = [

@@ -162,6 +162,15 @@ _TLS_REASONS = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the TLS settings out, or use another port",
 }
 
+_ADVICE: dict[type[RequestFailed], tuple[str, str]] = {
+    DeadlineExceeded: ("no answer in time", "; allow more time or send less at once"),
+    ModelNotFound: ("no such model", "; is this a fruitstand server, with a published version?"),
+    Unauthenticated: ("not authenticated", "; give a valid API key or client certificate"),
+    PermissionDenied: ("permission denied", "; this API key or certificate may not do that"),
+    Overloaded: ("overloaded", "; send less at once, or try later"),
+}
+"""Words for a server that gives none, and what to do."""
+
 
 def translate(
     status: str, text: str, url: str, *, pushback_s: float | None = None, request_id: str = ""
@@ -202,13 +211,6 @@ def _message(kind: type[RequestFailed], status: str, text: str, url: str) -> str
         reason = next((words for mark, words in _TLS_REASONS.items() if mark.lower() in text.lower()), text)
         return f"{url}: no TLS connection to the server: {reason}"
     if kind is DeadlineExceeded:
-        return f"{url}: no answer in time; allow more time or send less at once"
-    if kind is ModelNotFound:
-        return f"{url}: {text}; is this a fruitstand server, with a published version?"
-    if kind is Unauthenticated:
-        return f"{url}: {text or 'not authenticated'}; give a valid API key or client certificate"
-    if kind is PermissionDenied:
-        return f"{url}: {text or 'permission denied'}; this API key or certificate may not do that"
-    if kind is Overloaded:
-        return f"{url}: {text or 'overloaded'}; send less at once, or try later"
-    return f"{url}: {text or status}"
+        text = ""  # gRPC's own words say less
+    default, advice = _ADVICE.get(kind, (status, ""))
+    return f"{url}: {text or default}{advice}"

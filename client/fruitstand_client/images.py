@@ -141,7 +141,8 @@ def _read_path(path: str) -> bytes:
     info = os.stat(path)  # before open, which would wait for the other end of a pipe
     if not stat.S_ISREG(info.st_mode):
         raise ImageRejected("cannot be read: no file, but a folder or a device")
-    _check_size(info.st_size)
+    if info.st_size > MAX_ENCODED_BYTES:
+        raise ImageRejected(f"too many bytes: {info.st_size}, at most {MAX_ENCODED_BYTES} are allowed")
     with open(path, "rb", buffering=0) as file:
         return file.read()
 
@@ -153,11 +154,6 @@ def _read_open(file: Any) -> bytes:
     if len(content) > MAX_ENCODED_BYTES:
         raise ImageRejected(f"too many bytes: at most {MAX_ENCODED_BYTES} are allowed")
     return content
-
-
-def _check_size(size_bytes: int) -> None:
-    if size_bytes > MAX_ENCODED_BYTES:
-        raise ImageRejected(f"too many bytes: {size_bytes}, at most {MAX_ENCODED_BYTES} are allowed")
 
 
 def _has_its_end(content: bytes) -> bool:

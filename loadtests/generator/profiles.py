@@ -1,9 +1,16 @@
-"""The named load profiles: how much load for how long."""
+"""What is sent, and how much for how long: the images of a folder, and the named load profiles."""
 
+import random
 from dataclasses import dataclass
+from pathlib import Path
 
+from fruitstand.contract import IMAGE_SUFFIXES
 from fruitstand.errors import UsageError
+from fruitstand_client.command.sources import find_images
 
+MAX_IMAGES = 2_000
+REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Images in a request that a load may have."""
 CLOSED, OPEN = "closed", "open"
 RAMP_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BREAK_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3)
@@ -79,3 +86,15 @@ def _profile(name: str, loop: str, stages: list[tuple[float, float]]) -> Profile
     return Profile(
         name=name, loop=loop, stages=tuple(Stage(load=load, seconds=seconds) for load, seconds in stages)
     )
+
+
+def read_sample(folder: Path, maximum: int = MAX_IMAGES) -> tuple[bytes, ...]:
+    """Up to `maximum` files of a folder and the folders in it, drawn at random but always the same ones.
+
+    Raises:
+        UsageError: no such folder, or no image in it.
+    """
+    found = [Path(str(path)) for path in find_images([str(folder)])]
+    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]  # as they are, none converted
+    chosen = random.Random(0).sample(paths, min(maximum, len(paths)))
+    return tuple(path.read_bytes() for path in chosen)

@@ -31,7 +31,7 @@ def draw(result: LoadResult, out: Path) -> list[Path]:
 
 def _over_time(result: LoadResult, path: Path) -> Path:
     rows = result.over_time
-    figure, (top, bottom) = _figure(2)
+    figure, (top, bottom) = new_figure(2)
     seconds = [row["second"] for row in rows]
     top.plot(seconds, [row["images_per_s"] for row in rows], label="answered")
     if result.points[0].loop == "open":
@@ -44,11 +44,11 @@ def _over_time(result: LoadResult, path: Path) -> Path:
     bottom.set_ylabel("latency, ms")
     bottom.set_xlabel("seconds")
     bottom.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _against_load(result: LoadResult, path: Path) -> Path:
-    figure, (top, bottom) = _figure(2)
+    figure, (top, bottom) = new_figure(2)
     for batch, points in _by_batch(result.points).items():
         loads = [point.load for point in points]
         (line,) = top.plot(loads, [point.images_per_s for point in points], "o-", label=f"batch {batch:g}")
@@ -78,13 +78,13 @@ def _against_load(result: LoadResult, path: Path) -> Path:
         bottom.set_xscale("log", base=2)
     top.legend()
     bottom.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _steps(result: LoadResult, path: Path) -> Path:
     """Mean milliseconds of a request in each step's queue, input, inference and output, stacked."""
     groups = _by_batch(result.points)
-    figure, axes = _figure(len(groups))
+    figure, axes = new_figure(len(groups))
     for axis, (batch, points) in zip(axes, groups.items(), strict=True):
         positions, bottoms = list(range(len(points))), [0.0] * len(points)
         for name in [step["name"] for step in points[0].steps]:
@@ -97,7 +97,7 @@ def _steps(result: LoadResult, path: Path) -> Path:
         axis.set_ylabel(f"ms, batch {batch:g}")
     axes[-1].set_xlabel("load")
     axes[0].legend(fontsize="x-small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _by_batch(points: list[Point]) -> dict[float, list[Point]]:
@@ -107,7 +107,8 @@ def _by_batch(points: list[Point]) -> dict[float, list[Point]]:
     return groups
 
 
-def _figure(num_rows: int) -> tuple[Any, Any]:
+def new_figure(num_rows: int) -> tuple[Any, Any]:
+    """A figure, and its axes from top to bottom."""
     from matplotlib.figure import Figure  # not pyplot: it would look for a screen
 
     figure = Figure(figsize=(9, 3.2 * num_rows), layout="constrained")
@@ -117,7 +118,8 @@ def _figure(num_rows: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
     return path

@@ -25,8 +25,7 @@ from fruitstand.samples import (
     join_samples,
     read_samples,
 )
-from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import measure
+from monitoring.drift.measures import measure, thresholds
 
 THRESHOLDS_NAME = "thresholds.json"
 NUM_EXAMPLES = 24

@@ -17,8 +17,7 @@ from fruitstand.repository.tolerances import (
 )
 from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, farthest_golden
 from serving.attest.check import Check, Status, judged, not_seen
-from serving.attest.promise import Reference, decode_all, reference_answers, why_not
-from serving.attest.subject import Subject
+from serving.attest.promise import Reference, Subject, decode_all, reference_answers, why_not
 
 IN_FLIGHT = 16
 QUICK_SHARE = 4

@@ -29,9 +29,8 @@ from serving.attest.load_checks import (
     judge_speed,
     measure_speed,
 )
-from serving.attest.promise import Promise, Reference, read_promise, why_not
+from serving.attest.promise import Promise, Reference, Subject, examine, read_promise, why_not
 from serving.attest.report import Report
-from serving.attest.subject import Subject, examine
 
 CALL_TIMEOUT_S, QUICK_CALL_TIMEOUT_S = 20.0, 10.0
 POLL_S = 0.5

@@ -1,6 +1,5 @@
 """One check's result: a line of the report."""
 
-import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,9 +42,3 @@ def judged(name: str, *, ok: bool, expected: str, got: str, advice: str) -> Chec
 def not_seen(name: str, expected: str, reason: str) -> Check:
     """A check that cannot be made here."""
     return Check(name=name, status=Status.NOT_SEEN, expected=expected, got=reason)
-
-
-def quantile_ms(seconds: list[float], share: float) -> float:
-    """A quantile of latencies in seconds, as milliseconds; NaN without any."""
-    ordered = sorted(seconds)
-    return 1e3 * ordered[int(share * (len(ordered) - 1))] if ordered else math.nan

@@ -19,8 +19,7 @@ from fruitstand.repository.tolerances import MAX_SUM_ERROR
 from fruitstand_client.wire import strings
 from serving.attest.caller import Server
 from serving.attest.check import Check, Status, judged, not_seen
-from serving.attest.promise import Promise
-from serving.attest.subject import MODELS, Subject
+from serving.attest.promise import MODELS, Promise, Subject
 
 NUM_VERSION_CALLS = 8
 """Behind a gateway several servers answer in turn."""

@@ -11,7 +11,7 @@ from serving.attest.caller import Answer, padded_batch
 from serving.attest.check import Check, judged, not_seen
 from serving.attest.contract_checks import is_distribution
 from serving.attest.kinds import ImageKind, image_kinds
-from serving.attest.subject import Subject
+from serving.attest.promise import Subject
 
 NUM_NEIGHBOURS = 7
 MAX_NEIGHBOUR_DISTANCE = 0.02

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, MAX_BATCH_SIZE
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
-from serving.attest.check import Check, judged, not_seen, quantile_ms
-from serving.attest.promise import Reference
-from serving.attest.subject import Subject
+from serving.attest.check import Check, judged, not_seen
+from serving.attest.promise import Reference, Subject
 
 BATCH_ROUNDS = 3
 BATCH_IN_FLIGHT = 64
@@ -202,6 +201,12 @@ async def _closed_loop(subject: Subject, images: list[bytes], in_flight: int, se
         p99_ms=quantile_ms(latencies_s, 0.99),
         failed=failed,
     )
+
+
+def quantile_ms(seconds: list[float], share: float) -> float:
+    """A quantile of latencies in seconds, as milliseconds; NaN without any."""
+    ordered = sorted(seconds)
+    return 1e3 * ordered[int(share * (len(ordered) - 1))] if ordered else math.nan
 
 
 def judge_speed(speeds: list[Speed], reference: Reference | None, min_throughput: float | None) -> Check:

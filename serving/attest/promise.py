@@ -1,17 +1,25 @@
-"""What the model repository promises: its versions, their golden answers and their own ONNX files."""
+"""What is under test, and what its model repository promises: versions, golden answers, ONNX files."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import FRUIT_RESNET, Preprocessing
+from fruitstand.contract import (
+    FRUIT_CLASSIFIER,
+    FRUIT_RESNET,
+    IMAGE_DECODE,
+    Preprocessing,
+)
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.machine.threads import thread_budget
 from fruitstand.model.session import has_engine, open_session, run_batches
+from fruitstand.network.statistics import ModelCounters, read_counters
 from fruitstand.repository.versions import (
     Version,
     published_versions,
@@ -19,6 +27,7 @@ from fruitstand.repository.versions import (
     serving_state,
     verify_version,
 )
+from serving.attest.caller import Server
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,3 +131,84 @@ def served_files(version: Version) -> list[str]:
 def why_not(error: FruitstandError) -> str:
     """The reason for a report that leaves this machine: without folders."""
     return str(error).rsplit("/", 1)[-1]
+
+
+MODELS = (FRUIT_CLASSIFIER, IMAGE_DECODE, FRUIT_RESNET)
+NO_REPOSITORY = "no --repository to compare with"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What all checks look at."""
+
+    server: Server
+    promise: Promise | None
+    version: Version | None
+    """The version that answers, from the repository; None where that is not to be had."""
+    no_version: str
+    """Why there is none."""
+    configs: dict[str, Any]
+    """`ModelConfig` of the ensemble and of every step below it; empty where the server does not show them."""
+    has_gateway: bool
+    """Envoy answers."""
+    quick: bool
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The version's, or the default where it is not known."""
+        if self.version is None:
+            return Preprocessing()
+        return Preprocessing.from_dict(self.version.manifest["preprocessing"])
+
+    @property
+    def files(self) -> list[str]:
+        """The ONNX files the server may be serving: the configured one where it can be seen."""
+        if self.version is None:
+            return []
+        config = self.configs.get(FRUIT_RESNET)
+        if config is not None and config.default_model_filename in self.version.manifest["files"]:
+            return [config.default_model_filename]
+        return served_files(self.version)
+
+    async def counters(self) -> dict[str, ModelCounters] | None:
+        """Each model's counters, versions added up; None where the server does not show them."""
+        answer = await self.server.call("ModelStatistics", service_pb2.ModelStatisticsRequest())
+        return read_counters(answer.response.model_stats) if answer.ok else None
+
+
+async def examine(server: Server, promise: Promise | None, sample: bytes, *, quick: bool) -> Subject:
+    """Find out which version answers, and what else can be seen.
+
+    Args:
+        server: that answers already.
+        promise: the repository, where it is at hand.
+        sample: an image it answers.
+        quick: make fewer requests in each check.
+    """
+    answer = await server.classify(sample)
+    version, reason = None, NO_REPOSITORY
+    if promise is not None:
+        try:
+            version, reason = promise.version(answer.version), ""
+        except FruitstandError as exc:
+            reason = f"version {answer.version or promise.served} cannot be used here: {why_not(exc)}"
+    return Subject(
+        server=server,
+        promise=promise,
+        version=version,
+        no_version=reason,
+        configs=await _configs(server),
+        has_gateway=answer.through_envoy,
+        quick=quick,
+    )
+
+
+async def _configs(server: Server) -> dict[str, Any]:
+    configs: dict[str, Any] = {}
+    names = [FRUIT_CLASSIFIER]
+    for name in names:  # grows while it is read: a step may be an ensemble itself
+        seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
+        if seen.ok:
+            configs[name] = seen.response.config
+            names += [step.model_name for step in configs[name].ensemble_scheduling.step]
+    return configs

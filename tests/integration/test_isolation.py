@@ -1,9 +1,9 @@
-"""The benchmark that holds every answer against what its image got alone."""
+"""Every answer is held against what its image got alone."""
 
 from pathlib import Path
 
-from benchmarks.isolation import among_bad, among_many, ask
 from serving.triton.embedded import EmbeddedServer
+from tests.isolation import among_bad, among_many, ask
 
 
 def test_each_gets_its_own_answer_and_another_one_is_noticed(

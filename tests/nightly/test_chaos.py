@@ -41,7 +41,7 @@ def test_the_stack_survives(number: int, repository: Path, material: Material, t
     served = material.repository if TIER != "brief" else repository
     row = run_scenario(number, served, material, TIERS[TIER], tmp_path)
     if OUT:
-        write_json(Path(OUT, f"scenario{number}.json"), row)
-    assert row["complaints"] == []
-    assert row["left_behind"] == []
-    assert [one for one in row["claims"] if not one["held"]] == [], row["numbers"]
+        write_json(Path(OUT, f"scenario{number}.json"), row.to_json(tmp_path))
+    assert row.complaints == []
+    assert row.left_behind == []
+    assert [one for one in row.claims if not one.held] == [], row.numbers

@@ -220,10 +220,10 @@ def test_a_row_names_the_claim_that_failed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(SCENARIOS, 98, broken)
     material = Material(tmp_path / "material")
     row, other = (run_scenario(n, tmp_path, material, TIERS["brief"], tmp_path / "out") for n in (99, 98))
-    assert not row["passed"]
-    (failed,) = (one for one in row["claims"] if not one["held"])
+    assert not row.passed
+    (failed,) = (one for one in row.to_json(tmp_path)["claims"] if not one["held"])
     assert failed == {"claim": "p99, ms", "got": 70, "limit": "at most 50", "held": False}
-    assert "ValueError: no such stack" in other["claims"][0]["got"]
+    assert "ValueError: no such stack" in other.claims[0].got
 
 
 def test_the_page_counts_what_passed_and_has_a_row_for_each_scenario(tmp_path: Path) -> None:

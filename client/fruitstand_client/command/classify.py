@@ -11,11 +11,13 @@ from typing import Any
 from fruitstand.errors import UsageError
 from fruitstand.progress import track
 from fruitstand_client.client import Client
-from fruitstand_client.command.output import FORMATS, Rows, open_rows
-from fruitstand_client.command.resume import (
+from fruitstand_client.command.output import (
+    FORMATS,
     RESUMED_FORMATS,
     PartialRows,
+    Rows,
     open_partial,
+    open_rows,
     partial_path,
     skip_done,
     written_rows,

@@ -14,7 +14,7 @@ import logging
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,34 @@ export FRUITSTAND_CHAOS_TIER=ci FRUITSTAND_CHAOS_OUT=runs/chaos
 """.splitlines()
 
 
-def run_scenario(number: int, repository: Path, material: Material, tier: Tier, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What came of one scenario."""
+
+    scenario: int
+    title: str
+    blocker: bool
+    passed: bool
+    """Every claim held, the counters agree with the callers' ledgers, and nothing is left behind."""
+    claims: tuple[Claim, ...]
+    seconds: float
+    repeats: int
+    commit: str | None
+    date: str
+    hardware: dict[str, Any]
+    numbers: dict[str, Any]
+    counters: list[dict[str, Any]]
+    complaints: list[str]
+    left_behind: list[str]
+
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """As JSON-ready values; paths in `folder` become relative to it."""
+        text = json.dumps(asdict(self), default=str).replace(f"{folder.resolve()}/", "")
+        document: dict[str, Any] = json.loads(text)
+        return document
+
+
+def run_scenario(number: int, repository: Path, material: Material, tier: Tier, out: Path) -> Row:
     """Run one scenario on a stack of its own.
 
     Args:
@@ -53,10 +80,6 @@ def run_scenario(number: int, repository: Path, material: Material, tier: Tier, 
         material: data, runs and repositories that scenarios work on.
         tier: how much of everything.
         out: gets a folder with the scenario's logs and copies.
-
-    Returns:
-        Its row: whether it passed, its claims with what was seen, its numbers, and what its processes left
-        behind.
     """
     run = SCENARIOS[number]
     folder = out / f"scenario{number}"
@@ -72,25 +95,22 @@ def run_scenario(number: int, repository: Path, material: Material, tier: Tier, 
         numbers = {}
         if not isinstance(exc, FruitstandError):
             log.exception("scenario %d broke", number)
-    row = {
-        "scenario": number,
-        "title": (run.__doc__ or "").partition(": ")[2],
-        "blocker": number in BLOCKERS,
-        "passed": all(one.held for one in claims) and not setting.left_behind and not setting.complaints,
-        "claims": [asdict(one) for one in claims],
-        "seconds": round(time.monotonic() - started, 1),
-        "repeats": tier.repeats,
-        "commit": git_commit(Path(__file__).parent),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "numbers": numbers,
-        "counters": setting.audits,
-        "complaints": setting.complaints,
-        "left_behind": setting.left_behind,
-    }
-    # Reasons name files by path; the paths of a machine do not belong in a published result.
-    without_paths: dict[str, Any] = json.loads(json.dumps(row, default=str).replace(f"{out.resolve()}/", ""))
-    return without_paths
+    return Row(
+        scenario=number,
+        title=(run.__doc__ or "").partition(": ")[2],
+        blocker=number in BLOCKERS,
+        passed=all(one.held for one in claims) and not setting.left_behind and not setting.complaints,
+        claims=claims,
+        seconds=round(time.monotonic() - started, 1),
+        repeats=tier.repeats,
+        commit=git_commit(Path(__file__).parent),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        hardware=hardware(),
+        numbers=numbers,
+        counters=setting.audits,
+        complaints=setting.complaints,
+        left_behind=setting.left_behind,
+    )
 
 
 def gather(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.in_process import in_process, served_version
-from benchmarks.limits import CONCURRENCIES, REQUEST_BATCHES, Load, summarise
+from benchmarks.limits import CONCURRENCIES, REQUEST_BATCHES, Senders, summarise
 from benchmarks.load import NothingMeasured, Target, closed_loop
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.manifest import PreparedData
@@ -54,7 +54,7 @@ def test_the_benchmark_runs_end_to_end(repository: Path, prepared: PreparedData,
 def test_several_processes_send_together(server: EmbeddedServer, test_images: list[Path]) -> None:
     """Also fewer requests in flight than there are processes."""
     files = [path.read_bytes() for path in test_images[:32]]
-    with Load(server.url, files, 2) as load:
+    with Senders(server.url, files, 2) as load:
         measures = load.measures("served")
         assert all(measures[name](0.5) > 0 for name in ("served_c1_b1", "served_c8_b1", "served_c1_b8"))
 

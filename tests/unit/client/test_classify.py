@@ -23,7 +23,7 @@ from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import Tls
 from fruitstand_client.command.classify import Output, classify_paths
-from fruitstand_client.command.resume import open_partial
+from fruitstand_client.command.output import open_partial
 from tests.model_server import ModelServer, model_server
 from tests.nightly.chaos.authority import make_certificate, server_credentials
 

@@ -13,9 +13,8 @@ import pytest
 from fruitstand.errors import UsageError
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import ImageRejected, Prediction, RankedLabel
-from fruitstand_client.command.archives import archive_images
 from fruitstand_client.command.output import FORMATS, TextRows, open_rows
-from fruitstand_client.command.sources import count_images, find_images
+from fruitstand_client.command.sources import archive_images, count_images, find_images
 from fruitstand_client.images import image_name, read_image
 
 GOOD = Prediction("a [1].jpg", (RankedLabel("Apple, red", 0.75), RankedLabel("Pear", 0.2)), "3")

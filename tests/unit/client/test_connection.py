@@ -29,8 +29,7 @@ from fruitstand_client import (
     ServerUnreachable,
     Unauthenticated,
 )
-from fruitstand_client.exchange import LONE_REPEATS
-from fruitstand_client.retry import MAX_TOKENS
+from fruitstand_client.exchange import LONE_REPEATS, MAX_TOKENS
 from fruitstand_client.wire import QUEUE_SHARE
 from tests.both_clients import Classify, labels, lengths
 from tests.model_server import Received, model_server

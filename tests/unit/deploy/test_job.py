@@ -27,7 +27,7 @@ def test_rows_say_what_which_and_by_which_model(tmp_path: Path) -> None:
     """Answers in one table, reasons in the other."""
     with open_job(tmp_path / "out", RECORD) as job:
         unnameable = os.fsdecode(b"caf\xe9.png")
-        assert job.write(4, [(image(8, unnameable), APPLE), (image(9, "b.png"), "damaged")]) == 1
+        job.write(4, [(image(8, unnameable), APPLE), (image(9, "b.png"), "damaged")])
         assert job.count_rows() == {"predictions": 1, "errors": 1}
         (answered,) = pq.read_table(job.directory / "predictions").to_pylist()
         (failed,) = pq.read_table(job.directory / "errors").to_pylist()

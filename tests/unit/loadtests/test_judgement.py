@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from fruitstand.errors import UsageError
-from loadtests.generator.health import limits_found
 from loadtests.generator.profiles import PROFILES, named_profile
+from loadtests.generator.recording import limits_found
 from loadtests.loadtest import DEFAULT_SLO
 from loadtests.results.compare import compare, gate
-from loadtests.results.knee import find_knee, judged_points
 from loadtests.results.result import RESULT, Knee, LoadResult, Point, read_result
-from loadtests.results.slo import judge, read_slo
+from loadtests.results.slo import find_knee, judge, judged_points, read_slo
 from loadtests.sweep import parse_loads
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"

@@ -18,10 +18,9 @@ from fruitstand.samples import (
     read_samples,
     write_samples,
 )
-from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi
-from monitoring.drift.power import drift_power
+from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi, thresholds
 from monitoring.drift.report import drift_report
+from tests.nightly.chaos.drift_power import drift_power
 
 LABELS = ["Apple", "Pear", "Plum", "Fig"]
 

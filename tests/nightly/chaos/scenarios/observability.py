@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.nightly.chaos.commands import document, must
+from tests.nightly.chaos.commands import must
 from tests.nightly.chaos.drift_injection import CHANGES, write_windows
+from tests.nightly.chaos.drift_power import drift_power
 from tests.nightly.chaos.load import Load
 from tests.nightly.chaos.monitor import MONITORING, prometheus
 from tests.nightly.chaos.pictures import picture
@@ -19,6 +20,7 @@ FIRES_S, RESOLVES_S = 120.0, 300.0
 ALERT = "MostReplicasDown"
 IMAGES_PER_CLASS = 600
 MAX_FALSE_ALARMS, MIN_POWER = 0.05, 0.95
+WINDOW_SIZE = 500
 
 
 def alerts(setting: Setting) -> Outcome:
@@ -92,7 +94,6 @@ def _power(setting: Setting, known: list[Path], unseen: list[Path]) -> dict[str,
         for kind in kinds:
             must("drift", "record", windows / kind, "--out", windows / f"{kind}.npz", "--url", stack.url,
                  "--repository", repository)  # fmt: skip
-    changed = [word for kind in CHANGES for word in ("--drifted", windows / f"{kind}.npz")]
-    named = [word for kind in kinds[:3] for word in (f"--{kind}", windows / f"{kind}.npz")]
-    result: dict[str, Any] = document("drift", "power", *named, *changed)
-    return result
+    reference, clean, unseen_file = (windows / f"{kind}.npz" for kind in kinds[:3])
+    changed = [windows / f"{kind}.npz" for kind in CHANGES]
+    return drift_power(reference, clean, changed, unseen_file, window_size=WINDOW_SIZE)

@@ -1,7 +1,5 @@
 """Whether each caller gets its own answer: among bad images, and among many others.
 
-    python -m benchmarks.isolation --repository REPOSITORY --images FOLDER [--out FILE]
-
 - **Bad images.** One image of eight is bad, of every kind in turn; the server batches single-image requests.
   Each bad one has to be refused with its reason, and the others answered as alone; how fast they are is held
   against the same load without bad images, in turns.
@@ -10,72 +8,25 @@
 
 import asyncio
 import itertools
-import json
-import os
 import random
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import grpc.aio
-import typer
 
 from benchmarks.load import Target, ask_all, ratio
-from fruitstand.artefacts import write_json
-from fruitstand.errors import DataError, ImageRejected
-from fruitstand.machine.memory import process_tree
-from fruitstand.machine.provenance import provenance
-from fruitstand.stages import command_line, served
+from fruitstand.errors import ImageRejected
 from fruitstand_client import RequestFailed
 from fruitstand_client.errors import translate
 from fruitstand_client.prediction import Prediction
-from loadtests.generator.sample_files import read_sample
 from serving.attest.kinds import image_kinds
 
 ONE_BAD_OF = 8
 IN_FLIGHT, MANY_IN_FLIGHT = 64, 256
-NUM_DISTINCT = 1024
 MAX_DIFFERENCE = 1e-4
 """Between an image's probability alone and in a batch."""
 
 Outcome = Prediction | RequestFailed
-
-
-def main(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")],
-    images: Annotated[Path, typer.Option(help="Folder with images.")],
-    rounds: Annotated[int, typer.Option(min=1, help="With and without bad images, in turns.")] = 5,
-    batches: Annotated[int, typer.Option(min=1, help="Of eight images, one bad, in each round.")] = 200,
-    requests: Annotated[int, typer.Option(min=1, help="Of many callers.")] = 50_000,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
-) -> None:
-    """Measure both on one server."""
-    files = _distinct(images)
-    with (
-        TemporaryDirectory(prefix="fruitstand-isolation-") as folder,
-        served(repository, log=Path(folder) / "triton.log") as url,
-    ):
-        _, alone = ask(url, files, 1)
-        ask(url, files, IN_FLIGHT)  # an engine compiles for each size when it first meets it
-        processes = set(process_tree(os.getpid()))
-        result = {
-            "settings": {"num_distinct": len(files), "rounds": rounds, "batches": batches},
-            "among_bad_images": among_bad(url, files, alone, rounds=rounds, batches=batches),
-            "among_many_callers": among_many(url, files, alone, requests=requests),
-            "same_processes": set(process_tree(os.getpid())) == processes,
-        }
-    print(json.dumps(result, indent=2))
-    if out is not None:
-        write_json(out, {**provenance(), **result})
-
-
-def _distinct(folder: Path) -> list[bytes]:
-    """Files from all over a folder, no two alike."""
-    files = list(dict.fromkeys(read_sample(folder, 2 * NUM_DISTINCT)))[:NUM_DISTINCT]
-    if len(files) < ONE_BAD_OF:
-        raise DataError(f"{folder}: {len(files)} images, at least {ONE_BAD_OF} are needed")
-    return files
 
 
 def among_bad(
@@ -184,7 +135,3 @@ def ask(url: str, images: Sequence[bytes], in_flight: int) -> tuple[float, list[
         else target.prediction(one)
         for one in answers
     ]
-
-
-if __name__ == "__main__":
-    command_line(main)

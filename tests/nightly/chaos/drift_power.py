@@ -1,4 +1,4 @@
-"""`fruitstand drift power`: how often windows of known drift are found, and clean ones taken for it."""
+"""How often windows of known drift are found, and clean ones taken for it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,7 @@ import numpy as np
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.progress import track
 from fruitstand.samples import Samples, join_samples, read_samples
-from monitoring.drift.calibration import thresholds
-from monitoring.drift.measures import measure
+from monitoring.drift.measures import measure, thresholds
 
 NUM_WINDOWS = 200
 FAVOURED_SHARE = 0.1
