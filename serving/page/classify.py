@@ -9,8 +9,8 @@ from aiohttp import web
 
 from fruitstand.contract import Preprocessing
 from fruitstand_client.errors import DecodeFailed
+from fruitstand_client.exchange import backoff_s
 from fruitstand_client.prediction import Prediction
-from fruitstand_client.retry import backoff_s
 from serving.page.answer import Refused, json_response
 from serving.page.upstream import Upstream
 
