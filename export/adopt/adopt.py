@@ -195,11 +195,12 @@ def _find_timm(
     as_run: Callable[..., Run],
 ) -> tuple[Run, Network]:
     labels = None if labels_file is None else read_label_list(labels_file)
-    model = make_timm_model(name, weights, labels)
+    values = read_preprocessing(given)
+    model = make_timm_model(name, weights, labels, values.get("input_size"))
     labels = labels or imagenet_labels(model)
     if len(labels) != model.num_classes:
         raise UsageError(f"--labels: {len(labels)} labels, but {name} has {model.num_classes} classes")
-    preprocessing = make_preprocessing(preprocessing_values(model.pretrained_cfg) | read_preprocessing(given))
+    preprocessing = make_preprocessing(preprocessing_values(model.pretrained_cfg) | values)
     licence = model.pretrained_cfg.get("license")
     record = {
         "from": f"{TIMM}{name}",

@@ -16,19 +16,22 @@ from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.model.network import create_network, read_weights
 
 
-def make_timm_model(name: str, weights: Path | None, labels: list[str] | None) -> torch.nn.Module:
+def make_timm_model(
+    name: str, weights: Path | None, labels: list[str] | None, input_size: tuple[int, int] | None
+) -> torch.nn.Module:
     """A timm model with its pretrained weights, head included, or with those of a file.
 
     Args:
         name: timm's, or hf-hub:OWNER/MODEL.
         weights: a safetensors file; None fetches the pretrained ones.
         labels: the classes of the file.
+        input_size: height and width in pixels that the file was trained for; None takes timm's.
 
     Raises:
         UsageError: timm knows no such model, or a file comes without labels.
         ArtefactError: the weights cannot be fetched, or the file does not hold this model's.
     """
-    check_timm_name(name)
+    check_timm_name(name, hub=weights is None)
     if weights is None:
         # It tells of each of its attempts; where all fail, the error below says it once.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -41,7 +44,9 @@ def make_timm_model(name: str, weights: Path | None, labels: list[str] | None) -
             ) from exc
     if labels is None:
         raise UsageError("--weights: a file does not name its classes; give --labels")
-    model = create_network(name, num_classes=len(labels))
+    known = timm.get_pretrained_cfg(name)
+    size = input_size or preprocessing_values({} if known is None else known.to_dict())["input_size"]
+    model = create_network(name, num_classes=len(labels), input_size=size)
     try:
         model.load_state_dict(read_weights(weights))
     except Exception as exc:  # safetensors and torch raise their own kinds for a wrong file
@@ -52,13 +57,17 @@ def make_timm_model(name: str, weights: Path | None, labels: list[str] | None) -
     return model
 
 
-def check_timm_name(name: str) -> None:
+def check_timm_name(name: str, *, hub: bool = False) -> None:
     """Refuse a name that timm does not know.
+
+    Args:
+        name: timm's.
+        hub: whether hf-hub:OWNER/MODEL will do.
 
     Raises:
         UsageError: and names those that are near.
     """
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
+    if not (hub and name.startswith("hf-hub:")) and not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4))
         raise UsageError(f"timm knows no model {name!r}" + (f"; near are {near}" if near else ""))
 

@@ -92,8 +92,7 @@ def test_a_trained_model_is_adopted_with_all_variants_and_promoted_live(
 ) -> None:
     """A timm model with a file of weights, judged on labelled images; the second time as version 2."""
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in run.labels))
-    height, width = run.preprocessing.input_size
-    (tmp_path / "preprocessing.json").write_text(json.dumps({"input_size": [height, width]}))
+    (tmp_path / "preprocessing.json").write_text(json.dumps(run.preprocessing.to_dict()))
     common = ["--labels", tmp_path / "labels.txt", "--preprocessing", tmp_path / "preprocessing.json"]
     common += ["--images", prepared.directory / "images", "--repository", tmp_path / "model_repository"]
     common += ["--max-slowdown", 100, "--json"]
