@@ -24,7 +24,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import tritonclient.grpc as triton
 import typer
 
 from benchmarks.load import WARM_UP_S, Target, closed_loop
@@ -32,6 +31,7 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import CPU_CONFIG, FRUIT_RESNET, HOST_CONFIG
 from fruitstand.errors import DataError
 from fruitstand.machine.provenance import provenance
+from fruitstand.network.connections import open_triton
 from fruitstand.repository.versions import MANIFEST_NAME, published_versions, serving_state
 from fruitstand.stages import command_line, console, served
 from loadtests.generator.profiles import read_sample
@@ -136,7 +136,7 @@ async def beside_loads(
         text = config.read_text()
         newest = max(published_versions(repository))
         both = re.sub(r"versions: \[ ([\d, ]+) \]", rf"versions: [ \1, {newest} ]", text)
-        with triton.InferenceServerClient(url) as client:
+        with open_triton(url) as client:
             for _ in range(loads):
                 for wanted in (both, text):
                     config.write_text(wanted)
