@@ -81,10 +81,10 @@ def test_an_adopted_file_is_served_and_answers_as_the_original_does(
     expected = np.stack([ASKED[name](session, one) for one in pixels])
     with EmbeddedServer(repository, log_path=tmp_path / "triton.log") as server:
         served = _served(server.url, images, LABELS)
-    # The served decode may differ from the reference by 1 of 255, and these networks amplify it.
-    np.testing.assert_allclose(served, expected, atol=0.03)
-    assert np.abs(served - expected).mean() < 0.003
-    assert np.ptp(expected, axis=0).max() > 0.05, "the images get different answers"
+    # The served decode may differ by 1 of 255; these untrained networks tell images apart by little.
+    spread = np.ptp(expected, axis=0).max()
+    assert spread > 1e-3, "the images get different answers"
+    assert np.abs(served - expected).max() < spread / 5
 
 
 def test_a_trained_model_is_adopted_with_all_variants_and_promoted_live(
