@@ -89,7 +89,7 @@ def _replace(path: Path, old: str, new: str) -> None:
 def faulty_server(
     repository: Path, folder: Path, *, files: tuple[Plant, ...] = (), backends: tuple[Plant, ...] = ()
 ) -> Iterator[EmbeddedServer]:
-    """A running server with faults.
+    """A running server with faults, on the Python stubs: a fault is planted in their code.
 
     Args:
         repository: a good one, which is copied.
@@ -105,6 +105,7 @@ def faulty_server(
         plant(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend_directory, "STUBS", code)
+        patch.setenv(backend_directory.BACKENDS_VARIABLE, backend_directory.STUB)
         # The embedded server looks at its golden images when it starts; NVIDIA's container does not.
         patch.setattr("serving.triton.readiness.MAX_GOLDEN_DISTANCE", 1.0)
         with EmbeddedServer(copy, log_path=folder / "triton.log") as server:

@@ -209,12 +209,13 @@ def test_what_cannot_be_carried_out_is_a_usage_error(
         attest("192.0.2.1:8001", api_key="secret")
 
 
-def test_a_dead_step_is_named(plain: EmbeddedServer, tiny: Path) -> None:
-    """The last test of this server: the process of its decoder is killed."""
-    for child in psutil.Process(plain.pid).children(recursive=True):
-        if any(IMAGE_DECODE in word for word in child.cmdline()):
-            child.kill()
-    done = verb(plain.url, "--repository", tiny)
+def test_a_dead_step_is_named(tiny: Path, tmp_path: Path) -> None:
+    """The process of the decoder is killed; on the stubs each step has one of its own."""
+    with faulty_server(tiny, tmp_path) as server:
+        for child in psutil.Process(server.pid).children(recursive=True):
+            if any(IMAGE_DECODE in word for word in child.cmdline()):
+                child.kill()
+        done = verb(server.url, "--repository", tiny)
     assert done.returncode == 1
     first, *others = done.stdout.splitlines()
     assert first.startswith("failed    answers")
