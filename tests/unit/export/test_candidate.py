@@ -93,7 +93,7 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
     assert gates["decode_num_images"]["value"] >= 200
     assert "decode_reduced_mean_abs_diff_of_255" in gates
     engine = record["serve"]["cpu_engine"]
-    assert set(required_gates(record["files"], engine)) <= set(gates)
+    assert set(required_gates(record["files"], engine, "torch")) <= set(gates)
     assert {"structure_model.int8", f"int8_{engine}_distance", "torch_vs_model.fp16_batch_64"} < set(gates)
     assert record["serve"] == {"cpu_model": "model.int8.onnx", "cpu_engine": engine, "gpu_model": FP16_MODEL}
 
