@@ -30,7 +30,7 @@ from fruitstand.model.session import create_session
 from fruitstand.progress import track
 
 MIN_INPUT_CHANNELS = 32
-"""Convolutions with fewer stay fp32: the stem. See docs/DECISIONS.md, "int8 has to survive AVX2"."""
+"""Convolutions with fewer stay fp32: the stem. See docs/decisions/quantisation.md, "int8 has to survive AVX2"."""
 # The normalisation's addition is among the additions: without either, OpenVINO's AVX2 kernels answer
 # wrongly. The gates in export/onnx/int8.py notice.
 QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
@@ -84,7 +84,7 @@ CHOICES = (
     Int8Choice(additions=False),
     Int8Choice(calibration="percentile_99.99", additions=False),
 )
-"""In the order in which export tries them; the numbers are in docs/DECISIONS.md."""
+"""In the order in which export tries them; the numbers are in docs/decisions/quantisation.md."""
 ONLY_COMPARED = (Int8Choice(weight_bits=8),)
 """Measured beside the others to see what they cost here, and never served."""
 

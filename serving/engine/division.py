@@ -14,7 +14,7 @@ import onnxruntime
 
 MIN_PART, MAX_PART = 8, 16
 """Images: smaller parts cost more an image than the waiting does; larger ones leave a thread without work at
-the end. See `docs/DECISIONS.md`, "Threads that do not wait for each other"."""
+the end. See `docs/decisions/server.md`, "Threads that do not wait for each other"."""
 
 
 class DividedSession:

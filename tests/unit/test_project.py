@@ -115,17 +115,21 @@ def test_no_verb_has_more_than_twelve_options() -> None:
         assert len(flags) <= 12, name
 
 
-def readme_commands() -> list[str]:
-    """Every line of the README's shell blocks that calls the project."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def documented_commands(guide: Path) -> list[str]:
+    """Every line of a guide's shell blocks that calls the project."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", guide.read_text(), re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith(("fruitstand ", "make ", "python -m ", "locust "))]
 
 
-def test_every_command_in_the_readme_exists() -> None:
+@pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
+def test_every_command_of_a_guide_exists(guide: Path) -> None:
     """Verbs answer --help, make targets exist, and every flag shown is a flag."""
-    commands = readme_commands()
-    assert len(commands) >= 6
+    commands = documented_commands(guide)
+    assert commands or guide.name != "README.md"
     makefile = (ROOT / "Makefile").read_text()
     for command in commands:
         program, *words = shlex.split(command.rstrip(" &"))
@@ -135,11 +139,22 @@ def test_every_command_in_the_readme_exists() -> None:
         elif program == "locust":
             assert (ROOT / words[words.index("-f") + 1]).is_file(), command
         elif program == "fruitstand":
-            verb = words[:2] if words[0] in ("data", "models") else words[:1]
+            groups = ("data", "models", "drift", "certs", "keys")
+            verb = words[:2] if words[0] in groups else words[:1]
             done = fruitstand(*verb, "--help")
             assert done.returncode == 0, command
-            flags = {word for word in words if word.startswith("--")}
+            flags = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert all(flag in done.stdout for flag in flags), command
+
+
+@pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
+def test_links_of_a_guide_lead_somewhere(guide: Path) -> None:
+    """Links and paths in backticks that look like files of this project are files of it."""
+    text = guide.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not (guide.parent / link).exists()]
+    named = re.findall(r"`((?:docs|monitoring|training|export|serving|deploy|benchmarks)/[\w./-]+\.\w+)`", text)
+    assert missing + [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_modules_stay_short() -> None:
