@@ -30,7 +30,7 @@ from fruitstand.model.session import create_session
 from fruitstand.progress import track
 
 MIN_INPUT_CHANNELS = 32
-"""Convolutions with fewer stay fp32: the stem. See docs/decisions/quantisation.md, "int8 has to survive AVX2"."""
+"""Convolutions with fewer stay fp32: the stem. See docs/decisions/quantisation.md."""
 # The normalisation's addition is among the additions: without either, OpenVINO's AVX2 kernels answer
 # wrongly. The gates in export/onnx/int8.py notice.
 QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]

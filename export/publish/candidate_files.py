@@ -27,7 +27,7 @@ class Listed:
     at: tuple[str, ...]
     """Where it is measured: what export alone can measure has to be in the record that is published."""
     files: tuple[str, ...] = (FP32_MODEL,)
-    """Those of a candidate's files that need it; the fp32 file stands for the whole, none for a gate that may lack."""
+    """Those of a candidate's files that need it; fp32 stands for all of it. None: the gate may be missing."""
 
 
 GATES = (

@@ -153,7 +153,9 @@ def test_links_of_a_guide_lead_somewhere(guide: Path) -> None:
     text = guide.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     missing = [link for link in links if link and not (guide.parent / link).exists()]
-    named = re.findall(r"`((?:docs|monitoring|training|export|serving|deploy|benchmarks)/[\w./-]+\.\w+)`", text)
+    named = re.findall(
+        r"`((?:docs|monitoring|training|export|serving|deploy|benchmarks)/[\w./-]+\.\w+)`", text
+    )
     assert missing + [path for path in named if not (ROOT / path).exists()] == []
 
 
