@@ -197,7 +197,8 @@ class TrainConfig:
         """Side of the training images in this epoch (from 0), pixels.
 
         Small images teach most of what is to be learned at less than half of the cost; the rest lets
-        the network settle on the size that is served. One epoch is too short for that, see docs/decisions/training.md.
+        the network settle on the size that is served. One epoch is too short for that, see
+        docs/decisions/training.md.
         """
         if epoch >= self.epochs * self.small_share or epoch == self.epochs - 1:
             return self.input_size
@@ -268,8 +269,8 @@ def object_disjoint(**values: Any) -> TrainConfig:
     """For fruits that were never seen: all symmetries of the square, and light, but nothing that blurs.
 
     Source:
-        docs/decisions/training.md: rotation and scale for all images, or strong colour changes, did not help on
-        varieties that were held out.
+        docs/decisions/training.md: rotation and scale for all images, or strong colour changes, did not help
+        on varieties that were held out.
     """
     settings: dict[str, Any] = {
         "recipe": "object",
