@@ -18,7 +18,8 @@ DEFAULT_QUEUE = 1024
 """`max_queue_size` of the rendered configuration."""
 BURST_OVER = 256
 """Requests beyond the limit: what is computed meanwhile makes room for some."""
-BURST_QUEUE_US = 3_000_000
+BURST_QUEUE_US = (3_000_000, 12_000_000)
+"""How long each request of a first burst may wait, and of a second one."""
 HUNG_AFTER_S = 45.0
 """It may wait in each step's queue, and in front of some gateways as often again."""
 QUEUE_SIZE = re.compile(r"max_queue_size: *(\d+)")
@@ -71,37 +72,33 @@ async def check_batching(subject: Subject) -> Check:
 
 
 async def check_queue_limit(subject: Subject) -> Check:
-    """More requests than the queue takes, at once: those over the limit are refused without waiting."""
+    """More requests than the queue takes, at once: those over the limit are refused without waiting.
+
+    On a busy machine the burst takes longer to send than its requests may wait, so that nobody finds the queue
+    full. Then it is sent once more, with requests that wait longer.
+    """
     limit = _queue_limit(subject)
     expected = (
         f"of {limit + BURST_OVER} full requests at once those over the limit refused at once, none hanging"
     )
-    request = padded_batch([canary_image()] * MAX_BATCH_SIZE)
-
-    async def one() -> Answer:
-        return await subject.server.infer(
-            FRUIT_CLASSIFIER, IMAGE, request, timeout_s=HUNG_AFTER_S, queue_timeout_us=BURST_QUEUE_US
-        )
-
-    answers = await asyncio.gather(*(one() for _ in range(limit + BURST_OVER)))
-    hung = [answer for answer in answers if answer.latency_s >= 0.95 * HUNG_AFTER_S]
-    refused = [answer for answer in answers if answer.status in SHED and not answer.lost]
-    full = [
-        answer
-        for answer in refused
-        if FULL.search(answer.text) or answer.latency_s < 0.5 * BURST_QUEUE_US / 1e6
-    ]
-    other = [answer for answer in answers if not answer.ok and answer not in refused]
+    for queue_us in BURST_QUEUE_US:
+        answers = await _burst(subject, limit + BURST_OVER, queue_us)
+        hung = [answer for answer in answers if answer.latency_s >= 0.95 * HUNG_AFTER_S]
+        refused = [answer for answer in answers if answer.status in SHED and not answer.lost]
+        full = [
+            answer
+            for answer in refused
+            if FULL.search(answer.text) or answer.latency_s < 0.5 * BURST_QUEUE_US[0] / 1e6
+        ]
+        other = [answer for answer in answers if not answer.ok and answer not in refused]
+        if full or hung or other or not refused:
+            break
     num_ok = sum(answer.ok for answer in answers)
     got = f"{num_ok} answered, {len(full)} refused at once, {len(refused) - len(full)} after waiting"
     got += f", {len(hung)} hung"
     if full:
         got += f"; refused within {quantile_ms([one.latency_s for one in full], 0.99):.0f} ms (p99)"
-    if (
-        not refused
-        and num_ok == len(answers)
-        and max(one.latency_s for one in answers) < BURST_QUEUE_US / 1e6
-    ):
+    if not refused and num_ok == len(answers) and max(one.latency_s for one in answers) < queue_us / 1e6:
         return not_seen("queue_limit", expected, f"{got}: this server answers faster than this machine sends")
     if other:
         got += f"; {len(other)} otherwise, {other[0]}"
@@ -112,6 +109,18 @@ async def check_queue_limit(subject: Subject) -> Check:
         got=got,
         advice="max_queue_size belongs in image_decode/config.pbtxt: render the repository again",
     )
+
+
+async def _burst(subject: Subject, count: int, queue_us: int) -> list[Answer]:
+    """Answers to that many full requests, sent at once, each of which may wait so long."""
+    request = padded_batch([canary_image()] * MAX_BATCH_SIZE)
+    calls = (
+        subject.server.infer(
+            FRUIT_CLASSIFIER, IMAGE, request, timeout_s=HUNG_AFTER_S, queue_timeout_us=queue_us
+        )
+        for _ in range(count)
+    )
+    return await asyncio.gather(*calls)
 
 
 def _queue_limit(subject: Subject) -> int:
