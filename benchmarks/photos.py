@@ -26,8 +26,7 @@ from export.publish.render import render_repository
 from fruitstand.artefacts import write_bytes, write_json
 from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import DataError
-from fruitstand.images.photographs import photograph
-from fruitstand.images.synthetic import encode
+from fruitstand.images.synthetic import encode, photograph
 from fruitstand.machine.provenance import provenance
 from fruitstand.repository.versions import read_version, serving_state
 from fruitstand.stages import command_line, console

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def large_jpegs() -> dict[str, bytes]:
     """Painted photographs by name: large enough to be decoded at a reduced size."""
-    from fruitstand.images.photographs import photographs
+    from fruitstand.images.synthetic import photographs
 
     return photographs()
 

@@ -16,10 +16,9 @@ from export.publish.render import render_repository
 from fruitstand.contract import ENCODED, IMAGE_DECODE, Preprocessing
 from fruitstand.errors import DataError
 from fruitstand.images.dali_pipeline import pipeline_definition
-from fruitstand.images.photographs import photographs
 from fruitstand.images.reference_decode import decode_inspected, decode_reference, is_reduced
 from fruitstand.images.structure import inspect_image
-from fruitstand.images.synthetic import supported_images
+from fruitstand.images.synthetic import photographs, supported_images
 from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.tolerances import MAX_DECODE_DIFF, all_but_share_or_one_image
 

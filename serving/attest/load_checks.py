@@ -74,8 +74,8 @@ async def check_batching(subject: Subject) -> Check:
 async def check_queue_limit(subject: Subject) -> Check:
     """More requests than the queue takes, at once: those over the limit are refused without waiting.
 
-    On a busy machine the burst takes longer to send than its requests may wait, so that nobody finds the queue
-    full. Then it is sent once more, with requests that wait longer.
+    A busy machine may take longer to send a burst than its requests wait: then none finds the queue full, and
+    the burst is sent once more, with requests that wait longer.
     """
     limit = _queue_limit(subject)
     expected = (

@@ -1,7 +1,7 @@
 """What a Triton model configuration asks of ONNX Runtime, as plain data.
 
 Two callers open a session from it: `serving/engine/onnx_session.py` through ONNX Runtime's Python API and
-`serving/host/engine.cc` through its C API. Honours what NVIDIA's onnxruntime backend honours;
+`serving/host/cpp/engine.cc` through its C API. Honours what NVIDIA's onnxruntime backend honours;
 `docs/backends.md` lists every setting.
 
 Source:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from fruitstand.errors import ServerError
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "cpp"
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread"),
     *("-Wall", "-Wextra", "-Werror"),

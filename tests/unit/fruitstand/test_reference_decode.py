@@ -5,10 +5,9 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images.photographs import photograph
 from fruitstand.images.reference_decode import decode_inspected, decode_reference
 from fruitstand.images.structure import inspect_image
-from fruitstand.images.synthetic import encode, pattern, with_orientation
+from fruitstand.images.synthetic import encode, pattern, photograph, with_orientation
 from serving.attest.kinds import ImageKind, image_kinds
 from tests.images import refused
 

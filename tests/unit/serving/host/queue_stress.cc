@@ -1,6 +1,7 @@
-// Drives serving/host/queue.cc from many threads, for the thread and address sanitizers: tritonserver itself cannot run
-// under the first, because neither it nor Python is built for it. Triton's functions are replaced by counters.
-// Prints one line: how many requests were made, computed, refused or expired, cancelled, and answered other than once.
+// Drives serving/host/cpp/queue.cc from many threads, for the thread and address sanitizers: tritonserver itself
+// cannot run under the first, because neither it nor Python is built for it. Triton's functions are replaced by
+// counters. Prints one line: how many requests were made, computed, refused or expired, cancelled, and answered
+// other than once.
 
 #include <cstdio>
 #include <random>
