@@ -87,6 +87,7 @@ def test_an_adopted_file_is_served_and_answers_as_the_original_does(
     assert np.abs(served - expected).max() < spread / 5
 
 
+@pytest.mark.nightly
 def test_a_trained_model_is_adopted_with_all_variants_and_promoted_live(
     run: Run, prepared: PreparedData, test_images: list[Path], tmp_path: Path
 ) -> None:

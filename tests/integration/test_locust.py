@@ -53,6 +53,7 @@ def test_locust_counts_what_the_server_counts(server: EmbeddedServer, prepared: 
     client.close()
 
 
+@pytest.mark.nightly
 def test_two_workers_account_for_every_call(
     server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
 ) -> None:

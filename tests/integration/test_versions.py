@@ -184,7 +184,13 @@ def wrong_here(versions: Path, candidate: Path, url: str) -> None:
         pytest.param(publish_changed(candidates.failed_gate), GateFailed, "top1_loss", id="a gate's number"),
         pytest.param(publish_changed(candidates.unchecked), GateFailed, "not checked", id="no accuracy gate"),
         pytest.param(publish_changed(candidates.other_answers), GateFailed, "golden", id="wrong answers"),
-        pytest.param(publish_changed(candidates.slow), GateFailed, "slowdown", id="twice as slow"),
+        pytest.param(
+            publish_changed(candidates.slow),
+            GateFailed,
+            "slowdown",
+            id="twice as slow",
+            marks=pytest.mark.nightly,
+        ),
         pytest.param(
             publish_changed(candidates.external_data), GateFailed, "outside the file", id="external data"
         ),

@@ -23,6 +23,7 @@ def run(launcher: tuple[str, ...], *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.nightly
 def test_two_processes_end_with_the_same_weights(prepared: PreparedData, tmp_path: Path) -> None:
     """And the run that they leave is valid."""
     run(("fruitstand",), "--data", str(prepared.directory), "--out", str(tmp_path / "own"), "--devices", "2")
