@@ -94,9 +94,30 @@ def export_onnx(
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
+    _read_pixels_once(graph)
     expose_features(proto)
     set_metadata(proto, metadata)
     write_model(proto, path)
+
+
+def _read_pixels_once(graph: onnx.GraphProto) -> None:
+    """Let all readers of the input read its cast, a ViT's Shape too. TensorRT takes uint8 only in a Cast."""
+    position, cast = next(
+        (position, node)
+        for position, node in enumerate(graph.node)
+        if node.op_type == "Cast" and PIXELS in node.input
+    )
+    if sum(PIXELS in node.input for node in graph.node) == 1:
+        return
+    first = onnx.NodeProto()
+    first.CopyFrom(cast)
+    del graph.node[position]
+    graph.node.insert(0, first)
+    for node in graph.node:
+        if node.op_type != "Cast" and PIXELS in node.input:
+            names = [first.output[0] if name == PIXELS else name for name in node.input]
+            del node.input[:]
+            node.input.extend(names)
 
 
 def expose_features(proto: onnx.ModelProto) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from export.gates.checks import run_torch
+from export.gates.structure import structure_gate
 from export.onnx.fp16 import FLOAT, FLOAT16, convert_fp16
 from export.onnx.graph import ServedModel, export_onnx
 from fruitstand.contract import PROBABILITIES, Preprocessing
@@ -47,6 +48,13 @@ def test_a_transformer_keeps_only_its_last_softmax_in_fp32(files: tuple[Path, Pa
     assert list(softmaxes.values()) == [FLOAT16, FLOAT16]
     weights = [tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 100]
     assert set(weights) == {FLOAT16}
+
+
+def test_only_a_cast_reads_the_pixels_of_a_transformer(files: tuple[Path, Path]) -> None:
+    """Its embedding asks for the batch size, which the cast has as well."""
+    for file in files:
+        gate = structure_gate(file, PREPROCESSING, num_classes=3)
+        assert gate.passed, gate
 
 
 def test_a_transformer_answers_in_fp16_as_in_torch(vit: ServedModel, files: tuple[Path, Path]) -> None:
