@@ -76,7 +76,6 @@ ONNXRUNTIME_PARAMETERS = MappingProxyType(
 """Model parameters; an unknown one is ignored by the native backend in silence, and refused by ours."""
 
 CPU_ACCELERATORS = ("openvino",)
-GPU_ACCELERATORS = ("tensorrt", "cuda")
 
 CUDA_PARAMETERS = MappingProxyType({
     **dict.fromkeys((
