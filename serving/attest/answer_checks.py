@@ -1,10 +1,8 @@
-"""Are the answers right? Golden images, the decode step, the model step, and both together."""
-
-from dataclasses import dataclass
+"""Checks of the answers: golden images, the decode step, the model step, and both together."""
 
 import numpy as np
 
-from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, MAX_BATCH_SIZE, PIXELS
+from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, PIXELS
 from fruitstand.errors import FruitstandError
 from fruitstand.images.synthetic import supported_images
 from fruitstand.repository.tolerances import (
@@ -16,22 +14,23 @@ from fruitstand.repository.tolerances import (
     all_but_share_or_one_image,
 )
 from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, farthest_golden
-from serving.attest.check import Check, Status, judged, not_seen
-from serving.attest.promise import Reference, Subject, decode_all, reference_answers, why_not
+from serving.attest.promise import Reference, Subject, decode_all, reference_answers, without_folders
+from serving.attest.report import Check, Status, judged, not_seen
 
 IN_FLIGHT = 16
 QUICK_SHARE = 4
-"""With --quick one of so many images."""
+"""--quick takes every fourth image."""
 MODEL_CHUNK = 16
-"""Decoded images in one request: 64 of a large input size are more than a gateway lets through."""
-OTHER_PREPROCESSING = "the decode step does not do the contract's preprocessing: render the repository again"
+"""Decoded images in one request. 64 images of a large input size would exceed the gateway's limit."""
+OTHER_PREPROCESSING = "the decode step differs from the contract's preprocessing: render the repository again"
 OTHER_MODEL = (
-    "other weights, or numerics outside the gates: compare the version's sha256 on the server's side"
+    "other weights, or numerics outside the gates: compare the ONNX file's sha256 with the manifest's"
 )
+OWN_ANSWERS = "the answers of the version's own file"
 
 
 async def check_golden(subject: Subject) -> Check:
-    """The version's golden images get the answers recorded when it was published."""
+    """Check that the golden images get the answers recorded when the version was published."""
     expected = f"the recorded answers, distance at most {MAX_GOLDEN_DISTANCE}"
     if subject.version is None:
         return not_seen("golden", expected, subject.no_version)
@@ -52,32 +51,23 @@ async def check_golden(subject: Subject) -> Check:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parity:
-    """The lines of the report about numbers, and what they were held against."""
+async def check_parity(subject: Subject) -> list[Check]:
+    """Compare the decode step, the model step and both together with this process, on generated images.
 
-    checks: list[Check]
-    reference: Reference | None
-
-
-async def check_parity(subject: Subject) -> Parity:
-    """Painted images of all formats: the decode step, the model step, and both, against our own."""
+    Sets `subject.reference`.
+    """
     images = list(supported_images().values())
     if subject.quick:
         images = images[::QUICK_SHARE]
     checks = [await _decode(subject, images)]
     if subject.version is None:
-        checks += [not_seen(name, "the version's own file's answers", subject.no_version) for name in
-                   ("model", "parity")]  # fmt: skip
-        return Parity(checks=checks, reference=None)
+        return checks + [not_seen(name, OWN_ANSWERS, subject.no_version) for name in ("model", "parity")]
     try:
         references = [reference_answers(subject.version, file, images) for file in subject.files]
     except FruitstandError as exc:
-        checks += [not_seen(name, "the version's own file's answers", why_not(exc)) for name in
-                   ("model", "parity")]  # fmt: skip
-        return Parity(checks=checks, reference=None)
-    checks += [await _model(subject, references), await _both(subject, images, references)]
-    return Parity(checks=checks, reference=references[0])
+        return checks + [not_seen(name, OWN_ANSWERS, without_folders(exc)) for name in ("model", "parity")]
+    subject.reference = references[0]
+    return [*checks, await _model(subject, references), await _both(subject, images, references)]
 
 
 async def _decode(subject: Subject, images: list[bytes]) -> Check:
@@ -108,15 +98,14 @@ async def _decode(subject: Subject, images: list[bytes]) -> Check:
 
 
 async def _model(subject: Subject, references: list[Reference]) -> Check:
-    """The model step on the reference's own pixels: no decoder in between."""
+    """Send pixels of the reference decode straight to the model step."""
     expected = "the answers of the version's own file to the same pixels, within its gate"
     pixels = references[0].pixels_nhwc_u8
     parts = []
+    number = subject.version.number if subject.version else None
     for start in range(0, len(pixels), MODEL_CHUNK):
-        answer = await subject.server.infer(
-            FRUIT_RESNET, PIXELS, pixels[start : start + min(MODEL_CHUNK, MAX_BATCH_SIZE)],
-            version=subject.version.number if subject.version else None,
-        )  # fmt: skip
+        chunk = pixels[start : start + MODEL_CHUNK]
+        answer = await subject.server.infer(FRUIT_RESNET, PIXELS, chunk, version=number)
         array = answer.array()
         if array is None:
             return not_seen("model", expected, f"{FRUIT_RESNET} cannot be called by itself ({answer})")
@@ -134,7 +123,7 @@ async def _both(subject: Subject, images: list[bytes], references: list[Referenc
             status=Status.FAILED,
             expected=expected,
             got=f"{len(failed)} of {len(images)} images not answered, {failed[0]}",
-            advice="every one of these images has to be answered: docs/inputs.md",
+            advice="the server has to classify every one of these images: see docs/inputs.md",
         )
     got = np.concatenate([answer.array() for answer in answers])
     return _nearest("parity", expected, got, references, "see the lines 'decode' and 'model'", decoded=True)
@@ -149,15 +138,15 @@ def _nearest(
     *,
     decoded: bool = False,
 ) -> Check:
-    """Judge answers by the file they are nearest to: which one is served is not always shown.
+    """Compare answers with the ONNX file they are nearest to: the server may not show which file it serves.
 
     Args:
-        name: of the check.
-        expected: for the report.
-        got: (N, C) the server's answers.
-        references: what each file answers.
-        advice: where it fails.
-        decoded: the server decoded by itself, so a pixel may be off by one.
+        name: the check's name.
+        expected: the expectation, for the report.
+        got: (N, C) float32, the server's answers.
+        references: the answers of each file.
+        advice: what to do if the check fails.
+        decoded: the server decoded the images, so that pixels may differ by one.
     """
     if any(got.shape != one.probabilities.shape for one in references):
         text = f"shape {got.shape}, not {references[0].probabilities.shape}"
@@ -170,7 +159,7 @@ def _nearest(
     same = got.argmax(axis=1) == nearest.probabilities.argmax(axis=1)
     agreement = float(same[clear].mean()) if clear.any() else 1.0
     limit = all_but_share_or_one_image(MIN_AGREEMENT, max(1, int(clear.sum())))
-    # A pixel that is off by one is within the decode gate, and moves answers further than rounding does.
+    # The decode gate allows pixels that differ by one; those move answers further than rounding does.
     is_exact = not decoded and "int8" not in nearest.file
     numbers_ok = largest <= MAX_FP16_ABS_DIFF if is_exact else distance <= MAX_INT8_DISTANCE
     allowed = f"largest {MAX_FP16_ABS_DIFF}" if is_exact else f"mean distance {MAX_INT8_DISTANCE}"

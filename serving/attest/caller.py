@@ -1,4 +1,4 @@
-"""Calls to the server under test: raw KServe V2 over gRPC, every answer with its status and its time."""
+"""Raw KServe V2 calls over gRPC to the server under test; each returns status, text and latency."""
 
 import asyncio
 import re
@@ -18,16 +18,16 @@ from fruitstand.network.connections import open_channel, parse_endpoints
 from fruitstand.network.tls import Tls
 
 CHANNELS = 4
-"""Connections for bursts: Envoy and others allow some hundred streams on each."""
+"""Connections to spread bursts over: Envoy allows a few hundred streams on each."""
 OK = "OK"
 LOST = re.compile(r"failed to connect|Connection (?:refused|reset)|Socket closed|recvmsg|GOAWAY")
-"""gRPC's own words where nobody answers; a full queue is UNAVAILABLE in the server's words."""
+"""gRPC's messages for a broken connection. A full queue is UNAVAILABLE too, with the server's message."""
 ENVOY_HEADER = "x-envoy-upstream-service-time"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one call came back with."""
+    """The outcome of one call, answered or failed."""
 
     status: str
     """gRPC status by name, such as OK or INVALID_ARGUMENT."""
@@ -38,22 +38,22 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether it was answered."""
+        """Whether the call succeeded."""
         return self.status == OK
 
     @property
     def lost(self) -> bool:
-        """Whether the connection failed, not the request: the server, or its host, is gone."""
+        """Whether the connection broke: the server is gone, it did not refuse the request."""
         return self.status == "UNAVAILABLE" and LOST.search(self.text) is not None
 
     @property
     def version(self) -> int | None:
-        """The model version that answered; None where the server does not say it as a number."""
+        """The model version that answered; None when the server does not name one."""
         text = self.response.model_version if self.response is not None else ""
         return int(text) if text.isdecimal() else None
 
     def array(self, name: str = PROBABILITIES) -> np.ndarray | None:
-        """An output; None where the call failed or has no such output in raw form."""
+        """An output tensor in its own shape and dtype; None when the call failed or lacks that output."""
         if self.response is None:
             return None
         types = {"FP32": np.float32, "UINT8": np.uint8}
@@ -73,23 +73,23 @@ class Answer:
 
 
 class Server:
-    """The endpoint under test; use as an async context manager."""
+    """The gRPC endpoint under test, an async context manager."""
 
     def __init__(self, url: str, *, tls: Tls | None, api_key: str | None, timeout_s: float) -> None:
-        """Prepare connections; nothing is sent yet.
+        """Check the address; connections open when the context is entered.
 
         Args:
             url: HOST:PORT.
-            tls: encrypts the connection; None speaks clear text.
-            api_key: sent with each call; in clear text only to this machine.
-            timeout_s: of a call that names no other.
+            tls: encrypts the connection; None sends clear text.
+            api_key: sent with each call; allowed in clear text only on loopback.
+            timeout_s: the default timeout of a call.
 
         Raises:
-            UsageError: not HOST:PORT, or an API key that would travel in clear text.
+            UsageError: not HOST:PORT, or an API key would be sent in clear text.
         """
         endpoints = parse_endpoints(url)
         if len(endpoints) > 1:
-            raise UsageError(f"{url}: attest holds one server against its repository; name one HOST:PORT")
+            raise UsageError(f"{url}: attest checks one server; give one HOST:PORT")
         self.url, self.timeout_s = url, timeout_s
         self.on_loopback = endpoints[0].is_loopback
         if api_key and tls is None and not self.on_loopback:
@@ -100,18 +100,15 @@ class Server:
         self._stubs: list[Any] = []
         self._turn = 0
         self.error_texts: list[str] = []
-        """Of every call that failed on the server's side."""
+        """The message of every call that failed."""
 
     async def __aenter__(self) -> "Server":
-        options = [
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
         credentials = grpc.ssl_channel_credentials(**self._tls.read()) if self._tls else None
-        for _ in range(CHANNELS):
-            self._channels.append(
-                open_channel(self.url, credentials=credentials, options=options, asynchronous=True)
-            )
+        self._channels = [
+            open_channel(self.url, credentials=credentials, options=options, asynchronous=True)
+            for _ in range(CHANNELS)
+        ]
         self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
         return self
 
@@ -119,7 +116,7 @@ class Server:
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Answer:
-        """One call of any method of the protocol."""
+        """Call any method of the protocol by name."""
         self._turn += 1
         stub = self._stubs[self._turn % CHANNELS]
         started = time.monotonic()
@@ -136,13 +133,13 @@ class Server:
         return Answer(status=OK, text="", latency_s=latency_s, response=response, through_envoy=envoy)
 
     async def classify(self, image: bytes, **options: Any) -> Answer:
-        """One encoded image through the ensemble."""
+        """Classify one encoded image with the ensemble."""
         return await self.infer(FRUIT_CLASSIFIER, IMAGE, np.frombuffer(image, np.uint8)[None], **options)
 
     async def infer(
         self, model: str, tensor: str, array_u8: np.ndarray, *, timeout_s: float | None = None, **options: Any
     ) -> Answer:
-        """One inference; `options` are those of `infer_request`."""
+        """Send one ModelInfer request; `options` are those of `infer_request`."""
         return await self.call(
             "ModelInfer", infer_request(model, tensor, array_u8, **options), timeout_s=timeout_s
         )
@@ -156,7 +153,7 @@ class Server:
         tensor: str = IMAGE,
         output: str = PROBABILITIES,
     ) -> list[Answer]:
-        """Each image in a request of its own, so many at the same time; in order."""
+        """Send each image in its own request, at most `in_flight` at a time; answers come in input order."""
         gate = asyncio.Semaphore(in_flight)
 
         async def one(image: bytes) -> Answer:
@@ -176,16 +173,16 @@ def infer_request(
     num_classes: int = 0,
     queue_timeout_us: int = 0,
 ) -> Any:
-    """A ModelInfer request.
+    """Build a ModelInfer request.
 
     Args:
-        model: its name.
+        model: the model's name.
         tensor: the input's name.
         array_u8: uint8, the batch axis first.
-        output: the output asked for.
-        version: of the model; None leaves the choice to the server.
-        num_classes: ask for so many labels instead of the numbers; 0 asks for the numbers.
-        queue_timeout_us: how long it may wait in a queue; 0 takes the server's own limit.
+        output: the name of the requested output.
+        version: the model version; None leaves the choice to the server.
+        num_classes: request the top labels, that many, instead of the tensor; 0 requests the tensor.
+        queue_timeout_us: longest wait in a queue; 0 keeps the server's own limit.
     """
     request = service_pb2.ModelInferRequest(
         model_name=model,
@@ -202,7 +199,7 @@ def infer_request(
 
 
 def padded_batch(images: Sequence[bytes]) -> np.ndarray:
-    """Several files as one (N, longest) uint8 request, zero bytes behind the shorter ones."""
+    """Several files as one (N, longest) uint8 array; shorter files are padded with zero bytes."""
     longest = max(map(len, images))
     joined = b"".join(image.ljust(longest, b"\0") for image in images)
     return np.frombuffer(joined, np.uint8).reshape(len(images), longest)

@@ -11,25 +11,25 @@ from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
 def attest(
     url: Annotated[str, typer.Argument(envvar="FRUITSTAND_URL", help="HOST:PORT of the gRPC endpoint.")],
     repository: Annotated[
-        Path | None, typer.Option(help="Model repository it should serve; left out, less can be checked.")
+        Path | None, typer.Option(help="Model repository it should serve; without it fewer checks run.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for attest.json and attest.md.")] = None,
     as_json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="About 20 s: fewer images, shorter loads.")] = False,
-    wait_s: Annotated[float, typer.Option(min=0, help="Wait so long for the server to be ready.")] = 0.0,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for the server to be ready.")] = 0.0,
     min_throughput: Annotated[
         float | None,
-        typer.Option(min=0, help="Images/s at 64 in flight; default: a tenth of this machine's."),
+        typer.Option(min=0, help="Images/s required at 64 in flight; default: a tenth of this machine's."),
     ] = None,
     skip: Annotated[str, typer.Option(help="Comma-separated checks to leave out, such as queue_limit.")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="A warning is a failure.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as failures.")] = False,
     ca: Ca = None,
     cert: Cert = None,
 ) -> None:
     """Check a running server against its model repository; exit 1 when it breaks a promise.
 
-    It sends bad images and a burst over the queue's limit: not for a server that is busy with others' calls.
-    An API key is read from FRUITSTAND_API_KEY.
+    The checks send bad images and overfill the queue: do not run them against a server in production use.
+    The API key comes from FRUITSTAND_API_KEY.
     """
     with needs("serve-cpu"):
         from serving.attest.attest import attest as run_attest

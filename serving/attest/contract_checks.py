@@ -1,4 +1,4 @@
-"""Is it the server that the repository describes? Answers at all, tensors, labels, version."""
+"""Checks that the server is the one the repository describes: answers, tensors, labels, version."""
 
 import struct
 
@@ -18,22 +18,22 @@ from fruitstand.images.synthetic import canary_image
 from fruitstand.repository.tolerances import MAX_SUM_ERROR
 from fruitstand_client.wire import strings
 from serving.attest.caller import Server
-from serving.attest.check import Check, Status, judged, not_seen
-from serving.attest.promise import MODELS, Promise, Subject
+from serving.attest.promise import Promise, Subject
+from serving.attest.report import Check, Status, judged, not_seen
 
 NUM_VERSION_CALLS = 8
-"""Behind a gateway several servers answer in turn."""
+"""Several calls, because a gateway spreads them over its servers."""
 
 
 def is_distribution(probabilities: np.ndarray | None) -> bool:
-    """Whether an answer is a probability distribution."""
+    """Whether every row is finite and sums to one."""
     if probabilities is None or not probabilities.size or not np.isfinite(probabilities).all():
         return False
     return bool((np.abs(probabilities.sum(axis=-1) - 1) <= 10 * MAX_SUM_ERROR).all())
 
 
 async def check_answers(server: Server, promise: Promise | None) -> Check:
-    """The server is ready and answers one image; if it does not, which step is to blame."""
+    """Check that the server is ready and classifies one image; if not, name the step that fails."""
     expected = (
         f"ready, and {FRUIT_CLASSIFIER} answers an image with probabilities within {server.timeout_s:g} s"
     )
@@ -43,12 +43,10 @@ async def check_answers(server: Server, promise: Promise | None) -> Check:
     if answer.ok and is_distribution(probabilities):
         is_ready = ready.ok and ready.response.ready
         got = f"answered in {answer.latency_s * 1e3:.0f} ms" + ("" if is_ready else f"; ready: {ready}")
-        return judged(
-            "answers", ok=is_ready, expected=expected, got=got, advice="look at the server's log: a model is"
-            " not loaded, or it still loads one",
-        )  # fmt: skip
+        advice = "look at the server's log: a model is not loaded, or is still loading"
+        return judged("answers", ok=is_ready, expected=expected, got=got, advice=advice)
     if answer.ok:
-        got = "an answer that is no probability distribution"
+        got = "the answer is not a probability distribution"
     else:
         got = str(answer)
         if ready.ok:
@@ -63,7 +61,7 @@ async def check_answers(server: Server, promise: Promise | None) -> Check:
 
 
 async def _steps(server: Server, promise: Promise | None) -> str:
-    """Which step of the ensemble answers by itself."""
+    """Call each step of the ensemble by itself and report its status."""
     encoded = np.frombuffer(canary_image(), np.uint8)[None]
     decoded = await server.infer(IMAGE_DECODE, ENCODED, encoded, output=PIXELS)
     words = [f"{IMAGE_DECODE}: {decoded}"]
@@ -76,7 +74,7 @@ async def _steps(server: Server, promise: Promise | None) -> str:
 
 
 async def check_contract(subject: Subject) -> Check:
-    """Names, datatypes and shapes of the ensemble's tensors, and of its steps where they can be seen."""
+    """Check names, datatypes and shapes of the ensemble's tensors, and of its steps' if they are visible."""
     height, width = subject.preprocessing.input_size if subject.version else (-1, -1)
     num_classes = len(subject.version.manifest["labels"]) if subject.version else -1
     promised = {
@@ -85,7 +83,7 @@ async def check_contract(subject: Subject) -> Check:
         FRUIT_RESNET: ((PIXELS, "UINT8", [-1, height, width, 3]), (PROBABILITIES, "FP32", [-1, num_classes])),
     }
     seen, wrong = [], []
-    for model in MODELS:
+    for model, tensors_promised in promised.items():
         answer = await subject.server.call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model))
         if not answer.ok:
             if model == FRUIT_CLASSIFIER:
@@ -93,7 +91,7 @@ async def check_contract(subject: Subject) -> Check:
             continue
         seen.append(model)
         for tensors, (name, datatype, shape) in zip(
-            (answer.response.inputs, answer.response.outputs), promised[model], strict=True
+            (answer.response.inputs, answer.response.outputs), tensors_promised, strict=True
         ):
             got = [(one.name, one.datatype, list(one.shape)) for one in tensors]
             if len(got) != 1 or got[0][:2] != (name, datatype) or not _fits(got[0][2], shape):
@@ -103,26 +101,26 @@ async def check_contract(subject: Subject) -> Check:
         ok=not wrong,
         expected=f"{IMAGE} UINT8 in, {PROBABILITIES} FP32 [-1, {num_classes}] out and the steps",
         got="; ".join(wrong) or f"as promised: {', '.join(seen)}",
-        advice="serve the repository's own config.pbtxt: 'fruitstand models check' names edited files",
+        advice="serve the repository's own config.pbtxt: 'fruitstand models check' lists edited files",
     )
 
 
 def _fits(got: list[int], promised: list[int]) -> bool:
-    """Whether a shape is the promised one; a promised -1 takes any size."""
+    """Whether a shape matches the promised one, in which -1 matches any size."""
     return len(got) == len(promised) and all(
         want in (-1, one) for one, want in zip(got, promised, strict=True)
     )
 
 
 async def check_labels(subject: Subject) -> Check:
-    """The labels the server writes into its answers, all of them and in order."""
+    """Check all labels that the server returns, and their order."""
     expected = "the labels of the version's manifest, in its order"
     if subject.version is None:
         return not_seen("labels", expected, subject.no_version)
     labels = subject.version.manifest["labels"]
     answer = await subject.server.classify(canary_image(), num_classes=len(labels))
     if not answer.ok or not answer.response.raw_output_contents:
-        return not_seen("labels", expected, f"the server does not give labels ({answer})")
+        return not_seen("labels", expected, f"the server returns no labels ({answer})")
     served = _labels(answer.response.raw_output_contents[0])
     wrong = [index for index, label in enumerate(labels) if served.get(index) != label]
     first = wrong[0] if wrong else 0
@@ -134,21 +132,21 @@ async def check_labels(subject: Subject) -> Check:
         f" {labels[first]!r}"
         if wrong
         else f"{len(served)} labels, all equal",
-        advice="render the repository again ('fruitstand models promote N') and load the model again",
+        advice="render the repository again ('fruitstand models promote N') and reload the model",
     )
 
 
 def _labels(raw: bytes) -> dict[int, str]:
-    """Labels by class in Triton's classification answer, whose entries are 'probability:class:label'."""
+    """Labels by class index from Triton's classification output of 'probability:class:label' entries."""
     try:
         parts = [entry.decode("utf-8", "replace").split(":", 2) for entry in strings(raw)]
-    except struct.error:  # another server's own form
+    except struct.error:  # the server is not Triton
         return {}
     return {int(one[1]): one[2] for one in parts if len(one) == 3 and one[1].isdecimal()}
 
 
 async def check_version(subject: Subject) -> Check:
-    """Every answer comes from the version that the repository serves."""
+    """Check that every answer comes from the version that the repository serves."""
     answers = await subject.server.classify_all([canary_image()] * NUM_VERSION_CALLS, in_flight=4)
     numbers = sorted({answer.version for answer in answers if answer.version is not None})
     got = f"version {', '.join(map(str, numbers))}" if numbers else "the answers name no version"
@@ -162,5 +160,5 @@ async def check_version(subject: Subject) -> Check:
         ok=numbers == [served] and subject.version is not None,
         expected=f"version {served} in every answer, its files as published",
         got=got if subject.version is not None else f"{got}; {subject.no_version}",
-        advice="promote the version again, or restart the server; does it read this repository?",
+        advice="promote the version again or restart the server, and check that it reads this repository",
     )

@@ -1,21 +1,18 @@
-"""Who may do what to the server, and what runs it."""
+"""Checks of the exposed control methods, of the server's version, and the devices it runs on."""
 
 from tritonclient.grpc import service_pb2
 
 from fruitstand.contract import EMBEDDED_SERVER_VERSION
 from serving.attest.caller import Answer, Server
-from serving.attest.check import Check, Status, judged, not_seen
+from serving.attest.report import Check, Status, judged, not_seen
 
-NO_SUCH_MODEL = "fruitstand_attest_no_such_model"
 MIN_SERVER_VERSION = (2, 75, 0)
-"""26.11 of 2026-11-17: mends a use-after-free in the dynamic batcher; 26.08 (2.72) mends its starvation."""
+"""26.11 of 2026-11-17 fixes a use-after-free in the dynamic batcher; 26.08 (2.72) fixes its starvation."""
 MIN_RELEASE = "26.11"
 SERVER_EXPECTED = f"Triton {'.'.join(map(str, MIN_SERVER_VERSION))} ({MIN_RELEASE}) or newer"
+LOAD_NOTHING = service_pb2.RepositoryModelLoadRequest(model_name="fruitstand_attest_no_such_model")
 CONTROLS = {
-    "model control": (
-        "RepositoryModelLoad",
-        service_pb2.RepositoryModelLoadRequest(model_name=NO_SUCH_MODEL),
-    ),
+    "model control": ("RepositoryModelLoad", LOAD_NOTHING),
     "model index": ("RepositoryIndex", service_pb2.RepositoryIndexRequest()),
     "shared memory": ("SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()),
     "CUDA shared memory": ("CudaSharedMemoryStatus", service_pb2.CudaSharedMemoryStatusRequest()),
@@ -23,17 +20,17 @@ CONTROLS = {
     "logging": ("LogSettings", service_pb2.LogSettingsRequest()),
     "statistics": ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
 }
-"""Calls that change nothing: they read settings, or name a model that does not exist."""
+"""Harmless calls: they read settings or name a model that does not exist."""
 SILENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 CLOSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED")
 
 
 async def check_control(server: Server, *, has_gateway: bool) -> Check:
-    """Model control, shared memory, trace, logging and statistics are refused to callers.
+    """Check that model control, shared memory, trace, logging and statistics are refused to callers.
 
     Args:
-        server: under test.
-        has_gateway: Envoy answers, so callers are to be expected from elsewhere.
+        server: the server under test.
+        has_gateway: Envoy answers; then open methods fail the check even on loopback.
     """
     answers = {name: await server.call(method, request) for name, (method, request) in CONTROLS.items()}
     expected = f"refused: {', '.join(CONTROLS)}"
@@ -48,14 +45,14 @@ async def check_control(server: Server, *, has_gateway: bool) -> Check:
             status=Status.WARNING,
             expected=expected,
             got=f"open to everyone on this machine: {', '.join(opened)}",
-            advice="for callers from elsewhere put the gateway in front: 'fruitstand serve --gateway'",
+            advice="before other machines may call, put the gateway in front: 'fruitstand serve --gateway'",
         )
     return judged(
         "control",
         ok=not opened,
         expected=expected,
         got=f"open: {', '.join(opened)}" if opened else "all refused",
-        advice="put the gateway in front, or restrict them: --grpc-restricted-protocol",
+        advice="put the gateway in front, or restrict them with --grpc-restricted-protocol",
     )
 
 
@@ -64,32 +61,32 @@ def _is_closed(answer: Answer) -> bool:
 
 
 async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[Check, dict[str, object]]:
-    """Name and version of the server, judged against what is known to be broken in older ones.
+    """Check the server's version against known defects of older ones.
 
     Returns:
-        The check, and what the server says of itself.
+        The check; name, version and extensions as the server reports them.
     """
     answer = await server.call("ServerMetadata", service_pb2.ServerMetadataRequest())
     if not answer.ok:
-        return not_seen("runtime", SERVER_EXPECTED, f"the server does not say what it is ({answer})"), {}
+        return not_seen("runtime", SERVER_EXPECTED, f"the server does not report its version ({answer})"), {}
     name, version = answer.response.name, answer.response.version
     about = {"name": name, "version": version, "extensions": sorted(answer.response.extensions)}
     return judge_version(name, version, is_shielded=server.on_loopback or has_gateway), about
 
 
 def judge_version(name: str, version: str, *, is_shielded: bool) -> Check:
-    """Judge what a server says it is.
+    """Judge a server by the name and version it reports.
 
     Args:
         name: such as triton.
         version: such as 2.75.0.
-        is_shielded: only this machine or a gateway reaches it.
+        is_shielded: only this machine or a gateway can reach the server.
     """
     expected = SERVER_EXPECTED
     got = f"{name} {version}"
     numbers = version.split(".")
     if name != "triton" or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
-        return not_seen("runtime", expected, f"{got}: no Triton; look at its own bulletins")
+        return not_seen("runtime", expected, f"{got}: not a Triton release; check its own security bulletins")
     if tuple(map(int, numbers)) >= MIN_SERVER_VERSION:
         return Check(name="runtime", status=Status.PASSED, expected=expected, got=got)
     embedded = version == EMBEDDED_SERVER_VERSION
@@ -97,14 +94,14 @@ def judge_version(name: str, version: str, *, is_shielded: bool) -> Check:
         name="runtime",
         status=Status.WARNING if embedded and is_shielded else Status.FAILED,
         expected=expected,
-        got=f"{got}: older than what mends a use-after-free in the dynamic batcher"
-        + ("; the wheel's server, for loopback and behind the gateway only" if embedded else ""),
-        advice=f"serve with nvcr.io/nvidia/tritonserver:{MIN_RELEASE}-py3 where strangers may call",
+        got=f"{got}: has a use-after-free in the dynamic batcher, fixed in {MIN_RELEASE}"
+        + ("; use the wheel's server only on loopback or behind the gateway" if embedded else ""),
+        advice=f"serve untrusted callers with nvcr.io/nvidia/tritonserver:{MIN_RELEASE}-py3",
     )
 
 
 def devices(configs: dict[str, object]) -> dict[str, list[str]]:
-    """Where each model's instances run and with what, as its configuration says."""
+    """Backend, instance groups and accelerators of each model, from its configuration."""
     found = {}
     for model, config in configs.items():
         if config.ensemble_scheduling.step:

@@ -1,4 +1,4 @@
-"""Does one bad image fail alone? Every kind of input by itself and among good ones, and what errors say."""
+"""Checks of bad input: each kind alone, each kind in a batch with good images, and the error texts."""
 
 import asyncio
 import re
@@ -8,18 +8,18 @@ import numpy as np
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, MAX_BATCH_SIZE
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
-from serving.attest.check import Check, judged, not_seen
 from serving.attest.contract_checks import is_distribution
 from serving.attest.kinds import ImageKind, image_kinds
 from serving.attest.promise import Subject
+from serving.attest.report import Check, judged, not_seen
 
 NUM_NEIGHBOURS = 7
 MAX_NEIGHBOUR_DISTANCE = 0.02
-"""Total variation between an answer in a batch and alone: engines round otherwise at another batch size."""
+"""Total variation allowed between an answer in a batch and alone: rounding depends on the batch size."""
 QUICK_SHARE = 3
-"""With --quick one of so many bad kinds goes among neighbours."""
+"""--quick sends every third bad kind with neighbours."""
 REFUSALS = {"too_many_bytes": ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")}
-"""A gateway or gRPC itself may refuse what is too long."""
+"""A gateway or gRPC itself may refuse a long request first, with a status of its own."""
 PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]+")
 LEAKS = {
     "a path": PATH,
@@ -31,7 +31,7 @@ LEAKS = {
 
 
 async def check_input_kinds(subject: Subject) -> Check:
-    """Each kind alone: answered, or refused with INVALID_ARGUMENT and its reason."""
+    """Check each kind alone: classified, or refused with INVALID_ARGUMENT and the reason."""
     wrong, silent, num_accepted, num_refused = [], 0, 0, 0
     for kind in image_kinds():
         answer = await subject.server.classify(kind.content)
@@ -52,17 +52,17 @@ async def check_input_kinds(subject: Subject) -> Check:
         ok=not wrong,
         expected=f"{num_accepted} kinds answered, {num_refused} refused with INVALID_ARGUMENT",
         got=f"{got}; {'; '.join(wrong[:4])}" if wrong else got,
-        advice="docs/inputs.md lists every kind; natively a guard has to stand in front of the decoder",
+        advice="docs/inputs.md lists every kind; NVIDIA's decoder needs the guard model in front of it",
     )
 
 
 async def check_isolation(subject: Subject) -> Check:
-    """One bad image among seven good ones, all at once, behind a request that keeps the server busy."""
+    """Check that a bad image fails alone: it queues with seven good ones behind a full batch."""
     good = _good_images(subject)
     alone = [(await subject.server.classify(image)).array() for image in good]
-    expected = "the bad image refused, its seven neighbours answered as when they are alone"
+    expected = "the bad image is refused, its seven neighbours get the answers they get alone"
     if any(one is None for one in alone):
-        return not_seen("isolation", expected, "good images are not answered alone")
+        return not_seen("isolation", expected, "good images alone are not answered")
     bad_kinds = [kind for kind in image_kinds() if not kind.is_accepted]
     bad_kinds = bad_kinds[::QUICK_SHARE] if subject.quick else bad_kinds
     lost, changed, accepted, examples = 0, 0, 0, []
@@ -86,7 +86,7 @@ async def check_isolation(subject: Subject) -> Check:
     )
     after = await subject.counters()
     if before and after and FRUIT_CLASSIFIER in after:
-        # One request of 64 goes first each time.
+        # The mean includes the full batch that goes first each time.
         grown = [after[name] - before[name] for name in after if name in before]
         got += f"; mean batch {max(one.num_images / max(1, one.num_executions) for one in grown):.1f}"
     return judged(
@@ -94,12 +94,12 @@ async def check_isolation(subject: Subject) -> Check:
         ok=not (lost or changed or accepted),
         expected=expected,
         got=f"{got}; {'; '.join(examples[:3])}" if examples else got,
-        advice="a bad image fails its whole batch: a guard belongs in front of the decoder",
+        advice="a bad image fails its whole batch: put the guard model in front of the decoder",
     )
 
 
 async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[Answer, list[Answer]]:
-    """The bad image's answer and its neighbours'; they wait together behind a full batch."""
+    """Send a bad image and its neighbours so that they queue together behind a full batch."""
     plug = asyncio.create_task(
         subject.server.infer(FRUIT_CLASSIFIER, IMAGE, padded_batch([canary_image()] * MAX_BATCH_SIZE))
     )
@@ -113,7 +113,7 @@ async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[
 
 
 def _good_images(subject: Subject) -> list[bytes]:
-    """Seven images with different answers where the version has golden ones, of different lengths."""
+    """Seven images of different file sizes: the version's golden ones, then generated ones."""
     golden = subject.version.golden() if subject.version is not None else []
     images = [one.path.read_bytes() for one in golden]
     images += [encode(pattern(100 + 9 * n, 100, phase=0.9 * n)) for n in range(NUM_NEIGHBOURS)]
@@ -121,7 +121,7 @@ def _good_images(subject: Subject) -> list[bytes]:
 
 
 async def check_error_texts(subject: Subject) -> Check:
-    """What errors tell a stranger: all texts so far, and those of three more bad requests."""
+    """Check that no error text so far, nor of three more bad requests, reveals the server's internals."""
     await subject.server.classify(b"no image at all")
     await subject.server.infer(FRUIT_CLASSIFIER, "NO_SUCH_INPUT", np.zeros((1, 4), np.uint8))
     await subject.server.infer("../../etc/no_such_model", IMAGE, np.zeros((1, 4), np.uint8))
@@ -139,5 +139,5 @@ async def check_error_texts(subject: Subject) -> Check:
         got=f"{len(found)} of {len(texts)} texts: {found[0]}"
         if found
         else f"{len(texts)} texts, none has one",
-        advice="callers learn the server's inside: put the guard or the gateway in front of it",
+        advice="error texts reveal the server's internals: put the guard or the gateway in front of it",
     )

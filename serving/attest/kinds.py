@@ -1,7 +1,7 @@
-"""What may arrive as an image, kind by kind, with its verdict: for attest, the benchmarks and the tests.
+"""Every kind of file a caller may send as an image, each with the expected verdict.
 
-The files lie in `kinds.tar.xz`, so every server gets the same bytes, whatever Pillow is installed here.
-`tests/kinds` makes them. `docs/inputs.md` holds the table; `python -m serving.attest.kinds` prints it.
+The files are stored in `kinds.tar.xz`, so that every server gets the same bytes whatever Pillow is installed.
+`tests/kinds` makes the archive; `python -m serving.attest.kinds` prints the table of `docs/inputs.md`.
 """
 
 import functools
@@ -12,37 +12,36 @@ from pathlib import Path
 
 CORPUS = Path(__file__).with_name("kinds.tar.xz")
 TABLE_NAME = "kinds.json"
-"""First member of the archive: name, verdict and remark of each kind; its file has its name."""
+"""First member of the archive: name, verdict and remark of each kind. A kind's file is named after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageKind:
-    """One kind of input."""
+    """One kind of input, with an example file."""
 
     name: str
     content: bytes
-    """A file of this kind."""
     verdict: str
-    """The first words of the reason for which it is refused; empty where it is answered."""
+    """First words of the refusal's reason; empty when the image is classified."""
     remark: str
     """What the server does with it, for `docs/inputs.md`."""
 
     @property
     def is_accepted(self) -> bool:
-        """Whether it gets an answer."""
+        """Whether the server classifies it."""
         return not self.verdict
 
 
 @functools.cache
 def image_kinds() -> tuple[ImageKind, ...]:
-    """Every kind: accepted, damaged, unsupported, too large, no image at all."""
+    """All kinds: accepted, damaged, unsupported, too large, and files that are no images."""
     with tarfile.open(CORPUS) as archive:
         files = {member.name: archive.extractfile(member).read() for member in archive}
     return tuple(ImageKind(content=files[row["name"]], **row) for row in json.loads(files[TABLE_NAME]))
 
 
 def table() -> str:
-    """The table of `docs/inputs.md`, Markdown."""
+    """The Markdown table of `docs/inputs.md`."""
     rows = ["| input | verdict | remark |", "|---|---|---|"]
     rows += [f"| `{kind.name}` | {kind.verdict or 'answered'} | {kind.remark} |" for kind in image_kinds()]
     return "\n".join(rows)

@@ -1,22 +1,18 @@
-"""What is under test, and what its model repository promises: versions, golden answers, ONNX files."""
+"""The server under test, and what its model repository promises: version, golden answers, ONNX files."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import (
-    FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
-    IMAGE_DECODE,
-    Preprocessing,
-)
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.synthetic import canary_image
 from fruitstand.machine.threads import thread_budget
 from fruitstand.model.session import has_engine, open_session, run_batches
 from fruitstand.network.statistics import ModelCounters, read_counters
@@ -28,27 +24,26 @@ from fruitstand.repository.versions import (
     verify_version,
 )
 from serving.attest.caller import Server
+from serving.attest.report import Speed
+
+NO_REPOSITORY = "no --repository to compare with"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promise:
-    """A repository as it lies on this machine."""
+    """A model repository on this machine, and the version it serves."""
 
     repository: Path
     served: int
-    """The version it serves."""
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the served version's pixels, by its manifest alone."""
-        manifest = read_version(self.repository, self.served).manifest
-        return Preprocessing.from_dict(manifest["preprocessing"]).input_size
+    """Number of the version it serves."""
+    input_size: tuple[int, int]
+    """Height and width of the served version's pixels."""
 
     def version(self, number: int | None) -> Version:
-        """A version whose files are as published; None takes the served one.
+        """Read a version and verify its files' hashes; None takes the served version.
 
         Raises:
-            FruitstandError: the repository does not have it, or a file was altered.
+            FruitstandError: the repository does not have the version, or a file was altered.
         """
         return verify_version(self.repository, self.served if number is None else number)
 
@@ -57,32 +52,33 @@ def read_promise(repository: Path) -> Promise:
     """Read which version a repository serves.
 
     Raises:
-        UsageError: no repository there, or it serves nothing.
+        UsageError: no repository there, or it serves no version.
         ArtefactError: the served version's manifest cannot be read.
     """
     if not (repository / FRUIT_RESNET).is_dir():
-        raise UsageError(f"{repository}: no model repository; leave --repository out to attest without one")
+        raise UsageError(f"{repository}: no model repository; to attest without one, leave --repository out")
     state = serving_state(repository)
     if state is None:
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: serves no version; published: {known}")
-    read_version(repository, state.version)
-    return Promise(repository=repository, served=state.version)
+    manifest = read_version(repository, state.version).manifest
+    input_size = Preprocessing.from_dict(manifest["preprocessing"]).input_size
+    return Promise(repository=repository, served=state.version, input_size=input_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """Images decoded by the reference decode, and what the version's own file answers to them."""
+    """Images decoded by the reference decode, and the answers of the version's own ONNX file to them."""
 
     file: str
-    """Of the ONNX file."""
+    """Name of the ONNX file."""
     pixels_nhwc_u8: np.ndarray
     probabilities: np.ndarray
     """(N, C) float32."""
     images_per_s: float
-    """Decoded one after the other and computed in batches, in this process."""
+    """Throughput in this process: images decoded one by one, the model run in batches."""
     image_s: float
-    """Of one image alone, decode and model, in this process."""
+    """Seconds for a single image in this process, decode and model."""
 
 
 def decode_all(images: Sequence[bytes], preprocessing: Preprocessing) -> np.ndarray:
@@ -91,7 +87,7 @@ def decode_all(images: Sequence[bytes], preprocessing: Preprocessing) -> np.ndar
 
 
 def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> Reference:
-    """Answer images with a version's own file, on the engine it was checked with where this machine has it.
+    """Run a version's own file on the engine of its gates, or on ONNX Runtime's if that is missing here.
 
     Raises:
         FruitstandError: ONNX Runtime cannot load or run the file.
@@ -106,7 +102,7 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
     started = time.monotonic()
     pixels = decode_all(images, Preprocessing.from_dict(version.manifest["preprocessing"]))
     decoded_s = time.monotonic() - started
-    run_batches(session, pixels[:1])  # the first call of a size plans it
+    run_batches(session, pixels[:1])  # warm-up: the first call of a batch size plans it
     started = time.monotonic()
     run_batches(session, pixels[:1])
     one_s = time.monotonic() - started
@@ -122,76 +118,75 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
     )
 
 
-def served_files(version: Version) -> list[str]:
-    """The files a server may serve of a version: on a CPU, on a GPU."""
-    serve = version.manifest["serve"]
-    return list(dict.fromkeys((serve["cpu_model"], serve["gpu_model"])))
-
-
-def why_not(error: FruitstandError) -> str:
-    """The reason for a report that leaves this machine: without folders."""
+def without_folders(error: FruitstandError) -> str:
+    """An error's message without folders: the report may leave this machine."""
     return str(error).rsplit("/", 1)[-1]
 
 
-MODELS = (FRUIT_CLASSIFIER, IMAGE_DECODE, FRUIT_RESNET)
-NO_REPOSITORY = "no --repository to compare with"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Subject:
-    """What all checks look at."""
+    """The server, what is known about it, and the measurements of earlier checks."""
 
     server: Server
     promise: Promise | None
     version: Version | None
-    """The version that answers, from the repository; None where that is not to be had."""
+    """The repository's version that answers; None when there is none to compare with."""
     no_version: str
-    """Why there is none."""
+    """Why `version` is None."""
     configs: dict[str, Any]
-    """`ModelConfig` of the ensemble and of every step below it; empty where the server does not show them."""
+    """`ModelConfig` of the ensemble and its steps; empty when the server does not show them."""
     has_gateway: bool
-    """Envoy answers."""
+    """Whether Envoy answers in front of the server."""
     quick: bool
+    min_throughput: float | None
+    """Images/s required at 64 in flight; None compares with `reference`."""
+    reference: Reference | None = None
+    """Set by the parity check."""
+    speeds: list[Speed] = field(default_factory=list)
+    """Set by the speed check."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The version's, or the default where it is not known."""
+        """The preprocessing of the version, or the default if the version is unknown."""
         if self.version is None:
             return Preprocessing()
         return Preprocessing.from_dict(self.version.manifest["preprocessing"])
 
     @property
     def files(self) -> list[str]:
-        """The ONNX files the server may be serving: the configured one where it can be seen."""
+        """The ONNX files the server may be serving; only the configured one if the server shows it."""
         if self.version is None:
             return []
         config = self.configs.get(FRUIT_RESNET)
         if config is not None and config.default_model_filename in self.version.manifest["files"]:
             return [config.default_model_filename]
-        return served_files(self.version)
+        serve = self.version.manifest["serve"]
+        return list(dict.fromkeys((serve["cpu_model"], serve["gpu_model"])))
 
     async def counters(self) -> dict[str, ModelCounters] | None:
-        """Each model's counters, versions added up; None where the server does not show them."""
+        """Counters by model, summed over versions; None when the server does not show them."""
         answer = await self.server.call("ModelStatistics", service_pb2.ModelStatisticsRequest())
         return read_counters(answer.response.model_stats) if answer.ok else None
 
 
-async def examine(server: Server, promise: Promise | None, sample: bytes, *, quick: bool) -> Subject:
-    """Find out which version answers, and what else can be seen.
+async def examine(
+    server: Server, promise: Promise | None, *, quick: bool, min_throughput: float | None
+) -> Subject:
+    """Find out which version answers, which configurations are visible, and whether Envoy is in front.
 
     Args:
-        server: that answers already.
-        promise: the repository, where it is at hand.
-        sample: an image it answers.
+        server: a server that already classifies images.
+        promise: the model repository; None when there is none to compare with.
         quick: make fewer requests in each check.
+        min_throughput: images/s required at 64 in flight; None compares with this machine's own rate.
     """
-    answer = await server.classify(sample)
+    answer = await server.classify(canary_image())
     version, reason = None, NO_REPOSITORY
     if promise is not None:
         try:
             version, reason = promise.version(answer.version), ""
         except FruitstandError as exc:
-            reason = f"version {answer.version or promise.served} cannot be used here: {why_not(exc)}"
+            reason = f"version {answer.version or promise.served} cannot be read here: {without_folders(exc)}"
     return Subject(
         server=server,
         promise=promise,
@@ -200,13 +195,14 @@ async def examine(server: Server, promise: Promise | None, sample: bytes, *, qui
         configs=await _configs(server),
         has_gateway=answer.through_envoy,
         quick=quick,
+        min_throughput=min_throughput,
     )
 
 
 async def _configs(server: Server) -> dict[str, Any]:
     configs: dict[str, Any] = {}
     names = [FRUIT_CLASSIFIER]
-    for name in names:  # grows while it is read: a step may be an ensemble itself
+    for name in names:  # the list grows in the loop: a step may be an ensemble itself
         seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
         if seen.ok:
             configs[name] = seen.response.config

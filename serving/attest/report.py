@@ -1,21 +1,73 @@
-"""The report of an attestation: JSON for machines, Markdown to send on, lines for a terminal."""
+"""Checks and their report: JSON for programs, Markdown to send on, lines for a terminal."""
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import write_bytes, write_json
-from serving.attest.check import Check, Status
-from serving.attest.load_checks import Speed
 
 JSON_NAME, MARKDOWN_NAME = "attest.json", "attest.md"
 SCHEMA = 1
 
 
+class Status(StrEnum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    WARNING = "warning"
+    NOT_SEEN = "not seen"
+    """The check could not run; its line says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """The result of one check, which is one line of the report."""
+
+    name: str
+    status: Status
+    expected: str
+    """What the repository promises."""
+    got: str
+    """What the server did, in numbers."""
+    advice: str = ""
+    """What to do about it; empty when the check passed."""
+
+
+def judged(name: str, *, ok: bool, expected: str, got: str, advice: str) -> Check:
+    """A check that passed or failed; the advice is kept only when it failed."""
+    status = Status.PASSED if ok else Status.FAILED
+    return Check(name=name, status=status, expected=expected, got=got, advice="" if ok else advice)
+
+
+def not_seen(name: str, expected: str, reason: str) -> Check:
+    """A check that could not run, and why."""
+    return Check(name=name, status=Status.NOT_SEEN, expected=expected, got=reason)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """One closed-loop run of single-image requests."""
+
+    in_flight: int
+    images_per_s: float
+    p50_ms: float
+    """NaN when no request was answered; the same for `p99_ms`."""
+    p99_ms: float
+    failed: int
+
+    def to_json(self) -> dict[str, float | None]:
+        """Values rounded to two decimals; NaN becomes null."""
+        values = asdict(self).items()
+        return {key: round(value, 2) if math.isfinite(value) else None for key, value in values}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What was found, and about what."""
+    """All checks of one attestation, with the facts about the server and the machine that asked."""
 
     url: str
     time: str
@@ -24,27 +76,27 @@ class Report:
     quick: bool
     fruitstand_version: str
     server: dict[str, Any]
-    """Name, version, extensions, whether Envoy answers, and the devices its configuration names."""
+    """Name, version and extensions; whether Envoy answers; the devices that the model configurations name."""
     model_version: int | None
-    """The one that answers, where the repository has it."""
+    """The version that answers; None when the repository does not have it."""
     speeds: tuple[Speed, ...]
     hardware: dict[str, object]
-    """Of the machine that asked; the server's own where both are one."""
+    """The machine that ran attest, which need not be the server's."""
     checks: tuple[Check, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many checks ended in which way."""
+        """Number of checks by status."""
         found = Counter(check.status for check in self.checks)
         return {str(status): found[status] for status in Status}
 
     def passed(self, *, strict: bool = False) -> bool:
-        """Whether nothing failed; with `strict` nothing warned either."""
+        """Whether no check failed; `strict` counts a warning as a failure."""
         bad = {Status.FAILED, Status.WARNING} if strict else {Status.FAILED}
         return not any(check.status in bad for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready values."""
+        """The content of attest.json."""
         return {
             "schema": SCHEMA,
             "url": self.url,
@@ -55,20 +107,20 @@ class Report:
             "server": self.server,
             "model_version": self.model_version,
             "counts": self.counts,
-            "checks": [check.to_json() for check in self.checks],
+            "checks": [asdict(check) for check in self.checks],
             "speed": [speed.to_json() for speed in self.speeds],
             "hardware": self.hardware,
         }
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line: the server, the number of checks by status, the time taken."""
         counts = ", ".join(f"{number} {status}" for status, number in self.counts.items() if number)
         name = f"{self.server.get('name', 'server')} {self.server.get('version', '')}".strip()
         return f"{self.url} ({name}): {counts}, in {self.seconds:.0f} s"
 
     def lines(self) -> list[str]:
-        """For a terminal: a line a check, what was expected and what to do below the bad ones."""
+        """A line for each check; failures and warnings get two more: what was expected and what to do."""
         width = max(len(check.name) for check in self.checks)
         lines = []
         for check in self.checks:
@@ -79,12 +131,11 @@ class Report:
         return [*lines, self.summary]
 
     def markdown(self) -> str:
-        """As a page."""
+        """The content of attest.md: a table of the checks, the server and the hardware."""
         rows = [
             "| " + " | ".join(map(_cell, (one.status, one.name, one.expected, one.got, one.advice))) + " |"
             for one in self.checks
         ]
-        facts = {"server": self.server, "hardware of the machine that asked": self.hardware}
         return "\n".join(
             [
                 f"# Attestation of {self.url}",
@@ -96,13 +147,14 @@ class Report:
                 "|---|---|---|---|---|",
                 *rows,
                 "",
-                *(f"- {what}: {_cell(str(value))}" for what, value in facts.items()),
+                f"- server: {_cell(str(self.server))}",
+                f"- hardware of the machine that asked: {_cell(str(self.hardware))}",
                 "",
             ]
         )
 
     def write(self, directory: Path) -> None:
-        """Write both files into a folder, each whole or not at all."""
+        """Write attest.json and attest.md; each file appears whole or not at all."""
         write_json(directory / JSON_NAME, self.to_json())
         write_bytes(directory / MARKDOWN_NAME, self.markdown().encode())
 

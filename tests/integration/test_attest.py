@@ -21,8 +21,7 @@ from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand.repository.versions import MANIFEST_NAME
 from serving.attest.attest import NAMES, attest
-from serving.attest.check import Status
-from serving.attest.report import Report
+from serving.attest.report import Report, Status
 from serving.gateway.envoy import Gateway
 from serving.triton.embedded import EmbeddedServer, claim_ports
 from tests import faulty_server as faults

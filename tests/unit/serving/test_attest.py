@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from serving.attest.caller import Answer
-from serving.attest.check import Check, Status
 from serving.attest.exposure_checks import judge_version
 from serving.attest.input_checks import LEAKS
-from serving.attest.load_checks import Speed, judge_speed
-from serving.attest.report import Report
+from serving.attest.load_checks import judge_speed
+from serving.attest.report import Check, Report, Speed, Status
 
 
 def check(status: Status) -> Check:
