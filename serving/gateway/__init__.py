@@ -1,1 +1,1 @@
-"""Envoy in front of the servers: who may call what, how often, and where calls go."""
+"""The gateway: Envoy in front of the servers checks keys, limits rates and balances load."""

@@ -1,9 +1,9 @@
-"""Who may call the gateway: a folder of certificates and API keys.
+"""Access to the gateway: a folder of certificates and API keys.
 
 DIR/
-├── server.crt, server.key   TLS; both or neither
-├── clients.crt              the CA of the clients: with it only clients with a certificate are served
-└── api_keys.json            with it only callers with a key are served (`fruitstand keys`)
+├── server.crt, server.key   turn on TLS; both or neither
+├── clients.crt              the clients' CA; if present, clients need a certificate signed by it
+└── api_keys.json            if present, callers need one of these keys (`fruitstand keys`)
 """
 
 import ipaddress
@@ -21,32 +21,34 @@ API_KEYS_NAME = "api_keys.json"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the folder said when it was read."""
+    """The content of the folder at the time it was read."""
 
     certificate: str | None = None
-    """PEM; so is `private_key`."""
+    """The server's certificate, PEM; so are the next two."""
     private_key: str | None = None
     clients_ca: str | None = None
     keys: tuple[ApiKey, ...] | None = None
-    """None: callers need no key."""
+    """None lets callers in without a key."""
 
 
 def read_access(directory: Path | None) -> Access:
-    """Read the folder and check that its parts belong together; without one, everybody may call.
+    """Read the folder and check that its files fit together; None allows everyone.
 
     Raises:
-        UsageError: no such folder, or one of the certificate and its key is missing.
-        ArtefactError: a file cannot be read, or the key is not the certificate's.
+        UsageError: no such folder, or only one of certificate and key is there.
+        ArtefactError: a file cannot be read, or the private key does not match the certificate.
     """
     if directory is None:
         return Access()
     if not directory.is_dir():
-        raise UsageError(f"{directory}: no such folder; 'fruitstand certs dev --out DIR' makes one to try")
+        raise UsageError(
+            f"{directory}: no such folder; 'fruitstand certs dev --out DIR' makes one for testing"
+        )
     certificate, key, clients = (
         _read(directory / name) for name in ("server.crt", "server.key", "clients.crt")
     )
     if (certificate is None) != (key is None):
-        raise UsageError(f"{directory}: server.crt and server.key belong together, one is missing")
+        raise UsageError(f"{directory}: needs both server.crt and server.key, one is missing")
     if clients is not None and certificate is None:
         raise UsageError(f"{directory}: clients.crt needs server.crt and server.key beside it")
     try:
@@ -54,7 +56,7 @@ def read_access(directory: Path | None) -> Access:
             public = x509.load_pem_x509_certificates(certificate)[0].public_key()
             private = serialization.load_pem_private_key(key, None)
             if public != private.public_key():
-                raise ValueError("server.key is not the key of server.crt")
+                raise ValueError("server.key does not match server.crt")
         if clients is not None:
             x509.load_pem_x509_certificates(clients)
     except (TypeError, ValueError) as exc:
@@ -67,18 +69,18 @@ def read_access(directory: Path | None) -> Access:
 
 
 def check_exposure(address: str, access: Access, *, insecure: bool) -> None:
-    """Refuse to listen beyond this machine in clear text.
+    """Refuse to listen beyond loopback in clear text.
 
     Raises:
-        UsageError: the address is none, or it is no loopback address and there is no TLS.
+        UsageError: not an IP address, or not a loopback address and no TLS.
     """
     try:
         loopback = ipaddress.ip_address(address).is_loopback
     except ValueError as exc:
-        raise UsageError(f"{address}: no IP address to listen on; loopback is 127.0.0.1") from exc
+        raise UsageError(f"{address}: not an IP address to listen on; loopback is 127.0.0.1") from exc
     if not loopback and access.certificate is None and not insecure:
         raise UsageError(
-            f"{address} is reached from other machines: give certificates (--access DIR), or say --insecure"
+            f"other machines can reach {address}: give certificates with --access DIR, or add --insecure"
         )
 
 

@@ -1,4 +1,4 @@
-"""API keys in a file: who may call, until when and how often. Only their hashes are kept.
+"""A file of API keys with expiry and quota. It holds the hashes of the keys, not the keys.
 
 {"keys": [{"name": "camera-7", "sha256": "...", "expires": "2027-01-31T00:00:00+00:00",
            "disabled": false, "requests_per_s": 50}]}
@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fruitstand.artefacts import read_json, write_json
@@ -17,7 +17,7 @@ from fruitstand.errors import ArtefactError, UsageError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 KEY_BYTES = 32
-"""Of randomness: what cannot be guessed needs no slow hash."""
+"""Random bytes in a key: too many to guess, so that a fast hash is enough."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,17 +25,17 @@ class ApiKey:
     """One caller's key."""
 
     name: str
-    """Appears in logs and limits, in place of the key."""
+    """Identifies the caller in logs and quotas."""
     sha256: str
-    """Of the key, hexadecimal."""
+    """Hash of the key, 64 hexadecimal digits."""
     expires: str | None = None
-    """ISO 8601 with its zone; None: never."""
+    """ISO 8601 with time zone; None never expires."""
     disabled: bool = False
     requests_per_s: int | None = None
-    """Sustained, and at most one second's worth at once; None: no limit."""
+    """Sustained rate; a burst may take one second's worth. None sets no limit."""
 
     def __post_init__(self) -> None:
-        """Refuse what the gateway could not honour."""
+        """Check every field."""
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"name: got {self.name!r}, allowed 1 to 64 letters, digits, '.', '_' and '-'")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
@@ -48,7 +48,7 @@ class ApiKey:
         self.expires_s()
 
     def expires_s(self) -> float | None:
-        """When it expires, seconds since 1970."""
+        """Time of expiry, seconds since 1970; None never expires."""
         if self.expires is None:
             return None
         try:
@@ -56,7 +56,7 @@ class ApiKey:
         except (TypeError, ValueError):
             when = None
         if when is None or when.tzinfo is None:
-            raise ValueError(f"expires of {self.name}: got {self.expires!r}, allowed a time with its zone")
+            raise ValueError(f"expires of {self.name}: got {self.expires!r}, allowed a time with a time zone")
         return when.timestamp()
 
 
@@ -64,7 +64,7 @@ def read_api_keys(path: Path) -> list[ApiKey]:
     """Read a key file.
 
     Raises:
-        ArtefactError: it cannot be read, or an entry is not as it should be.
+        ArtefactError: the file cannot be read, or an entry is malformed.
     """
     listed = read_json(path).get("keys")
     try:
@@ -81,7 +81,7 @@ def read_api_keys(path: Path) -> list[ApiKey]:
 
 
 def add_api_key(path: Path, name: str, *, days: int | None, requests_per_s: int | None) -> str:
-    """Add a caller and return its key, which is shown this once.
+    """Add a caller and return its key, which is not stored.
 
     Raises:
         UsageError: the name is taken or not allowed.
@@ -89,11 +89,9 @@ def add_api_key(path: Path, name: str, *, days: int | None, requests_per_s: int 
     """
     keys = read_api_keys(path) if path.exists() else []
     if any(key.name == name for key in keys):
-        raise UsageError(f"{path}: has a key named {name}; take another name, or disable that one")
+        raise UsageError(f"{path}: already has a key named {name}; choose another name")
     secret = secrets.token_urlsafe(KEY_BYTES)
-    expires = None
-    if days is not None:
-        expires = datetime.fromtimestamp(datetime.now(UTC).timestamp() + days * 86400, UTC).isoformat()
+    expires = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
     try:
         key = ApiKey(
             name=name,
@@ -108,10 +106,10 @@ def add_api_key(path: Path, name: str, *, days: int | None, requests_per_s: int 
 
 
 def disable_api_key(path: Path, name: str) -> None:
-    """Refuse a caller from now on; a running gateway notices by itself.
+    """Disable a caller's key; a running gateway notices within a second.
 
     Raises:
-        UsageError: nobody has that name.
+        UsageError: there is no key of that name.
         ArtefactError: the file cannot be read.
     """
     keys = read_api_keys(path)

@@ -1,4 +1,4 @@
-"""Certificates for trying TLS on a development machine; nothing in production may trust them."""
+"""Certificates for testing TLS on a development machine; do not trust them in production."""
 
 import datetime
 from pathlib import Path
@@ -12,20 +12,20 @@ CA_NAME = "ca.crt"
 
 
 def write_dev_certificates(directory: Path, *, hosts: list[str], days: int) -> None:
-    """Write a new CA, and a certificate and key signed by it for the server and for a client.
+    """Write a new CA, and a certificate with key for the server and for one client.
 
-    The CA's own key is not kept, so no further certificate can be signed with it.
+    The CA's private key is thrown away, so that nobody can sign further certificates.
 
     Args:
-        directory: gets ca.crt, server.crt, server.key, client.crt and client.key.
+        directory: receives ca.crt, server.crt, server.key, client.crt and client.key.
         hosts: names and addresses of the server.
-        days: how long server and client certificate are valid.
+        days: validity of the two certificates.
 
     Raises:
-        UsageError: there are certificates in the directory already, or a host is no name and no address.
+        UsageError: the directory has certificates already, or a host is neither a name nor an address.
     """
     if (directory / CA_NAME).exists():
-        raise UsageError(f"{directory}: has a {CA_NAME} already; take another directory, or remove it")
+        raise UsageError(f"{directory}: already has a {CA_NAME}; choose another directory, or remove it")
     ca = trustme.CA(organization_name="fruitstand", organization_unit_name="development")
     expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     for name, identities in (("server", hosts), ("client", ["fruitstand-client"])):

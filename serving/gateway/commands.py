@@ -1,4 +1,4 @@
-"""The verbs about who may call the gateway: `certs dev`, `keys add`, `keys list`, `keys disable`."""
+"""The verbs for access to the gateway: `certs dev`, `keys add`, `keys list`, `keys disable`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,17 +11,17 @@ from fruitstand.cli_options import needs, print_json
 certs_app = typer.Typer(help="Certificates for TLS.", no_args_is_help=True, rich_markup_mode=None)
 keys_app = typer.Typer(help="API keys of the gateway.", no_args_is_help=True, rich_markup_mode=None)
 
-KeyFile = Annotated[Path, typer.Option(help="File of keys: api_keys.json in the folder given to --access.")]
-Name = Annotated[str, typer.Argument(help="Whose key.")]
+KeyFile = Annotated[Path, typer.Option(help="The key file: api_keys.json in the folder given to --access.")]
+Name = Annotated[str, typer.Argument(help="Name of the caller.")]
 
 
 @certs_app.command()
 def dev(
     out: Annotated[Path, typer.Option(help="Folder for ca.crt, server.* and client.*.")],
     hosts: Annotated[str, typer.Option(help="Comma-separated names of the server.")] = "localhost,127.0.0.1",
-    days: Annotated[int, typer.Option(min=1, max=825, help="Valid for.")] = 30,
+    days: Annotated[int, typer.Option(min=1, max=825, help="Days until the certificates expire.")] = 30,
 ) -> None:
-    """Make a certificate authority to try TLS with; not for production."""
+    """Make certificates for testing TLS; not for production."""
     with needs("gateway"):
         from serving.gateway.certificates import write_dev_certificates
 
@@ -33,10 +33,12 @@ def dev(
 def add(
     name: Name,
     file: KeyFile,
-    days: Annotated[int | None, typer.Option(min=1, help="Until it expires; default: never.")] = None,
-    requests_per_s: Annotated[int | None, typer.Option(min=1, help="Quota.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, help="Days until the key expires; default: never.")
+    ] = None,
+    requests_per_s: Annotated[int | None, typer.Option(min=1, help="Quota of this caller.")] = None,
 ) -> None:
-    """Add a caller; prints the key, which is kept nowhere."""
+    """Add a caller and print its key; the key is not stored, only its hash."""
     with needs("gateway"):
         from serving.gateway.api_keys import add_api_key
 
@@ -45,7 +47,7 @@ def add(
 
 @keys_app.command("list")
 def list_keys(file: KeyFile) -> None:
-    """List callers as JSON, without their hashes."""
+    """List callers as JSON, without the key hashes."""
     with needs("gateway"):
         from serving.gateway.api_keys import read_api_keys
 
@@ -55,7 +57,7 @@ def list_keys(file: KeyFile) -> None:
 
 @keys_app.command()
 def disable(name: Name, file: KeyFile) -> None:
-    """Refuse a caller from now on; a running gateway notices within a second."""
+    """Disable a caller's key; a running gateway notices within a second."""
     with needs("gateway"):
         from serving.gateway.api_keys import disable_api_key
 

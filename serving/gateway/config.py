@@ -1,12 +1,12 @@
 """Envoy's configuration for the gateway, as JSON documents that Envoy watches.
 
-The bootstrap and the listener never change; routes (with callers' keys), endpoints and certificates are files
-of their own, so that they change without closing a connection. The names `gateway` (statistics) and `triton`
-(cluster) are those that monitoring reads.
+The bootstrap is fixed. Routes (with the callers' keys), endpoints and certificates are separate files, which
+can change without closing a connection. Monitoring reads the names `gateway` (statistics) and `triton`
+(cluster).
 
-gRPC and HTTP share the gateway's listeners, with their keys, TLS and limits. An HTTP request goes to the HTTP
-server (`serving/page`), which asks for the answer over gRPC at the inner listener, so that load balancing,
-repetition and circuit breakers are the same for both.
+gRPC and HTTP share the gateway's listeners, keys, TLS and limits. HTTP requests go to the HTTP server
+(`serving/page`), which calls the inner listener over gRPC. So both get the same load balancing, retries and
+circuit breakers.
 
 Source:
     Envoy's "Configuring Envoy as an edge proxy" and the FAQ on transient failures.
@@ -21,7 +21,7 @@ from serving.gateway.routes import grpc_header, inner_routes
 from serving.gateway.upstream import named_servers, triton_cluster, watched_servers
 
 ADMIN_SOCKET = "admin"
-"""In the gateway's folder, which nobody else may enter."""
+"""Name of a Unix socket in the gateway's folder, which only its own user may enter."""
 SHOWN = ("/stats/prometheus", "/ready")
 LOOPBACK = "127.0.0.1"
 JSON_REPLY: Json = {
@@ -29,7 +29,7 @@ JSON_REPLY: Json = {
         "json_format": {"error": "%LOCAL_REPLY_BODY%", "status": "%RESPONSE_CODE%"},
     }
 }
-"""What Envoy itself answers to an HTTP caller, in the form that the HTTP server has."""
+"""Formats Envoy's own HTTP errors as the HTTP server formats its errors."""
 
 
 def bootstrap(
@@ -47,21 +47,21 @@ def bootstrap(
     admin: Json | None = None,
     dns: tuple[str, int] | None = None,
 ) -> Json:
-    """The document Envoy is started with.
+    """Build Envoy's bootstrap document.
 
     Args:
-        folder: of the watched files.
-        metrics_port: of the Prometheus page and `/ready`, which is all that is shown of the admin endpoint.
-        listen: address to listen on.
-        port: of the gateway.
-        tls: whether to speak TLS and to ask for clients' certificates.
-        replicas: how many servers there are, at most.
-        web_port: of the HTTP server, on loopback.
-        inner_port: where that server asks over gRPC, on loopback, without keys.
-        http_port: a second port that answers as `port` does, where HTTP is looked for; None opens none.
-        metrics_listen: address of the Prometheus page.
+        folder: holds the watched files.
+        metrics_port: serves the Prometheus page and `/ready`, and nothing else of the admin endpoint.
+        listen: IP address of the gateway.
+        port: port of the gateway, for gRPC and HTTP.
+        tls: its certificate turns on TLS, its `clients_ca` requires client certificates.
+        replicas: the largest number of servers.
+        web_port: loopback port of the HTTP server.
+        inner_port: loopback port on which the HTTP server calls gRPC, without keys.
+        http_port: a second port that answers as `port` does; None opens none.
+        metrics_listen: IP address of the Prometheus page.
         admin: address of the admin endpoint; None makes a Unix socket in the folder.
-        dns: name and port that all servers are found under; None watches the file of endpoints.
+        dns: name and port of all servers; None watches the file of endpoints.
     """
     keyed = {"rds": {"route_config_name": "gateway", "config_source": watched(folder, "routes")}}
     keyless = {"route_config": inner_routes()}
@@ -137,13 +137,13 @@ def _listener(name: str, where: Json, manager: Json, folder: Path, tls: Access) 
         "name": name,
         "address": where,
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "enable_reuse_port": False,  # a second gateway on the port is an error, not a partner
+        "enable_reuse_port": False,  # a second gateway on this port has to fail
         "filter_chains": [chain],
     }
 
 
 def _metrics_listener(listen: str, port: int) -> Json:
-    """Of the admin endpoint no more: the rest ends Envoy, or shows keys' hashes and certificates."""
+    """Expose two admin paths; others can stop Envoy, or show key hashes and certificates."""
     shown = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in SHOWN]
     manager = typed(
         "envoy.filters.network.http_connection_manager",
@@ -178,8 +178,8 @@ def _connection_manager(statistics: str, routes: Json) -> Json:
         codec_type="AUTO",
         server_name="fruitstand",
         use_remote_address=True,
-        preserve_external_request_id=True,  # the client's, in its errors as well
-        # Paths are compared as they come, each route with one whole path, and passed on as they came.
+        preserve_external_request_id=True,  # clients report it in their errors
+        # Routes match whole paths exactly as sent, so nothing may rewrite them.
         normalize_path=False,
         path_with_escaped_slashes_action="KEEP_UNCHANGED",
         request_headers_timeout="5s",
@@ -221,7 +221,7 @@ def _connection_manager(statistics: str, routes: Json) -> Json:
         ],
         local_reply_config={
             "mappers": [
-                # Too large: Envoy knows no gRPC status for 413.
+                # Envoy has no gRPC status for 413, too large.
                 {
                     "filter": _both(_is_grpc(), _status_is(413)),
                     "headers_to_add": [_header("grpc-status", "8")],
@@ -268,7 +268,7 @@ def _access_log() -> Json:
 
 
 def secrets(access: Access) -> dict[str, Json]:
-    """The certificates, by the name of their secret."""
+    """The certificates as Envoy secrets, by name."""
     found: dict[str, Json] = {}
     if access.certificate is not None:
         found["server"] = {

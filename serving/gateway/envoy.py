@@ -1,4 +1,4 @@
-"""The gateway: one Envoy process before the replicas, the files it watches, and the HTTP server beside it."""
+"""The gateway: Envoy in front of the replicas, the files it watches, and the HTTP server beside it."""
 
 import contextlib
 import http.client
@@ -34,15 +34,15 @@ log = logging.getLogger("fruitstand.gateway")
 
 START_TIMEOUT_S = 15.0
 NOTICE_S = 2.5
-"""Between saying that health is over and closing the listener: callers need the time to look."""
+"""Seconds between reporting unhealthy and closing the listener, so that callers see the health check fail."""
 DRAIN_S = 10.0
 STOP_TIMEOUT_S = 5.0
 PROPAGATION_S = 0.1
-"""Until all of Envoy's threads know a replica that its statistics show already."""
+"""Seconds until all of Envoy's threads know a replica that its statistics already show."""
 
 
 class Gateway:
-    """An Envoy process and everything it leaves behind."""
+    """An Envoy process with its files and the HTTP server."""
 
     def __init__(
         self,
@@ -55,20 +55,20 @@ class Gateway:
         http_port: int | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        """Read who may call; nothing is started yet.
+        """Read certificates and keys; `start` starts the processes.
 
         Args:
             listen: IP address to listen on.
-            port: of the gateway; it answers gRPC and HTTP.
-            metrics_port: of its Prometheus page, on loopback.
-            access_directory: see `serving.gateway.access`; None lets everybody in.
-            log_path: of Envoy's log and the access log; None is our stderr.
-            http_port: a second port that answers the same, where HTTP is looked for; None opens none.
-            tracing: where spans go; None makes none.
+            port: port of the gateway, for gRPC and HTTP.
+            metrics_port: loopback port of the Prometheus page.
+            access_directory: see `serving.gateway.access`; None allows everyone.
+            log_path: file for Envoy's log and the access log; None writes to stderr.
+            http_port: a second port that answers as `port` does; None opens none.
+            tracing: collector for spans; None turns tracing off.
 
         Raises:
-            UsageError: the folder is not there or incomplete.
-            ArtefactError: what is in it cannot be used.
+            UsageError: the access folder is missing or incomplete.
+            ArtefactError: a file in it cannot be used.
         """
         self.listen, self.port, self.http_port, self.metrics_port = listen, port, http_port, metrics_port
         self.access = read_access(access_directory)
@@ -82,12 +82,12 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """HOST:PORT that clients call."""
+        """HOST:PORT for clients."""
         return f"[{self.listen}]:{self.port}" if ":" in self.listen else f"{self.listen}:{self.port}"
 
     @property
     def http_url(self) -> str:
-        """Base of the HTTP paths."""
+        """Base URL of the HTTP paths."""
         scheme = "http" if self.access.certificate is None else "https"
         return f"{scheme}://{self.url.rpartition(':')[0]}:{self.http_port or self.port}"
 
@@ -97,14 +97,14 @@ class Gateway:
         return f"http://127.0.0.1:{self.metrics_port}/stats/prometheus"
 
     def start(self, ports: Mapping[int, bool], *, needs_replica: bool = True) -> None:
-        """Start Envoy and wait until it listens and has found a replica that is ready.
+        """Start Envoy and wait until it listens and has found a ready replica.
 
         Args:
-            ports: of the replicas, and whether calls may go there.
-            needs_replica: False is content when it listens; the replicas may come later.
+            ports: the gRPC port of each replica, and whether it takes new calls.
+            needs_replica: False waits for the listener only; the replicas may start later.
 
         Raises:
-            ServerError: Envoy ended by itself, or found no replica in time.
+            ServerError: Envoy exited, or found no ready replica in time.
         """
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-gateway-"))
         (inner_port,) = claim_ports({"the gateway": 0})
@@ -132,15 +132,15 @@ class Gateway:
             needs_replica and self.statistic("cluster.triton.membership_healthy") < 1
         ):
             if not self.is_alive():
-                raise ServerError("the gateway ended while starting; see its log")
+                raise ServerError("the gateway exited while starting; see its log")
             if time.monotonic() > deadline:
-                missing = "found no replica that is ready" if needs_replica else "does not answer"
+                missing = "found no ready replica" if needs_replica else "does not answer"
                 raise ServerError(f"the gateway {missing}; see its log")
             time.sleep(0.05)
         time.sleep(PROPAGATION_S)
 
     def restart(self) -> None:
-        """Start Envoy again after it ended, with the same files; returns at once."""
+        """Start Envoy again with the same files after it exited; returns at once."""
         self._end()
         self._launch()
 
@@ -151,7 +151,7 @@ class Gateway:
             str(self._folder() / "bootstrap.json"),
             "--concurrency",
             str(min(2, thread_budget())),
-            "--disable-hot-restart",  # needs shared memory; certificates and keys change without it
+            "--disable-hot-restart",  # it needs shared memory, and the watched files make it unnecessary
             "--log-level",
             "warning",
             "--drain-time-s",
@@ -160,21 +160,21 @@ class Gateway:
         self._process = start_process(command, env=None, log_path=self._log_path)
 
     def is_alive(self) -> bool:
-        """Whether Envoy runs."""
+        """Whether the Envoy process is running."""
         return self._process is not None and self._process.poll() is None
 
     def place(self, ports: Mapping[int, bool]) -> None:
-        """Tell Envoy where the replicas are, and which of them take new calls."""
+        """Tell Envoy the replicas' ports, and which of them take new calls."""
         if self._scratch is not None:
             self._write("endpoints", gateway_upstream.endpoints(dict(ports)))
 
     def reload_access(self) -> None:
-        """Take over keys and certificates that changed; what cannot be read is logged and changes nothing."""
+        """Apply changed keys and certificates; log what cannot be applied, and keep the old ones."""
         try:
             access = read_access(self._directory)
-            complaint = self._hindrance(access)
+            complaint = self._refusal(access)
         except (FruitstandError, OSError) as exc:
-            complaint = f"access is left as it was: {exc}"
+            complaint = f"access is unchanged: {exc}"
         if complaint:
             if complaint != self._complaint:
                 log.warning(complaint)
@@ -185,25 +185,25 @@ class Gateway:
             return
         self.access = access
         self._write_access(draining=False)
-        log.warning("access was read again")
+        log.warning("applied new keys and certificates")
 
-    def _hindrance(self, access: Access) -> str:
-        """Why this cannot take the place of what holds; empty when it can."""
+    def _refusal(self, access: Access) -> str:
+        """Why a running gateway cannot apply this access; empty when it can."""
         for part in ("certificate", "clients_ca"):
             if (getattr(access, part) is None) != (getattr(self.access, part) is None):
-                return "TLS is switched on and off by a restart only; access is left as it was"
+                return "turning TLS on or off needs a restart; access is unchanged"
         if access.keys is None and self.access.keys is not None:
-            return "the file of API keys is gone; its last content still holds until a restart"
+            return "the file of API keys is gone; the last keys stay valid until a restart"
         return ""
 
     def statistic(self, name: str) -> float:
-        """One of Envoy's counters or gauges; 0 before it first counts, and while Envoy does not answer."""
+        """Read one of Envoy's counters or gauges; 0 if Envoy does not know it or does not answer."""
         answer = self._admin(f"/stats?format=json&filter=^{re.escape(name)}$")
         stats = json.loads(answer)["stats"] if answer else []
         return float(stats[0].get("value", 0)) if stats else 0.0
 
     def stop(self) -> None:
-        """Say that health is over, let calls finish, end Envoy, and remove what it left behind."""
+        """Report unhealthy, let calls finish, stop Envoy and the HTTP server, and remove their files."""
         if self.is_alive():
             self._write_access(draining=True)
             time.sleep(NOTICE_S)
@@ -238,15 +238,15 @@ class Gateway:
             self._write(name, secret)
 
     def _write(self, name: str, resource: Any) -> None:
-        """Replace one of the watched files; a private key may be in it, and the folder is ours alone."""
+        """Replace a watched file; it may hold a private key, and the folder is readable by this user only."""
         write_json(self._folder() / f"{name}.json", {"resources": [resource]})
 
     def _folder(self) -> Path:
-        assert self._scratch is not None, "start comes first"
+        assert self._scratch is not None, "call start first"
         return self._scratch
 
     def _admin(self, path: str, method: str = "GET") -> bytes | None:
-        """Ask the admin endpoint; None when it does not answer with success."""
+        """Call the admin endpoint; None unless it answers 200."""
         connection = _UnixConnection(self._folder() / gateway_config.ADMIN_SOCKET)
         try:
             connection.request(method, path)
@@ -272,7 +272,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def envoy_program() -> Path:
-    """The wheel's program, made executable (installers drop that bit)."""
+    """Path of the wheel's Envoy, made executable (installers drop that bit)."""
     from importlib.metadata import PackageNotFoundError, files
 
     try:

@@ -1,4 +1,4 @@
-"""The pieces that Envoy's configuration is written with."""
+"""Building blocks of Envoy's configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ Json = dict[str, Any]
 
 
 def typed(name: str, kind: str, **fields: Any) -> Json:
-    """An extension's configuration, as Envoy wants it named."""
+    """An extension's configuration with its type URL."""
     return {"name": name, "typed_config": {"@type": f"{PACKAGE}.{kind}", **fields}}
 
 
 def address(host: str, port: int) -> Json:
-    """Of a TCP socket."""
+    """Address of a TCP socket."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
 def watched(folder: Path, name: str) -> Json:
-    """A document that Envoy reads again whenever it is replaced."""
+    """A reference to a file that Envoy reloads whenever it is replaced."""
     return {
         "resource_api_version": "V3",
         "path_config_source": {

@@ -1,4 +1,4 @@
-"""What a gateway that traces has beside the others: a tracer, its collector, and a look at `traceparent`."""
+"""Tracing in the gateway: a tracer, the collector's cluster, and a filter on `traceparent`."""
 
 from serving.gateway.envoy_json import Json, typed
 from serving.gateway.upstream import named_servers
@@ -12,15 +12,15 @@ function envoy_on_request(handle)
   if flags and flags % 2 == 0 then handle:headers():remove("traceparent") end
 end
 """
-"""Triton traces whatever has a `traceparent` (24.10): one that says no goes no further."""
+"""Removes a `traceparent` whose sampled flag is off: Triton 24.10 traces every request that has one."""
 
 
 def add_tracing(bootstrap: Json, tracing: Tracing) -> None:
-    """Let a gateway send its spans to a collector.
+    """Add tracing to a bootstrap document.
 
     Args:
-        bootstrap: of `gateway_config.bootstrap`; changed in place.
-        tracing: where to, and how many.
+        bootstrap: made by `gateway_config.bootstrap`; changed in place.
+        tracing: the collector, and the share of requests to trace.
     """
     resources = bootstrap["static_resources"]
     for listener in resources["listeners"]:
@@ -28,7 +28,7 @@ def add_tracing(bootstrap: Json, tracing: Tracing) -> None:
             listener["filter_chains"][0]["filters"][0]["typed_config"]["tracing"] = _tracer(tracing)
     (options,) = resources["clusters"][0]["typed_extension_protocol_options"].values()
     options["http_filters"] = [
-        # Not the name of the filter for keys, or the routes would give it that one's program.
+        # Another name than the key filter's, because the routes set the program of that name.
         typed(
             "fruitstand.traceparent",
             "extensions.filters.http.lua.v3.Lua",
@@ -40,7 +40,7 @@ def add_tracing(bootstrap: Json, tracing: Tracing) -> None:
 
 
 def _tracer(tracing: Tracing) -> Json:
-    """Callers' `traceparent` decides, and where there is none a share of the traces' numbers."""
+    """Follow the caller's `traceparent`; sample a share of the requests without one."""
     share = typed(
         "envoy.tracers.opentelemetry.samplers.trace_id_ratio_based",
         f"{SAMPLERS}.TraceIdRatioBasedSamplerConfig",
@@ -59,7 +59,7 @@ def _tracer(tracing: Tracing) -> Json:
             ),
         ),
         "random_sampling": {"value": 100},  # the sampler decides
-        # Triton becomes the caller's child, not the gateway's: of the gateway every request would get a
-        # context, and Triton would trace it.
+        # Otherwise the gateway would add a context to every request, and Triton would trace all of them.
+        # Triton's span is a child of the caller's, not of the gateway's.
         "no_context_propagation": True,
     }

@@ -1,14 +1,14 @@
--- Who calls, how long one try may take, and which version answered. KEYS, OPEN_PATHS and the limits are rendered
--- before this.
--- A caller is known by the SHA-256 of x-api-key. The key itself is taken out of the request; its name goes on as
--- x-fruitstand-key, for limits and the log.
+-- Checks the caller's API key, limits the time of one try, and logs which model version answered. KEYS, OPEN_PATHS
+-- and the limits are rendered above this text.
+-- The SHA-256 of x-api-key identifies the caller. The filter removes that header and adds the key's name as
+-- x-fruitstand-key, for quotas and the log.
 local bit = require("bit")
 local band, bnot, bxor, ror, rshift, tobit = bit.band, bit.bnot, bit.bxor, bit.ror, bit.rshift, bit.tobit
 
 -- FIPS 180-4: the constants are the fractional parts of the roots of the first 64 primes.
 local K, INITIAL = {}, {}
 do
-  local function fraction(root, scale)  -- 32 bits of a root's fraction, exact in a double
+  local function fraction(root, scale)  -- the first 32 bits of the fraction, exact in a double
     return tobit(math.floor((root - math.floor(root)) * scale))
   end
   local found, candidate = 0, 2
@@ -64,7 +64,7 @@ local function refuse(handle, reason)
   handle:respond({[":status"] = "401"}, reason)
 end
 
--- Why the call is refused, or nil; and the key it came with, where one is asked for.
+-- Returns why the call is refused, or nil and the caller's key (nil if none is needed).
 local function check(headers)
   local secret = headers:get("x-api-key")
   headers:remove("x-api-key")
@@ -82,7 +82,7 @@ end
 
 local MS_OF = {H = 3600000, M = 60000, S = 1000, m = 1, u = 0.001, n = 0.000001}
 
--- A replica that hangs may have a share of the caller's deadline only; the rest is another's.
+-- Give one try a share of the caller's deadline, so that a hung replica leaves time for another.
 local function limit_try(headers)
   local number, unit = string.match(headers:get("grpc-timeout") or "", "^(%d+)([HMSmun])$")
   if number == nil then return end
@@ -92,7 +92,7 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
-  -- Envoy lets a request through when its script fails; one that cannot be checked has to be refused.
+  -- Envoy passes a request on when its script fails, so a failed check has to refuse it here.
   local checked, reason, key = pcall(check, headers)
   if not checked then return refuse(handle, "the API key cannot be checked") end
   if reason ~= nil then return refuse(handle, reason) end
@@ -103,9 +103,9 @@ function envoy_on_request(handle)
   limit_try(headers)
 end
 
--- A ModelInferResponse begins with the model's name and version: fields 1 and 2, behind gRPC's five bytes.
+-- After gRPC's five-byte header, a ModelInferResponse starts with fields 1 and 2: model name and version.
 function envoy_on_response(handle)
-  if handle:headers():get("grpc-status") ~= nil then return end  -- an error has no message
+  if handle:headers():get("grpc-status") ~= nil then return end  -- an error has no response message
   for chunk in handle:bodyChunks() do
     local start = chunk:getBytes(0, math.min(chunk:length(), 64))
     if start:byte(6) == 10 and start:byte(7) ~= nil then

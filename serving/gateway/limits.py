@@ -1,17 +1,17 @@
-"""What the gateway lets in, and for how long."""
+"""Limits of the gateway: sizes, connections and times."""
 
 from fruitstand.contract import Preprocessing
 
 MAX_REQUEST_BYTES = Preprocessing().max_encoded_bytes + (1 << 16)
-"""The longest image, and the protocol around it."""
+"""The largest image and its protocol overhead."""
 BUFFER_BYTES = MAX_REQUEST_BYTES + (1 << 20)
-"""Larger than any request that is let in: each can be repeated when its replica dies."""
+"""Larger than any request, so that each one can be retried when its replica dies."""
 IN_FLIGHT_PER_REPLICA = 128
 MAX_CONNECTIONS = 4096
 MAX_CALL_S = 60
-"""For callers that name no deadline."""
+"""Deadline of calls that set none."""
 IDLE_S = 60
 TRY_SHARE = 0.5
-"""Of the caller's deadline, what one try may take: a replica that hangs leaves time for another."""
+"""Share of the caller's deadline for one try, which leaves time to retry when a replica hangs."""
 MIN_TRY_MS = 250
-"""A call that only waits in a queue is not to be asked twice."""
+"""Shortest time for one try, so that a call that only waits in a queue is not sent twice."""

@@ -1,12 +1,13 @@
-"""What may be called through the gateway, by whom and how often: Envoy's route document.
+"""Envoy's route document: allowed methods and paths, callers' keys, quotas and retries.
 
-It is the part that changes while the gateway runs, as keys are added and disabled.
+It changes while the gateway runs, as keys are added and disabled.
 """
 
 from pathlib import Path
 
 from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER
 from serving.gateway.access import Access
+from serving.gateway.api_keys import ApiKey
 from serving.gateway.envoy_json import PACKAGE, Json, typed
 from serving.gateway.limits import MAX_CALL_S, MIN_TRY_MS, TRY_SHARE
 
@@ -14,26 +15,26 @@ KEY_NAME_HEADER = "x-fruitstand-key"
 INFERENCE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerReady", "ServerMetadata")
-"""What callers may do; everything else is refused."""
+"""The gRPC methods open to callers; all others are refused."""
 OPEN_PATHS = ("/", "/page.css", "/page.js", "/openapi.json", "/v2/health/live", "/v2/health/ready")
-"""HTTP that needs no key: the page and the document say nothing of the model."""
+"""HTTP paths that need no key: they reveal nothing about the model."""
 READY_PATH = "/v2/health/ready"
 MODEL_PATHS = f"/v2/models/{FRUIT_CLASSIFIER}(/versions/[0-9]{{1,9}})?(/ready|/infer)?"
-"""A regular expression for the rest of KServe V2 over HTTP."""
+"""Regular expression for the remaining paths of KServe V2 over HTTP."""
 HTTP_PATHS = (*OPEN_PATHS, "/classify", "/v2")
 NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"
-"""Triton's words for UNAVAILABLE where another replica may answer. "Request timeout expired" is UNAVAILABLE
-too. That call has waited as long as it may: asked again it would wait as long once more, behind others."""
+"""Triton's UNAVAILABLE messages that are worth a retry on another replica. "Request timeout expired" is not:
+that call has used up its waiting time."""
 LUA = Path(__file__).with_name("gateway.lua")
 
 
 def routes(access: Access, *, control_header: str, draining: bool = False) -> Json:
-    """What may be called and by whom.
+    """Build the route document.
 
     Args:
         access: the callers' keys.
-        control_header: never let through: with it callers could reach what the servers restrict.
-        draining: health is not serving any more; calls still are.
+        control_header: removed from requests, because it opens the servers' restricted methods.
+        draining: health checks fail; calls are still answered.
     """
     drained = [{"match": {"path": path}, **_reply(503, "draining")} for path in (HEALTH, READY_PATH)]
     http = [{"path": path} for path in HTTP_PATHS] + [{"safe_regex": {"regex": MODEL_PATHS}}]
@@ -53,12 +54,12 @@ def routes(access: Access, *, control_header: str, draining: bool = False) -> Js
 
 
 def inner_routes() -> Json:
-    """What the HTTP server may call: the gRPC methods, without a key, for its caller's was checked."""
+    """Routes for the HTTP server: the gRPC methods without keys, which the outer listener checks."""
     return _document(Access(), _grpc(), [])
 
 
 def grpc_header(wanted: bool) -> Json:
-    """Matches requests that are gRPC, or those that are not."""
+    """A matcher for gRPC requests, or for all others."""
     return {
         "name": "content-type",
         "string_match": {"prefix": "application/grpc"},
@@ -81,7 +82,7 @@ def _document(access: Access, allowed: list[Json], removed: list[str]) -> Json:
                 "name": "gateway",
                 "domains": ["*"],
                 "routes": [
-                    {  # a small compressed request may be of any size
+                    {  # a small compressed request can expand to any size
                         "match": {
                             "prefix": "/",
                             "headers": [{"name": "grpc-encoding", "present_match": True}, compressed],
@@ -112,14 +113,14 @@ def _reply(status: int, text: str) -> Json:
 
 
 def _to_web() -> Json:
-    # The HTTP server has a deadline of its own; a request that never reached it may be sent again.
+    # The HTTP server sets its own deadline. A request that did not reach it can be retried.
     return {"cluster": "web", "timeout": f"{MAX_CALL_S}s", "retry_policy": {"retry_on": "connect-failure"}}
 
 
 def _to_triton() -> Json:
     return {
         "cluster": "triton",
-        "timeout": "0s",  # the caller's deadline counts, below
+        "timeout": "0s",  # the next line applies the caller's deadline
         "max_stream_duration": {"max_stream_duration": f"{MAX_CALL_S}s", "grpc_timeout_header_max": "0s"},
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
@@ -127,7 +128,7 @@ def _to_triton() -> Json:
                 {"name": "grpc-message", "string_match": {"safe_regex": {"regex": f".*({NOT_HERE}).*"}}}
             ],
             "num_retries": 3,
-            # Short: what is refused by all replicas is to be told at once.
+            # Short, so that a refusal by all replicas reaches the caller at once.
             "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
             "retry_host_predicate": [
                 typed(
@@ -135,7 +136,7 @@ def _to_triton() -> Json:
                     "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
                 )
             ],
-            # A dead server has the fewest requests, so least-request prefers it: draw until another comes.
+            # Least-request prefers a dead server, which has no requests: draw again until another comes.
             "host_selection_retry_max_attempts": 20,
         },
     }
@@ -147,7 +148,7 @@ def _limits(quotas: dict[str, int | None]) -> Json:
         "@type": f"{PACKAGE}.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "gateway",
         "rate_limited_as_resource_exhausted": True,
-        # Of callers without a quota of their own: none that matters.
+        # Callers without their own quota get a limit that is never reached.
         "token_bucket": {"max_tokens": 1_000_000, "tokens_per_fill": 1_000_000, "fill_interval": "0.1s"},
         "filter_enabled": always,
         "filter_enforced": always,
@@ -165,14 +166,14 @@ def _limits(quotas: dict[str, int | None]) -> Json:
 
 
 def _lua(access: Access) -> str:
-    """The filter's program with the keys before it; names and hashes were checked, they need no quoting."""
+    """The Lua filter preceded by the keys; `ApiKey` restricts names and hashes, so they need no quoting."""
     opened = ",".join(f'["{path}"]=true' for path in OPEN_PATHS)
     limits = f"TRY_SHARE, MIN_TRY_MS = {TRY_SHARE}, {MIN_TRY_MS}\nOPEN_PATHS = {{{opened}}}\n"
-    if access.keys is None:
-        return "KEYS = nil\n" + limits + LUA.read_text("utf-8")
-    rows = [
-        f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},'
-        f"expires={'nil' if (at := key.expires_s()) is None else int(at)}}}"
-        for key in access.keys
-    ]
-    return "KEYS = {" + ",".join(rows) + "}\n" + limits + LUA.read_text("utf-8")
+    keys = "nil" if access.keys is None else "{" + ",".join(map(_lua_row, access.keys)) + "}"
+    return f"KEYS = {keys}\n{limits}{LUA.read_text('utf-8')}"
+
+
+def _lua_row(key: ApiKey) -> str:
+    expires_s = key.expires_s()
+    expires = "nil" if expires_s is None else int(expires_s)
+    return f'["{key.sha256}"]={{name="{key.name}",disabled={str(key.disabled).lower()},expires={expires}}}'

@@ -1,10 +1,11 @@
-"""`fruitstand gateway`: Envoy before servers that somebody else starts, such as containers of one machine."""
+"""`fruitstand gateway`: Envoy in front of servers that run already, such as containers on one machine."""
 
+import contextlib
 import json
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fruitstand.errors import UsageError
@@ -30,25 +31,25 @@ def serve_gateway(
     insecure: bool,
     tracing: Tracing | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT, then drain; keys and certificates that change are taken over meanwhile.
+    """Run until SIGTERM or SIGINT, then drain; changed keys and certificates apply without a restart.
 
-    Once it listens, one line of JSON with its URLs goes to stdout. It does not wait for the servers: those
-    that do not answer get no calls.
+    Once the gateway listens, it prints one line of JSON with its URLs to stdout. It does not wait for the
+    servers; those that do not answer get no calls.
 
     Args:
-        replica_ports: gRPC ports of the servers, on loopback.
+        replica_ports: gRPC ports of the servers on loopback.
         listen: IP address to listen on.
-        port: to listen on; 0 takes a free one.
-        http_port: a second port, where HTTP is looked for; 0 takes a free one.
-        metrics_port: of its Prometheus page, on loopback; 0 takes a free one.
-        log_path: of Envoy's log and the access log; None is stderr.
+        port: port for gRPC and HTTP; 0 takes a free one.
+        http_port: a second port that answers as `port` does; 0 takes a free one.
+        metrics_port: loopback port of the Prometheus page; 0 takes a free one.
+        log_path: file for Envoy's log and the access log; None writes to stderr.
         access_directory: certificates and API keys, see `serving.gateway.access`.
-        insecure: listen beyond this machine without TLS.
-        tracing: where spans go; None makes none.
+        insecure: listen beyond loopback without TLS.
+        tracing: collector for spans; None turns tracing off.
 
     Raises:
-        UsageError: no server named or one twice, a port is taken, or it would listen in clear text.
-        ArtefactError: a certificate or a key file is not as it should be.
+        UsageError: no server or one twice, a port is taken, or it would listen in clear text.
+        ArtefactError: a certificate or key file cannot be used.
         ServerError: Envoy did not start.
     """
     if not replica_ports or len(set(replica_ports)) < len(replica_ports):
@@ -67,21 +68,33 @@ def serve_gateway(
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     ended = threading.Event()
+    with signals_set({signal.SIGTERM: ended, signal.SIGINT: ended}):
+        try:
+            gateway.start(dict.fromkeys(replica_ports, True), needs_replica=False)
+            urls = {"grpc": gateway.url, "http": gateway.http_url, "metrics": gateway.metrics_url}
+            print(json.dumps({"ready": True, **urls}), flush=True)
+            while not ended.wait(LOOK_S):
+                maintain(gateway)
+        finally:
+            gateway.stop()
+
+
+@contextlib.contextmanager
+def signals_set(events: Mapping[signal.Signals, threading.Event]) -> Iterator[None]:
+    """Let signals set events and do nothing else, so that a second Ctrl-C does not interrupt the clean-up."""
     previous = {
-        number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in events.items()
     }
     try:
-        gateway.start(dict.fromkeys(replica_ports, True), needs_replica=False)
-        urls = {"grpc": gateway.url, "http": gateway.http_url, "metrics": gateway.metrics_url}
-        print(json.dumps({"ready": True, **urls}), flush=True)
-        while not ended.wait(LOOK_S):
-            if not gateway.is_alive():
-                log.warning("the gateway ended and is started again")
-                gateway.restart()
-            gateway.reload_access()
+        yield
     finally:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave Envoy behind
-        gateway.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def maintain(gateway: Gateway) -> None:
+    """Restart Envoy if it exited, and apply changed keys and certificates."""
+    if not gateway.is_alive():
+        log.warning("the gateway ended and is started again")
+        gateway.restart()
+    gateway.reload_access()

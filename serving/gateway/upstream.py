@@ -1,4 +1,4 @@
-"""The replicas as the gateway sees them: where they are, who is healthy, how much they are given."""
+"""Envoy's cluster of replicas: endpoints, health checks, load balancing and circuit breakers."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from serving.gateway.envoy_json import PACKAGE, Json, address, typed, watched
 from serving.gateway.limits import BUFFER_BYTES, IN_FLIGHT_PER_REPLICA
 
 KEEPALIVE = {"interval": "1s", "timeout": "2s"}
-"""Calls in a hung replica end with its connection, and are repeated elsewhere; a failed health check ends
-connections without calls only."""
+"""Closes the connection to a hung replica, so that its calls are retried elsewhere. A failed health check
+closes idle connections only."""
 
 
 def watched_servers(folder: Path) -> Json:
-    """Where the servers are stands in a document that is watched."""
+    """Servers listed in the watched file of endpoints."""
     return {"type": "EDS", "eds_cluster_config": {"eds_config": watched(folder, "endpoints")}}
 
 
 def named_servers(cluster: str, host: str, port: int) -> Json:
-    """Every address that the host's name has is a server, such as the pods behind a headless Service."""
+    """One server for each address of a host name, such as the pods of a headless Service."""
     server = {"lb_endpoints": [{"endpoint": {"address": address(host, port)}}]}
     return {
         "cluster_type": typed(
@@ -30,9 +30,14 @@ def named_servers(cluster: str, host: str, port: int) -> Json:
 
 
 def triton_cluster(servers: Json, replicas: int) -> Json:
-    """All replicas, where `servers` says they are."""
+    """The cluster of all replicas.
+
+    Args:
+        servers: made by `watched_servers` or `named_servers`.
+        replicas: the largest number of servers.
+    """
     in_flight = IN_FLIGHT_PER_REPLICA * replicas
-    # A replica that dies takes its share of what is under way with it: all of that is repeated at once.
+    # When a replica dies, all of its share of the calls in flight is retried at once.
     budget_pct = min(100.0, 100.0 / replicas + 20.0)
     return {
         "name": "triton",
@@ -58,7 +63,7 @@ def triton_cluster(servers: Json, replicas: int) -> Json:
                 }
             ]
         },
-        # Only connections that fail or break off count: a replica that refuses for overload is not ill.
+        # Count broken connections only: a replica that refuses calls under overload is healthy.
         "outlier_detection": {
             "split_external_local_origin_errors": True,
             "consecutive_local_origin_failure": 3,
@@ -72,7 +77,7 @@ def triton_cluster(servers: Json, replicas: int) -> Json:
             "max_ejection_time": "10s",
             "max_ejection_percent": 67,
         },
-        # Triton listens when its models are loaded; whether they answer the supervisor's canary finds out.
+        # Triton listens once its models are loaded; the supervisor's canary checks that they answer.
         "health_checks": [
             {
                 "timeout": "1s",
@@ -88,7 +93,7 @@ def triton_cluster(servers: Json, replicas: int) -> Json:
 
 
 def endpoints(ports: dict[int, bool]) -> Json:
-    """Where the replicas are: their ports, and whether new calls may go there."""
+    """The file of endpoints: the replicas' ports, and whether each takes new calls."""
     return {
         "@type": f"{PACKAGE}.config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": "triton",

@@ -1,7 +1,6 @@
-"""`fruitstand serve --replicas N --gateway`: several servers behind one address."""
+"""`fruitstand serve --replicas N --gateway`: several servers behind one gateway."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -13,15 +12,13 @@ from pathlib import Path
 from fruitstand.errors import UsageError
 from serving.gateway.access import check_exposure
 from serving.gateway.envoy import Gateway
+from serving.gateway.serve_gateway import LOOK_S, maintain, signals_set
 from serving.replicas.replicas import Replicas
 from serving.tracing import Tracing
 from serving.triton.embedded import PREFIX, claim_ports
 
-log = logging.getLogger("fruitstand.serve")
-
-LOOK_S = 0.25
 GATEWAY_METRICS_PORT = 9901
-"""Where monitoring/targets looks."""
+"""The port that monitoring/targets names."""
 
 
 def serve_replicas(
@@ -45,22 +42,22 @@ def serve_replicas(
 
     Args:
         repository: the model repository.
-        replicas: how many servers.
+        replicas: number of servers.
         listen: IP address of the gateway; the servers stay on loopback.
-        port: of the gateway; 0 takes a free one.
-        http_port: of the gateway too, where HTTP is looked for; 0 takes a free one.
-        metrics_port: of the first replica's metrics, further ones 10 apart; 0 takes free ones, for the
-            gateway's metrics too.
-        config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
-        log_path: of the servers; None is stderr.
-        trusted_keys: a folder with public keys, one of which must have signed the served version.
+        port: port of the gateway; 0 takes a free one.
+        http_port: a second port of the gateway that answers as `port` does; 0 takes a free one.
+        metrics_port: metrics port of the first replica, the next ones 10 apart; 0 takes free ones, also for
+            the gateway's metrics.
+        config_name: name of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
+        log_path: log file of the servers; None writes to stderr.
+        trusted_keys: folder of public keys, one of which must have signed the served version.
         access_directory: certificates and API keys, see `serving.gateway.access`.
-        insecure: listen beyond this machine without TLS.
-        tracing: where spans go; None makes none.
+        insecure: listen beyond loopback without TLS.
+        tracing: collector for spans; None turns tracing off.
 
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
-        ArtefactError: a version, a certificate or a key file is not as it should be.
+        ArtefactError: a version, a certificate or a key file cannot be used.
         ServerError: a server or the gateway did not start.
     """
     if replicas < 1:
@@ -90,43 +87,33 @@ def serve_replicas(
         config_name=config_name,
         trusted_keys=trusted_keys,
         announce=lambda: gateway.place(servers.ports),
-        tracing=tracing and replace(tracing, share=0.0),  # the gateway chooses
+        tracing=tracing and replace(tracing, share=0.0),  # the gateway samples
     )
     _run(gateway, servers)
 
 
 def _run(gateway: Gateway, servers: Replicas) -> None:
-    """Until a signal ends it."""
+    """Run until SIGTERM or SIGINT."""
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-control-"))
     ended, asked_to_roll = threading.Event(), threading.Event()
-    handlers = {signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}
-    previous = {
-        number: signal.signal(number, lambda *_, e=event: e.set()) for number, event in handlers.items()
-    }
-    try:
-        servers.start()
-        gateway.start(servers.ports)
-        _print_ready(gateway, servers, folder)
-        while not ended.wait(LOOK_S):
-            if not gateway.is_alive():
-                log.warning("the gateway ended and is started again")
-                gateway.restart()
-            gateway.reload_access()
-            if asked_to_roll.is_set():
-                asked_to_roll.clear()
-                servers.roll()
-    finally:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
-        gateway.stop()
-        servers.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with signals_set({signal.SIGTERM: ended, signal.SIGINT: ended, signal.SIGHUP: asked_to_roll}):
+        try:
+            servers.start()
+            gateway.start(servers.ports)
+            _print_ready(gateway, servers, folder)
+            while not ended.wait(LOOK_S):
+                maintain(gateway)
+                if asked_to_roll.is_set():
+                    asked_to_roll.clear()
+                    servers.roll()
+        finally:
+            gateway.stop()
+            servers.stop()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _print_ready(gateway: Gateway, servers: Replicas, folder: Path) -> None:
-    """One line of JSON; the file of model control is there by then."""
+    """Write the file for model control, then print one line of JSON."""
     control = folder / "control.json"
     servers.control.write(control)
     urls = {
