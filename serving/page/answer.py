@@ -1,4 +1,4 @@
-"""What every HTTP answer has in common: JSON on one line, security headers, and errors with their status."""
+"""HTTP answers: JSON on one line, security headers, and the status of each error."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Server": "fruitstand",
 }
-# The client's own texts name the server's gRPC address, which is not the HTTP caller's business.
+# The client's messages name the server's gRPC address, which HTTP callers must not see.
 STATUSES: list[tuple[type[RequestFailed], int, str | None]] = [
     (ImageRejected, 400, None),
     (RequestRejected, 400, "the server refuses this request"),
@@ -38,19 +38,19 @@ STATUSES: list[tuple[type[RequestFailed], int, str | None]] = [
     (Overloaded, 503, "the server is overloaded; send less at once, or try again later"),
     (DeadlineExceeded, 504, "no answer in time"),
 ]
-"""The HTTP status and the text for each error of the client; None keeps the server's own reason."""
+"""HTTP status and message for each error class of the client; None keeps the server's message."""
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """An error to send to the HTTP caller."""
 
     def __init__(self, status: int, reason: str, *, allow: str | None = None) -> None:
-        """Keep what the caller is told.
+        """Set status and message.
 
         Args:
             status: HTTP status.
-            reason: one line.
-            allow: the method that this path takes, for 405.
+            reason: the message, one line.
+            allow: the allowed method, for 405.
         """
         super().__init__(reason)
         self.status, self.reason, self.allow = status, reason, allow
@@ -64,7 +64,7 @@ class Refused(Exception):
         return cls(500, "the server failed on this request")
 
     def response(self) -> web.Response:
-        """One line of JSON."""
+        """The error as one line of JSON."""
         headers = {"Allow": self.allow} if self.allow else {}
         if self.status in (429, 503):
             headers["Retry-After"] = str(RETRY_AFTER_S)
@@ -72,7 +72,7 @@ class Refused(Exception):
 
 
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer of one line of JSON."""
+    """An HTTP response with one line of JSON."""
     line = json.dumps(document, ensure_ascii=False) + "\n"
     return response(line.encode(), JSON_TYPE, status, headers)
 
@@ -80,6 +80,6 @@ def json_response(document: Any, status: int = 200, headers: dict[str, str] | No
 def response(
     content: bytes, content_type: str, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
-    """An answer of any type."""
+    """An HTTP response of any content type, with the security headers."""
     named = {"Content-Type": content_type, **SECURITY_HEADERS, **(headers or {})}
     return web.Response(body=content, status=status, headers=named)

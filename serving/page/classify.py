@@ -1,4 +1,4 @@
-"""`POST /classify`: one image in, as the body itself or as a file of a form, and its labels out."""
+"""`POST /classify`: classify one image, sent as the body or as a form file."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ from serving.page.upstream import Upstream
 MAX_IMAGE_BYTES = Preprocessing().max_encoded_bytes
 FORM = "multipart/form-data"
 RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
-"""Content types of a body that is the image itself, beside image/*. The last is curl's default."""
+"""Content types, beside image/*, of a body that is the image. The last one is curl's default."""
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
 LONE_REPEATS = 3
-"""How often an image is sent again after NVIDIA's DALI backend failed on its batch, maybe for another."""
+"""Retries after NVIDIA's DALI backend failed on a batch, perhaps because of another image in it."""
 
 
 async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
-    """Answer one image.
+    """Classify one image.
 
     Args:
-        request: for its content type and `top_k`.
+        request: supplies content type and `top_k`.
         body: the whole body.
         upstream: the model server.
 
     Raises:
-        Refused: the request is not as documented.
+        Refused: the request is malformed.
         RequestFailed: the server refused the image or did not answer.
     """
     image = _image(request.headers.get("Content-Type", ""), body)
@@ -42,7 +42,7 @@ async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) ->
 
 
 def check_content_type(content_type: str) -> None:
-    """Refuse a body that cannot be an image, before it is read.
+    """Refuse a body by its content type, before it is read.
 
     Raises:
         Refused: 415.
@@ -71,10 +71,10 @@ def _top_k(request: web.BaseRequest) -> int:
 
 
 def _image(content_type: str, body: bytes) -> bytes:
-    """The image in a body.
+    """Extract the image from a body.
 
     Raises:
-        Refused: no image, more than one, or one that is too large.
+        Refused: no image, more than one, or an image that is too large.
     """
     image = _file(content_type, body) if content_type.lower().startswith(FORM) else body
     if not image:
@@ -85,7 +85,7 @@ def _image(content_type: str, body: bytes) -> bytes:
 
 
 def _file(content_type: str, body: bytes) -> bytes:
-    """The one file of a form.
+    """Extract the only file of a form.
 
     Source:
         RFC 7578 (multipart/form-data) and RFC 2046, section 5.1 (delimiters).
@@ -97,7 +97,7 @@ def _file(content_type: str, body: bytes) -> bytes:
         raise Refused(400, f"{FORM} without a boundary")
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
     if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
-        raise Refused(400, f"{FORM} without its end: the body is cut off, or the boundary is another")
+        raise Refused(400, f"{FORM} without its end: the body is truncated, or the boundary is wrong")
     files = []
     for piece in pieces[1:-1]:
         head, _, content = piece.partition(b"\r\n\r\n")

@@ -1,6 +1,6 @@
-"""KServe V2 over HTTP, translated to gRPC: health, metadata and inference of the public ensemble alone.
+"""KServe V2 over HTTP, translated to gRPC: health, metadata and inference of the public ensemble only.
 
-Repository control, statistics and shared memory are closed because nothing here asks the server for them.
+Repository control, statistics and shared memory cannot be reached, because no path calls them.
 
 Source:
     KServe's Open Inference Protocol, version 2, REST; Triton's extensions `binary_tensor_data` and
@@ -22,15 +22,15 @@ from serving.page.upstream import Upstream
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 2**20
-"""JSON of one request: parsing more would block the event loop. As JSON an image is four times as long."""
+"""Limit of JSON in one request, because parsing blocks the event loop. JSON makes images four times larger."""
 MODEL = re.compile(rf"/v2/models/{re.escape(FRUIT_CLASSIFIER)}(?:/versions/(\d{{1,9}}))?(/ready|/infer)?")
 HEALTH = {"/v2/health/live": ("ServerLive", "live"), "/v2/health/ready": ("ServerReady", "ready")}
-"""The gRPC method for each path, and the field of its response."""
+"""gRPC method and response field for each path."""
 BINARY_TYPE = "application/octet-stream"
 
 
 async def read(path: str, upstream: Upstream) -> web.Response | None:
-    """Answer a GET of health or metadata; None where there is no such page.
+    """Answer a GET of health or metadata; None if there is no such path.
 
     Raises:
         RequestFailed: the server did not answer.
@@ -59,16 +59,16 @@ async def read(path: str, upstream: Upstream) -> web.Response | None:
 
 
 def is_health(path: str) -> bool:
-    """Whether a path tells only whether the server is well."""
+    """Whether a path is a health check."""
     match = MODEL.fullmatch(path)
     return path in HEALTH or (match is not None and match[2] == "/ready")
 
 
 async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
-    """Answer an inference.
+    """Answer an inference request.
 
     Raises:
-        Refused: the request is not of the protocol.
+        Refused: the request violates the protocol.
         RequestFailed: the server refused the request or did not answer.
     """
     match = MODEL.fullmatch(request.rel_url.raw_path)
@@ -87,13 +87,13 @@ async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> we
 
 
 def parse_request(body: bytes, header_length: str | None) -> tuple[Any, set[str] | None]:
-    """A ModelInferRequest from a request's JSON and the binary data behind it.
+    """Parse JSON and the binary data after it into a ModelInferRequest.
 
     Returns:
-        The message, and the names of the outputs that are wanted as binary data; None: all of them.
+        The message, and the names of the outputs requested as binary data; None requests all of them so.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: it is not of the protocol.
+        KeyError, TypeError, ValueError, OverflowError: the request violates the protocol.
         Refused: too much JSON.
     """
     if header_length is not None and not header_length.isdecimal():
@@ -138,11 +138,11 @@ def parse_request(body: bytes, header_length: str | None) -> tuple[Any, set[str]
 
 
 def render_response(answer: Any, binary: set[str] | None) -> tuple[dict[str, Any], bytes]:
-    """A response's JSON and the binary data behind it.
+    """Render a response as JSON and the binary data after it.
 
     Args:
         answer: a ModelInferResponse.
-        binary: names of the outputs that are wanted as binary data; None: all of them.
+        binary: names of the outputs requested as binary data; None means all of them.
     """
     outputs, tail = [], []
     for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
@@ -177,7 +177,7 @@ def _parameter(holder: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _bytes_of(data: Any) -> bytes:
-    """JSON numbers, flat or nested, as UINT8."""
+    """Convert JSON numbers, flat or nested, to UINT8."""
     numbers = np.asarray(data)
     if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255):
         raise ValueError("data: allowed whole numbers from 0 to 255")
@@ -185,7 +185,7 @@ def _bytes_of(data: Any) -> bytes:
 
 
 def _strings(raw: bytes) -> list[str]:
-    """A BYTES tensor: each element behind its length, 4 bytes little-endian."""
+    """Parse a BYTES tensor: each element follows its length, 4 bytes little-endian."""
     found, position = [], 0
     while position < len(raw):
         length = int.from_bytes(raw[position : position + 4], "little")

@@ -1,7 +1,7 @@
-"""The model server behind HTTP: one asynchronous gRPC channel that all callers share.
+"""The model server behind HTTP: one asynchronous gRPC channel shared by all callers.
 
-Concurrent HTTP callers become concurrent gRPC requests, from which Triton forms its batches. A refusal is not
-tried again here: behind the gateway Envoy does that, and the HTTP caller gets a Retry-After.
+Concurrent HTTP requests become concurrent gRPC requests, which Triton batches. Refused calls are not retried
+here: behind the gateway Envoy retries them, and the HTTP caller gets a Retry-After.
 """
 
 from collections.abc import Mapping
@@ -15,34 +15,34 @@ from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
 
 PASSED_HEADERS = (REQUEST_ID_HEADER, "traceparent")
 HEALTH_S = 5.0
-"""Deadline of a question about health or metadata."""
+"""Deadline of health and metadata calls."""
 
 
 class Upstream:
-    """The calls that HTTP may make of the public ensemble; belongs to the event loop it is made in."""
+    """The gRPC calls behind the HTTP paths; use it in the event loop that created it."""
 
     def __init__(self, url: str, *, deadline_s: float) -> None:
-        """Open nothing yet; the first call does.
+        """Prepare the channel; the first call opens it.
 
         Args:
-            url: HOST:PORT of the gRPC endpoint, in clear text on this machine.
-            deadline_s: for one inference.
+            url: HOST:PORT of the gRPC endpoint, clear text on loopback.
+            deadline_s: deadline of one inference.
         """
         self._wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=True)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._wire.channel)
         self._deadline_s = deadline_s
 
     async def close(self) -> None:
-        """End the channel."""
+        """Close the channel."""
         await self._wire.channel.close()
 
     async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
-        """One image's classes.
+        """Classify one image.
 
         Args:
             image: an encoded image.
             top_k: classes in the answer.
-            caller: headers of the HTTP request; its id and its trace go on.
+            caller: headers of the HTTP request; its request id and trace are passed on.
 
         Raises:
             RequestFailed: see `fruitstand_client.errors`.
@@ -51,7 +51,7 @@ class Upstream:
         return self._wire.predictions(await self._infer(request, caller), 1)[0]
 
     async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:
-        """A ModelInferResponse for a caller's own ModelInferRequest; `caller` as in `classify`.
+        """Send a caller's ModelInferRequest and return the response; `caller` as in `classify`.
 
         Raises:
             RequestFailed: see `fruitstand_client.errors`.
@@ -69,11 +69,11 @@ class Upstream:
         return await self._call(self._wire.infer, request, self._deadline_s, list(metadata.items()))
 
     async def ask(self, method: str, **fields: str) -> Any:
-        """The response to a question about health or metadata.
+        """Call a health or metadata method.
 
         Args:
-            method: of KServe V2's gRPC service, such as ModelReady.
-            fields: of its request.
+            method: name of a method of KServe V2's gRPC service, such as ModelReady.
+            fields: fields of its request.
 
         Raises:
             RequestFailed: see `fruitstand_client.errors`.
@@ -88,5 +88,5 @@ class Upstream:
             return await method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
             if not isinstance(request, service_pb2.ModelInferRequest):
-                request = service_pb2.ModelInferRequest()  # these have no id
+                request = service_pb2.ModelInferRequest()  # health and metadata requests have no id
             raise self._wire.failure(exc, request) from exc

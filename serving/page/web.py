@@ -1,9 +1,10 @@
 """The HTTP server: `POST /classify`, KServe V2 REST, `/openapi.json` and the page, on one loopback port.
 
-    python -m serving.page.web 127.0.0.1:8001 --port 8081      beside a gateway, as in Kubernetes
+    python -m serving.page.web 127.0.0.1:8001 --port 8081      # beside a gateway, as in Kubernetes
 
-`fruitstand serve` runs it on `--http-port`, the gateway behind Envoy. It decodes nothing: bodies go to the
-model server over one gRPC channel. A body is limited while it streams, and slow or idle clients are cut off.
+`fruitstand serve` runs it on `--http-port`, the gateway runs it behind Envoy. It forwards bodies to the model
+server over one gRPC channel and decodes no images. It limits bodies while they stream, and disconnects slow
+or idle clients.
 """
 
 import asyncio
@@ -38,34 +39,34 @@ CLASSIFY = "/classify"
 
 LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
-"""The longest image, and a form or a JSON header around it."""
+"""The largest image, with a form or JSON header around it."""
 MAX_HELD_BYTES = 256 * 2**20
-"""Bodies of all requests under way, each of which is in memory up to four times; above it: 503."""
+"""Total size of bodies in flight; requests above it get 503. Each body is in memory up to four times."""
 MAX_CONNECTIONS = 4096
 DEADLINE_S = 30.0
-"""For one inference."""
+"""Deadline of one inference."""
 BODY_S = 30.0
-"""For a body to arrive."""
+"""Longest time for a body to arrive."""
 IDLE_S = 20.0
-"""For a request's header to arrive, and between two requests."""
+"""Longest time for a request's headers to arrive, and between two requests."""
 STOP_S = 10.0
-"""For requests under way when the server stops."""
+"""Longest wait for requests in flight when the server stops."""
 
 
 class WebServer:
-    """The HTTP server in a thread of this process; holds its port at once, answers once started."""
+    """The HTTP server, in a thread of this process. It claims its port at once and answers after `start`."""
 
     def __init__(
         self, port: int, *, is_public: bool = False, deadline_s: float = DEADLINE_S, flag: str = "--http-port"
     ) -> None:
-        """Take the port.
+        """Claim the port.
 
         Args:
-            port: on loopback; 0 takes a free one.
-            is_public: requests come from other machines through a gateway, under any host name. Otherwise
-                the Host header has to name this machine, which stops DNS rebinding.
-            deadline_s: for one inference.
-            flag: that chooses the port, for the error.
+            port: loopback port; 0 takes a free one.
+            is_public: allow any Host header, for requests that a gateway passes on from other machines.
+                Otherwise the Host header has to name this machine, which stops DNS rebinding.
+            deadline_s: deadline of one inference.
+            flag: the flag that chooses the port, for the error message.
 
         Raises:
             UsageError: the port is taken.
@@ -89,17 +90,17 @@ class WebServer:
 
     @property
     def url(self) -> str:
-        """Base URL; the page is at its root."""
+        """Base URL, which is also the web page's."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def start(self, grpc_url: str) -> None:
-        """Answer requests.
+        """Start to answer requests.
 
         Args:
             grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
 
         Raises:
-            ServerError: it did not start; the log says why.
+            ServerError: the HTTP server did not start; the log says why.
         """
         listening = threading.Event()
         self._thread = threading.Thread(
@@ -112,7 +113,7 @@ class WebServer:
                 raise ServerError("the HTTP server did not start; see the log above")
 
     def stop(self) -> None:
-        """Finish what is under way, and give the port back."""
+        """Finish requests in flight, and release the port."""
         if self._thread is not None:
             assert self._loop is not None
             assert self._ended is not None
@@ -137,7 +138,7 @@ class WebServer:
             router.answer,
             handler_cancellation=True,  # the gRPC call is cancelled when the caller disconnects
             access_log=None,
-            auto_decompress=False,  # a small compressed body can unpack to any size; refused below
+            auto_decompress=False,  # compressed bodies can expand to any size; `_route` refuses them
             keepalive_timeout=IDLE_S,
         )
         listener = await self._loop.create_server(server, sock=self._socket, backlog=1024)
@@ -150,23 +151,21 @@ class WebServer:
 
 
 class _Connection(web.RequestHandler):
-    """One connection; malformed HTTP is answered with a line of JSON too."""
+    """One connection; it answers malformed HTTP with a line of JSON too."""
 
     def handle_error(
         self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         if status >= 500:
             self.logger.error("%s %s failed", request.method, request.path, exc_info=exc)
-        reason = (
-            "the server failed on this request" if status >= 500 else "not an HTTP request as it should be"
-        )
+        reason = "the server failed on this request" if status >= 500 else "malformed HTTP request"
         answer = Refused(status, reason).response()
         answer.force_close()
         return answer
 
 
 class _Server(web.Server):
-    """Accepts connections up to a limit."""
+    """Limits the number of connections."""
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -178,7 +177,7 @@ class _Server(web.Server):
 
 
 class _Router:
-    """Sends a request to its handler; paths have to match exactly, without any decoding."""
+    """Routes requests to their handlers; paths have to match exactly and are not decoded."""
 
     def __init__(self, upstream: Upstream, *, is_public: bool) -> None:
         self._upstream, self._is_public = upstream, is_public
@@ -231,10 +230,10 @@ class _Router:
             self._held_bytes -= len(body)
 
     async def _read(self, request: web.BaseRequest, body: bytearray) -> None:
-        """Append the body, and count it, while it comes.
+        """Read the body, and count it towards the total in flight.
 
         Raises:
-            Refused: too long, too slow, or too much is held already.
+            Refused: the body is too long or too slow, or too many bytes are in flight.
         """
         too_long = Refused(413, f"too many bytes: at most {MAX_IMAGE_BYTES} are allowed")
         if (request.content_length or 0) > MAX_BODY_BYTES:
@@ -257,9 +256,9 @@ class _Router:
             raise Refused(400, "the body cannot be read") from exc
 
     def _refuse_foreign(self, request: web.BaseRequest) -> None:
-        """Refuse requests of other sites' pages, including sites whose name resolves to this machine.
+        """Refuse requests from other sites' pages, also from names that resolve here (DNS rebinding).
 
-        The second is DNS rebinding. A link from another site to this page is followed.
+        Links from other sites to this page still work.
 
         Source:
             Fetch Metadata Request Headers, W3C; RFC 6454, section 7 (Origin).
@@ -269,7 +268,7 @@ class _Router:
             is_here = self._is_public or is_loopback(urlsplit(f"//{host}").hostname or "")
             is_own = origin is None or urlsplit(origin).netloc == host
         except ValueError as exc:
-            raise Refused(400, "Host or Origin is no name") from exc
+            raise Refused(400, "Host or Origin is not a host name") from exc
         crosses = request.headers.get("Sec-Fetch-Site") == "cross-site"
         is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
         if not (is_here and is_own and (is_link or not crosses)):
@@ -278,9 +277,9 @@ class _Router:
 
 def main(
     grpc_url: Annotated[str, typer.Argument(help="HOST:PORT of the gateway's inner gRPC listener.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="To listen on, on loopback.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port to listen on.")],
 ) -> None:
-    """Answer HTTP behind an Envoy of somebody else's, until SIGTERM."""
+    """Answer HTTP behind a separate Envoy, until SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
