@@ -1,4 +1,4 @@
-"""The verbs of the serving stage: `serve`, `gateway` and `doctor`."""
+"""The verbs `serve`, `gateway` and `doctor`."""
 
 import os
 from dataclasses import asdict
@@ -12,9 +12,7 @@ from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import UsageError
 
 Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Let FRUITSTAND_LISTEN be seen by others without TLS.")
-]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen on FRUITSTAND_LISTEN without TLS.")]
 LOOPBACK = "127.0.0.1"
 
 
@@ -22,20 +20,22 @@ def serve(
     repository: Repository = Path("model_repository"),
     grpc_port: Port = 8001,
     http_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="POST /classify, REST and a page to try it.")
+        int, typer.Option(min=0, max=65535, help="Port of POST /classify, REST and the web page.")
     ] = 8000,
     metrics_port: Port = 8002,
-    config_name: Annotated[str, typer.Option(help="Of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
+    config_name: Annotated[str, typer.Option(help="Name of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
     log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
     trusted_keys: TrustedKeys = None,
-    replicas: Annotated[int, typer.Option(min=1, max=64, help="Servers; more than one needs --gateway.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of servers; more than one needs --gateway.")
+    ] = 1,
     gateway: Annotated[
-        bool, typer.Option("--gateway", help="Put Envoy before them, on --grpc-port and --http-port.")
+        bool, typer.Option("--gateway", help="Put Envoy in front, on --grpc-port and --http-port.")
     ] = False,
     access: Access = None,
     insecure: Insecure = False,
 ) -> None:
-    """Serve a model repository in the foreground; one JSON line on stdout says when it is ready."""
+    """Serve a model repository in the foreground; print one JSON line when ready."""
     listen = os.environ.get("FRUITSTAND_LISTEN", LOOPBACK)
     if not gateway and (replicas > 1 or access is not None or insecure or listen != LOOPBACK):
         raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
@@ -82,10 +82,12 @@ def gateway(
     http_port: Port = 8000,
     metrics_port: Port = 9901,
     access: Access = None,
-    log: Annotated[Path | None, typer.Option(help="Append Envoy's log and the access log.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Append Envoy's log and the access log to this file.")
+    ] = None,
     insecure: Insecure = False,
 ) -> None:
-    """Put Envoy before servers that run already; one JSON line on stdout says when it listens."""
+    """Put Envoy in front of running servers; print one JSON line when it listens."""
     with needs("gateway"):
         from serving.gateway.serve_gateway import serve_gateway
 
@@ -103,7 +105,7 @@ def gateway(
 
 
 def _control_key() -> str | None:
-    """Behind a gateway of somebody else's, as in compose: the key that `fruitstand models` sends."""
+    """The key that `fruitstand models` sends, for a server behind a separate gateway, as in compose."""
     control = os.environ.get("FRUITSTAND_CONTROL")
     if not control:
         return None
@@ -120,7 +122,7 @@ def _tracing() -> Any:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check whether this machine can serve; exit 1 when it cannot."""
+    """Check whether this machine can serve; exit 1 if it cannot."""
     with needs("serve-cpu"):
         from serving.triton.doctor import FAIL, examine
 

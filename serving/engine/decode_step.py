@@ -1,7 +1,7 @@
-"""The decode step's work on a batch of requests, whichever program hands them over.
+"""The decode step: decode a batch of requests.
 
-`serving/backends/dali/model.py` calls it in a process of Triton's Python backend, `serving/host/models.py`
-inside the server.
+Used by `serving/backends/dali/model.py` in a process of Triton's Python backend, and by
+`serving/host/models.py` inside the server.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ class Output:
     """One output of one request."""
 
     shape: tuple[int, ...]
-    """With the batch axis."""
+    """Includes the batch axis."""
     parts: list[np.ndarray]
-    """Arrays that follow each other along the batch axis; the next run overwrites them."""
+    """Arrays to concatenate along the batch axis; the next run overwrites them."""
 
     def joined(self) -> np.ndarray:
-        """The parts as one array of that shape."""
+        """The parts as one array."""
         return self.parts[0].reshape(self.shape) if len(self.parts) == 1 else np.stack(self.parts)
 
 
@@ -41,11 +41,11 @@ class DecodeStep:
 
         Args:
             version_directory: `<repository>/<model>/<version>`.
-            config: the model's configuration, as Triton hands it to a backend.
-            device_id: of the GPU; None for a KIND_CPU instance.
+            config: the model's configuration, as Triton passes it to a backend.
+            device_id: GPU to use; None for a KIND_CPU instance.
 
         Raises:
-            ArtefactError: the file holds no or several pipelines.
+            ArtefactError: the file does not hold exactly one pipeline.
             ServerError: no file, an unknown key or value, or the pipeline cannot be built.
         """
         parameters = checked_parameters(config, "dali", on_gpu=device_id is not None)
@@ -69,10 +69,10 @@ class DecodeStep:
         """Compute a batch.
 
         Args:
-            requests: the inputs of each by name, with a batch axis.
+            requests: the inputs of each request by name, with a batch axis.
 
         Returns:
-            For each its outputs in the configuration's order, or what is wrong with it, fit for its caller.
+            For each request its outputs in the configuration's order, or an error text for the caller.
         """
         if self._decoder is None:
             return [self._compute(feeds) for feeds in requests]
@@ -85,7 +85,7 @@ class DecodeStep:
         return answers
 
     def _compute(self, feeds: Mapping[str, np.ndarray]) -> list[Output] | str:
-        """One run for one request: of a run for several nobody could say whose input made it fail."""
+        """Run the pipeline for one request only, so that a failure belongs to that request."""
         try:
             results = self._pipeline.run({name: list(batch) for name, batch in feeds.items()})
         except Exception as exc:  # DALI raises RuntimeError, ValueError and TypeError here
@@ -95,7 +95,7 @@ class DecodeStep:
 
 
 def _pixels(decoded: Sequence[np.ndarray | ImageRejected]) -> list[Output] | str:
-    """The answer of a request; one bad image refuses all of its request."""
+    """The answer to a request; one bad image refuses the whole request."""
     images = []
     for position, image in enumerate(decoded):
         if isinstance(image, ImageRejected):
@@ -105,7 +105,7 @@ def _pixels(decoded: Sequence[np.ndarray | ImageRejected]) -> list[Output] | str
 
 
 def _pipeline_file(version_directory: Path, config: dict[str, Any]) -> Path:
-    """In the native backend's order: the named file, serialised or Python, then `dali.py`."""
+    """Find the pipeline in the native backend's order: the named or serialised file, then `dali.py`."""
     candidates = [config.get("default_model_filename") or SERIALIZED_FILE, PYTHON_FILE]
     for name in candidates:
         if (version_directory / name).is_file():

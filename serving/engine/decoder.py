@@ -1,10 +1,10 @@
 """Decode batches of encoded images with the DALI pipeline of `model_repository/image_decode`.
 
-On a CPU a large JPEG takes another way: Pillow decodes it at 1/2, 1/4 or 1/8 of its size where the contract
-allows that, in a fraction of the time.
+On a CPU, Pillow decodes large JPEGs at 1/2, 1/4 or 1/8 of their size if the contract allows it, in a fraction
+of the time.
 
-One bad image never costs its neighbours their answer: what is not whole is refused before a decoder sees a
-byte, and when a batch still fails, the images that may have caused it are decoded apart.
+A bad image does not affect its neighbours: incomplete files are refused before they reach a decoder, and if a
+batch still fails, the images that may have caused the failure are decoded separately.
 """
 
 import threading
@@ -28,7 +28,7 @@ _Results = list[np.ndarray | ImageRejected | None]
 
 
 class Decoder:
-    """A built DALI pipeline; not thread-safe, one per thread."""
+    """A built DALI pipeline for encoded images; not thread-safe."""
 
     def __init__(
         self,
@@ -43,20 +43,20 @@ class Decoder:
 
         Args:
             pipeline_file: a `dali.py` with one function under `@autoserialize`, or a serialised pipeline.
-            input_name: of the pipeline's external source.
+            input_name: name of the pipeline's external source.
             max_batch_size: images in one call of `decode`.
-            num_threads: decode threads; None keeps the pipeline's own.
-            device_id: of the GPU that decodes; None decodes on the CPU.
+            num_threads: decode threads; None keeps the pipeline's own number.
+            device_id: GPU that decodes; None decodes on the CPU.
 
         Raises:
-            ArtefactError: the file holds no or several pipelines.
+            ArtefactError: the file does not hold exactly one pipeline.
             ServerError: the pipeline cannot be built.
         """
         self._input_name = input_name
         self.pipeline = Pipeline(
             pipeline_file, max_batch_size=max_batch_size, num_threads=num_threads, device_id=device_id
         )
-        # A pipeline without a contract gets the default's limits and no other decode than its own.
+        # A pipeline without a contract gets the default limits, and no reduced decode.
         self._contract = self.pipeline.preprocessing or Preprocessing(reduced_decode=0)
         if device_id is not None:
             self._contract = replace(self._contract, reduced_decode=0)
@@ -69,11 +69,11 @@ class Decoder:
         """Decode and resize images.
 
         Args:
-            encoded: one file each as (size_bytes,) uint8; trailing zero bytes do no harm.
+            encoded: one (size_bytes,) uint8 array per file; trailing zero bytes are ignored.
 
         Returns:
-            For each either its pixels, (H, W, 3) uint8 RGB, or why it was refused. Pixels are views that
-            the next call overwrites.
+            For each image its pixels, (H, W, 3) uint8 RGB, or why it was refused. Pixels are views that the
+            next call overwrites.
         """
         results: _Results = [None] * len(encoded)
         pictures, reduced = list(encoded), {}
@@ -81,7 +81,7 @@ class Decoder:
             try:
                 for index, image in zip(batch, self._run([pictures[index] for index in batch]), strict=True):
                     results[index] = image
-            except Exception:  # DALI raises RuntimeError, MemoryError and whatever its decoders raise
+            except Exception:  # RuntimeError, MemoryError, and anything that DALI's decoders raise
                 self._recover()
                 self._decode_apart(pictures, batch, results)
         for index, image in reduced.items():
@@ -91,10 +91,10 @@ class Decoder:
     def _affordable_batches(
         self, pictures: list[np.ndarray], results: _Results, reduced: dict[int, Future]
     ) -> Iterator[list[int]]:
-        """Positions of the images that are whole and go to DALI, a batch at most `max_pixels` large in all.
+        """Yield the positions of complete images for DALI, in batches of at most `max_pixels` in total.
 
-        Each of these files in `pictures` gives way to what a decoder may see of it. The decode of the other
-        images that are whole begins, and lands in `reduced`.
+        Replaces these files in `pictures` by the bytes that a decoder may see. Starts the reduced decode of
+        the other complete images, into `reduced`.
         """
         batch: list[int] = []
         num_pixels = 0
@@ -111,7 +111,7 @@ class Decoder:
             cost = inspected.header.width * inspected.header.height
             if batch and num_pixels + cost > self._contract.max_pixels:
                 yield batch
-                # The next run overwrites the pipeline's memory that these results lie in.
+                # The next run overwrites the pipeline's memory, which holds these results.
                 for done in batch:
                     if isinstance(results[done], np.ndarray):
                         results[done] = results[done].copy()
@@ -122,7 +122,8 @@ class Decoder:
             yield batch
 
     def _decode_reduced(self, inspected: Inspected) -> np.ndarray | ImageRejected:
-        # A progressive picture lies in memory as a whole at any scale: one at a time keeps to `max_pixels`.
+        # A progressive JPEG needs memory for its full size at any scale: one at a time stays below
+        # `max_pixels`.
         one_at_a_time = jpeg.is_progressive(memoryview(inspected.content))
         try:
             with self._progressive if one_at_a_time else nullcontext():
@@ -131,14 +132,14 @@ class Decoder:
             return exc
 
     def _decode_apart(self, pictures: list[np.ndarray], batch: list[int], results: _Results) -> None:
-        """A batch that failed: a JPEG that is whole hardly ever does, so JPEGs first go together."""
+        """Decode a failed batch in groups: JPEGs together first, because complete ones hardly ever fail."""
         jpegs = [index for index in batch if pictures[index][0] == 0xFF]
         others = [index for index in batch if pictures[index][0] != 0xFF]
         groups = [jpegs, *([index] for index in others)] if others else [[index] for index in jpegs]
         for group in filter(None, groups):
             try:
                 pixels = self._run([pictures[index] for index in group]).copy()
-            except Exception:  # as above
+            except Exception:  # see decode
                 self._recover()
                 if len(group) > 1:
                     self._decode_apart(pictures, group, results)
@@ -151,18 +152,19 @@ class Decoder:
                 results[index] = image
 
     def _run(self, encoded: list[np.ndarray]) -> np.ndarray:
-        """(N, H, W, 3) uint8, a view of the pipeline's own memory."""
+        """Run DALI; returns (N, H, W, 3) uint8, a view of the pipeline's memory."""
         (pixels,) = self.pipeline.run({self._input_name: encoded})
         return pixels
 
     def _recover(self) -> None:
-        """After an error DALI calls the pipeline invalid, yet it goes on, in a tenth of a new one's time.
+        """Reuse the pipeline after an error if it still works, in a tenth of the time of a rebuild.
 
-        It is taken at its work: an image whose pixels are known has to come out of it unchanged.
+        DALI declares a pipeline invalid after an error. It is kept if it decodes the canary image to the same
+        pixels as before.
         """
         try:
             if np.array_equal(self._run([self._canary])[0], self._canary_pixels):
                 return
-        except Exception:  # as above
+        except Exception:  # see decode
             pass
         self.pipeline.rebuild()

@@ -1,8 +1,7 @@
-"""A batch divided among threads that do not wait for each other.
+"""Divide a batch among threads that do not wait for each other.
 
-Threads that share each layer of one batch meet at its end, and where the machine has other work, all of them
-wait for the one that was interrupted. So each thread computes whole images: those of a part of the batch, and
-the next part when it is done.
+Threads that share each layer of a batch synchronise after every layer, and on a busy machine all of them wait
+for the one that was preempted. Here each thread computes whole images: one part of the batch, then the next.
 """
 
 import itertools
@@ -13,31 +12,32 @@ import numpy as np
 import onnxruntime
 
 MIN_PART, MAX_PART = 8, 16
-"""Images: smaller parts cost more an image than the waiting does; larger ones leave a thread without work at
-the end. See `docs/decisions/server.md`, "Threads that do not wait for each other"."""
+"""Images in a part. Smaller parts cost more per image than they save; larger parts leave threads idle at the
+end. See `docs/decisions/server.md`, "Threads that do not wait for each other"."""
 
 
 class DividedSession:
-    """Computes as an `InferenceSession` does."""
+    """Replaces an `InferenceSession`: divides each batch among threads."""
 
     def __init__(
         self, whole: onnxruntime.InferenceSession, parts: onnxruntime.InferenceSession, num_threads: int
     ) -> None:
-        """Divide among so many threads.
+        """Create the threads.
 
         Args:
-            whole: computes with all of them, for batches too small to be divided.
-            parts: the same model for as many callers, one thread each; with one thread the same session.
-            num_threads: of both.
+            whole: session with all threads, for batches too small to divide.
+            parts: session of the same model with one thread per caller; the same session if there is one
+                thread.
+            num_threads: threads of each session.
         """
         self._whole, self._parts, self._num_threads = whole, parts, num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="part")
 
     def warm_up(self, outputs: Sequence[str], one_image: Mapping[str, np.ndarray]) -> None:
-        """Compute small batches and parts once: an engine compiles for each size when it first meets it.
+        """Run every size that is used once, because engines compile for each size on first use.
 
         Args:
-            outputs: names.
+            outputs: names of the outputs.
             one_image: the inputs of a batch of one.
         """
         for session, sizes in ((self._whole, range(1, MIN_PART)), (self._parts, (MIN_PART, MAX_PART))):
@@ -51,7 +51,7 @@ class DividedSession:
         feeds: Mapping[str, np.ndarray],
         options: onnxruntime.RunOptions | None = None,
     ) -> list[np.ndarray]:
-        """The outputs by order; axis 0 of each array counts images."""
+        """Run a batch and return its outputs in order; axis 0 of each array is the batch."""
         parts = divide(len(next(iter(feeds.values()))), self._num_threads)
         if len(parts) == 1:
             return list(self._whole.run(outputs, feeds, options))
@@ -63,9 +63,9 @@ class DividedSession:
 
 
 def divide(num_images: int, num_threads: int) -> list[slice]:
-    """Parts of a batch, nearly equal ones, as many for each thread; one where a division does not pay.
+    """Split a batch into nearly equal parts, the same number for each thread; a small batch stays whole.
 
-    A single thread computes its parts one after the other: an engine meets fewer different sizes.
+    With one thread, a large batch is split too, so that the engine compiles for fewer sizes.
     """
     if num_images < MIN_PART * num_threads:
         return [slice(0, num_images)]

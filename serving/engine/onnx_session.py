@@ -1,4 +1,4 @@
-"""An ONNX Runtime session in Python, as a Triton model configuration asks for it."""
+"""Open an ONNX Runtime session in Python from a Triton model configuration."""
 
 import logging
 from pathlib import Path
@@ -34,22 +34,22 @@ def open_session(
 
     Args:
         version_directory: `<repository>/<model>/<version>`.
-        config: the model's configuration, as Triton hands it to a backend.
-        device_id: of the GPU; None for a KIND_CPU instance.
-        trusted_keys: a folder with public keys, one of which must have signed the version.
-        num_threads: of the computation; None takes the configuration's, without one the machine's budget.
-        callers: how many threads call it at the same time; each of them gets its share of those threads.
+        config: the model's configuration, as Triton passes it to a backend.
+        device_id: GPU to use; None for a KIND_CPU instance.
+        trusted_keys: folder of public keys, one of which must have signed the version.
+        num_threads: intra-op threads; None takes the configuration's number, else the thread budget.
+        callers: number of threads that call the session concurrently and share its threads.
 
     Raises:
-        ArtefactError: the file is not the one that was published, or is not signed as asked.
-        ServerError: no model file, an unknown key or value, or an accelerator this installation lacks.
+        ArtefactError: the file is not the published one, or lacks the required signature.
+        ServerError: no model file, an unknown key or value, or a GPU instance without CUDA.
     """
     path = checked_model_file(version_directory, config, trusted_keys=trusted_keys)
     options = session_options(config, device_id=device_id)
     providers = execution_providers(config, device_id=device_id)
     all_threads = options.intra_op_num_threads if num_threads is None else num_threads
     options.intra_op_num_threads = share_threads(providers, num_threads=all_threads, callers=callers)
-    if device_id is not None:  # where pip puts NVIDIA's libraries no loader looks
+    if device_id is not None:  # the loader does not search pip's folders for NVIDIA's libraries
         onnxruntime.preload_dlls()
     asked = providers[0][0]
     missing = load_tensorrt() if asked == session_plan.TENSORRT else ""
@@ -65,7 +65,11 @@ def open_session(
     if session.get_providers()[0] != asked:
         used = session.get_providers()[0]
         log.warning(
-            "%s: %s is not used, fell back to %s: %s", config["name"], asked, used, missing or "see its log"
+            "%s: cannot use %s, using %s: %s",
+            config["name"],
+            asked,
+            used,
+            missing or "see ONNX Runtime's log",
         )
     return session
 
@@ -87,7 +91,7 @@ def session_options(config: dict[str, Any], *, device_id: int | None = None) -> 
     for library in settings.operator_libraries:
         try:
             options.register_custom_ops_library(library)
-        except Exception as exc:  # as when a session is opened
+        except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
             raise ServerError(
                 f"{config['name']}: op_library_filename {Path(library).name} cannot be loaded"
             ) from exc
@@ -95,7 +99,7 @@ def session_options(config: dict[str, Any], *, device_id: int | None = None) -> 
 
 
 def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:
-    """Options of each call; None where the configuration has none."""
+    """Options of each call; None if the configuration sets none."""
     value = config.get("parameters", {}).get(session_plan.ARENA_SHRINKAGE, {}).get("string_value")
     if value is None:
         return None
@@ -105,6 +109,6 @@ def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:
 
 
 def execution_providers(config: dict[str, Any], *, device_id: int | None) -> Providers:
-    """Execution providers that the configuration asks for and the installed ONNX Runtime has."""
+    """The configured execution providers that the installed ONNX Runtime has."""
     available = onnxruntime.get_available_providers()
     return session_plan.execution_providers(config, device_id=device_id, available=available)

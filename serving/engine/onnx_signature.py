@@ -1,36 +1,45 @@
-"""Do a configuration's inputs and outputs agree with the ONNX file's? And: fill in what is missing.
+"""Check that a configuration's inputs and outputs match the ONNX file's.
 
 Source:
-    triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` (validation, autofill), as of 24.10.
+    triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` (validation), as of 24.10.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fruitstand.errors import ServerError
 
-log = logging.getLogger("fruitstand.backend")
 
-DEFAULT_MAX_BATCH_SIZE = 4
-"""The native backend's, for a batching model without `max_batch_size`."""
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A type in the numbering of Triton and ONNX, and its names."""
 
-_TYPES = {
-    "tensor(bool)": "TYPE_BOOL",
-    "tensor(uint8)": "TYPE_UINT8",
-    "tensor(uint16)": "TYPE_UINT16",
-    "tensor(uint32)": "TYPE_UINT32",
-    "tensor(uint64)": "TYPE_UINT64",
-    "tensor(int8)": "TYPE_INT8",
-    "tensor(int16)": "TYPE_INT16",
-    "tensor(int32)": "TYPE_INT32",
-    "tensor(int64)": "TYPE_INT64",
-    "tensor(float16)": "TYPE_FP16",
-    "tensor(float)": "TYPE_FP32",
-    "tensor(double)": "TYPE_FP64",
-    "tensor(string)": "TYPE_STRING",
-    "tensor(bfloat16)": "TYPE_BF16",
+    triton_number: int
+    onnx_number: int
+    size_bytes: int
+    """Of one element; 0 where it varies."""
+    numpy_name: str
+    """Empty where NumPy has no such type."""
+    onnxruntime_name: str
+
+
+TYPES = {
+    "TYPE_BOOL": TensorType(1, 9, 1, "bool", "tensor(bool)"),
+    "TYPE_UINT8": TensorType(2, 2, 1, "uint8", "tensor(uint8)"),
+    "TYPE_UINT16": TensorType(3, 4, 2, "uint16", "tensor(uint16)"),
+    "TYPE_UINT32": TensorType(4, 12, 4, "uint32", "tensor(uint32)"),
+    "TYPE_UINT64": TensorType(5, 13, 8, "uint64", "tensor(uint64)"),
+    "TYPE_INT8": TensorType(6, 3, 1, "int8", "tensor(int8)"),
+    "TYPE_INT16": TensorType(7, 5, 2, "int16", "tensor(int16)"),
+    "TYPE_INT32": TensorType(8, 6, 4, "int32", "tensor(int32)"),
+    "TYPE_INT64": TensorType(9, 7, 8, "int64", "tensor(int64)"),
+    "TYPE_FP16": TensorType(10, 10, 2, "float16", "tensor(float16)"),
+    "TYPE_FP32": TensorType(11, 1, 4, "float32", "tensor(float)"),
+    "TYPE_FP64": TensorType(12, 11, 8, "float64", "tensor(double)"),
+    "TYPE_STRING": TensorType(13, 8, 0, "object", "tensor(string)"),
+    "TYPE_BF16": TensorType(14, 16, 2, "", "tensor(bfloat16)"),
 }
+"""Tensor types by their names in a model configuration."""
 
 
 class _Session(Protocol):
@@ -45,29 +54,30 @@ class Tensor:
 
     name: str
     data_type: str
-    """Triton's name, as TYPE_UINT8."""
+    """Triton's name, such as TYPE_UINT8."""
     dims: list[int]
-    """With the batch axis; -1 where symbolic."""
+    """With the batch axis; -1 for symbolic dimensions."""
 
 
 def signature(session: _Session) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs of an opened file.
 
     Raises:
-        ServerError: one of them is no tensor of a type that Triton knows.
+        ServerError: one of them has a type that Triton does not know.
     """
     return [_tensor(one) for one in session.get_inputs()], [_tensor(one) for one in session.get_outputs()]
 
 
 def _tensor(argument: Any) -> Tensor:
-    if argument.type not in _TYPES:
+    data_type = next((name for name, one in TYPES.items() if one.onnxruntime_name == argument.type), None)
+    if data_type is None:
         raise ServerError(f"{argument.name}: Triton has no type for {argument.type}")
     dims = [dim if isinstance(dim, int) and dim >= 0 else -1 for dim in argument.shape]
-    return Tensor(argument.name, _TYPES[argument.type], dims)
+    return Tensor(argument.name, data_type, dims)
 
 
 def check_signature(config: dict[str, Any], session: _Session) -> None:
-    """Hold a configuration against the file, as the native backend does before it loads a model.
+    """Check a configuration against the file, as the native backend does before it loads a model.
 
     Raises:
         ServerError: number, name, type or dims differ, or the file has no batch axis.
@@ -96,26 +106,5 @@ def check_signature(config: dict[str, Any], session: _Session) -> None:
             if wanted["data_type"] != found.data_type or not fits:
                 raise ServerError(
                     f"{name}: {tensor_name} is {wanted['data_type']} {dims} in the configuration,"
-                    f" {found.data_type} {found.dims[1:]} behind the batch axis in the file"
+                    f" {found.data_type} {found.dims[1:]} after the batch axis in the file"
                 )
-
-
-def complete(config: dict[str, Any], session: _Session) -> tuple[list[Tensor], list[Tensor], int]:
-    """What auto-complete adds: inputs and outputs without batch axis, and the largest batch.
-
-    A model batches when the first axis of every tensor is symbolic; one that does and whose configuration
-    names no `max_batch_size` gets the native backend's default, 4.
-    """
-    inputs, outputs = signature(session)
-    batches = all(tensor.dims and tensor.dims[0] == -1 for tensor in [*inputs, *outputs])
-    max_batch_size = int(config.get("max_batch_size", 0))
-    if not batches:
-        return inputs, outputs, max_batch_size
-    if max_batch_size == 0:
-        max_batch_size = DEFAULT_MAX_BATCH_SIZE
-        log.warning("%s: max_batch_size was not set, is now %d", config["name"], max_batch_size)
-    bare = [
-        [Tensor(tensor.name, tensor.data_type, tensor.dims[1:]) for tensor in tensors]
-        for tensors in (inputs, outputs)
-    ]
-    return bare[0], bare[1], max_batch_size

@@ -1,4 +1,4 @@
-"""A DALI pipeline built as a Triton model configuration asks for it: inputs by name, outputs by order."""
+"""A DALI pipeline built from a Triton model configuration: inputs by name, outputs by order."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from fruitstand.images.dali_pipeline import load_pipeline_definition
 
 
 class Pipeline:
-    """A built pipeline; not thread-safe, one per thread."""
+    """A built DALI pipeline; not thread-safe."""
 
     def __init__(
         self,
@@ -27,12 +27,12 @@ class Pipeline:
         Args:
             path: a `dali.py` with one function under `@autoserialize`, or a serialised pipeline.
             max_batch_size: samples in one run.
-            num_threads: None keeps the pipeline's own.
-            device_id: of the GPU; None runs on the processor.
+            num_threads: CPU threads; None keeps the pipeline's own number.
+            device_id: GPU to run on; None runs on the CPU.
 
         Raises:
-            ArtefactError: the file holds no or several pipelines.
-            ServerError: the pipeline cannot be built, as one with GPU operators on the processor.
+            ArtefactError: the file does not hold exactly one pipeline.
+            ServerError: the pipeline cannot be built, for example one with GPU operators on a CPU.
         """
         self._name = path.name
         self._options: dict[str, Any] = {"batch_size": max_batch_size, "device_id": device_id}
@@ -45,7 +45,7 @@ class Pipeline:
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Make a fresh pipeline in place of the one that is there."""
+        """Replace the pipeline by a new one."""
         try:
             self._pipeline = self._define(**self._options)
             self._pipeline.build()
@@ -57,26 +57,26 @@ class Pipeline:
 
     @property
     def output_types(self) -> list[np.dtype]:
-        """The outputs' types, where the pipeline declares them (`output_dtype`); else none."""
+        """The output types that the pipeline declares in `output_dtype`."""
         declared = [dtype for dtype in self._pipeline.output_dtype() if dtype is not None]
         return [np.dtype(_numpy_name(dtype.name)) for dtype in declared]
 
     @property
     def num_outputs(self) -> int:
-        """How many there are."""
+        """Number of outputs."""
         return len(self._pipeline.output_dtype())
 
     def run(self, feeds: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Process one batch.
 
         Args:
-            feeds: for each input its samples.
+            feeds: the samples of each input.
 
         Returns:
-            For each output a batch, (N, ...), a view that the next run overwrites.
+            One (N, ...) array per output, a view that the next run overwrites.
 
         Raises:
-            Exception: whatever DALI and its decoders raise; RuntimeError and MemoryError have been seen.
+            Exception: anything that DALI and its decoders raise, such as RuntimeError and MemoryError.
         """
         for name, samples in feeds.items():
             self._pipeline.feed_input(name, samples)
@@ -84,10 +84,10 @@ class Pipeline:
 
 
 def check_outputs(config: dict[str, Any], pipeline: Pipeline) -> None:
-    """Hold a configuration's outputs against the pipeline's, as the native backend does.
+    """Check a configuration's outputs against the pipeline's, as the native backend does.
 
     Raises:
-        ServerError: another number of them, or another type where the pipeline declares its own.
+        ServerError: the number of outputs or a declared type differs.
     """
     asked = config["output"]
     if len(asked) != pipeline.num_outputs:
@@ -101,6 +101,6 @@ def check_outputs(config: dict[str, Any], pipeline: Pipeline) -> None:
 
 
 def _numpy_name(name: str) -> str:
-    """For DALI's name of a type, or for Triton's."""
+    """NumPy's name of a type from DALI's or Triton's."""
     special = {"FLOAT": "float32", "FP32": "float32", "FLOAT16": "float16", "FP16": "float16"}
     return {**special, "FLOAT64": "float64", "FP64": "float64"}.get(name, name.lower())

@@ -1,8 +1,8 @@
-"""Samples of what is served, for drift detection: a few images a second, whatever the load.
+"""Sample served images for drift detection: a few per second, whatever the load.
 
-FRUITSTAND_SAMPLES names a folder and turns it on. The work is bounded by the clock, not by the traffic: at
-most `FRUITSTAND_SAMPLES_PER_S` images are looked at, in a thread of their own, and where that cannot keep up
-they are dropped. Nothing here can fail a request: the first error ends the sampling and is logged.
+FRUITSTAND_SAMPLES names the folder for the samples and turns sampling on. At most `FRUITSTAND_SAMPLES_PER_S`
+images are sampled, by a separate thread; samples are dropped when it cannot keep up. Sampling cannot fail a
+request: the first error is logged and ends it.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ RATE_VARIABLE = "FRUITSTAND_SAMPLES_PER_S"
 IMAGES_VARIABLE = "FRUITSTAND_SAMPLES_KEEP_IMAGES"
 DEFAULT_RATE_PER_S = 4.0
 FILE_SAMPLES, FILE_AGE_S = 100, 60.0
-"""A file is written when it holds so many, or when its first sample is so old."""
+"""A file is written once it has this many samples, or its first sample is this old."""
 MAX_FILES = 200
-"""The oldest is removed for the next: twenty thousand samples, about 40 MB with 512 features each."""
+"""Above this number the oldest file is removed: 20,000 samples, about 40 MB with 512 features each."""
 QUEUE_LENGTH = 32
 
 
 def sampler_from_environment(version: int) -> "Sampler | None":
-    """The sampler of one model instance; None where none is asked for.
+    """The sampler of one model instance; None if FRUITSTAND_SAMPLES is not set.
 
     Raises:
-        UsageError: the rate is no positive number.
+        UsageError: the rate is not a positive number.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
@@ -53,16 +53,16 @@ def sampler_from_environment(version: int) -> "Sampler | None":
 
 
 class Sampler:
-    """Takes some of the images that pass and writes what `fruitstand.samples` says of them."""
+    """Samples some of the served images and writes them in the format of `fruitstand.samples`."""
 
     def __init__(self, folder: Path, *, version: int, rate_per_s: float, keep_images: bool) -> None:
-        """Start its thread.
+        """Start the sampling thread.
 
         Args:
-            folder: where the files go.
-            version: of the model.
-            rate_per_s: samples in a second, at most.
-            keep_images: keep their pixels too.
+            folder: folder for the files.
+            version: the model version.
+            rate_per_s: largest number of samples per second.
+            keep_images: keep the pixels too.
         """
         self._folder, self._version, self._keep_images = folder, version, keep_images
         self._interval_s = 1 / rate_per_s
@@ -75,22 +75,22 @@ class Sampler:
         self._thread.start()
 
     def is_due(self) -> bool:
-        """Whether the next batch should be offered."""
+        """Whether a sample is due."""
         return time.monotonic() >= self._next_s and self._thread.is_alive()
 
     @property
     def next_in_s(self) -> float:
-        """Seconds until the next sample is due; not positive when it is."""
+        """Seconds until the next sample is due; 0 or less if one is."""
         return self._next_s - time.monotonic() if self._thread.is_alive() else float(2**31)
 
     def offer(
         self, pixels_nhwc_u8: np.ndarray, probabilities: np.ndarray, features: np.ndarray | None = None
     ) -> None:
-        """Show a batch; where a sample is due one image of it is copied, the others are not touched."""
+        """Offer a batch; if a sample is due, one of its images is copied."""
         if not self.is_due():
             return
         now_s = time.monotonic()
-        # Not a fixed step: traffic that comes in the same rhythm would always show the same caller.
+        # Random intervals: with fixed ones, periodic traffic would always sample the same caller.
         self._next_s = now_s + self._interval_s * self._draw.uniform(0.5, 1.5)
         row = int(self._draw.integers(len(pixels_nhwc_u8)))
         sample = (
@@ -98,12 +98,12 @@ class Sampler:
             probabilities[row].copy(),
             None if features is None else features[row].copy(),
         )
-        with contextlib.suppress(queue.Full):  # dropped: serving comes first
+        with contextlib.suppress(queue.Full):  # drop the sample: serving comes first
             self._queue.put_nowait(sample)
 
     def close(self) -> None:
-        """Write what is there and end the thread."""
-        while self._thread.is_alive():  # one that fails now takes nothing from a full queue
+        """Write the remaining samples and end the thread."""
+        while self._thread.is_alive():  # a failed thread no longer empties the queue
             with contextlib.suppress(queue.Full):
                 self._queue.put(None, timeout=0.1)
                 break
@@ -115,11 +115,11 @@ class Sampler:
             sweep_temporaries(self._folder)
             while self._collect_file():
                 pass
-        except Exception as exc:  # whatever it is, it must not reach a request
+        except Exception as exc:  # sampling must not fail a request
             log.warning("sampling for drift ends: %s: %s", type(exc).__name__, exc)
 
     def _collect_file(self) -> bool:
-        """Collect and write one file; whether to go on."""
+        """Collect and write one file; returns False when sampling ends."""
         parts: list[Samples] = []
         write_at_s = float("inf")
         while len(parts) < FILE_SAMPLES:
@@ -148,7 +148,7 @@ class Sampler:
     def _write(self, parts: list[Samples]) -> None:
         if not parts:
             return
-        # By time: names sort as they were written. The process: several instances share the folder.
+        # The time makes names sort by age; the process id keeps apart instances that share the folder.
         name = f"{time.time_ns():020}-{os.getpid()}.npz"
         write_samples(self._folder / name, join_samples(parts), version=self._version)
         for path in sorted(self._folder.glob("*.npz"))[:-MAX_FILES]:

@@ -1,8 +1,8 @@
-"""What a Triton model configuration asks of ONNX Runtime, as plain data.
+"""Translate a Triton model configuration into ONNX Runtime's options, as plain data.
 
-Two callers open a session from it: `serving/engine/onnx_session.py` through ONNX Runtime's Python API and
-`serving/host/cpp/engine.cc` through its C API. Honours what NVIDIA's onnxruntime backend honours;
-`docs/backends.md` lists every setting.
+`serving/engine/onnx_session.py` opens a session from them through ONNX Runtime's Python API, and
+`serving/host/cpp/engine.cc` through its C API. They support the settings of NVIDIA's onnxruntime backend;
+`docs/backends.md` lists them.
 
 Source:
     triton-inference-server/onnxruntime_backend README, sections "Model Config Options" and "Optimization".
@@ -41,14 +41,14 @@ Providers = list[tuple[str, dict[str, str]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionSettings:
-    """Settings of a session, and of each call, that no accelerator changes."""
+    """Options of a session and its calls that are independent of the accelerator."""
 
     graph_level: str
-    """ONNX Runtime's name, such as ORT_ENABLE_ALL."""
+    """Graph optimisation level, such as ORT_ENABLE_ALL."""
     intra_op_threads: int
     inter_op_threads: int
     is_parallel: bool
-    """Independent nodes of the graph run at the same time."""
+    """Whether independent nodes of the graph run concurrently."""
     uses_arena: bool
     uses_memory_pattern: bool
     session_entries: Mapping[str, str]
@@ -81,9 +81,9 @@ def session_settings(config: dict[str, Any], *, device_id: int | None = None) ->
 
 
 def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) -> int:
-    """Threads of one instance's computation."""
+    """Intra-op threads of one instance."""
     parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
-    # 0 is natively ONNX Runtime's own choice, which knows no cgroup. Instances on CPUs share the cores.
+    # With 0 ONNX Runtime would choose, ignoring cgroup limits. CPU instances share the thread budget.
     instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
     share = max(1, thread_budget() // max(1, instances))
     return int(parameters.get("intra_op_thread_count", "0")) or share
@@ -92,10 +92,10 @@ def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) ->
 def checked_model_file(
     version_directory: Path, config: dict[str, Any], *, trusted_keys: Path | None = None
 ) -> Path:
-    """The file to be opened, held against its published checksum.
+    """The model file, after its checksum and signature are verified.
 
     Raises:
-        ArtefactError: the file is not the one that was published, or is not signed as asked.
+        ArtefactError: the file is not the published one, or lacks the required signature.
         ServerError: no such file.
     """
     path = version_directory / (config.get("default_model_filename") or "model.onnx")
@@ -103,26 +103,27 @@ def checked_model_file(
         path = path / "model.onnx"
     if not path.exists():
         raise ServerError(f"{config['name']}: no file {path.name} in version {version_directory.name}")
-    verify_model_file(path, trusted_keys=trusted_keys)  # whoever asked for the load, other bytes stay out
+    verify_model_file(path, trusted_keys=trusted_keys)
     return path
 
 
 def share_threads(providers: Providers, *, num_threads: int, callers: int) -> int:
-    """Give each of several callers its share of a session's threads; the share.
+    """Divide a session's threads among its callers; returns the threads of one caller.
 
-    OpenVINO does not look at the session's own number and would take all cores: its options say it too.
+    OpenVINO ignores the session's number of threads and would use all cores, so its provider options set it
+    too.
     """
     for name, options in providers:
         if name == OPENVINO:
             options["num_of_threads"] = str(num_threads)
             options["num_streams"] = str(callers)
-            # It would pin them to the first cores, the same ones in every process on the machine.
+            # Without this, OpenVINO pins its threads to the first cores, the same ones in every process.
             options.setdefault("load_config", '{"CPU": {"ENABLE_CPU_PINNING": false}}')
     return max(1, num_threads // callers)
 
 
 def load_failure(config: dict[str, Any], path: Path, reason: str) -> ServerError:
-    """What is said of a file that ONNX Runtime does not open; without the server's folders."""
+    """The error for a file that ONNX Runtime cannot open; it names no folder of the server."""
     words = " ".join(reason.replace(str(path), path.name).split())
     return ServerError(f"{config['name']}: {path.name} cannot be loaded by ONNX Runtime: {words}")
 
@@ -132,12 +133,12 @@ def execution_providers(
 ) -> Providers:
     """Execution providers from `optimization.execution_accelerators`, the preferred one first.
 
-    An accelerator that the installed ONNX Runtime lacks is named in the log, and the next one computes.
+    Skips an accelerator that the installed ONNX Runtime lacks, and logs it.
 
     Args:
         config: the model's configuration.
-        device_id: of the GPU; None for a KIND_CPU instance.
-        available: the providers of the installed ONNX Runtime.
+        device_id: GPU to use; None for a KIND_CPU instance.
+        available: providers of the installed ONNX Runtime.
 
     Raises:
         ServerError: an unknown accelerator or parameter, or a GPU instance without the CUDA provider.
@@ -156,7 +157,7 @@ def execution_providers(
             )
         if name not in available:
             log.warning(
-                "%s: the installed onnxruntime has no %s, the next one computes", config["name"], name
+                "%s: the installed onnxruntime has no %s, using the next provider", config["name"], name
             )
     return [provider for provider in providers if provider[0] in available]
 
@@ -166,7 +167,7 @@ def _cpu_providers(name: str, accelerators: list[dict[str, Any]]) -> Providers:
         if accelerator["name"] not in CPU_ACCELERATORS:
             raise ServerError(f"{name}: unknown Execution Accelerator {accelerator['name']!r}")
         if accelerator.get("parameters"):
-            log.warning("%s: parameters of openvino have no effect, as natively", name)
+            log.warning("%s: parameters of openvino have no effect, as in the native backend", name)
     return [(OPENVINO, {"device_type": "CPU"}) for _ in accelerators]
 
 

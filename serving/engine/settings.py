@@ -1,4 +1,4 @@
-"""Hold a model's configuration against what the stand-in backends honour."""
+"""Check a model configuration against the settings that our backends support."""
 
 import logging
 import re
@@ -25,18 +25,18 @@ _UNSET = (None, "", 0, "0", False, [], {}, "FORMAT_NONE", "PRIORITY_DEFAULT")
 
 
 def checked_parameters(config: dict[str, Any], backend: str, *, on_gpu: bool) -> dict[str, str]:
-    """A model's parameters, after a look at all its settings.
+    """Check all settings of a model and return its parameters.
 
     Args:
-        config: the model's configuration, as Triton hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
         backend: "onnxruntime" or "dali".
         on_gpu: whether the instance is KIND_GPU.
 
     Returns:
-        `parameters` as text by key: known keys, allowed values, those that have an effect.
+        `parameters` as text by key, without those that have no effect.
 
     Raises:
-        ServerError: an unknown key or value, or a setting that would change answers and cannot be honoured.
+        ServerError: an unknown key or value, or an unsupported setting that would change answers.
     """
     name = config["name"]
     parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
@@ -66,10 +66,10 @@ def checked_parameters(config: dict[str, Any], backend: str, *, on_gpu: bool) ->
 
 
 def checked_map(what: str, given: Mapping[str, str], allowed: Mapping[str, str]) -> None:
-    """Refuse keys that are not allowed, and values that do not match their key's pattern.
+    """Check keys, and values against the regular expression of their key.
 
     Raises:
-        ServerError: with what is allowed.
+        ServerError: names the key and what is allowed.
     """
     for key, value in given.items():
         if key not in allowed:
@@ -83,7 +83,7 @@ def _setting(backend: str, path: str) -> Any:
 
 
 def _differs(path: str, value: Any) -> bool:
-    """Whether a value is not the default: pinned memory is on, everything else off or absent."""
+    """Whether a value differs from the default: pinned memory on, everything else off or absent."""
     if "pinned_memory" in path:
         return value is False
     if path == "max_batch_size":
@@ -92,7 +92,7 @@ def _differs(path: str, value: Any) -> bool:
 
 
 def _values(node: Any, path: list[str]) -> Iterator[Any]:
-    """What stands at a path; every element where a list lies on it."""
+    """The values at a path; a list on the path yields every element."""
     if isinstance(node, list):
         for element in node:
             yield from _values(element, path)

@@ -1,8 +1,8 @@
-"""A session for each of a few batch sizes, for an engine that plans anew whenever the size changes.
+"""One session for each of a few batch sizes, for engines that plan anew whenever the batch size changes.
 
-Of each convolution ONNX Runtime's CUDA provider (since 1.20) keeps one cuDNN plan, that of the last shape.
-Triton's batches have any size, so nearly every one of them would be planned first, which takes many times as
-long as computing it.
+Since 1.20, ONNX Runtime's CUDA provider keeps one cuDNN plan per convolution, for the last shape. Triton's
+batches vary in size, so nearly every batch would be planned first, which takes many times as long as
+computing it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +11,16 @@ import numpy as np
 import onnxruntime
 
 SMALL_SIZES = (1, 8, 32)
-"""Beside the largest batch; a batch is filled up to the next of them."""
+"""Batch sizes beside the largest one; a batch is padded to the next size."""
 
 
 def plans_each_size(session: onnxruntime.InferenceSession) -> bool:
-    """Whether the session's engine is such a one."""
+    """Whether the session's engine plans anew for each batch size."""
     return bool(session.get_providers()[0] == "CUDAExecutionProvider")
 
 
 class SizedSession:
-    """Computes as an `InferenceSession` does, batches up to a largest size."""
+    """Replaces an `InferenceSession` for batches up to a largest size."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class SizedSession:
         """Open the sessions.
 
         Args:
-            first: of the model; the smallest size is computed with it.
-            open_another: opens one more session of it.
-            max_batch_size: images.
+            first: a session of the model, used for the smallest size.
+            open_another: opens another session of the model.
+            max_batch_size: images in the largest batch.
         """
         sizes = [*(size for size in SMALL_SIZES if size < max_batch_size), max_batch_size]
         self._sessions = {size: first if size == sizes[0] else open_another() for size in sizes}
@@ -43,7 +43,7 @@ class SizedSession:
         """Let each session plan for its size.
 
         Args:
-            outputs: names.
+            outputs: names of the outputs.
             one_image: the inputs of a batch of one.
         """
         for size in self._sessions:
@@ -55,7 +55,7 @@ class SizedSession:
         feeds: Mapping[str, np.ndarray],
         options: onnxruntime.RunOptions | None = None,
     ) -> list[np.ndarray]:
-        """The outputs by order; axis 0 of each array counts images.
+        """Run a batch and return its outputs in order; axis 0 of each array is the batch.
 
         Raises:
             ValueError: more images than the largest size.
@@ -68,7 +68,7 @@ class SizedSession:
         return [array[:num_images] for array in self._sessions[size].run(outputs, filled, options)]
 
     def _fill(self, name: str, batch: np.ndarray, size: int) -> np.ndarray:
-        """The batch at the beginning of memory that is used again; what lies behind it is nobody's answer."""
+        """Copy the batch to the start of a reused array; the rows after it are padding."""
         if len(batch) == size:
             return batch
         filled = self._filled.get((name, size))

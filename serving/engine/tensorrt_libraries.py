@@ -1,6 +1,6 @@
-"""TensorRT's libraries: from the package `tensorrt-cu13-libs`, or where the system's loader looks.
+"""Load TensorRT's libraries from the package `tensorrt-cu13-libs` or the system's library path.
 
-`onnxruntime.preload_dlls` loads CUDA and cuDNN from pip's packages, but not TensorRT.
+`onnxruntime.preload_dlls` loads CUDA and cuDNN from pip packages, but not TensorRT.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ PACKAGE = "tensorrt_libs"
 
 
 def needed_major(provider: Path = PROVIDER) -> int | None:
-    """The major version of TensorRT that ONNX Runtime was linked with; None where it has none."""
+    """Major version of TensorRT that ONNX Runtime was linked with; None if it has no TensorRT provider."""
     if not provider.is_file():
         return None
     found = re.search(rb"\0libnvinfer\.so\.(\d+)\0", provider.read_bytes())
@@ -24,19 +24,19 @@ def needed_major(provider: Path = PROVIDER) -> int | None:
 
 
 def load_tensorrt(provider: Path = PROVIDER) -> str:
-    """Load TensorRT, so that ONNX Runtime finds it under its name.
+    """Load TensorRT, so that ONNX Runtime finds the libraries by name.
 
     Args:
         provider: ONNX Runtime's library for TensorRT.
 
     Returns:
-        What is missing and how to install it; empty when TensorRT is there.
+        What is missing and how to install it; empty if TensorRT was loaded.
     """
     major = needed_major(provider)
     if major is None:
         return "the installed onnxruntime has no TensorRT; install the serve-gpu extra"
     with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(PACKAGE)  # loads every library that lies in it
+        importlib.import_module(PACKAGE)  # importing it loads its libraries
     try:
         for library in ("libnvinfer", "libnvonnxparser"):
             ctypes.CDLL(f"{library}.so.{major}")

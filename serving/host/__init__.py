@@ -1,1 +1,1 @@
-"""The embedded server's own backend: C++ inside tritonserver, and the Python that it calls."""
+"""The embedded server's own backend: C++ inside tritonserver, and the Python it calls."""

@@ -1,9 +1,9 @@
-"""Build the C++ of this folder, once for each machine.
+"""Build the C++ backend once per machine.
 
     python -m serving.host.build
 
-prints the path of the library. Its name in the cache is a hash of the sources, the Python and the
-flags, so an image may carry it to a machine without a compiler.
+prints the path of the library. Its name in the cache is a hash of the sources, the Python and the flags, so
+that an image can carry the library to a machine without a compiler.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ FLAGS = (
 )
 CACHE_VARIABLE = "FRUITSTAND_CACHE"
 FLAGS_VARIABLE = "FRUITSTAND_HOST_FLAGS"
-"""More compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address, whose runtime tritonserver has
-to preload."""
+"""Variable with more compiler flags, for tests: -DFRUITSTAND_GATE, or -fsanitize=address, whose runtime
+tritonserver has to preload."""
 BUILD_TIMEOUT_S = 300.0
 
 
 def library(more_flags: Sequence[str] = ()) -> Path:
-    """The built library; it is built now if it is not in the cache.
+    """Return the library's path; builds it if it is not in the cache.
 
     Args:
-        more_flags: of the compiler.
+        more_flags: further compiler flags.
 
     Raises:
-        ServerError: something that a build needs is missing, or it failed; says what to install.
+        ServerError: the build failed, or lacks something; says what to install.
     """
     path = library_path(more_flags)
     if path.is_file():
@@ -53,31 +53,33 @@ def library(more_flags: Sequence[str] = ()) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path.parent):
-            if not path.is_file():  # another process may have built it meanwhile
+            if not path.is_file():  # another process may have built it while this one waited
                 _build(path, [*FLAGS, *more_flags])
     except OSError as exc:
         raise ServerError(
-            f"{path.parent} cannot be written ({exc.strerror}); set {CACHE_VARIABLE} to a folder that can"
+            f"{path.parent} cannot be written ({exc.strerror}); set {CACHE_VARIABLE} to a writable folder"
         ) from exc
     return path
 
 
 def library_path(more_flags: Sequence[str] = ()) -> Path:
-    """Where the library is, once it is built.
+    """Path of the library, whether it is built or not.
 
     Args:
-        more_flags: of the compiler.
+        more_flags: further compiler flags.
 
     Raises:
-        ServerError: there is no folder for it.
+        ServerError: there is no cache folder.
     """
     return cache_folder() / f"host-{_key([*FLAGS, *more_flags])}.so"
 
 
 def missing() -> str | None:
-    """What keeps this machine from building or running the library, and what to install; None for nothing."""
+    """What this machine lacks to build or run the library, and what to install; None if it has all."""
     if not _libpython():
-        return "this Python has no shared library: use one built with --enable-shared, as Debian's or uv's"
+        return (
+            "this Python has no shared library: use one built with --enable-shared, such as Debian's or uv's"
+        )
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return f"no Python.h: apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev"
     if compiler() is None:
@@ -95,10 +97,10 @@ def compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: in FRUITSTAND_CACHE, else in the user's cache.
+    """The folder for built libraries: FRUITSTAND_CACHE, else the user's cache.
 
     Raises:
-        ServerError: the user has no home folder, as in a container.
+        ServerError: the user has no home folder, for example in a container.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -110,7 +112,7 @@ def cache_folder() -> Path:
 
 
 def _libpython() -> str:
-    """The shared library's name without `lib` and `.so`, or nothing."""
+    """Name of Python's shared library without `lib` and `.so`; empty if there is none."""
     name = str(sysconfig.get_config_var("LDLIBRARY") or "")
     return name.removeprefix("lib").removesuffix(".so") if name.endswith(".so") else ""
 
@@ -120,7 +122,7 @@ def _sources() -> list[Path]:
 
 
 def _key(flags: Sequence[str]) -> str:
-    """A name for everything that decides what the library is."""
+    """Hash of everything that the library depends on: sources, Python and flags."""
     digest = hashlib.sha256()
     for path in [*_sources(), *sorted(FOLDER.glob("*.h"))]:
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
@@ -131,19 +133,20 @@ def _key(flags: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One build at a time: several servers may start together."""
+    """Let one process build at a time: several servers may start together."""
     with (folder / "host.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _build(path: Path, flags: Sequence[str]) -> None:
-    """Compile everything as one unit, which takes a third of the time, and move the library into place."""
+    """Compile all sources as one unit, in a third of the time, and move the library into place."""
     cxx = str(compiler())
     unit = "".join(f'#include "{source.name}"\n' for source in _sources())
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, path.name)
-        # Triton's own symbols stay open: its library's name differs in each wheel, and tritonserver has them.
+        # Triton's symbols stay undefined: tritonserver supplies them, and its library has another name in
+        # each wheel.
         command = [
             *(cxx, *flags, f"-I{FOLDER}", f"-I{sysconfig.get_paths()['include']}", "-x", "c++", "-"),
             *("-o", str(made), f"-L{sysconfig.get_config_var('LIBDIR')}", f"-l{_libpython()}", "-ldl"),

@@ -1,7 +1,7 @@
-"""What the C++ of this folder asks of Python: which files are opened and how, and the decode step itself.
+"""The Python functions that the C++ backend calls: checks, session options, the decode step and the sampler.
 
-Every function takes and returns plain data. Nothing here imports `onnxruntime`: the process would hold the
-library twice, since the C++ opens the wheel's own.
+Every function takes and returns plain data. Nothing here may import `onnxruntime`, or the process would load
+the library twice: the C++ opens the one in the wheel.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.repository.versions import on_trial
 from serving.engine.decode_step import DecodeStep
-from serving.engine.onnx_signature import check_signature, complete
+from serving.engine.onnx_signature import TYPES, check_signature
 from serving.engine.sampler import Sampler, sampler_from_environment
 from serving.engine.session_plan import (
     OPENVINO,
@@ -30,22 +30,6 @@ from serving.engine.session_plan import (
     share_threads,
 )
 
-_TYPES = {
-    # name of Triton: (Triton's number, ONNX's number, bytes, numpy's name, ONNX Runtime's name)
-    "TYPE_BOOL": (1, 9, 1, "bool", "tensor(bool)"),
-    "TYPE_UINT8": (2, 2, 1, "uint8", "tensor(uint8)"),
-    "TYPE_UINT16": (3, 4, 2, "uint16", "tensor(uint16)"),
-    "TYPE_UINT32": (4, 12, 4, "uint32", "tensor(uint32)"),
-    "TYPE_UINT64": (5, 13, 8, "uint64", "tensor(uint64)"),
-    "TYPE_INT8": (6, 3, 1, "int8", "tensor(int8)"),
-    "TYPE_INT16": (7, 5, 2, "int16", "tensor(int16)"),
-    "TYPE_INT32": (8, 6, 4, "int32", "tensor(int32)"),
-    "TYPE_INT64": (9, 7, 8, "int64", "tensor(int64)"),
-    "TYPE_FP16": (10, 10, 2, "float16", "tensor(float16)"),
-    "TYPE_FP32": (11, 1, 4, "float32", "tensor(float)"),
-    "TYPE_FP64": (12, 11, 8, "float64", "tensor(double)"),
-    "TYPE_BF16": (14, 16, 2, "", "tensor(bfloat16)"),
-}
 _GRAPH_LEVELS = {"ORT_DISABLE_ALL": 0, "ORT_ENABLE_BASIC": 1, "ORT_ENABLE_EXTENDED": 2, "ORT_ENABLE_ALL": 99}
 """ONNX Runtime's numbers in its C API."""
 
@@ -63,31 +47,31 @@ class TensorSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """What the queue of a model needs to know."""
+    """Tensors and limits of a model, for its queue."""
 
     inputs: list[TensorSettings]
     outputs: list[TensorSettings]
     max_batch_size: int
     is_ragged: bool
-    """Requests of any shape may share a batch."""
+    """Whether requests of different shapes may share a batch."""
     max_queue_size: int
-    """Requests that may wait; 0 is no limit."""
+    """Requests that may wait; 0 sets no limit."""
     default_timeout_us: int
     allow_timeout_override: bool
     max_queue_delay_us: int
-    """How long decoded images wait while others are still in decode."""
+    """Longest wait of decoded images while others are still in decode."""
     max_part_images: int
-    """That one worker computes at a time."""
+    """Images that one worker computes at a time."""
     num_warmup_requests: int
 
 
 def read_settings(config_json: str) -> ModelSettings:
-    """Tensors and queue limits of a configuration.
+    """Read tensors and queue limits from a model configuration.
 
-    The limits stand in `parameters`, or in `dynamic_batching` where it was written for Triton's batcher.
+    The limits are in `parameters`, or in `dynamic_batching` if the file was written for Triton's batcher.
 
     Raises:
-        ServerError: a tensor has a type that this backend does not carry.
+        ServerError: this backend does not support the type of a tensor.
     """
     config = json.loads(config_json)
     parameters = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
@@ -117,26 +101,26 @@ def read_settings(config_json: str) -> ModelSettings:
 
 def _tensor_settings(model: str, tensor: dict[str, Any]) -> TensorSettings:
     data_type = tensor["data_type"]
-    if data_type not in _TYPES:
-        raise ServerError(f"{model}: {tensor['name']} is {data_type}, which this backend does not carry")
-    triton_type, onnx_type, size_bytes, *_ = _TYPES[data_type]
+    if data_type not in TYPES or not TYPES[data_type].size_bytes:
+        raise ServerError(f"{model}: {tensor['name']} is {data_type}, which this backend does not support")
+    known = TYPES[data_type]
     return TensorSettings(
         name=tensor["name"],
-        triton_type=triton_type,
-        onnx_type=onnx_type,
-        item_size_bytes=size_bytes,
+        triton_type=known.triton_number,
+        onnx_type=known.onnx_number,
+        item_size_bytes=known.size_bytes,
         dims=list(map(int, tensor["dims"])),
     )
 
 
 def describe_error(error: BaseException) -> str:
-    """One line: a known fault in its own words, another one with its kind."""
+    """An error on one line: the message, preceded by the class unless it is one of ours."""
     words = " ".join(str(error).split())
     return words if isinstance(error, FruitstandError) else f"{type(error).__name__}: {words}"
 
 
 def refusal(model_directory: str, version: int, reason: str) -> str | None:
-    """What a version says that may not be served, if it is on trial; None for one that has to load."""
+    """The answer of a version on trial that failed to load; None for a version that has to load."""
     model = Path(model_directory)
     return reason.replace(f"{model}/", "") if on_trial(model, version) else None
 
@@ -145,11 +129,11 @@ class Decode:
     """The decode step of one instance."""
 
     def __init__(self, step: DecodeStep, types: Sequence[str]) -> None:
-        """Wrap it.
+        """Wrap a decode step.
 
         Args:
-            step: what computes.
-            types: NumPy's names of the inputs' types.
+            step: the decode step.
+            types: NumPy's names of the input types.
         """
         self._step, self._types = step, types
 
@@ -157,10 +141,10 @@ class Decode:
         """Decode a batch.
 
         Args:
-            requests: for each request its inputs, as bytes and shape.
+            requests: the inputs of each request, as bytes and shape.
 
         Returns:
-            For each request a text that says what is wrong with it, or its outputs as (shape, [array, ...]).
+            For each request an error text, or its outputs as (shape, [array, ...]).
         """
         feeds = [
             {
@@ -176,17 +160,17 @@ class Decode:
 
 
 def open_decoder(model_directory: str, version: int, config_json: str) -> Decode:
-    """Build the pipeline of one instance on a CPU."""
+    """Build the decode pipeline of one CPU instance."""
     config = json.loads(config_json)
     step = DecodeStep(Path(model_directory, str(version)), config, device_id=None)
-    return Decode(step, [_TYPES[one["data_type"]][3] for one in config["input"]])
+    return Decode(step, [TYPES[one["data_type"]].numpy_name for one in config["input"]])
 
 
 def onnxruntime_library() -> str:
     """Path of the C library in the installed `onnxruntime`.
 
     Raises:
-        ServerError: it is not installed, or its wheel carries no such library.
+        ServerError: `onnxruntime` is not installed, or its wheel lacks the library.
     """
     spec = importlib.util.find_spec("onnxruntime")
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -199,18 +183,18 @@ def onnxruntime_library() -> str:
 def plan_inference(
     model_directory: str, version: int, config_json: str, available: list[str], for_workers: bool
 ) -> SimpleNamespace:
-    """What to open for one instance, and how, as plain data for `engine.cc`.
+    """Choose file, engine and threads of one instance, as plain data for `engine.cc`.
 
     Args:
         model_directory: `<repository>/<model>`.
-        version: of the model.
+        version: the model version.
         config_json: its configuration.
         available: execution providers of the library.
-        for_workers: several threads will call the session at the same time, each with its own engine threads;
-            else one alone has all of them.
+        for_workers: True divides the engine threads among several callers; False gives one caller all of
+            them.
 
     Raises:
-        ArtefactError: the file is not the one that was published, or is not signed as asked.
+        ArtefactError: the file is not the published one, or lacks the required signature.
         ServerError: no model file, or an unknown key or value.
     """
     config = json.loads(config_json)
@@ -248,16 +232,16 @@ def plan_inference(
 
 
 def describe_load_failure(config_json: str, path: str, reason: str) -> str:
-    """What is said of a file that ONNX Runtime does not open."""
+    """The error message for a file that ONNX Runtime cannot open."""
     return str(load_failure(json.loads(config_json), Path(path), reason))
 
 
 FileTensors = list[tuple[str, int, list[int]]]
-"""Name, ONNX's number of the type and dims of each input or output of an opened file."""
+"""Name, ONNX type number and dims of each input or output of an opened file."""
 
 
 class _File:
-    """An opened file's signature, as `serving.engine.onnx_signature` reads it."""
+    """The signature of an opened file, with the two methods that `check_signature` calls."""
 
     def __init__(self, inputs: FileTensors, outputs: FileTensors) -> None:
         self._inputs, self._outputs = inputs, outputs
@@ -271,12 +255,12 @@ class _File:
 
 def _argument(tensor: tuple[str, int, list[int]]) -> SimpleNamespace:
     name, onnx_type, dims = tensor
-    types = {one[1]: one[4] for one in _TYPES.values()}
+    types = {one.onnx_number: one.onnxruntime_name for one in TYPES.values()}
     return SimpleNamespace(name=name, type=types.get(onnx_type, f"type {onnx_type}"), shape=dims)
 
 
 def check_file(config_json: str, inputs: FileTensors, outputs: FileTensors) -> None:
-    """Hold a configuration against the opened file.
+    """Check a configuration against the opened file.
 
     Raises:
         ServerError: number, name, type or dims differ, or the file has no batch axis.
@@ -284,40 +268,22 @@ def check_file(config_json: str, inputs: FileTensors, outputs: FileTensors) -> N
     check_signature(json.loads(config_json), _File(inputs, outputs))
 
 
-def is_complete(config_json: str) -> bool:
-    """Whether inputs and outputs are written; auto-complete then adds nothing, as natively."""
-    config = json.loads(config_json)
-    return bool(config.get("input") and config.get("output"))
-
-
-def completed_config(config_json: str, inputs: FileTensors, outputs: FileTensors) -> str:
-    """The configuration with what it leaves out taken from the opened file."""
-    config = json.loads(config_json)
-    found_inputs, found_outputs, config["max_batch_size"] = complete(config, _File(inputs, outputs))
-    for key, tensors in (("input", found_inputs), ("output", found_outputs)):
-        if not config.get(key):
-            config[key] = [
-                {"name": one.name, "data_type": one.data_type, "dims": one.dims} for one in tensors
-            ]
-    return json.dumps(config)
-
-
 class Sampling:
     """The drift sampler of one instance."""
 
     def __init__(self, sampler: Sampler, outputs: list[str], shape: tuple[int, ...]) -> None:
-        """Wrap it.
+        """Wrap a sampler.
 
         Args:
             sampler: writes the samples.
-            outputs: of a sampled batch: those of the configuration, and features where the file has them.
-            shape: of one image.
+            outputs: outputs of a sampled batch: the configured ones, and features if the file has them.
+            shape: shape of one image.
         """
         self.outputs = outputs
         self._sampler, self._shape = sampler, shape
 
     def offer(self, num_images: int, views: list[memoryview]) -> int:
-        """Show a batch: its pixels, then the outputs; nanoseconds until the next one should be shown."""
+        """Offer a batch, as its pixels and outputs; returns nanoseconds until the next one is due."""
         pixels = np.frombuffer(views[0], np.uint8).reshape(num_images, *self._shape)
         arrays = {
             name: np.frombuffer(view, np.float32).reshape(num_images, -1)
@@ -328,12 +294,12 @@ class Sampling:
         return max(0, round(1e9 * self._sampler.next_in_s))
 
     def close(self) -> None:
-        """Write what is there."""
+        """Write the remaining samples."""
         self._sampler.close()
 
 
 def open_sampler(config_json: str, version: int, file_outputs: list[str]) -> Sampling | None:
-    """The sampler that the environment asks for; None without, or where the model classifies no images."""
+    """Open the configured sampler; None if there is none, or if the model is not a classifier."""
     config = json.loads(config_json)
     outputs = [one["name"] for one in config["output"]]
     if [one["name"] for one in config["input"]] != [PIXELS] or PROBABILITIES not in outputs:

@@ -1,1 +1,1 @@
-"""Several servers on one machine, watched and restarted."""
+"""Several servers on one machine, monitored and restarted."""

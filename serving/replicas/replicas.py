@@ -1,4 +1,4 @@
-"""Several servers on one machine, each kept by a thread: watched with real inferences, restarted."""
+"""Several servers on one machine, each supervised by a thread that sends canary requests and restarts it."""
 
 import logging
 import os
@@ -28,27 +28,27 @@ LOOK_S = 0.1
 CANARY_INTERVAL_S = 2.0
 CANARY_DEADLINE_S = 10.0
 HUNG_AFTER_S = 20.0
-"""Without an answer to a canary; longer than any call may wait in the queues of an overloaded server."""
+"""Seconds without an answer to a canary; longer than any wait in the queues of an overloaded server."""
 ANSWERS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
-"""Refusals of a server that works: it is full, not ill."""
+"""Refusals of a healthy server under overload."""
 DRAIN_S = 5.0
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-"""Between attempts to start a server that does not."""
+"""Seconds between attempts to start a server that fails to start; doubled each time."""
 MEMORY_SHARE = 0.8
-"""Of the machine's memory, what all replicas may have; one that has more than its part is restarted."""
+"""Share of the machine's memory for all replicas together; a replica above its part is restarted."""
 
 
 class Canary:
-    """Asks a server for an answer again and again, without waiting for it."""
+    """Sends a server a canary image every two seconds, without blocking for the answer."""
 
     def __init__(self, server: EmbeddedServer) -> None:
-        """Prepare a connection; the server answers already."""
+        """Connect to a server that already answers."""
         self._server = server
         self._client = open_triton(server.url)
         self._asked_s = self.answered_s = time.monotonic()
 
     def ask(self) -> None:
-        """Send a canary image when it is time; the answer is noted when it comes."""
+        """Send a canary image if one is due; a callback records the time of the answer."""
         now = time.monotonic()
         if now - self._asked_s < CANARY_INTERVAL_S:
             return
@@ -76,29 +76,29 @@ class _End:
 
     reason: str
     at_once: bool = False
-    """It answers nobody any more: there is nothing to wait for."""
+    """Whether to skip draining, because the server no longer answers."""
 
 
 class Replica:
-    """One server and the thread that keeps it.
+    """One server and the thread that supervises it.
 
-    The thread lives as long as the replica: when it is gone, the kernel ends the process it started.
+    The kernel kills the server's process when the thread that started it ends.
     """
 
     def __init__(
         self, name: str, server: EmbeddedServer, *, max_memory_mib: float, announce: Callable[[], None]
     ) -> None:
-        """Nothing is started yet.
+        """Prepare the thread; `start` starts it.
 
         Args:
-            name: for the log.
-            server: to be kept.
-            max_memory_mib: resident; with more it is restarted.
+            name: name in the log.
+            server: the server to supervise.
+            max_memory_mib: resident memory above which the server is restarted.
             announce: called when `taking` has changed.
         """
         self.name, self.server = name, server
         self.taking = True
-        """Whether it is to be given new calls."""
+        """Whether the server takes new calls."""
         self._max_memory_mib, self._announce = max_memory_mib, announce
         self._failure: FruitstandError | OSError | None = None
         self._tried, self._ready = threading.Event(), threading.Event()
@@ -109,8 +109,8 @@ class Replica:
         """Start the thread, and wait until its server has answered.
 
         Raises:
-            FruitstandError: it did not start.
-            OSError: its files could not be written.
+            FruitstandError: the server did not start.
+            OSError: the server's files could not be written.
         """
         self._thread.start()
         self._tried.wait()
@@ -118,7 +118,7 @@ class Replica:
             raise self._failure
 
     def restart(self) -> bool:
-        """Take no new calls, finish those under way, start again; whether it came back."""
+        """Drain the server and start it again; returns whether it came back."""
         self._ready.clear()
         self._tried.clear()
         self._asked.set()
@@ -128,11 +128,11 @@ class Replica:
         return True
 
     def end(self) -> None:
-        """Ask it to end."""
+        """Ask the thread to end."""
         self._ending.set()
 
     def join(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the thread has ended."""
         if self._thread.is_alive():
             self._thread.join()
 
@@ -146,7 +146,7 @@ class Replica:
                 self._tried.set()
                 if not started:
                     return
-                log.warning("%s did not start, it is tried again: %s", self.name, exc)
+                log.warning("%s did not start and is started again: %s", self.name, exc)
                 self._ending.wait(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 continue
@@ -173,7 +173,7 @@ class Replica:
             self._announce()
 
     def _watch(self) -> _End | None:
-        """Until it has to be stopped, and why; None when all ends."""
+        """Wait until the server has to be restarted, and return why; None when the replica ends."""
         canary = Canary(self.server)
         looked_s = awake_s = time.monotonic()
         try:
@@ -183,7 +183,7 @@ class Replica:
                 if self._asked.is_set():
                     return _End("was asked to")
                 asleep_s, awake_s = time.monotonic() - awake_s - LOOK_S, time.monotonic()
-                if asleep_s > 1:  # this process was stopped, and heard no answer meanwhile
+                if asleep_s > 1:  # this process was suspended and could not record answers
                     canary.answered_s += asleep_s
                 if awake_s - canary.answered_s > HUNG_AFTER_S:
                     return _End("hangs", at_once=True)
@@ -198,7 +198,7 @@ class Replica:
 
 
 class Replicas:
-    """All of them; the machine's threads and memory are divided among them."""
+    """All replicas; they share the machine's threads and memory equally."""
 
     def __init__(
         self,
@@ -210,31 +210,31 @@ class Replicas:
         announce: Callable[[], None],
         **of_each: Any,
     ) -> None:
-        """Choose ports; nothing is started yet.
+        """Choose ports; `start` starts the servers.
 
         Args:
             repository: the model repository.
-            count: how many servers.
-            metrics_port: of the first; the next ones take the ports ten, twenty... further. 0: free ones.
-            log_path: of the first; the next ones have a number behind the name.
-            announce: tells the gateway which replicas take calls, after `start`.
+            count: number of servers.
+            metrics_port: port of the first server's metrics, the next ones 10 apart; 0 takes free ones.
+            log_path: log of the first server; the others append a number to the name.
+            announce: tells the gateway which replicas take calls; used after `start`.
             of_each: further arguments of `EmbeddedServer`.
 
         Raises:
             UsageError: nothing to serve, or a port is taken.
-            ArtefactError: the version to be served was altered, or is not signed as asked.
+            ArtefactError: the served version was altered, or lacks the required signature.
         """
-        # Of this process and its servers, and of who may read its files: nobody else controls a model.
+        # Only this process, its servers and who may read its files can control models.
         self._control_key = secrets.token_hex(16)
         self._ending, self._telling = threading.Event(), threading.Lock()
         self._rolling: threading.Thread | None = None
 
         def announce_one_by_one() -> None:
-            with self._telling:  # what was true first is not told last
+            with self._telling:  # in order, so that the gateway ends with the latest state
                 try:
                     announce()
-                except OSError as exc:  # a keeper's thread may not end: its server would end with it
-                    log.error("the gateway could not be told who takes calls: %s", exc)
+                except OSError as exc:  # raising would end the replica's thread, and its server with it
+                    log.error("cannot tell the gateway which replicas take calls: %s", exc)
 
         self._all = [
             Replica(
@@ -256,7 +256,7 @@ class Replicas:
 
     @property
     def servers(self) -> list[EmbeddedServer]:
-        """The servers."""
+        """The server of each replica."""
         return [replica.server for replica in self._all]
 
     @property
@@ -266,7 +266,7 @@ class Replicas:
 
     @property
     def control(self) -> ModelControl:
-        """What it takes to change the served version."""
+        """URLs and key for changing the served version."""
         header = f"triton-grpc-protocol-{CONTROL_HEADER}"
         return ModelControl(
             tuple(server.url for server in self.servers),
@@ -275,16 +275,16 @@ class Replicas:
         )
 
     def start(self) -> None:
-        """Start all; each has answered before the next one starts.
+        """Start the replicas one after the other; each has to answer before the next one starts.
 
         Raises:
-            FruitstandError: one did not start.
+            FruitstandError: a server did not start.
         """
         for replica in self._all:
             replica.start()
 
     def roll(self) -> None:
-        """Restart one after the other without losing a call, in the background."""
+        """Restart the replicas one after the other in the background, without losing a call."""
         if self._rolling is None or not self._rolling.is_alive():
             self._rolling = threading.Thread(target=self._roll, name="roll")
             self._rolling.start()
@@ -293,12 +293,12 @@ class Replicas:
         for replica in self._all:
             if not replica.restart():
                 if not self._ending.is_set():
-                    log.warning("%s did not come back: the others are left as they are", replica.name)
+                    log.warning("%s did not come back; the others are not restarted", replica.name)
                 return
-            self._ending.wait(2)  # until the gateway has seen that it is well
+            self._ending.wait(2)  # until the gateway's health checks have passed
 
     def stop(self) -> None:
-        """End all."""
+        """Stop all replicas."""
         self._ending.set()
         for replica in self._all:
             replica.end()

@@ -1,6 +1,6 @@
-"""The backend folder of an embedded server: our own backend where it can be built, else two Python stubs.
+"""The backend folder of an embedded server: our C++ backend if it can be built, else two Python stubs.
 
-Both have the names of NVIDIA's native backends, `dali` and `onnxruntime`, so that one model repository is
+Both are named after NVIDIA's native backends, `dali` and `onnxruntime`, so that the same model repository is
 served here and in NVIDIA's container.
 """
 
@@ -27,28 +27,28 @@ DEFAULT_BACKENDS = HOST
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backends:
-    """Which backends serve, and with which configuration."""
+    """The chosen backends and their configuration."""
 
     kind: str
-    """`host`, our own C++ backend inside the server, or `stub`, two processes of Triton's Python backend."""
+    """`host`: our C++ backend inside the server; `stub`: two processes of Triton's Python backend."""
     config_name: str
-    """Of `configs/<name>.pbtxt`."""
+    """Name of `configs/<name>.pbtxt`."""
     library: Path | None = None
-    """Of the host."""
+    """The host's shared library."""
 
 
 def choose_backends(
     repository: Path, config_name: str, environment: Mapping[str, str] = os.environ
 ) -> Backends:
-    """The host where it can serve, else the stubs, with the reason in the log.
+    """Choose the host if it can serve, else the stubs; the log says why.
 
     Args:
         repository: the model repository.
-        config_name: what was asked for; the host serves `cpu` alone.
+        config_name: the requested configuration; the host serves only `cpu`.
         environment: FRUITSTAND_BACKENDS is `host` or `stub`.
 
     Raises:
-        UsageError: FRUITSTAND_BACKENDS is something else.
+        UsageError: FRUITSTAND_BACKENDS has another value.
     """
     wanted = environment.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS
     if wanted not in (HOST, STUB):
@@ -62,14 +62,14 @@ def choose_backends(
         except ServerError as exc:
             reason = str(exc)
         else:
-            log.info("served by the embedded server's own backend, %s", library)
+            log.info("serving with the embedded server's own backend, %s", library)
             return Backends(kind=HOST, config_name=HOST_CONFIG, library=library)
-    log.warning("served by the slower Python stubs: %s", reason)
+    log.warning("serving with the slower Python stubs: %s", reason)
     return Backends(kind=STUB, config_name=config_name)
 
 
 def _unfit_repository(repository: Path) -> str | None:
-    """Why the host cannot serve a repository: an older release rendered it."""
+    """Why the host cannot serve a repository that an older release rendered; None if it can."""
     for model in (IMAGE_DECODE, FRUIT_RESNET):
         path = repository / model / "configs" / f"{HOST_CONFIG}.pbtxt"
         if not path.is_file():
@@ -78,14 +78,14 @@ def _unfit_repository(repository: Path) -> str | None:
 
 
 def make_backend_directory(scratch: Path, backends: Backends) -> Path:
-    """A backend folder as Triton wants it."""
+    """Lay out the backend folder for Triton."""
     folder = scratch / "backends"
     if backends.library is not None:
         first, second = (folder / name / f"libtriton_{name}.so" for name in ("dali", "onnxruntime"))
         for path in (first, second):
             path.parent.mkdir(parents=True)
         shutil.copyfile(backends.library, first)
-        # Two names for one file: opened twice it is one library, with one interpreter.
+        # A hard link: the loader recognises the file and loads one library with one interpreter.
         os.link(first, second)
         return folder
     triton = installed_triton()
@@ -102,7 +102,7 @@ def make_backend_directory(scratch: Path, backends: Backends) -> Path:
 
 
 def installed_triton() -> Path:
-    """The wheel's tritonserver folder, its programs made executable (installers drop that bit)."""
+    """The wheel's tritonserver folder; makes its program executable (installers drop that bit)."""
     from importlib.metadata import PackageNotFoundError, files
 
     try:

@@ -1,4 +1,4 @@
-"""Start a server's process that cannot outlive us, and know where from it can start."""
+"""Start server processes that cannot outlive this process."""
 
 import os
 import subprocess
@@ -13,14 +13,15 @@ from serving.triton import launch
 def start_process(
     command: Sequence[str], *, env: dict[str, str] | None, log_path: Path | None
 ) -> "subprocess.Popen[bytes]":
-    """Start a program in a session of its own; the kernel ends it when our process is killed.
+    """Start a program in its own session; the kernel terminates it when this process is killed.
 
-    Call it from a thread that lives as long as the program: Linux ties the two together, not the processes.
+    Call it from a thread that lives as long as the program: Linux ties the program to that thread, not to the
+    process.
 
     Args:
-        command: the program's path and its arguments; no shell sees them.
-        env: its environment; None is ours.
-        log_path: appended to; None is our stderr.
+        command: the program's path and its arguments; no shell is involved.
+        env: its environment; None inherits this process's.
+        log_path: file to append its output to; None writes to this process's stderr.
     """
     launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid())]
     with open(log_path, "ab") if log_path else nullcontext() as log:
@@ -35,5 +36,5 @@ def start_process(
 
 
 def forbids_programs(folder: Path) -> bool:
-    """Whether a folder's file system is mounted noexec: neither programs nor libraries start from it."""
+    """Whether a folder is on a file system mounted noexec, which can run neither programs nor libraries."""
     return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)

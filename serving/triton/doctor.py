@@ -1,7 +1,4 @@
-"""Can this machine serve? Every need checked, each with its verdict and what to do.
-
-fruitstand doctor
-"""
+"""`fruitstand doctor`: check whether this machine can serve; each finding names a fix."""
 
 import contextlib
 import importlib.metadata
@@ -33,11 +30,11 @@ DEFAULT_PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 800
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER = Path("/proc/driver/nvidia/version")
 MIN_DRIVER, WANTED_DRIVER = 580, 610
-"""NVIDIA's driver branches for CUDA 13, on which Triton 26.11's container and torch of the lock are built.
+"""NVIDIA driver branches for CUDA 13, which Triton 26.11's container and the locked torch are built on.
 
 Source:
     CUDA Compatibility, "Minor Version Compatibility": CUDA 13.x runs on 580 and newer. CUDA 13.3 release
-    notes: its own driver is 610. Data-centre GPUs may have older ones, by the container's
+    notes: it ships with driver 610. Data-centre GPUs may run older drivers with the container's
     forward-compatibility package.
 """
 
@@ -51,17 +48,17 @@ class Finding:
     """ok, warn or fail."""
     found: str
     fix: str = ""
-    """What to do; empty when all is well."""
+    """What to do; empty when the verdict is ok."""
 
 
 def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
     """Check everything that serving needs.
 
     Args:
-        ports: that have to be free.
+        ports: the ports that have to be free.
     """
     checks: tuple[Callable[[], Finding], ...] = (
-        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _processor,
+        _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _cpu,
         _engines, _dali, gpu_driver, _threads,
     )  # fmt: skip
     return [*(check() for check in checks), *check_ports(ports)]
@@ -90,20 +87,20 @@ def _pytriton() -> Finding:
     except importlib.metadata.PackageNotFoundError:
         return Finding("tritonserver", FAIL, "not installed", "pip install 'fruitstand[serve-cpu]'")
     if version != PYTRITON_VERSION:
-        fix = f"pip install nvidia-pytriton=={PYTRITON_VERSION}: the server in it is the one that is tested"
+        fix = f"pip install nvidia-pytriton=={PYTRITON_VERSION}: only this version is tested"
         return Finding("tritonserver", FAIL, f"nvidia-pytriton {version}", fix)
     return Finding("tritonserver", OK, f"nvidia-pytriton {version}")
 
 
 def _stub() -> Finding:
-    """The Python backend's program for this Python, and the libpython that it loads."""
+    """The Python backend's stub for this Python, and the libpython that it loads."""
     wanted = f"{sys.version_info.major}.{sys.version_info.minor}"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for path in importlib.metadata.files("nvidia-pytriton") or []:
             if path.parts[-2:] == (wanted, "triton_python_backend_stub"):
                 library = sysconfig.get_config_var("INSTSONAME") or ""
                 if not library.startswith("libpython") or ".so" not in library:
-                    fix = "use a Python that was built with --enable-shared, as Debian's or uv's"
+                    fix = "use a Python built with --enable-shared, such as Debian's or uv's"
                     return Finding("Python backend", WARN, "this Python has no shared library", fix)
                 return Finding("Python backend", OK, f"stub for {wanted}, {library}")
     fix = "use Python 3.11 or 3.12 and install the serve-cpu extra"
@@ -111,10 +108,10 @@ def _stub() -> Finding:
 
 
 def _own_backend() -> Finding:
-    """What serves on a CPU: our own backend, which has to be built here, or the slower Python stubs."""
+    """The backend on a CPU: our own, which is built on this machine, or the slower Python stubs."""
     name = "CPU backend"
     if (os.environ.get(BACKENDS_VARIABLE) or DEFAULT_BACKENDS) == STUB:
-        return Finding(name, OK, f"Python stubs, as {BACKENDS_VARIABLE} says")
+        return Finding(name, OK, f"Python stubs, as set by {BACKENDS_VARIABLE}")
     try:
         path = build.library_path()
     except ServerError as exc:
@@ -141,7 +138,7 @@ def _shared_memory() -> Finding:
 
 
 def _temporary_folder() -> Finding:
-    """Where the server's backends start from."""
+    """The server loads its backends from the temporary folder."""
     folder = Path(tempfile.gettempdir())
     if forbids_programs(folder):
         fix = "set TMPDIR to a folder on another file system"
@@ -149,16 +146,16 @@ def _temporary_folder() -> Finding:
     return Finding("temporary folder", OK, str(folder))
 
 
-def _processor() -> Finding:
-    """What int8 runs fast on."""
+def _cpu() -> Finding:
+    """CPU features that make int8 fast."""
     flags = _cpu_flags()
     found = [
         name for name, flag in (("AVX2", "avx2"), ("VNNI", "vnni"), ("AMX", "amx_int8")) if flag in flags
     ]
     if "AMX" in found or "VNNI" in found:
-        return Finding("processor", OK, ", ".join(found))
-    fix = "int8 gains little here: Intel from Cascade Lake (VNNI) or Sapphire Rapids (AMX), AMD from Zen 4"
-    return Finding("processor", WARN, ", ".join(found) or "none of AVX2, VNNI, AMX", fix)
+        return Finding("CPU", OK, ", ".join(found))
+    fix = "int8 is not much faster here; it is on Intel from Cascade Lake (VNNI) and AMD from Zen 4"
+    return Finding("CPU", WARN, ", ".join(found) or "none of AVX2, VNNI, AMX", fix)
 
 
 def _cpu_flags() -> set[str]:
@@ -178,7 +175,7 @@ def _engines() -> Finding:
     found = f"{onnxruntime.__version__}: {', '.join(providers)}"
     if {"OpenVINO", "CUDA"} & set(providers):
         return Finding("ONNX Runtime", OK, found)
-    fix = "only its own kernels: install onnxruntime-openvino (serve-cpu) or onnxruntime-gpu (serve-gpu)"
+    fix = "no fast engine: install onnxruntime-openvino (serve-cpu) or onnxruntime-gpu (serve-gpu)"
     return Finding("ONNX Runtime", WARN, found, fix)
 
 
@@ -190,7 +187,7 @@ def _dali() -> Finding:
 
 
 def gpu_driver() -> Finding:
-    """The NVIDIA driver, held against what Triton's container asks for; without one the CPU serves."""
+    """The NVIDIA driver, compared with the oldest that Triton's container supports; none is fine on a CPU."""
     if not DRIVER.is_file():
         return Finding("GPU driver", OK, "none: the CPU serves; --config-name gpu needs one")
     text = DRIVER.read_text().splitlines()[0].partition(":")[2].strip()
@@ -200,7 +197,7 @@ def gpu_driver() -> Finding:
     if int(number[1]) >= MIN_DRIVER:
         return Finding("GPU driver", OK, number[0])
     fix = (
-        f"install driver {MIN_DRIVER} or newer (CUDA 13.3's own is {WANTED_DRIVER}); only data-centre GPUs"
+        f"install driver {MIN_DRIVER} or newer (CUDA 13.3 ships with {WANTED_DRIVER}); only data-centre GPUs"
         " run Triton's container with an older one"
     )
     return Finding("GPU driver", WARN, f"{number[0]}, older than {MIN_DRIVER}", fix)
@@ -214,12 +211,12 @@ def _threads() -> Finding:
     cores, quota = len(os.sched_getaffinity(0)), cgroup_cpus()
     found = f"{budget} (affinity {cores}, cgroup quota {'none' if quota == float('inf') else f'{quota:g}'})"
     if budget > min(cores, quota) + 1:
-        return Finding("thread budget", WARN, found, "more threads than processors: unset FRUITSTAND_THREADS")
+        return Finding("thread budget", WARN, found, "more threads than cores: unset FRUITSTAND_THREADS")
     return Finding("thread budget", OK, found)
 
 
 def check_ports(ports: Iterable[int]) -> Iterator[Finding]:
-    """Whether something listens on each of these ports of loopback."""
+    """Check that each of these loopback ports is free."""
     flags = {port: flag for flag, port in DEFAULT_PORTS.items()}
     for port in ports:
         with socket.socket() as probe:
@@ -228,7 +225,7 @@ def check_ports(ports: Iterable[int]) -> Iterator[Finding]:
                 probe.bind(("127.0.0.1", port))
                 probe.listen(1)
             except OSError as exc:
-                fix = f"stop what listens there, or choose another with {flags.get(port, 'its flag')}"
+                fix = f"stop what listens there, or choose another port with {flags.get(port, 'its flag')}"
                 yield Finding(f"port {port}", WARN, str(exc.strerror).lower(), fix)
             else:
                 yield Finding(f"port {port}", OK, "free")

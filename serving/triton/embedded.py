@@ -1,7 +1,7 @@
-"""Run the tritonserver that the wheel nvidia-pytriton carries, on our model repository.
+"""Run the tritonserver of the wheel nvidia-pytriton on our model repository.
 
-The wheel brings the server and Triton's Python backend, no native ONNX Runtime or DALI backend;
-`serving/triton/backend_directory.py` puts ours in their place.
+The wheel contains the server and Triton's Python backend, but no native ONNX Runtime or DALI backend;
+`serving/triton/backend_directory.py` supplies ours under the same names.
 """
 
 import contextlib
@@ -34,19 +34,18 @@ from serving.triton.child_process import forbids_programs, start_process
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 GPU_START_TIMEOUT_S = 900.0
-"""TensorRT builds its engine at each load, which takes minutes."""
+"""TensorRT builds its engine at each load, which can take minutes."""
 EXIT_TIMEOUT_S = 10
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "fruitstand-serve-"
-"""Of our scratch folders and shared-memory regions; our process id follows."""
+"""Prefix of scratch folders and shared-memory regions; this process's id follows."""
 RESTRICTED_GRPC = "shared-memory,model-config,model-repository,statistics,trace,logging"
-RESTRICTED_HTTP = RESTRICTED_GRPC
 CONTROL_HEADER = "fruitstand-control"
-"""Of the key for the restricted parts; Triton puts a prefix of its own before it in gRPC."""
+"""Header that carries the key for restricted methods; in gRPC, Triton adds a prefix."""
 
 
 class EmbeddedServer:
-    """A tritonserver process and everything it leaves behind.
+    """A tritonserver process with its files and shared memory.
 
     Use as a context manager, or call `start` and `stop`.
     """
@@ -61,39 +60,35 @@ class EmbeddedServer:
         config_name: str = CPU_CONFIG,
         log_path: Path | None = None,
         trusted_keys: Path | None = None,
-        auto_complete: bool = False,
         threads: int | None = None,
         control_key: str | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        """Choose what to serve and where; nothing is started yet.
+        """Check the repository and claim the ports; `start` starts the server.
 
         Args:
-            repository: a model repository with at least one published version.
-            grpc_port: 0 takes a free one; so do the other ports.
-            http_port: of the KServe V2 REST endpoint.
-            metrics_port: of the Prometheus endpoint.
-            config_name: of `configs/<name>.pbtxt` in each model; one without it takes `config.pbtxt`.
-            log_path: where the server's log goes; None sends it to this process's stderr.
-            trusted_keys: a folder with public keys, one of which must have signed the served version; None
-                asks for no signature.
-            auto_complete: let the backends fill in what a `config.pbtxt` leaves out; the rendered ones leave
-                out nothing, and the start takes longer.
-            threads: its share of the machine's threads; None takes them all.
-            control_key: without it nobody reaches model control, shared memory, trace, log settings and
-                statistics; None leaves them open to this machine.
-            tracing: where spans go; None makes none.
+            repository: a model repository that serves a version.
+            grpc_port: port of gRPC; 0 takes a free one, as for the other ports.
+            http_port: port of the KServe V2 REST endpoint.
+            metrics_port: port of the Prometheus endpoint.
+            config_name: name of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
+            log_path: file for the server's log; None writes to this process's stderr.
+            trusted_keys: folder of public keys, one of which must have signed the served version; None
+                requires no signature.
+            threads: the server's share of the machine's threads; None takes them all.
+            control_key: required for model control, shared memory, trace, log settings and statistics; None
+                leaves them open to this machine.
+            tracing: collector for spans; None turns tracing off.
 
         Raises:
-            UsageError: no repository, nothing published in it, or a port is taken.
-            ArtefactError: the version to be served was altered, or is not signed as asked.
+            UsageError: no repository, no served version, or a port is taken.
+            ArtefactError: the served version was altered, or lacks the required signature.
         """
         self.repository, _ = checked_repository(repository, trusted_keys)
         self.grpc_port, self.http_port, self.metrics_port = claim_ports(
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
         self._config_name = config_name
-        self._auto_complete = auto_complete
         self._log_path = log_path
         self._trusted_keys = trusted_keys
         self._threads = thread_budget() if threads is None else threads
@@ -130,24 +125,24 @@ class EmbeddedServer:
         """Start the server and wait until it has answered a real inference.
 
         Args:
-            timeout_s: to wait; None waits as long as the configuration may need.
+            timeout_s: seconds to wait; None waits as long as the configuration may need.
 
         Raises:
-            UsageError: nothing can start from the temporary folder.
-            ArtefactError: a version to be loaded was altered since, or is not signed as asked.
-            ServerError: it ended by itself or was not ready in time; the last error of its log is named.
+            UsageError: the temporary folder is mounted noexec.
+            ArtefactError: a version to be loaded was altered, or lacks the required signature.
+            ServerError: it exited or was not ready in time; the message quotes its log.
         """
         from serving.triton.readiness import wait_until_ready
 
         if timeout_s is None:
             timeout_s = GPU_START_TIMEOUT_S if self._config_name.startswith("gpu") else START_TIMEOUT_S
-        # Again at each start: another version may have been promoted since.
+        # Checked again: another version may have been promoted since the last start.
         _, version = checked_repository(self.repository, self._trusted_keys)
         _sweep_leftovers()
         if forbids_programs(temporary := Path(tempfile.gettempdir())):
             raise UsageError(
-                f"{temporary}: is mounted noexec, and the server's backends start from there; set TMPDIR to a"
-                " folder on another file system"
+                f"{temporary}: is mounted noexec, so the server cannot load its backends from there; set"
+                " TMPDIR to a folder on another file system"
             )
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -180,32 +175,32 @@ class EmbeddedServer:
         )
 
     def is_alive(self) -> bool:
-        """Whether the server's process runs."""
+        """Whether the server's process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """Of the server's process, while there is one."""
+        """Process id of the server; None when it does not run."""
         return self._process.pid if self._process else None
 
     def wait(self) -> int:
-        """Wait until the server ends; its exit status."""
+        """Wait until the server exits, and return its status."""
         if self._process is None:
             raise ServerError("the server was not started")
         return self._process.wait()
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Let requests in flight finish, end the server, and remove what it left behind.
+        """Let requests in flight finish, stop the server, and remove its files and shared memory.
 
         Args:
-            at_once: do not wait for requests, as when the server hangs.
+            at_once: do not wait for requests in flight, for a server that hangs.
         """
         if self._process is not None:
             if self._process.poll() is None and not at_once:
                 self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(EXIT_TIMEOUT_S + 5)
-            # The backends' processes belong to the server's group; none may outlive it.
+            # The backends' processes belong to the server's process group and must not outlive it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -229,10 +224,10 @@ class EmbeddedServer:
             f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
-            # With true it is not ready while a version loads beside the one that answers, and a gateway gives
-            # up every replica during a promotion. It listens only when all models are loaded anyway.
+            # With strict readiness a server is not ready while a further version loads, so that a gateway
+            # would drop every replica during a promotion. It listens only after all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
-            *([] if self._auto_complete else ["--disable-auto-complete-config"]),
+            "--disable-auto-complete-config",  # the rendered files are complete, and the start is faster
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
             "--backend-config=python,stub-timeout-seconds=60",
@@ -241,13 +236,13 @@ class EmbeddedServer:
             secret = f"{CONTROL_HEADER}={self._control_key}"
             arguments += [
                 f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{secret}",
-                f"--http-restricted-api={RESTRICTED_HTTP}:{secret}",
+                f"--http-restricted-api={RESTRICTED_GRPC}:{secret}",
                 "--allow-sagemaker=false",
                 "--allow-vertex-ai=false",
-                "--grpc-http2-max-ping-strikes=0",  # the gateway asks every second whether it hangs
+                "--grpc-http2-max-ping-strikes=0",  # the gateway pings every second
             ]
         if self._tracing is not None:
-            # Triton counts the requests without a caller's trace: every so many of them are traced.
+            # Triton traces every Nth request that has no trace of the caller's.
             every = round(1 / self._tracing.share) if self._tracing.share else 0
             arguments += [
                 "--trace-config=mode=opentelemetry",
@@ -259,13 +254,13 @@ class EmbeddedServer:
         return arguments
 
     def _last_error(self) -> str:
-        """The log's most telling line, for the error message."""
+        """The first relevant error of the log, for the error message."""
         if self._log_path is None:
             return "; see its log above"
         log = self._log_path.read_bytes()[self._log_start :]
         lines = log.decode(errors="replace").splitlines()
         errors = [line for line in lines if "failed to load" in line] or [
-            # The one about CUDA stands in the log of every server without a GPU.
+            # Every server without a GPU logs the error about CUDA.
             line
             for line in lines
             if line[:1] == "E" and "CudaDriverHelper" not in line
@@ -274,11 +269,11 @@ class EmbeddedServer:
 
 
 def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tuple[Path, Version]:
-    """The repository's absolute path, and the version it serves; all that will be loaded is as published.
+    """Verify every version to be loaded; returns the repository's absolute path and the served version.
 
     Raises:
-        UsageError: no repository there, or nothing published in it.
-        ArtefactError: a version was altered, or is not signed as asked.
+        UsageError: no repository there, or it serves no version.
+        ArtefactError: a version was altered, or lacks the required signature.
     """
     for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
         if not (repository / model / "config.pbtxt").is_file():
@@ -299,7 +294,7 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
 
 
 def claim_ports(wanted: dict[str, int]) -> list[int]:
-    """Replace 0 by a free port and refuse one that is taken."""
+    """Replace 0 by a free port, and refuse a port that is taken."""
     with contextlib.ExitStack() as stack:
         ports = []
         for flag, port in wanted.items():
@@ -307,7 +302,7 @@ def claim_ports(wanted: dict[str, int]) -> list[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((LOOPBACK, port))
-                probe.listen(1)  # with SO_REUSEADDR only listening finds out that somebody else listens
+                probe.listen(1)  # with SO_REUSEADDR, bind succeeds on a port that another process listens on
             except OSError as exc:
                 reason = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
                 raise UsageError(
@@ -318,7 +313,7 @@ def claim_ports(wanted: dict[str, int]) -> list[int]:
 
 
 def _environment(trusted_keys: Path | None, threads: int) -> dict[str, str]:
-    """What the backends need to find this environment's Python and its libraries, and whom to trust."""
+    """Environment variables that tell the backends the Python, its libraries and the trusted keys."""
     site = installed_triton().parent.parent
     libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
     inherited = os.environ.get("LD_LIBRARY_PATH")
@@ -334,7 +329,7 @@ def _environment(trusted_keys: Path | None, threads: int) -> dict[str, str]:
 
 
 def _sweep_leftovers() -> None:
-    """Remove what servers left behind whose `fruitstand serve` was killed."""
+    """Remove files and shared memory of servers whose `fruitstand serve` was killed."""
     for directory in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         for path in directory.glob(f"{PREFIX}*"):
             owner = path.name.removeprefix(PREFIX).partition("-")[0]

@@ -1,9 +1,9 @@
-"""Become a program that the kernel ends when whoever started it is gone.
+"""Execute a program that the kernel terminates when the process that started it is gone.
 
     python launch.py PID PROGRAM [ARGUMENT ...]
 
-PID is the starter's. A program of its own, and not what runs between fork and exec in a copy of the starter:
-gRPC's fork handlers run there, and where calls are under way they abort the copy now and then.
+PID is the parent process. This is a program of its own instead of a `preexec_fn`: gRPC's fork handlers run
+between fork and exec, and now and then they abort the child while calls are in flight.
 """
 
 import ctypes
@@ -14,17 +14,20 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 MAX_OPEN_FILES = 16_384
-"""Of one process, connections among them: more than a gateway lets in, and a bound on a leak."""
+"""Limit of open files and connections: above the gateway's connection limit, and a bound on leaks."""
 
 if __name__ == "__main__":
     starter, program = int(sys.argv[1]), sys.argv[2]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != starter:  # gone already: no signal will come
+    if os.getppid() != starter:  # the parent is gone already, no signal will come
         sys.exit(1)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program would inherit that
+    for number in (
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    ):  # Python ignores these, and the program would inherit that
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execv(program, sys.argv[2:])

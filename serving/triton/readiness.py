@@ -1,4 +1,4 @@
-"""Ready means: the server has answered real inferences, and as expected."""
+"""Wait until a server has answered real inferences correctly."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ CALL_TIMEOUT_S = 20.0
 
 
 def classify(client: triton.InferenceServerClient, content: bytes) -> np.ndarray:
-    """Send one encoded image through the ensemble; its probabilities, (num_classes,) float32."""
+    """Classify one encoded image; returns its probabilities, (num_classes,) float32."""
     encoded = np.frombuffer(content, np.uint8)[None]
     tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
     tensor.set_data_from_numpy(encoded)
@@ -28,22 +28,22 @@ def classify(client: triton.InferenceServerClient, content: bytes) -> np.ndarray
 def wait_until_ready(
     url: str, *, deadline: float, is_alive: Callable[[], bool], golden: Sequence[Golden]
 ) -> None:
-    """Wait for a server that was just started.
+    """Wait for a server that was just started, and check its answers.
 
     Args:
         url: HOST:PORT of its gRPC endpoint.
-        deadline: on the monotonic clock, seconds.
-        is_alive: whether its process still runs.
-        golden: images with the answers expected of the version that is served.
+        deadline: seconds on the monotonic clock.
+        is_alive: whether its process is running.
+        golden: the served version's golden images, with the recorded answers.
 
     Raises:
-        ServerError: it ended, was not ready in time, is another version, or answered the canary wrongly.
+        ServerError: it exited, was not ready in time, has another version, or answered wrongly.
     """
     client = open_triton(url, [("grpc.initial_reconnect_backoff_ms", 50)])
     try:
         while not _is_ready(client):
             if not is_alive():
-                raise ServerError("tritonserver ended while starting")
+                raise ServerError("tritonserver exited while starting")
             if time.monotonic() > deadline:
                 raise ServerError("tritonserver was not ready in time")
             time.sleep(POLL_S)
@@ -54,17 +54,16 @@ def wait_until_ready(
             )
         probabilities = classify(client, canary_image())
         if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-2):
-            raise ServerError("the canary image got an answer that is no probability distribution")
+            raise ServerError("the answer to the canary image is not a probability distribution")
         answers = [classify(client, one.path.read_bytes()).tolist() for one in golden]
         worst, distance = farthest_golden(golden, answers)
         if distance > MAX_GOLDEN_DISTANCE:
             raise ServerError(
-                f"the golden image {worst.path.name} is answered otherwise than when the version was"
-                f" checked: distance {distance:.3g}, allowed {MAX_GOLDEN_DISTANCE}; export on this kind"
-                " of processor"
+                f"the answer to golden image {worst.path.name} differs from the recorded one: distance"
+                f" {distance:.3g}, allowed {MAX_GOLDEN_DISTANCE}; export on this kind of CPU"
             )
     except triton.InferenceServerException as exc:
-        raise ServerError(f"a canary image was not answered: {exc.message()}") from exc
+        raise ServerError(f"the server did not answer a canary image: {exc.message()}") from exc
     finally:
         client.close()
 

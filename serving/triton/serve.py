@@ -1,4 +1,4 @@
-"""`fruitstand serve`: the embedded server in the foreground, and HTTP in front of it."""
+"""`fruitstand serve`: the embedded server in the foreground, with HTTP in front of it."""
 
 import json
 import signal
@@ -28,19 +28,19 @@ def serve(
 
     Args:
         repository: the model repository.
-        grpc_port: 0 takes a free one; so do the other ports.
-        http_port: of `POST /classify`, KServe V2 REST and the page; Triton's own HTTP takes a free port.
-        metrics_port: of the Prometheus endpoint.
-        config_name: of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
-        log_path: of tritonserver's log; None sends it to stderr.
-        trusted_keys: a folder with public keys, one of which must have signed the served version.
+        grpc_port: port of gRPC; 0 takes a free one, as for the other ports.
+        http_port: port of `POST /classify`, KServe V2 REST and the page; Triton's own HTTP takes a free port.
+        metrics_port: port of the Prometheus endpoint.
+        config_name: name of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
+        log_path: file for tritonserver's log; None writes to stderr.
+        trusted_keys: folder of public keys, one of which must have signed the served version.
         control_key: see `EmbeddedServer`; None leaves model control open to this machine.
-        tracing: where spans go; None makes none.
+        tracing: collector for spans; None turns tracing off.
 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
-        ArtefactError: the version to be served was altered, or is not signed as asked.
-        ServerError: the server did not start, or ended by itself.
+        ArtefactError: the served version was altered, or lacks the required signature.
+        ServerError: the server did not start, or exited by itself.
     """
 
     def interrupt(*_: object) -> None:
@@ -64,12 +64,12 @@ def serve(
             urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
             status = server.wait()
-            raise ServerError(f"tritonserver ended by itself with status {status}; see its log")
+            raise ServerError(f"tritonserver exited with status {status}; see its log")
         except KeyboardInterrupt:
             pass
         finally:
             for number in previous:
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C may not leave processes behind
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
             server.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -1,7 +1,6 @@
 import csv
 import json
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import tritonclient.grpc as triton
 
 from fruitstand.contract import (
-    FEATURES,
     FRUIT_CLASSIFIER,
     FRUIT_RESNET,
     IMAGE,
@@ -26,7 +24,6 @@ from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.attest.kinds import ImageKind, image_kinds
 from serving.triton.embedded import EmbeddedServer
-from tests.backends import served_config
 from tests.command import fruitstand
 
 NUM_BURSTS = 10
@@ -325,18 +322,3 @@ def test_predictions_name_what_they_are_for() -> None:
     """An answer without ranks has no label and no probability."""
     assert Prediction("x").label is None
     assert Prediction("x").probability is None
-
-
-def test_what_a_configuration_leaves_out_is_completed(repository: Path, tmp_path: Path) -> None:
-    """With auto-complete on, the file's own input and output are served."""
-    copy = shutil.copytree(repository, tmp_path / "copy")
-    config = served_config(copy, FRUIT_RESNET)
-    kept = [line for line in config.read_text().splitlines() if not line.startswith(("input [", "output ["))]
-    config.write_text("\n".join(kept))
-    with EmbeddedServer(copy, log_path=tmp_path / "log", auto_complete=True) as running:
-        client = triton.InferenceServerClient(running.url)
-        completed = client.get_model_config(FRUIT_RESNET).config
-        assert [(one.name, list(one.dims)) for one in completed.input] == [("PIXELS", [100, 100, 3])]
-        assert [one.name for one in completed.output] == [PROBABILITIES, FEATURES]
-        assert list(completed.output[0].dims) == [4]
-        client.close()

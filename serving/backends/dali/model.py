@@ -1,4 +1,4 @@
-"""Stands in for NVIDIA's dali backend: runs the model's pipeline and answers each request for itself."""
+"""Replaces NVIDIA's dali backend: runs the model's pipeline and answers each request separately."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,6 @@ from serving.engine.decode_step import DecodeStep
 class TritonPythonModel:
     """One instance of a model with `backend: "dali"`."""
 
-    @staticmethod
-    def auto_complete_config(auto_complete_model_config):
-        # Inputs have to be written: through this interface none can be given allow_ragged_batch.
-        if auto_complete_model_config.as_dict()["max_batch_size"] > 1:
-            auto_complete_model_config.set_dynamic_batching()
-        return auto_complete_model_config
-
     def initialize(self, args: dict[str, str]) -> None:
         on_gpu = args["model_instance_kind"] == "GPU"
         self._step = DecodeStep(
@@ -28,7 +21,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list) -> list:
-        # No look at is_cancelled: see the onnxruntime backend.
+        # Do not call is_cancelled: see the onnxruntime backend.
         feeds = [self._feeds(request) for request in requests]
         answers = iter(self._step.run([one for one in feeds if isinstance(one, dict)]))
         return [
@@ -37,7 +30,7 @@ class TritonPythonModel:
         ]
 
     def _feeds(self, request) -> "dict[str, np.ndarray] | str":
-        """The request's tensors by name, or what is wrong with it."""
+        """The request's tensors by name, or an error text."""
         outputs = self._step.outputs
         if set(request.requested_output_names()) != set(outputs):
             return f"all outputs have to be requested, they are {', '.join(outputs)}"
@@ -47,7 +40,7 @@ class TritonPythonModel:
 
     def _response(self, request, answer) -> "pb_utils.InferenceResponse":
         if isinstance(answer, str):
-            # The id is the caller's own text: a quoted and shortened one forges no line.
+            # The caller chose the id: quoted and shortened, it cannot forge a log line.
             pb_utils.Logger.log_info(f"request {request.request_id()[:64]!a}: {answer}")
             error = pb_utils.TritonError(answer, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=error)

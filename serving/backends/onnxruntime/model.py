@@ -1,4 +1,4 @@
-"""Stands in for NVIDIA's onnxruntime backend: one ONNX Runtime call for each batch Triton forms."""
+"""Replaces NVIDIA's onnxruntime backend: runs ONNX Runtime once for each batch that Triton forms."""
 
 import functools
 import json
@@ -13,35 +13,11 @@ from fruitstand.repository.versions import on_trial
 from serving.engine.sampler import sampler_from_environment
 
 TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
-"""Of inputs that are warmed up: those that a classifier of images may have."""
+"""Input types that the warm-up supports."""
 
 
 class TritonPythonModel:
     """One instance of a model with `backend: "onnxruntime"`."""
-
-    @staticmethod
-    def auto_complete_config(auto_complete_model_config):
-        config = auto_complete_model_config.as_dict()
-        if config["input"] and config["output"]:
-            return auto_complete_model_config  # as natively: then nothing is added, dynamic_batching neither
-        from serving.engine.onnx_signature import complete
-
-        session = _open(Path(pb_utils.get_model_dir()), config, None)
-        inputs, outputs, max_batch_size = complete(config, session)
-        if not config["input"]:
-            for tensor in inputs:
-                auto_complete_model_config.add_input(
-                    {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
-                )
-        if not config["output"]:
-            for tensor in outputs:
-                auto_complete_model_config.add_output(
-                    {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
-                )
-        auto_complete_model_config.set_max_batch_size(max_batch_size)
-        if max_batch_size > 1:
-            auto_complete_model_config.set_dynamic_batching()
-        return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
         self._sampler, self._refused = None, None
@@ -49,15 +25,15 @@ class TritonPythonModel:
         try:
             self._load(args)
         except Exception as exc:
-            # A server that loads several versions, of which one fails, dies of it now and then (24.10). So a
-            # version that is tried beside the served one is loaded, and says so to whoever asks it.
+            # Triton 24.10 sometimes crashes when one of several versions fails to load. So a version on trial
+            # beside the served one loads, and refuses every request.
             if not on_trial(model, version):
                 raise
             self._refused = _Refused(json.loads(args["model_config"]), str(exc).replace(f"{model}/", ""))
             pb_utils.Logger.log_error(f"version {version} is refused: {exc}")
 
     def _load(self, args: dict[str, str]) -> None:
-        # Here, not above: importing them takes a second, and is part of the load.
+        # Imported here, because these imports take a second and belong to the load.
         from serving.engine.division import DividedSession, divide
         from serving.engine.onnx_session import run_options
         from serving.engine.onnx_signature import check_signature
@@ -92,8 +68,8 @@ class TritonPythonModel:
     def execute(self, requests: list) -> list:
         if self._refused is not None:
             return [self._refused.response() for _ in requests]
-        # No look at is_cancelled: it asks the server through a queue, which costs more than most answers.
-        # Triton itself drops what was cancelled before it made the next batch.
+        # Do not call is_cancelled: it asks the server through a queue and costs more than most answers.
+        # Triton drops requests that were cancelled before it forms a batch.
         feeds = {}
         for name in self._inputs:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
@@ -118,18 +94,18 @@ class TritonPythonModel:
             self._sampler.close()
 
     def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
-        """The parts in one array whose memory the next batch uses again: fresh pages cost time."""
+        """Join the parts in an array that every batch reuses, because fresh memory pages cost time."""
         if name not in self._batches:
             shape = (self._max_batch_size, *parts[0].shape[1:])
             self._batches[name] = np.empty(shape, parts[0].dtype)
         batch = self._batches[name][: sum(map(len, parts))]
-        if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: another size than the first batch had
+        if batch.shape[1:] != parts[0].shape[1:]:  # dims with -1: the size differs from the first batch's
             return np.concatenate(parts)
         return np.concatenate(parts, out=batch)
 
 
 def _one_image(config: dict) -> "dict[str, np.ndarray]":
-    """The inputs of a batch of one, all zeros; none where the configuration does not say what they are."""
+    """The inputs of a batch of one, all zeros; empty if the configuration leaves a type or dimension open."""
     if any(one["data_type"] not in TYPES or min(map(int, one["dims"])) < 1 for one in config["input"]):
         return {}
     return {
@@ -138,11 +114,11 @@ def _one_image(config: dict) -> "dict[str, np.ndarray]":
 
 
 class _Refused:
-    """Answers in place of a version that may not be served: with the reason."""
+    """Answers requests to a version on trial that failed to load, with the reason."""
 
     def __init__(self, config: dict, reason: str) -> None:
         self._config, self._reason = config, reason
-        # Triton loads only what warms up without an error, and nobody reads these answers.
+        # The load fails if a warm-up request fails, so warm-up requests get NaN answers, which nobody reads.
         self._warmups = sum(
             one["batch_size"] * max(1, one.get("count", 0)) for one in config.get("model_warmup", [])
         )
@@ -159,7 +135,7 @@ class _Refused:
 
 
 def _open(version_directory: Path, config: dict, device_id: "int | None", callers: int = 1):
-    """Only what the server's trusted keys signed, where it has any."""
+    """Open a session; if the server has trusted keys, the version must be signed with one."""
     from serving.engine.onnx_session import open_session
 
     keys = os.environ.get("FRUITSTAND_TRUSTED_KEYS")

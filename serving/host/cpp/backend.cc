@@ -1,4 +1,4 @@
-// What Triton calls. Every function translates exceptions: none may leave the library.
+// The functions that Triton calls. Each translates exceptions, because none may leave the library.
 
 #include "model.h"
 
@@ -76,7 +76,7 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_M
   });
 }
 
-// Only hands the requests to the queue: Triton's thread is free at once, and forms no batches of its own.
+// Only queues the requests, so that Triton's thread returns at once and forms no batches of its own.
 EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* handle,
                                                                 TRITONBACKEND_Request** requests,
                                                                 const uint32_t count) {

@@ -1,8 +1,8 @@
-// What this backend calls of Triton and of ONNX Runtime, declared by hand: neither wheel carries its C header.
+// The parts of Triton's and ONNX Runtime's C APIs that this backend calls, declared by hand: wheels have no headers.
 //
 // Triton: server API 1.34 and backend API 1.19 of release 24.10, the one in nvidia-pytriton 0.7.0. The symbols stay
-// undefined in the library; tritonserver supplies them when it opens it.
-// ONNX Runtime: its API is one table of function pointers that only ever grows, so a place in it never changes.
+// undefined in the library; tritonserver supplies them at load time.
+// ONNX Runtime: its API is a table of function pointers that only grows, so that indexes never change.
 #pragma once
 
 #include <cstddef>
@@ -56,8 +56,6 @@ const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error);
 
 // Log, messages, types, metrics
 TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel level, const char* file, int line, const char* text);
-TRITONSERVER_Error* TRITONSERVER_MessageNewFromSerializedJson(TRITONSERVER_Message** message, const char* base,
-                                                              size_t size_bytes);
 TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message* message, const char** base,
                                                         size_t* size_bytes);
 TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message* message);
@@ -80,9 +78,6 @@ TRITONSERVER_Error* TRITONBACKEND_ModelRepository(TRITONBACKEND_Model* model, TR
                                                   const char** location);
 TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model* model, uint32_t config_version,
                                               TRITONSERVER_Message** config);
-TRITONSERVER_Error* TRITONBACKEND_ModelAutoCompleteConfig(TRITONBACKEND_Model* model, bool* is_wanted);
-TRITONSERVER_Error* TRITONBACKEND_ModelSetConfig(TRITONBACKEND_Model* model, uint32_t config_version,
-                                                 TRITONSERVER_Message* config);
 TRITONSERVER_Error* TRITONBACKEND_ModelBackend(TRITONBACKEND_Model* model, TRITONBACKEND_Backend** backend);
 TRITONSERVER_Error* TRITONBACKEND_ModelState(TRITONBACKEND_Model* model, void** state);
 TRITONSERVER_Error* TRITONBACKEND_ModelSetState(TRITONBACKEND_Model* model, void* state);
@@ -145,11 +140,11 @@ struct OrtApiBase {
 };
 }
 
-// The oldest table that has everything below; a library that is newer has it too.
+// The oldest table that has all functions below; newer libraries provide it too.
 constexpr uint32_t ORT_TABLE_VERSION = 17;
 constexpr int ORT_LOG_ERROR = 3, ORT_ARENA_ALLOCATOR = 1, ORT_DEFAULT_MEMORY = 0;
 
-// A function of the table: its place, and its type.
+// A function of the table: its index and its type.
 template <size_t Place, typename Function>
 struct OrtFunction {
   static constexpr size_t place = Place;

@@ -1,4 +1,4 @@
-// The backend `dali`: DALI's own Python API, called by one thread an instance. It releases the GIL while it computes.
+// The backend `dali` calls DALI's Python API from one thread per instance. DALI releases the GIL while it computes.
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@ namespace host {
 
 namespace {
 
-// What Python returned for one request; the buffers keep DALI's memory alive until it is copied.
+// Python's result for one request; the buffers keep DALI's memory alive until it is copied.
 struct Decoded {
   std::unique_ptr<Failure> failure;
   std::vector<OutputTensor> outputs;
@@ -52,7 +52,7 @@ class Decoder final : public Instance {
         slice.request->fail(handle_, Failure("all outputs have to be requested", TRITONSERVER_ERROR_INVALID_ARG));
     }
     if (!requests.empty()) decode(requests, started, num_images);
-    // Only now: until its last image is answered a batch is on its way to the next step.
+    // After the answers: until its last image is answered, a batch counts as on its way to the next step.
     Upstream::shared().remove(num_images);
   }
 
@@ -76,7 +76,7 @@ class Decoder final : public Instance {
     Py_END_ALLOW_THREADS;
   }
 
-  // A list with one item a request: what is wrong with it, or its outputs as (shape, [array, ...]).
+  // Returns a list with one item per request: an error text, or the outputs as (shape, [array, ...]).
   Object call(const std::vector<std::shared_ptr<Request>>& requests) {
     Object list = checked(PyList_New(static_cast<Py_ssize_t>(requests.size())));
     for (size_t i = 0; i < requests.size(); ++i) {

@@ -1,4 +1,4 @@
-// ONNX Runtime through its C API: loads and runs without Python, so that a load holds up no answer.
+// ONNX Runtime through its C API, without Python, so that a load does not block answers through the GIL.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,7 @@ namespace host {
 
 using Entries = std::vector<std::pair<std::string, std::string>>;
 
-// What `serving.engine.session_plan` decided for one session.
+// The options of one session, chosen by `serving.engine.session_plan`.
 struct SessionOptions {
   std::string model_path;
   int graph_level, intra_op_threads, inter_op_threads, execution_mode;
@@ -22,14 +22,14 @@ struct SessionOptions {
   std::vector<std::string> operator_libraries;
 };
 
-// One input or output as the ONNX file has it.
+// One input or output of the ONNX file.
 struct FileTensor {
   std::string name;
-  int onnx_type;  // 0 is no tensor
+  int onnx_type;  // 0 means not a tensor
   std::vector<int64_t> dims;
 };
 
-// The library of the wheel `onnxruntime`, opened once in the process and never closed.
+// The library in the wheel `onnxruntime`, opened once per process and never closed.
 class OnnxRuntime {
  public:
   static OnnxRuntime& open(const std::string& library_path);
@@ -39,7 +39,7 @@ class OnnxRuntime {
   typename Entry::type function() const {
     return reinterpret_cast<typename Entry::type>(const_cast<void*>(table_[Entry::place]));
   }
-  // Throws what a call of the table returned, if it is an error.
+  // Throws the error that a call of the table returned, if any.
   void check(OrtStatus* status) const;
   OrtEnv* environment() const { return environment_; }
   OrtMemoryInfo* memory() const { return memory_; }
@@ -61,7 +61,7 @@ class Value {
   }
   Value(const Value&) = delete;
   Value& operator=(const Value&) = delete;
-  // Memory that outlives the value.
+  // A value over memory that has to outlive it.
   static Value over(const OnnxRuntime& runtime, const void* data, size_t size_bytes, const std::vector<int64_t>& shape,
                     int onnx_type);
   OrtValue* get() const { return value_; }

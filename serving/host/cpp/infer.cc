@@ -1,5 +1,5 @@
-// The backend `onnxruntime`: as many workers as the instance has threads, each with one engine thread, and a session
-// with all threads for an image that is alone.
+// The backend `onnxruntime`: one worker per thread of the instance, each with one engine thread, and a second session
+// with all threads for a lone request.
 
 #include <algorithm>
 #include <cstring>
@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t MIN_PART = 8, ENOUGH = 8;
 
 #ifdef FRUITSTAND_GATE
-// For tests: nothing is computed while another process holds this file's lock.
+// For tests: blocks while another process holds a lock on this file.
 void wait_at_gate() {
   static const char* path = getenv("FRUITSTAND_GATE");
   if (path == nullptr) return;
@@ -43,7 +43,7 @@ Entries read_entries(const Object& plan, const char* attribute) {
   return entries;
 }
 
-// With the GIL.
+// Requires the GIL.
 SessionOptions read_plan(const Object& plan) {
   return {plan.text("model_path"),
           static_cast<int>(plan.number("graph_level")),
@@ -69,7 +69,7 @@ OnnxRuntime& open_runtime() {
   return OnnxRuntime::open(path);
 }
 
-// With the GIL: [(name, ONNX type, [dim, ...]), ...].
+// Returns [(name, ONNX type, [dim, ...]), ...]; requires the GIL.
 Object as_list(const std::vector<FileTensor>& tensors) {
   Object list = checked(PyList_New(0));
   for (const FileTensor& tensor : tensors) {
@@ -90,13 +90,13 @@ Object as_list(const std::vector<std::string>& texts) {
   return list;
 }
 
-// Which workers there are, and whether they need a session beside the one with all threads.
+// The number of workers, and whether they need their own session beside the one with all threads.
 struct Workers {
   size_t count = 1;
   bool need_their_own = false;
 };
 
-// Which file is opened, and how; all checks of the configuration and the file are Python's.
+// Decides which file to open and how. Python checks the configuration and the file.
 SessionOptions plan_session(const OnnxRuntime& runtime, const std::string& directory, uint64_t version,
                             const std::string& config, bool for_workers, Workers* workers) {
   std::vector<std::string> providers = runtime.providers();
@@ -110,8 +110,7 @@ SessionOptions plan_session(const OnnxRuntime& runtime, const std::string& direc
   return read_plan(plan);
 }
 
-// As the Python API does it: an accelerator that cannot be opened is named in the log, and ONNX Runtime's own kernels
-// compute.
+// If OpenVINO cannot be opened, logs why and falls back to ONNX Runtime's own kernels, as the Python API does.
 std::shared_ptr<Session> open_session(const OnnxRuntime& runtime, SessionOptions options) {
   if (options.uses_openvino) {
     try {
@@ -192,7 +191,7 @@ class Inference final : public Instance {
     next_sample_ns_ = 0;
   }
 
-  // An engine compiles for each size when it first meets it.
+  // The engine compiles for each batch size on first use.
   void warm_up(const Session& session, int64_t most) {
     for (const TensorSpec& input : settings_.inputs)
       if (std::any_of(input.dims.begin(), input.dims.end(), [](int64_t dim) { return dim < 1; })) return;
@@ -245,8 +244,8 @@ class Inference final : public Instance {
     if (is_sampled && failure != nullptr) next_sample_ns_ = computed;
   }
 
-  // One tensor an input: where it lies for a single request, else joined in memory that the worker keeps. What is
-  // sampled is always copied: the request's own memory is gone once it is answered.
+  // One tensor per input: the memory of a single request, else several joined in memory that the worker reuses. A
+  // sampled batch is always copied, because a request's memory is gone once it is answered.
   std::vector<Value> gather(size_t worker, const Batch& batch, bool is_sampled) {
     std::vector<Value> values;
     for (size_t i = 0; i < settings_.inputs.size(); ++i) {
@@ -272,7 +271,7 @@ class Inference final : public Instance {
     return values;
   }
 
-  // Hands a request its rows; the last part of one that several workers computed sends the answer.
+  // Gives a request its rows. If several workers computed parts of it, the last one sends the answer.
   void deliver(Slice& slice, const std::vector<Value>& results, int64_t row, int64_t num_rows, uint64_t computed,
                const Failure* failure) {
     Request& request = *slice.request;
@@ -327,13 +326,13 @@ class Inference final : public Instance {
     request.respond(handle_, rows, computed);
   }
 
-  // Whether this batch is shown to the drift sampler; it is one worker's turn at a time.
+  // Whether to offer this batch to the drift sampler; one worker at a time.
   bool takes_sample(uint64_t now) {
     uint64_t due = next_sample_ns_;
     return due <= now && next_sample_ns_.compare_exchange_strong(due, UINT64_MAX);
   }
 
-  // After the answers: nobody waits for it.
+  // Called after the answers are sent, so that it delays none.
   void offer_sample(int64_t num_images, const std::vector<Value>& inputs, const std::vector<Value>& results) {
     Gil gil;
     try {
@@ -349,7 +348,7 @@ class Inference final : public Instance {
       Object wait_ns =
           checked(PyObject_CallMethod(sampler_.get(), "offer", "LO", static_cast<long long>(num_images), views.get()));
       next_sample_ns_ = now_ns() + PyLong_AsUnsignedLongLong(wait_ns.get());
-    } catch (const Failure& failure) {  // sampling ends; no request may fail of it
+    } catch (const Failure& failure) {  // sampling ends, but no request fails
       log(TRITONSERVER_LOG_WARN, std::string("sampling for drift ends: ") + failure.what());
     }
   }
@@ -368,22 +367,6 @@ class Inference final : public Instance {
 
 std::unique_ptr<Instance> open_inference(TRITONBACKEND_ModelInstance* handle, Model& model) {
   return std::make_unique<Inference>(handle, model);
-}
-
-std::string complete_inference_config(const std::string& directory, uint64_t version, const std::string& config) {
-  {
-    Gil gil;
-    Object is_complete = entry_point("is_complete");
-    if (checked(PyObject_CallFunction(is_complete.get(), "s", config.c_str())).get() == Py_True) return "";
-  }
-  OnnxRuntime& runtime = open_runtime();
-  auto session = open_session(runtime, plan_session(runtime, directory, version, config, false, nullptr));
-  std::vector<FileTensor> inputs = session->inputs(), outputs = session->outputs();
-  Gil gil;
-  Object complete = entry_point("completed_config");
-  return as_text(checked(PyObject_CallFunction(complete.get(), "sNN", config.c_str(), as_list(inputs).release(),
-                                               as_list(outputs).release()))
-                     .get());
 }
 
 }  // namespace host

@@ -20,14 +20,6 @@ std::string config_of(TRITONBACKEND_Model* handle) {
   return std::string(base, size_bytes);
 }
 
-void set_config(TRITONBACKEND_Model* handle, const std::string& config) {
-  TRITONSERVER_Message* message = nullptr;
-  check(TRITONSERVER_MessageNewFromSerializedJson(&message, config.c_str(), config.size()));
-  TRITONSERVER_Error* error = TRITONBACKEND_ModelSetConfig(handle, 1, message);
-  ignore(TRITONSERVER_MessageDelete(message));
-  check(error);
-}
-
 std::vector<TensorSpec> read_tensors(const Object& settings, const char* attribute) {
   std::vector<TensorSpec> tensors;
   for (const Object& one : settings.list(attribute))
@@ -50,13 +42,6 @@ Model::Model(TRITONBACKEND_Model* handle) {
   check(TRITONBACKEND_BackendName(backend, &backend_name));
   name_ = name, directory_ = directory, backend_ = backend_name;
   config_ = config_of(handle);
-  bool is_completed = false;
-  check(TRITONBACKEND_ModelAutoCompleteConfig(handle, &is_completed));
-  if (is_completed && backend_ == "onnxruntime") {
-    std::string completed = complete_inference_config(directory_, version_, config_);
-    if (!completed.empty()) set_config(handle, completed);
-    config_ = config_of(handle);
-  }
   Gil gil;
   Object read = entry_point("read_settings");
   Object settings = checked(PyObject_CallFunction(read.get(), "s", config_.c_str()));
@@ -86,7 +71,7 @@ std::unique_ptr<Instance> Model::open_instance(TRITONBACKEND_ModelInstance* hand
     TRITONSERVER_InstanceGroupKind kind;
     check(TRITONBACKEND_ModelInstanceKind(handle, &kind));
     if (kind != TRITONSERVER_INSTANCEGROUPKIND_CPU)
-      throw Failure(name_ + ": the embedded server's own backend computes on CPUs, write KIND_CPU");
+      throw Failure(name_ + ": the embedded server's own backend runs on CPUs only; set KIND_CPU");
     return backend_ == "dali" ? open_decoder(handle, *this) : open_inference(handle, *this);
   } catch (const Failure& failure) {
     refuse(failure);
@@ -121,7 +106,7 @@ void Model::execute(TRITONBACKEND_Request* handle) {
 }
 
 void Model::execute_refused(TRITONBACKEND_Request* handle) {
-  // Triton loads only what warms up without an error, and nobody reads these answers.
+  // The load fails if a warm-up request fails, so warm-up requests get NaN answers, which nobody reads.
   if (warmups_left_.fetch_sub(1) <= 0) return answer_error(handle, *refused_);
   TRITONBACKEND_Response* response = nullptr;
   TRITONSERVER_Error* error = TRITONBACKEND_ResponseNew(&response, handle);

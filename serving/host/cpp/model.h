@@ -1,4 +1,4 @@
-// A model version and its instances: what Triton's functions in backend.cc act on.
+// A model version and its instances, on which Triton's functions in backend.cc act.
 #pragma once
 
 #include <atomic>
@@ -20,12 +20,12 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  // Opens an instance. A version on trial that cannot be opened is refused instead: Triton 24.10 now and then dies
-  // of a failed load beside another version.
+  // Opens an instance. A version on trial that cannot be opened loads, but refuses all requests: Triton 24.10 sometimes
+  // crashes when one of several versions fails to load.
   std::unique_ptr<Instance> open_instance(TRITONBACKEND_ModelInstance* handle);
   void execute(TRITONBACKEND_Request* handle);
 
-  // The queue that all instances share; the first one opens it.
+  // The queue that all instances share; the first instance creates it.
   Queue& queue(const BatchPolicy& policy);
   const ModelSettings& settings() const { return settings_; }
   const std::string& directory() const { return directory_; }
@@ -53,7 +53,7 @@ class Instance {
   Instance& operator=(const Instance&) = delete;
 
  protected:
-  // To be called at the end of the constructor, and at the start of the destructor, of what computes.
+  // Derived classes call start at the end of the constructor, and stop at the start of the destructor.
   void start(Queue& queue, size_t num_workers);
   void stop();
   virtual void execute(size_t worker, Batch& batch) = 0;
@@ -71,7 +71,5 @@ class Instance {
 
 std::unique_ptr<Instance> open_decoder(TRITONBACKEND_ModelInstance* handle, Model& model);
 std::unique_ptr<Instance> open_inference(TRITONBACKEND_ModelInstance* handle, Model& model);
-// What auto-complete adds to a configuration; empty where nothing is missing.
-std::string complete_inference_config(const std::string& directory, uint64_t version, const std::string& config);
 
 }  // namespace host

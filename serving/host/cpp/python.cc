@@ -12,8 +12,8 @@ namespace host {
 namespace {
 
 void promote_libpython() {
-  // Triton opened this library, and with it libpython, for itself alone. Extension modules of wheels are not linked
-  // to libpython and look for its symbols globally.
+  // Triton opened this library, and with it libpython, with local symbols. Extension modules of wheels are not linked
+  // to libpython and look its symbols up globally.
   Dl_info info;
   if (dladdr(reinterpret_cast<void*>(&Py_IsInitialized), &info) == 0 ||
       dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL) == nullptr)
@@ -30,22 +30,22 @@ void start_python() {
   PyPreConfig before;
   PyPreConfig_InitPythonConfig(&before);
   before.parse_argv = 0;
-  before.configure_locale = 0;  // the process's locale is Triton's
+  before.configure_locale = 0;  // Triton owns the process's locale
   before.utf8_mode = 1;
   PyStatus status = Py_PreInitialize(&before);
   PyConfig config;
   PyConfig_InitPythonConfig(&config);
-  config.install_signal_handlers = 0;  // SIGTERM is Triton's
+  config.install_signal_handlers = 0;  // Triton handles SIGTERM
   config.parse_argv = 0;
   config.buffered_stdio = 0;
-  // From the program's path Python finds pyvenv.cfg, and so the environment's packages.
+  // Python finds pyvenv.cfg, and with it the environment's packages, from the program's path.
   const char* program = getenv("FRUITSTAND_PYTHON");
   if (!PyStatus_Exception(status))
     status = PyConfig_SetBytesString(&config, &config.program_name, program ? program : "python3");
   if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
   PyConfig_Clear(&config);
   if (PyStatus_Exception(status))
-    throw Failure(std::string("Python does not start: ") + (status.err_msg ? status.err_msg : "no reason given"));
+    throw Failure(std::string("Python failed to start: ") + (status.err_msg ? status.err_msg : "no reason given"));
   PyEval_SaveThread();
 }
 
@@ -62,13 +62,13 @@ std::string take_python_error() {
   Object describe(PyImport_ImportModule("serving.host.models"));
   Object words;
   if (describe && value != nullptr) words = Object(PyObject_CallMethod(describe.get(), "describe_error", "O", value));
-  if (!words && value != nullptr) {  // as when that module itself cannot be imported
+  if (!words && value != nullptr) {  // for example when that module cannot be imported
     PyErr_Clear();
     words = Object(PyObject_Str(value));
   }
   if (!words) {
     PyErr_Clear();
-    return "Python failed without a reason";
+    return "Python failed without a message";
   }
   return as_text(words.get());
 }
@@ -87,7 +87,7 @@ std::string as_text(PyObject* object) {
 
 PyObject* view_of(const void* data, size_t size_bytes) {
   char* start = static_cast<char*>(const_cast<void*>(data));
-  static char nothing = 0;  // an empty input may have no address
+  static char nothing = 0;  // an empty input may have a null address
   return PyMemoryView_FromMemory(start ? start : &nothing, static_cast<Py_ssize_t>(size_bytes), PyBUF_READ);
 }
 

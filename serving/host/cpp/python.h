@@ -24,7 +24,7 @@ class Gil {
   PyGILState_STATE state_;
 };
 
-// Keeps one Python thread state for a thread that calls Python again and again; the GIL is free meanwhile.
+// Keeps a Python thread state for a thread that calls Python repeatedly; does not hold the GIL.
 class PythonThread {
  public:
   PythonThread() : state_(PyEval_SaveThread()) {}
@@ -37,7 +37,7 @@ class PythonThread {
   PyThreadState* state_;
 };
 
-// Owns one reference. Its end, moves and `bool` need no GIL, everything else does.
+// Owns one reference. Destruction, moves and `bool` do not require the GIL; everything else does.
 class Object {
  public:
   Object() = default;
@@ -49,7 +49,7 @@ class Object {
   }
   ~Object() {
     if (object_ == nullptr) return;
-    Gil gil;  // an exception may end its owner in a thread without
+    Gil gil;  // an exception may destroy the owner on a thread without the GIL
     Py_DECREF(object_);
   }
   Object(const Object&) = delete;
@@ -91,9 +91,9 @@ class Buffer {
   Py_buffer view_{};
 };
 
-// Throws the pending Python exception as a Failure if `object` is null; else owns it.
+// Takes ownership of `object`; if it is null, throws the pending Python exception as a Failure.
 Object checked(PyObject* object);
-// One line: what the exception says, without a stack trace, which callers may see.
+// The pending exception's message on one line, without a stack trace: callers may see it.
 std::string take_python_error();
 // A function of `serving.host.models`.
 Object entry_point(const char* name);

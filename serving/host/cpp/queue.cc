@@ -6,7 +6,7 @@ namespace host {
 
 namespace {
 
-constexpr uint64_t LOOK_EVERY_NS = 20'000'000;  // cancelled requests have no time of their own
+constexpr uint64_t LOOK_EVERY_NS = 20'000'000;  // how often to look for cancelled requests
 constexpr const char* DROPPED = "fruitstand_dropped_requests_total";
 constexpr const char* DROPPED_HELP = "Requests that were answered without being computed";
 
@@ -46,7 +46,7 @@ Queue::Queue(const ModelSettings& settings, const BatchPolicy& policy, const std
     : settings_(settings),
       policy_(policy),
       pending_("fruitstand_pending_requests", TRITONSERVER_METRIC_KIND_GAUGE,
-               "Requests that wait in the embedded server's own queues", model, version),
+               "Requests waiting in the embedded server's own queues", model, version),
       full_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "FULL"),
       rejected_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "REJECTED"),
       cancelled_(DROPPED, TRITONSERVER_METRIC_KIND_COUNTER, DROPPED_HELP, model, version, "CANCELED") {
@@ -123,14 +123,14 @@ bool Queue::should_wait(uint64_t now) const {
 }
 
 void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
-  int64_t idle = std::max<int64_t>(1, num_workers_ - num_busy_);  // the one that asks among them
+  int64_t idle = std::max<int64_t>(1, num_workers_ - num_busy_);  // includes the calling worker
   bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().num_images() == 0;
   int64_t limit = policy_.max_images;
   bool is_whole = may_be_alone && images_waiting_ < policy_.whole_below;
   if (is_whole) {
     limit = images_waiting_;
   } else if (policy_.may_split) {
-    // Not more than one worker's share of all that is under way: what comes next would wait behind a long batch.
+    // At most one worker's share of all images in flight, or later requests would wait behind a long batch.
     int64_t under_way = images_waiting_ + images_computing_ + Upstream::shared().num_images();
     limit = std::min({limit, share_of(images_waiting_, idle), share_of(under_way, num_workers_)});
   }
@@ -177,7 +177,7 @@ void Queue::remove_worker() {
 }
 
 void Queue::wake_all() {
-  // With the lock: one that has looked and does not wait yet would miss it.
+  // With the lock held: a worker between its check and its wait would miss the notification.
   std::lock_guard<std::mutex> lock(mutex_);
   ready_.notify_all();
 }
@@ -211,7 +211,7 @@ void Queue::watch() {
       lock.lock();
       continue;
     }
-    // It sleeps for good only after a while without requests: waking it costs each of them a little.
+    // The timer stops only after a while without requests, because waking it adds latency to a request.
     next_look_ns_ = std::min(soonest, is_active_ || !waiting_.empty() ? now + LOOK_EVERY_NS : UINT64_MAX);
     is_active_ = false;
     if (next_look_ns_ == UINT64_MAX)

@@ -1,4 +1,4 @@
-// The requests of one model version that wait, and who takes which of them when.
+// The queue of one model version: which worker takes which requests, and when.
 #pragma once
 
 #include <atomic>
@@ -17,8 +17,8 @@ namespace host {
 
 class Queue;
 
-// Images of all models that are still in decode. A worker of the next step waits for a larger batch only while there
-// are some, for only then more is sure to come.
+// Number of images in decode, over all models. A worker of the next step waits for a larger batch only while there are
+// some, because only then more are sure to come.
 class Upstream {
  public:
   static Upstream& shared();
@@ -34,7 +34,7 @@ class Upstream {
   std::set<Queue*> listeners_;
 };
 
-// Part of a request that one worker computes.
+// The part of a request that one worker computes.
 struct Slice {
   std::shared_ptr<Request> request;
   int64_t start, count;
@@ -43,7 +43,7 @@ struct Slice {
 struct Batch {
   std::vector<Slice> slices;
   int64_t num_images = 0;
-  bool is_alone = false;  // nothing else waits, is computed or is on its way
+  bool is_alone = false;  // no other request is waiting, being computed or in decode
 };
 
 // How batches are formed.
@@ -51,7 +51,7 @@ struct BatchPolicy {
   int64_t max_images;         // in one batch
   bool may_split;             // one request's images may be computed by several workers
   int64_t whole_below = 0;    // a lone request with fewer images is not split
-  int64_t enough_images = 0;  // so many do not wait for more
+  int64_t enough_images = 0;  // a batch of this size does not wait for more
   uint64_t max_wait_ns = 0;   // 0 never waits
 };
 
@@ -62,16 +62,16 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  // Takes the request over. What is over the limit is answered at once; returns whether it waits now.
+  // Queues the request, or answers it at once if the queue is full; returns whether it was queued.
   bool push(std::shared_ptr<Request> request);
-  // Blocks until there is work; false once the worker shall end.
+  // Blocks until there is work; returns false when the worker has to end.
   bool take(Batch* batch, const std::atomic<bool>& shall_end);
-  void done(const Batch& batch);  // after each
+  void done(const Batch& batch);  // to be called after each batch
   void add_worker();
   void remove_worker();
   void wake_all();
 
-  // Called for each request that leaves without being computed, after its answer.
+  // Called for each request that was not computed, after it was answered.
   std::function<void(const Request&)> on_drop;
 
  private:

@@ -29,7 +29,7 @@ InputTensor read_input(TRITONBACKEND_Request* handle, const TensorSpec& spec, st
     TRITONSERVER_MemoryType type = TRITONSERVER_MEMORY_CPU;
     int64_t type_id = 0;
     check(TRITONBACKEND_InputBuffer(input, index, &buffer, &length, &type, &type_id));
-    if (type == TRITONSERVER_MEMORY_GPU) throw Failure("input " + spec.name + " lies in a GPU's memory");
+    if (type == TRITONSERVER_MEMORY_GPU) throw Failure("input " + spec.name + " is in GPU memory");
     auto bytes = static_cast<const uint8_t*>(buffer);
     if (num_buffers == 1)
       tensor.data = bytes;
@@ -50,7 +50,7 @@ Request::Request(TRITONBACKEND_Request* handle, const ModelSettings& settings)
   for (const InputTensor& input : inputs_)
     if (input.shape.front() != num_images_ || num_images_ < 1)
       throw Failure("inputs with different or empty batch axes", TRITONSERVER_ERROR_INVALID_ARG);
-  // As Triton's own queue: the caller's timeout counts where it is the shorter one.
+  // Like Triton's queue, takes the caller's timeout only if it is shorter.
   uint64_t timeout_us = settings.default_timeout_us, own_us = 0;
   if (settings.allow_timeout_override) check(TRITONBACKEND_InferenceRequestTimeoutMicroseconds(handle, &own_us));
   if (own_us != 0 && own_us < timeout_us) timeout_us = own_us;
@@ -98,7 +98,7 @@ void Request::respond(TRITONBACKEND_ModelInstance* instance, const std::vector<O
                       uint64_t compute_end_ns) {
   TRITONBACKEND_Response* response = nullptr;
   TRITONSERVER_Error* error = TRITONBACKEND_ResponseNew(&response, handle_);
-  if (error != nullptr) {  // nobody can be told
+  if (error != nullptr) {  // there is no way to tell the caller
     ignore(error);
     return release();
   }
@@ -113,7 +113,7 @@ void Request::respond(TRITONBACKEND_ModelInstance* instance, const std::vector<O
                                          output.shape.data(), static_cast<uint32_t>(output.shape.size()));
     if (error == nullptr) error = TRITONBACKEND_OutputBuffer(target, &buffer, size_bytes, &type, &type_id);
     if (error == nullptr && type == TRITONSERVER_MEMORY_GPU)
-      error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "the answer is wanted in a GPU's memory");
+      error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "answers in GPU memory are not supported");
     if (error != nullptr) break;
     auto to = static_cast<uint8_t*>(buffer);
     for (auto& [from, length] : output.parts) {
@@ -121,11 +121,11 @@ void Request::respond(TRITONBACKEND_ModelInstance* instance, const std::vector<O
       to += length;
     }
   }
-  // Before it is sent: who has an answer finds it in the statistics.
+  // Before sending, so that a caller that has its answer finds it in the statistics.
   ignore(TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, error == nullptr, exec_start_ns_,
                                                      compute_start_ns_, compute_end_ns, now_ns()));
   ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
-  ignore(error);  // sending does not take it over
+  ignore(error);  // sending does not take ownership
   release();
 }
 

@@ -11,7 +11,7 @@
 
 namespace host {
 
-// An input or output of a model, as its configuration says; `serving.host.models` fills it in.
+// An input or output in a model's configuration; `serving.host.models` fills it in.
 struct TensorSpec {
   std::string name;
   TRITONSERVER_DataType type;
@@ -20,7 +20,7 @@ struct TensorSpec {
   std::vector<int64_t> dims;  // without the batch axis; -1 is any
 };
 
-// What every request of a model is held against.
+// The settings that every request of a model is checked against.
 struct ModelSettings {
   std::vector<TensorSpec> inputs, outputs;
   int64_t max_batch_size;
@@ -29,7 +29,7 @@ struct ModelSettings {
   uint64_t default_timeout_us;  // 0 is none
   bool allow_timeout_override;
   uint64_t max_queue_delay_us;
-  int64_t max_part_images;  // that one worker computes at a time
+  int64_t max_part_images;  // images that one worker computes at a time
 };
 
 struct InputTensor {
@@ -38,7 +38,7 @@ struct InputTensor {
   std::vector<int64_t> shape;  // with the batch axis
 };
 
-// One output of a request: bytes that lie in one or several places.
+// One output of a request: bytes in one or several pieces.
 struct OutputTensor {
   const TensorSpec* spec;
   std::vector<int64_t> shape;
@@ -47,7 +47,7 @@ struct OutputTensor {
 
 class Request {
  public:
-  // Reads the inputs; they stay where Triton put them, except that scattered ones are joined.
+  // Reads the inputs in place; only inputs in several pieces are copied.
   Request(TRITONBACKEND_Request* handle, const ModelSettings& settings);
   Request(const Request&) = delete;
   Request& operator=(const Request&) = delete;
@@ -62,25 +62,25 @@ class Request {
   std::vector<std::string> requested_outputs() const;
   bool same_shapes(const Request& other) const;
 
-  // The first of several workers that compute parts of it says when it began.
+  // Called by the first of the workers that compute parts of the request.
   void started(uint64_t exec_start_ns, uint64_t compute_start_ns);
 
-  // Each request is answered once, by one of these; the handle is gone afterwards.
+  // Exactly one of these answers the request; afterwards the handle is invalid.
   void respond(TRITONBACKEND_ModelInstance* instance, const std::vector<OutputTensor>& outputs,
                uint64_t compute_end_ns);
   void fail(TRITONBACKEND_ModelInstance* instance, const Failure& failure);
-  void drop(const Failure& failure);  // what was never computed does not count in the model's statistics
+  void drop(const Failure& failure);  // does not count in the model's statistics
 
-  // Rows of an answer that several workers compute part by part.
+  // The answer of a request that several workers compute part by part.
   struct Assembly {
     std::mutex mutex;
-    std::vector<std::vector<uint8_t>> bytes;  // one an output
+    std::vector<std::vector<uint8_t>> bytes;  // one per output
     std::vector<std::vector<int64_t>> shapes;
     std::unique_ptr<Failure> failure;
     int64_t images_done = 0;
   };
   Assembly assembly;
-  int64_t next_image = 0;  // the first one that no worker has taken; guarded by the queue
+  int64_t next_image = 0;  // first image that no worker has taken; guarded by the queue
 
  private:
   void send_error(const Failure& failure);
@@ -94,7 +94,7 @@ class Request {
   std::atomic<uint64_t> exec_start_ns_{0}, compute_start_ns_{0};
 };
 
-// Answers a request that could not even be read.
+// Answers a request that could not be read.
 void answer_error(TRITONBACKEND_Request* handle, const Failure& failure);
 
 }  // namespace host

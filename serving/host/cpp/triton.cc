@@ -33,7 +33,7 @@ std::string quoted(const char* text) {
 
 namespace {
 
-// Families live as long as the process: Prometheus refuses a second one of the same name.
+// Metric families live as long as the process: Prometheus refuses a second family of the same name.
 TRITONSERVER_MetricFamily* family(const char* name, TRITONSERVER_MetricKind kind, const char* help) {
   static std::mutex mutex;
   static std::map<std::string, TRITONSERVER_MetricFamily*> families;

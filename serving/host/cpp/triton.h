@@ -15,7 +15,7 @@ inline uint64_t now_ns() {  // Triton's statistics use the same clock
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(since).count());
 }
 
-// What ends a call or a load, with the code that the caller sees.
+// An error that ends a call or a load, with the code that the caller sees.
 class Failure : public std::runtime_error {
  public:
   explicit Failure(const std::string& words, TRITONSERVER_Error_Code code = TRITONSERVER_ERROR_INTERNAL)
@@ -26,15 +26,15 @@ class Failure : public std::runtime_error {
   TRITONSERVER_Error_Code code_;
 };
 
-// Throws what Triton returned, if it returned an error.
+// Throws Triton's error, if it returned one.
 void check(TRITONSERVER_Error* error);
-// For calls whose failure leaves nothing to do.
+// For calls whose errors cannot be handled.
 void ignore(TRITONSERVER_Error* error);
 void log(TRITONSERVER_LogLevel level, const std::string& text);
-// A caller's own text for the log: shortened, and without characters that could forge a line.
+// Quotes a caller's text for the log: shortened, and without characters that could forge a line.
 std::string quoted(const char* text);
 
-// One time series of a model version. Metrics are optional in Triton: without them nothing happens here.
+// One time series of a model version. Metrics are optional in Triton; without them this does nothing.
 class Metric {
  public:
   Metric(const char* family, TRITONSERVER_MetricKind kind, const char* help, const std::string& model,

@@ -72,22 +72,6 @@ def test_a_configuration_that_does_not_fit_the_file_is_refused() -> None:
         models.check_file(document, [("PIXELS", 1, [-1, 100, 100, 3])], outputs)
 
 
-def test_what_is_left_out_is_taken_from_the_file() -> None:
-    """With the batch axis cut off."""
-    document = config(FRUIT_RESNET)
-    for key in ("input", "output"):
-        del document[key]
-    assert not models.is_complete(json.dumps(document))
-    completed = json.loads(
-        models.completed_config(
-            json.dumps(document), [("PIXELS", 2, [-1, 8, 8, 3])], [("PROBABILITIES", 1, [-1, 4])]
-        )
-    )
-    assert completed["input"] == [{"name": "PIXELS", "data_type": "TYPE_UINT8", "dims": [8, 8, 3]}]
-    assert completed["output"] == [{"name": "PROBABILITIES", "data_type": "TYPE_FP32", "dims": [4]}]
-    assert completed["max_batch_size"] == 64
-
-
 def test_the_library_is_found_without_an_import() -> None:
     """The C++ opens what the wheel of onnxruntime carries."""
     assert Path(models.onnxruntime_library()).name.startswith("libonnxruntime.so.")

@@ -16,7 +16,7 @@ from fruitstand.machine.threads import THREADS_VARIABLE
 from fruitstand.repository.signing import make_key, read_private_key, sign_manifest
 from fruitstand.repository.versions import MANIFEST_NAME
 from serving.engine.onnx_session import execution_providers, open_session, run_options, session_options
-from serving.engine.onnx_signature import check_signature, complete
+from serving.engine.onnx_signature import check_signature
 from tests.repositories import place_version
 
 
@@ -314,16 +314,3 @@ def test_a_file_without_a_batch_axis_does_not_batch(tmp_path: Path) -> None:
     session = doubling(tmp_path, batch=2)
     with pytest.raises(ServerError, match=r"no batch axis.*dynamic first axis"):
         check_signature(config(input=[tensor("X", [3])], output=[tensor("Y", [3])]), session)
-    assert complete({"name": "m", "max_batch_size": 0}, session)[2] == 0
-
-
-def test_what_is_missing_is_completed(tmp_path: Path) -> None:
-    """Inputs and outputs without the batch axis, and the native default for the largest batch."""
-    session = doubling(tmp_path)
-    inputs, outputs, max_batch_size = complete({"name": "m", "max_batch_size": 0}, session)
-    assert [(one.name, one.data_type, one.dims) for one in [*inputs, *outputs]] == [
-        ("X", "TYPE_FP32", [3]),
-        ("Y", "TYPE_FP32", [3]),
-    ]
-    assert max_batch_size == 4
-    assert complete({"name": "m", "max_batch_size": 16}, session)[2] == 16
