@@ -35,7 +35,7 @@ VERBS: dict[str, dict[str, Verb]] = {
     },
     "Data and training": {
         "data": Verb("training.commands", "data_app", "Prepare image folders, and check them."),
-        "train": Verb("training.commands", "train", "Train a timm ResNet."),
+        "train": Verb("training.commands", "train", "Train a timm image classifier."),
         "evaluate": Verb("training.commands", "evaluate", "Measure a run or a server: the same report."),
     },
     "Versions": {

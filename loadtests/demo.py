@@ -7,7 +7,10 @@ Every stage runs as the command a user would type. What it makes lies in `runs/d
 as `runs/demo.previous/`.
 """
 
+import os
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +56,7 @@ def demo(
     if data is None:
         console.print("[bold]The images are painted by a program:[/] real ones with make demo DATA=PATH")
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
-    else:  # as the published figures: Test is leaked as well, see README, "Honest numbers"
+    else:  # as the published figures: Test is leaked as well, see docs/evaluate.md
         choices = ("--validation", "frame")
     step("data", "prepare", "--source", source, "--out", out / "data", *choices)
     trained = step(
@@ -74,6 +77,12 @@ def demo(
     write_json(out / "report.json", report)
     _print_table(report, out)
     _check(report)
+    prepared = read_prepared(out / "data")
+    print("\nwhat next:")
+    for words, command in next_steps(out, prepared.directory / prepared.split("test")[0].path):
+        print(f"  {words}:\n    {command}")
+    if data is None:
+        print("  with your own pictures, a sub-folder for each class: make demo DATA=FOLDER")
 
 
 def _keep_previous(out: Path) -> None:
@@ -151,7 +160,28 @@ def _print_table(report: dict, out: Path) -> None:
         table.add_row(what, value)
     Console().print(table)
     print(f"report: {out / 'report.json'}")
-    print(f"serve it yourself: fruitstand serve --repository {out / 'model_repository'}")
+
+
+def next_steps(out: Path, image: Path) -> list[tuple[str, str]]:
+    """What to try after a demo: a line of words and a command that works as printed, without activation.
+
+    Args:
+        out: the demo's folder.
+        image: one of its test images.
+    """
+    program = shlex.quote(os.path.relpath(Path(sys.executable).with_name("fruitstand")))
+    repository, run = shlex.quote(str(out / "model_repository")), shlex.quote(str(out / "run"))
+    return [
+        (
+            "serve it, with a page to try at http://127.0.0.1:8000",
+            f"{program} serve --repository {repository}",
+        ),
+        (
+            "ask it, from a second terminal",
+            f"curl --data-binary {shlex.quote(f'@{image}')} http://127.0.0.1:8000/classify",
+        ),
+        ("see what it gets wrong", f"{program} evaluate --run {run}"),
+    ]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.stages import served
-from loadtests.results.plots import new_figure, save
+from loadtests.results.plots import legend_beside, new_figure, save
 from loadtests.sweep import profile
 from serving.triton.backend_directory import HOST, choose_backends
 
@@ -327,5 +327,6 @@ def _plot(path: Path, result: dict[str, Any]) -> None:
     axes.plot(*points(best), "k-", label="the frontier")
     axes.axvline(result["settings"]["p99_ms"], color="tab:gray", linestyle="--", label="p99 budget")
     axes.set(xlabel="p99, ms", ylabel="images/s", xlim=(0, None), ylim=(0, None))
-    axes.legend()
+    axes.set_title("Trials: good is high and left of the budget")
+    legend_beside(axes)
     save(figure, path)

@@ -21,10 +21,10 @@ def plot_curves(path: Path, epochs: list[dict[str, float]]) -> None:
     x = [row["epoch"] + 1 for row in epochs]
     left.plot(x, [row["train_loss"] for row in epochs], marker="o", label="train (smoothed targets)")
     left.plot(x, [row["val_loss"] for row in epochs], marker="o", label="validation")
-    left.set(xlabel="epoch", ylabel="cross-entropy")
+    left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss: lower is better")
     left.legend()
     right.plot(x, [row["val_top1"] for row in epochs], marker="o", color="tab:green")
-    right.set(xlabel="epoch", ylabel="validation top-1")
+    right.set(xlabel="epoch", ylabel="validation top-1", title="Accuracy: higher is better")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -37,7 +37,7 @@ def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="truth", title=plain(title, 200))
+    axes.set(xlabel="answer", ylabel="truth", title=f"{plain(title, 200)}\ngood: only the diagonal is bright")
     step = -(-len(labels) // MAX_TICK_LABELS)
     ticks = range(0, len(labels), step)
     names = [plain(labels[i]) for i in ticks]
@@ -84,12 +84,15 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
         [one["accuracy"] for one in bins],
         "o",
         color="tab:red",
+        clip_on=False,
         label="at the bin's mean confidence",
     )
-    top.set(ylabel="share of right answers", title=plain(title, 200), xlim=(0, 1), ylim=(0, 1))
+    words = f"{plain(title, 200)}\ngood: bars end at the dashed line"
+    top.set(ylabel="share of right answers", title=words, xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=3)
     bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
+    bottom.yaxis.set_major_formatter("{x:g}")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     save_figure(figure, path)

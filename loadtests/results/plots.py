@@ -37,13 +37,17 @@ def _over_time(result: LoadResult, path: Path) -> Path:
     if result.points[0].loop == "open":
         top.plot(seconds, [row["load"] for row in rows], label="offered", linestyle="--")
     top.plot(seconds, [row["num_unanswered"] for row in rows], label="calls without an answer")
+    top.set_title("Answers over time: good is close to what was offered, with no call unanswered")
     top.set_ylabel("images/s")
-    top.legend()
+    top.set_ylim(bottom=0)
     for name in PERCENTILES:
         bottom.plot(seconds, [row["latency_ms"][name] for row in rows], label=name)
-    bottom.set_ylabel("latency, ms")
+    bottom.set_title("Latency over time: good is low and flat")
+    bottom.set_ylabel("ms")
+    bottom.set_ylim(bottom=0)
     bottom.set_xlabel("seconds")
-    bottom.legend()
+    for axis in (top, bottom):
+        legend_beside(axis)
     return save(figure, path)
 
 
@@ -64,20 +68,25 @@ def _against_load(result: LoadResult, path: Path) -> Path:
                 label=f"batch {batch:g}, {name}",
             )
     for knee in result.knees:
-        top.axvline(knee.load, color="black", linewidth=0.8)
         words = "knee" if knee.reached else "still growing"
-        top.annotate(f"{words}: {knee.images_per_s:.0f} images/s", (knee.load, knee.images_per_s))
+        label = f"{words}: {knee.images_per_s:.0f} images/s at {knee.load:g}"
+        for axis in (top, bottom):
+            axis.axvline(knee.load, color="black", linewidth=0.8, label=label if axis is top else None)
     closed = result.points[0].loop == "closed"
+    top.set_title("Throughput: higher is better; run the server at its knee or below")
     top.set_ylabel("images/s")
     top.set_ylim(bottom=0)
-    bottom.set_ylabel("latency, ms")
+    bottom.set_title("Latency: lower is better; behind the knee only latency grows")
+    bottom.set_ylabel("ms")
     bottom.set_yscale("log")
+    plain_numbers(bottom.yaxis)
     bottom.set_xlabel("requests in flight" if closed else "images/s offered")
-    if closed:
-        top.set_xscale("log", base=2)
-        bottom.set_xscale("log", base=2)
-    top.legend()
-    bottom.legend(fontsize="small")
+    for axis in (top, bottom):
+        if closed:
+            axis.set_xscale("log", base=2)
+            loads = sorted({point.load for point in result.points})
+            axis.set_xticks(loads, [f"{load:g}" for load in loads])
+        legend_beside(axis)
     return save(figure, path)
 
 
@@ -95,8 +104,10 @@ def _steps(result: LoadResult, path: Path) -> Path:
                 bottoms = [low + value for low, value in zip(bottoms, values, strict=True)]
         axis.set_xticks(positions, [f"{point.load:g}" for point in points])
         axis.set_ylabel(f"ms, batch {batch:g}")
-    axes[-1].set_xlabel("load")
-    axes[0].legend(fontsize="x-small")
+    closed = result.points[0].loop == "closed"
+    axes[0].set_title("Where a request spends its time: lower is better; queue is waiting, not work")
+    axes[-1].set_xlabel("requests in flight" if closed else "images/s offered")
+    legend_beside(axes[0], reverse=True)
     return save(figure, path)
 
 
@@ -115,7 +126,22 @@ def new_figure(num_rows: int) -> tuple[Any, Any]:
     axes = figure.subplots(num_rows, squeeze=False)[:, 0]
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
     return figure, axes
+
+
+def legend_beside(axis: Any, *, reverse: bool = False) -> None:
+    """A legend to the right of the plot, where it covers no curve; reversed, it has the order of a stack."""
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False, reverse=reverse)
+
+
+def plain_numbers(axis: Any) -> None:
+    """Write 20, 50 and 100 on a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Any, path: Path) -> Path:

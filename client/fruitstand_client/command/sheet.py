@@ -14,11 +14,13 @@ from fruitstand_client.prediction import Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from PIL.ImageDraw import ImageDraw as Drawing
+    from PIL.ImageFont import BaseImageFont as Font
 
 MAX_PICTURES = 200
 """More would be no sheet to look at."""
 SIDE = 120
-TEXT_HEIGHT = 34
+TEXT_HEIGHT = 50
 COLUMNS = 8
 _DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # what Pillow raises
 GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
@@ -78,13 +80,11 @@ class ContactSheet:
             else:
                 sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
             if prediction.error is None:
-                lines, colour = (prediction.label or "", f"{prediction.probability:.3f}"), GREEN
+                words, last, colour = prediction.label or "", f"{prediction.probability:.3f}", GREEN
             else:
-                lines, colour = ("no answer", prediction.error), RED
-            for row, line in enumerate(lines):
-                while line and draw.textlength(line, font) > SIDE - 6:
-                    line = line[:-2] + "…" if len(line) > 2 else ""
-                draw.text((left + 3, top + SIDE + 2 + 15 * row), line, fill=colour, font=font)
+                words, last, colour = prediction.error, "no answer", RED
+            for row, line in enumerate((*_two_lines(words, draw, font), last)):
+                draw.text((left + 3, top + SIDE + 15 * row), line, fill=colour, font=font)
         with atomic_file(self._path) as temporary:
             sheet.save(temporary, self._format)
 
@@ -96,3 +96,21 @@ class ContactSheet:
             return None
         picture.thumbnail((SIDE - 8, SIDE - 8))
         return picture
+
+
+def _two_lines(text: str, draw: "Drawing", font: "Font") -> list[str]:
+    """The text below a picture, broken where it gets too wide and cut off after the second line."""
+
+    def fits(line: str) -> bool:
+        return bool(draw.textlength(line, font) <= SIDE - 6)
+
+    lines: list[str] = []
+    while text and len(lines) < 2:
+        end = next(end for end in range(len(text), 0, -1) if fits(text[:end]) or end == 1)
+        if end < len(text) and not lines and (blank := text.rfind(" ", 0, end + 1)) > 0:
+            end = blank
+        lines.append(text[:end])
+        text = text[end:].lstrip()
+    if text:
+        lines[-1] = f"{lines[-1][:-1]}…"
+    return lines

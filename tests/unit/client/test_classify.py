@@ -232,7 +232,7 @@ def test_a_contact_sheet_shows_images_and_failures(folder: Path, server: ModelSe
     images = (folder / "0001.jpg", bad, folder / "0002.jpg")
     assert classify(server, *images, path=tmp_path / "out.jsonl", sheet=sheet) == 1
     with Image.open(sheet) as picture:
-        assert picture.size == (3 * 120, 154)
+        assert picture.size == (3 * 120, 170)
         tiles = [picture.crop((left, 0, left + 120, 120)) for left in (0, 120, 240)]
     assert tiles[0].tobytes() == tiles[2].tobytes()
     assert len(tiles[0].getcolors(120 * 120)) > 50 > len(tiles[1].getcolors(120 * 120))
