@@ -55,7 +55,13 @@ def _served(url: str, images: list[Path], labels: list[str]) -> np.ndarray:
     return np.array([[answer[label] for label in labels] for answer in by_label])
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nchw_float_of_batch_1",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ASKED if name != "nchw_float_of_batch_1"),
+    ],
+)
 def test_an_adopted_file_is_served_and_answers_as_the_original_does(
     name: str, prepared: PreparedData, test_images: list[Path], tmp_path: Path
 ) -> None:

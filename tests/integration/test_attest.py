@@ -131,6 +131,7 @@ def test_faults_of_the_repository_are_told_apart(tiny: Path, tmp_path: Path) -> 
     assert found["contract"] == found["version"] == found["model"] == found["alive"] == Status.PASSED
 
 
+@pytest.mark.nightly
 def test_another_models_weights_and_a_batch_that_fails_as_a_whole(tiny: Path, tmp_path: Path) -> None:
     """Weights show in golden images and in the model step; the lack of isolation in its own line."""
     with faulty_server(
@@ -144,6 +145,7 @@ def test_another_models_weights_and_a_batch_that_fails_as_a_whole(tiny: Path, tm
     assert found["decode"] == found["input_kinds"] == Status.PASSED
 
 
+@pytest.mark.nightly
 def test_an_old_version_and_a_slow_step(tiny: Path, promoted: Path, tmp_path: Path) -> None:
     """The server was not told of a promotion; every batch takes most of a second."""
     with faulty_server(tiny, tmp_path, backends=(faults.slow,)) as server:
@@ -208,6 +210,7 @@ def test_what_cannot_be_carried_out_is_a_usage_error(
         attest("192.0.2.1:8001", api_key="secret")
 
 
+@pytest.mark.nightly
 def test_a_dead_step_is_named(tiny: Path, tmp_path: Path) -> None:
     """The process of the decoder is killed; on the stubs each step has one of its own."""
     with faulty_server(tiny, tmp_path) as server:

@@ -77,6 +77,7 @@ def test_two_workers_account_for_every_call(
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.nightly
 def test_behind_a_gateway_the_result_is_without_the_servers_side(
     server: EmbeddedServer, prepared: PreparedData, tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
 // The backend `onnxruntime`: one worker per thread of the instance, each with one engine thread, and a second session
-// with all threads for a lone request.
+// with all threads for small loads.
 
 #include <algorithm>
 #include <cstring>
@@ -222,7 +222,7 @@ class Inference final : public Instance {
     try {
       inputs = gather(worker, batch, is_sampled);
       computing = now_ns();
-      const Session& session = batch.is_alone ? *whole_ : *parts_;
+      const Session& session = batch.takes_all_threads ? *whole_ : *parts_;
       results = session.run(settings_.inputs, inputs, is_sampled ? sampled_outputs_ : outputs_);
       for (const Value& result : results)
         if (result.shape().empty() || result.shape()[0] != batch.num_images)

@@ -101,6 +101,10 @@ bool Queue::take(Batch* batch, const std::atomic<bool>& shall_end) {
       std::unique_lock<std::mutex> lock(mutex_);
       ready_.wait(lock, [&] { return shall_end || !waiting_.empty(); });
       if (shall_end) return false;
+      if (one_computes_all()) {
+        ready_.wait(lock);  // until that batch is done or more images are under way
+        continue;
+      }
       uint64_t now = now_ns();
       if (should_wait(now)) {
         ready_.wait_until(lock, time_of(waiting_.front()->arrived_ns() + policy_.max_wait_ns));
@@ -116,6 +120,12 @@ bool Queue::take(Batch* batch, const std::atomic<bool>& shall_end) {
   }
 }
 
+int64_t Queue::images_under_way() const {
+  return images_waiting_ + images_computing_ + Upstream::shared().num_images();
+}
+
+bool Queue::one_computes_all() const { return num_busy_ > 0 && images_under_way() < policy_.whole_below; }
+
 bool Queue::should_wait(uint64_t now) const {
   if (policy_.max_wait_ns == 0 || images_waiting_ >= policy_.enough_images || Upstream::shared().num_images() == 0)
     return false;
@@ -124,15 +134,13 @@ bool Queue::should_wait(uint64_t now) const {
 
 void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
   int64_t idle = std::max<int64_t>(1, num_workers_ - num_busy_);  // includes the calling worker
-  bool may_be_alone = num_busy_ == 0 && waiting_.size() == 1 && Upstream::shared().num_images() == 0;
   int64_t limit = policy_.max_images;
-  bool is_whole = may_be_alone && images_waiting_ < policy_.whole_below;
-  if (is_whole) {
-    limit = images_waiting_;
+  batch->takes_all_threads = num_busy_ == 0 && images_under_way() < policy_.whole_below;
+  if (batch->takes_all_threads) {
+    limit = std::min(limit, images_waiting_);
   } else if (policy_.may_split) {
     // At most one worker's share of all images in flight, or later requests would wait behind a long batch.
-    int64_t under_way = images_waiting_ + images_computing_ + Upstream::shared().num_images();
-    limit = std::min({limit, share_of(images_waiting_, idle), share_of(under_way, num_workers_)});
+    limit = std::min({limit, share_of(images_waiting_, idle), share_of(images_under_way(), num_workers_)});
   }
   uint64_t now = now_ns();
   while (!waiting_.empty() && batch->num_images < limit) {
@@ -156,7 +164,6 @@ void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
     if (request->next_image == request->num_images()) waiting_.pop_front();
     batch->slices.push_back({std::move(request), start, count});
   }
-  batch->is_alone = is_whole && waiting_.empty();
   images_computing_ += batch->num_images;
 }
 
@@ -164,6 +171,7 @@ void Queue::done(const Batch& batch) {
   std::lock_guard<std::mutex> lock(mutex_);
   images_computing_ -= batch.num_images;
   --num_busy_;
+  if (!waiting_.empty()) ready_.notify_one();
 }
 
 void Queue::add_worker() {

@@ -43,14 +43,14 @@ struct Slice {
 struct Batch {
   std::vector<Slice> slices;
   int64_t num_images = 0;
-  bool is_alone = false;  // no other request is waiting, being computed or in decode
+  bool takes_all_threads = false;  // few images are in flight, and this batch holds all that were ready
 };
 
 // How batches are formed.
 struct BatchPolicy {
   int64_t max_images;         // in one batch
   bool may_split;             // one request's images may be computed by several workers
-  int64_t whole_below = 0;    // a lone request with fewer images is not split
+  int64_t whole_below = 0;    // below so many images in flight, one batch at a time takes all threads
   int64_t enough_images = 0;  // a batch of this size does not wait for more
   uint64_t max_wait_ns = 0;   // 0 never waits
 };
@@ -78,6 +78,8 @@ class Queue {
   using Requests = std::vector<std::shared_ptr<Request>>;
   void watch();  // the timer's thread
   void form(Batch* batch, Requests* expired, Requests* cancelled);
+  int64_t images_under_way() const;  // in decode, waiting or computed; not those of other steps' queues
+  bool one_computes_all() const;
   bool should_wait(uint64_t now) const;
   void drop(const Requests& expired, const Requests& cancelled);
   void changed();

@@ -181,6 +181,7 @@ def test_the_features_are_what_the_last_layer_reads(name: str, candidate: Path, 
     assert reference.features.shape == (len(reference), expected.shape[1])
 
 
+@pytest.mark.nightly
 def test_the_same_checkpoint_gives_the_same_bytes(candidate: Path, copied_run: Run, tmp_path: Path) -> None:
     """In another process, with other hashes of strings."""
     command = [sys.executable, "-m", "fruitstand", "export", "--run", str(copied_run.directory)]
@@ -337,9 +338,8 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "size", [64, *(pytest.param(size, marks=pytest.mark.nightly) for size in (128, 224))]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [64, 128, 224])
 def test_other_preprocessing_is_published_with_all_gates(size: int, copied_run: Run, tmp_path: Path) -> None:
     """Every shape comes from the run's contract, and filter and crop too."""
     repository = tmp_path / "repository"

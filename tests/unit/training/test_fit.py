@@ -151,6 +151,7 @@ def test_dali_trains_on_the_pixels_that_are_served(prepared: PreparedData, tmp_p
     assert meta["config"]["loader"] == "dali"
 
 
+@pytest.mark.nightly
 def test_trackers_get_every_epoch_and_the_model(
     prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
