@@ -1,1 +1,1 @@
-"""Measurements: each is a command, each number has hardware, date, commit and command beside it."""
+"""Benchmarks: each one is a command, and each result records hardware, date, commit and command."""

@@ -1,10 +1,10 @@
-"""How good a model is, and what it took: prepare, train and evaluate with the commands a user would type.
+"""Measure accuracy and time of prepare, train and evaluate, with the commands a user would type.
 
     python -m benchmarks.accuracy --source ../shared/fruits-360_dataset --model resnet18 --epochs 8
     python -m benchmarks.accuracy --source ../shared/fruits-360_3-body-problem --split object -- --set lr=0.1
 
-What follows `--` goes to `fruitstand train` as it is. What is made lies in `runs/accuracy/`; the result goes
-to `benchmarks/results/`, and `python -m benchmarks.results_page` brings it into `docs/results.md`.
+Arguments after `--` are passed to `fruitstand train`. Data and run are written to `runs/accuracy/`, the
+result to `benchmarks/results/`; `python -m benchmarks.results_page` then renders it into `docs/results.md`.
 """
 
 import re
@@ -25,14 +25,12 @@ RESULTS = Path("benchmarks/results")
 
 def measure(
     source: Annotated[str, typer.Option(help="generated, or a Fruits-360 folder or zip.")],
-    extra: Annotated[list[str] | None, typer.Argument(help="After --: more flags for training.")] = None,
+    extra: Annotated[list[str] | None, typer.Argument(help="After --: further flags of train.")] = None,
     split: Annotated[str, typer.Option(help="classic, object or film.")] = "classic",
     validation: Annotated[str, typer.Option(help="film, or frame.")] = "film",
     model: Annotated[str, typer.Option(help="A timm ResNet.")] = "resnet18",
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the train split; default: training's.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of split and training.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Epochs; default: training's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder for data and run.")] = Path("runs/accuracy"),
     results: Annotated[Path, typer.Option(help="Folder for the result.")] = RESULTS,
 ) -> None:
@@ -76,7 +74,7 @@ def measure(
 
 
 def file_name(result: dict) -> str:
-    """Of a result: what, hardware, date and commit."""
+    """File name of a result: subject, hardware, date and commit."""
     summary, hardware = result["summary"], result["hardware"]
     what = _slug(f"{summary['dataset']}-{summary['split_kind']}-{summary['model_name']}")
     machine = _slug(f"{hardware['cpu']}-{hardware['num_cores']}c")
@@ -85,7 +83,7 @@ def file_name(result: dict) -> str:
 
 
 def _slug(text: str) -> str:
-    """Lower case, with nothing in it that separates the parts of a file name."""
+    """Lower case, without the characters that separate the parts of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\((?:r|tm)\)", "", text.lower())).strip("-")
 
 

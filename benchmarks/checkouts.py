@@ -1,9 +1,10 @@
-r"""Checkouts of this project beside each other under the same load: is one faster than the other?
+"""Compare the speed of checkouts of this project under the same load.
 
     python -m benchmarks.checkouts before=../before after=. --repository REPOSITORY --images FOLDER --out FILE
 
-Each has its own `.venv` (`make setup`). One server of each runs; in each round every load is measured on one
-after the other, in an order that turns round. The summary holds medians of ratios to the first.
+Each checkout has its own `.venv` (`make setup`) and runs one server. A round measures every load on each
+server, in an order that alternates between rounds. The summary has medians, and ratios to the first checkout
+within rounds.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ MEASURED = ("images_per_s", "p50_ms", "p99_ms")
 
 def main(
     checkouts: Annotated[
-        list[str], typer.Argument(help="NAME=FOLDER of each, the one to compare with first.")
+        list[str], typer.Argument(help="NAME=FOLDER of each checkout; the first one is the baseline.")
     ],
     repository: Annotated[Path, typer.Option(help="Model repository with a served version.")],
     images: Annotated[Path, typer.Option(help="Folder with images.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
-    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurements.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 4.0,
 ) -> None:
     """Measure and write the result."""
     folders = dict(one.partition("=")[::2] for one in checkouts)
@@ -67,7 +68,7 @@ def main(
 def summarise(
     rows: dict[str, list[dict[str, Any]]], first: dict[str, list[dict[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
-    """For each load the medians, and the ratios to the first checkout within rounds."""
+    """Medians and ratios to the first checkout, by load."""
     return {
         load: {
             key: {

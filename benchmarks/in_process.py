@@ -1,6 +1,6 @@
-"""What decode and model do without a server: each alone, and three ways to run one after the other.
+"""Speed of decode and model without a server: each alone, and three ways to combine them.
 
-On a GPU the pixels stay there from the decoder to the model; `infer` alone has them there as well.
+On a GPU the pixels stay in its memory from the decoder to the model, also for `infer` alone.
 """
 
 import itertools
@@ -33,36 +33,36 @@ from serving.engine.onnx_session import execution_providers, open_session
 BATCH = 32
 WARM_UP_S = 0.5
 GPU_CONFIGS = ("gpu", "gpu-trt")
-"""Names of a server's configurations that compute on a GPU."""
+"""Server configurations that use a GPU."""
 GPU_LOOPS = 4
-"""Loops side by side on a GPU; on a CPU there is one for each thread."""
+"""Parallel loops on a GPU; on a CPU there is one per thread."""
 LOOPS = ("sequential", "overlapped", "parallel")
-"""Decode and model with all threads each in turn; the next batch decoded meanwhile; a loop a thread."""
+"""Decode then model, each with all threads; decode of the next batch meanwhile; one loop per thread."""
 
 Batch = Sequence[np.ndarray]
 Pixels = Any
 """(N, H, W, 3) uint8: a numpy array, or DALI's tensor or ONNX Runtime's value on a GPU."""
 Measure = Callable[[float], float]
-"""Runs for so many seconds and returns images/s."""
+"""Runs for this many seconds and returns images/s."""
 
 
 def in_process_images_per_s(repository: Path, images: Path, seconds: float) -> float:
-    """The best of the loops without a server, with the engine that is served.
+    """Images/s of the fastest loop, with the served version's engine.
 
     Args:
-        repository: with a served version.
+        repository: a model repository with a served version.
         images: folder with at least `BATCH` images.
-        seconds: for each loop.
+        seconds: length of each loop.
     """
     measures = in_process(repository, served_version(repository), read_images(images))
     return round(max(measures[name](seconds) for name in LOOPS), 1)
 
 
 def served_version(repository: Path) -> Path:
-    """The folder of the version that is served.
+    """Folder of the served version.
 
     Raises:
-        DataError: none is.
+        DataError: the repository serves no version.
     """
     state = serving_state(repository)
     if state is None:
@@ -71,10 +71,10 @@ def served_version(repository: Path) -> Path:
 
 
 def read_images(folder: Path) -> list[np.ndarray]:
-    """Up to 512 encoded images of a folder.
+    """Read up to 512 encoded images from a folder.
 
     Raises:
-        DataError: fewer than a batch.
+        DataError: fewer than `BATCH` images.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:512]
     if len(paths) < BATCH:
@@ -85,13 +85,13 @@ def read_images(folder: Path) -> list[np.ndarray]:
 def in_process(
     repository: Path, version: Path, files: Batch, config_name: str = CPU_CONFIG
 ) -> dict[str, Measure]:
-    """The same pipeline file, ONNX file and engine as served, without a server.
+    """Measurements with the served pipeline file, ONNX file and engine, without a server.
 
     Args:
-        repository: with a served version.
-        version: its folder.
+        repository: a model repository with a served version.
+        version: folder of the served version.
         files: encoded images, at least `BATCH`.
-        config_name: of the server's configuration that it is compared with.
+        config_name: the server configuration to compare with.
 
     Raises:
         ServerError: the installed ONNX Runtime cannot use the configuration's engine.
@@ -106,7 +106,7 @@ def in_process(
     def infer_with(num_threads: int | None = None) -> Infer:
         session = open_session(version, config, device_id=device_id, num_threads=num_threads)
         (asked, *_), *_ = execution_providers(config, device_id=device_id)
-        if session.get_providers()[0] != asked:  # a server would go on with another engine
+        if session.get_providers()[0] != asked:  # a server would fall back to another engine
             raise ServerError(f"{asked} cannot be used here: install what {config_name} needs")
         if on_gpu:
             return _bound(session)
@@ -118,7 +118,7 @@ def in_process(
         pixels = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(pixels.as_cpu()), "cuda", 0)
     else:
         pixels = pixels.copy()  # the next decode overwrites it
-    # Two, in turns: what one of them decoded is read while the other one decodes.
+    # Two decoders alternate, because one decodes while the other's output is read.
     decoders = itertools.cycle([decode, decoder(repository, files, on_gpu=on_gpu)])
     num_loops = GPU_LOOPS if on_gpu else thread_budget()
     threads = max(1, thread_budget() // num_loops)
@@ -153,7 +153,7 @@ def _overlapped(seconds: float, decode: Decode, infer: Infer) -> float:
 
 
 def _parallel(seconds: float, pairs: list[tuple[Decode, Infer]]) -> float:
-    """Each pair on a thread of its own: DALI and ONNX Runtime compute without Python's lock."""
+    """Run each pair in its own thread; DALI and ONNX Runtime release the GIL."""
     with ThreadPoolExecutor(len(pairs)) as pool:
         rates = [
             pool.submit(timed, seconds, lambda decode=decode, infer=infer: infer(decode()))
@@ -167,17 +167,16 @@ def decoder(
     files: Batch,
     *,
     num_threads: int | None = None,
-    batch: int = BATCH,
     on_gpu: bool = False,
 ) -> Decode:
-    """Decodes the next `batch` images at each call; the pixels are overwritten by the next."""
+    """A function that decodes the next `BATCH` images; each call overwrites the last pixels."""
     options = {} if num_threads is None else {"num_threads": num_threads}
     if on_gpu:
-        os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"  # read by the pipeline's file
+        os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"  # the pipeline file reads it
     define = load_pipeline_definition(served_pipeline(repository)).define
     pipeline = define(batch_size=MAX_BATCH_SIZE, device_id=0 if on_gpu else None, **options)
     pipeline.build()
-    batches = _batches(files, batch)
+    batches = _batches(files)
 
     def decode() -> Pixels:
         pipeline.feed_input(ENCODED, next(batches))
@@ -192,7 +191,7 @@ def _num_images(pixels: Pixels) -> int:
 
 
 def _bound(session: onnxruntime.InferenceSession) -> Infer:
-    """Reads pixels where they lie."""
+    """A function that runs the model on pixels in GPU memory, without a copy."""
 
     def infer(pixels: Pixels) -> int:
         binding = session.io_binding()
@@ -207,16 +206,15 @@ def _bound(session: onnxruntime.InferenceSession) -> Infer:
     return infer
 
 
-def _batches(files: Batch, size: int) -> Iterator[list[np.ndarray]]:
-    """Without end."""
-    start = 0
+def _batches(files: Batch) -> Iterator[list[np.ndarray]]:
+    """Batches of `BATCH` files, cycling forever."""
+    endless = itertools.cycle(files)
     while True:
-        yield [files[(start + offset) % len(files)] for offset in range(size)]
-        start += size
+        yield list(itertools.islice(endless, BATCH))
 
 
 def timed(seconds: float, step: Callable[[], int]) -> float:
-    """Images/s of a step that says how many it did; what it does at first does not count."""
+    """Images/s of a step that returns its number of images, after a warm-up."""
     end_of_warm_up = time.perf_counter() + min(WARM_UP_S, seconds)
     while time.perf_counter() < end_of_warm_up:
         step()

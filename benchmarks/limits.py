@@ -1,13 +1,13 @@
-r"""The limits of this machine, and how near the server comes: decode, inference, both in process, and served.
+r"""Compare the server with the machine's limits: decode, inference and both in process.
 
     python -m benchmarks.limits --repository runs/demo/model_repository --images runs/demo/data/images/Test \
         --out benchmarks/results/limits_HARDWARE_DATE_COMMIT.json
-    python -m benchmarks.limits ... --quick      # a minute: does it run?
+    python -m benchmarks.limits ... --quick      # one minute, to check that it runs
     python -m benchmarks.limits ... --config-name gpu
-    python -m benchmarks.limits ... --backends host,stub    # both, in turns: served_..., stub_...
+    python -m benchmarks.limits ... --backends host,stub    # both: served_..., stub_...
 
-Everything is measured in turn, `--rounds` times over, so that what else the machine does hits all alike; the
-summary holds medians of ratios within a round, with the smallest and the largest.
+Each round takes all measurements in turn, so that other load on the machine affects all alike. The summary
+has the median, smallest and largest ratio within a round.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from serving.triton.backend_directory import BACKENDS_VARIABLE, HOST
 CONCURRENCIES = (1, 8, 64, 128)
 REQUEST_BATCHES = (1, 8, 32)
 MAX_PROCESSES = 4
-"""That send; one on a small machine. One alone sends a few thousand requests a second."""
+"""Most processes that send the load. One process sends a few thousand requests a second."""
 
 
 def main(
@@ -42,10 +42,12 @@ def main(
     images: Annotated[Path, typer.Option(help="Folder with images.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     model_name: Annotated[str, typer.Option(help="Name of the model in the result.")] = "model",
-    config_name: Annotated[str, typer.Option(help="Of the server: cpu, gpu, gpu-trt.")] = CPU_CONFIG,
-    backends: Annotated[str, typer.Option(help="Of ours, with commas; ratios are of the first.")] = HOST,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
-    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 5.0,
+    config_name: Annotated[
+        str, typer.Option(help="Configuration of the server: cpu, gpu, gpu-trt.")
+    ] = CPU_CONFIG,
+    backends: Annotated[str, typer.Option(help="Comma-separated: host, stub. Ratios use the first.")] = HOST,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurements.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5.0,
     quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
 ) -> None:
     """Measure and write the result."""
@@ -79,14 +81,14 @@ def main(
             for name, measure in measures.items():
                 samples.setdefault(name, []).append(round(measure(seconds), 1))
                 console.print(f"{number + 1}/{rounds} {name}: {samples[name][-1]} images/s")
-            # After each round: a run that is cut off keeps those it has.
+            # Written in every round, so that an aborted run keeps its results.
             result["samples"], result["summary"] = {model_name: samples}, {model_name: summarise(samples)}
             write_json(out, result)
     print(out)
 
 
 def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
-    """Ratios of the served to the best in-process loop, and all medians."""
+    """Medians of all measurements, and ratios of the served rates to the best in-process loop."""
     best = [max(rates) for rates in zip(*(samples[loop] for loop in LOOPS), strict=True)]
     return {
         "images_per_s": {name: statistics.median(values) for name, values in samples.items()},
@@ -97,7 +99,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, Any]:
 
 
 class Senders:
-    """Closed loops: so many requests under way at once, of so many images each, divided among processes."""
+    """Closed loops of requests, divided among processes."""
 
     def __init__(self, url: str, files: list[bytes], num_processes: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -115,7 +117,7 @@ class Senders:
         self._pool.shutdown()
 
     def measures(self, name: str) -> dict[str, Measure]:
-        """Of every concurrency and request batch; their keys begin with this name."""
+        """One measurement for each concurrency and request batch, named `<name>_c<in flight>_b<images>`."""
         return {
             f"{name}_c{in_flight}_b{size}": functools.partial(self._images_per_s, in_flight, size)
             for size in REQUEST_BATCHES
@@ -130,21 +132,21 @@ class Senders:
 
 
 def _prepare(url: str, files: list[bytes], together: Any) -> None:
-    """In each process of the load."""
+    """Initialise a process of the load."""
     global _targets, _together
     _targets = {size: Target(url, files, request_batch=size) for size in REQUEST_BATCHES}
     _together = together
 
 
 def _wait_for_all(_: int) -> None:
-    """The first task of each: no load begins before all processes are there."""
+    """The first task of each process, which waits until all processes run."""
     _together.wait(timeout=60)
 
 
 def _closed_loop(in_flight: int, size: int, seconds: float) -> float:
     try:
         return asyncio.run(closed_loop(_targets[size], in_flight, seconds)).images_per_s
-    except NothingMeasured:  # too short for so many images under way at once: 0 is what was seen
+    except NothingMeasured:  # the time is too short for this many images in flight
         return 0.0
 
 

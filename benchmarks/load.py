@@ -1,4 +1,4 @@
-"""The load generator of every benchmark: requests made beforehand, so many in flight, over HTTP or gRPC."""
+"""The load generator of the benchmarks: prepared requests in a closed loop, over HTTP or gRPC."""
 
 import asyncio
 import json
@@ -21,20 +21,20 @@ from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import MODEL_INFER, Wire
 
 Send = Callable[[int], Awaitable[bytes]]
-"""Send the payload of that number, return the raw answer."""
+"""Sends the payload of this number and returns the raw answer."""
 TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 SLOW_MS = 400.0
-"""A call that takes as long met a stall: with 64 in flight it takes half of that."""
+"""A slower call met a stall: with 64 in flight, calls normally take half of this."""
 
 
 class NothingMeasured(FruitstandError):
-    """Calls were answered, but none of them in time."""
+    """Calls were answered, but none in the measured time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """One closed loop."""
+    """Result of one closed loop."""
 
     images_per_s: float
     p50_ms: float
@@ -42,11 +42,11 @@ class Measured:
     num_slow: int
     """Calls that took longer than `SLOW_MS`."""
     generator_cpu_share: float
-    """Of one core."""
+    """CPU time of the load generator, as a share of one core."""
 
 
 class Target:
-    """Something to send images to."""
+    """A server to send images to, ours or a peer's."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Target:
         request_batch: int = 1,
         top_k: int = 1,
     ) -> None:
-        """Make the payloads.
+        """Prepare the payloads.
 
         Args:
-            url: of the peer, or HOST:PORT of our server's gRPC endpoint.
-            images: encoded.
-            peer: None for our stack.
-            request_batch: images a request, of our stack.
-            top_k: classes in an answer of our stack.
+            url: URL of the peer, or HOST:PORT of our gRPC endpoint.
+            images: encoded images.
+            peer: the peer; None for our server.
+            request_batch: images per request, for our server.
+            top_k: classes per answer, for our server.
         """
         self._url, self._peer, self.num_requests = url, peer, len(images)
         self.request_batch = request_batch
@@ -80,21 +80,21 @@ class Target:
             wire.channel.close()
 
     def label(self, answer: bytes) -> str:
-        """What an answer says."""
+        """The label in a raw answer."""
         if self._peer is not None:
             return self._peer.label(json.loads(answer))
         return str(self.prediction(answer).label)
 
     def prediction(self, answer: bytes) -> Prediction:
-        """What our stack says of a single image."""
+        """The prediction in a raw answer of our server to a single image."""
         return self._wire.predictions(service_pb2.ModelInferResponse.FromString(answer), 1)[0]
 
     @asynccontextmanager
     async def connected(self) -> Any:
-        """A function that sends."""
+        """Connect, and yield a function that sends a payload."""
         if self._peer is None:
             async with open_channel(self._url, asynchronous=True) as channel:
-                infer = channel.unary_unary(MODEL_INFER)  # bytes in, bytes out
+                infer = channel.unary_unary(MODEL_INFER)  # takes and returns bytes
 
                 async def call(number: int) -> bytes:
                     return await infer(self._messages[number], timeout=TIMEOUT_S)
@@ -117,7 +117,7 @@ class Target:
 
 
 def is_refusal(error: grpc.aio.AioRpcError) -> bool:
-    """Whether our server's queue refused the call, or nobody is there."""
+    """Whether our server's queue refused the call, or no server answered."""
     return bool(error.code() == grpc.StatusCode.UNAVAILABLE)
 
 
@@ -127,7 +127,7 @@ async def ask_all(
     """Send payloads by number.
 
     Returns:
-        Seconds for all, and for each its raw answer or gRPC's error.
+        Seconds for all payloads, and for each its raw answer or gRPC error.
     """
     outcomes: list[Any] = [None] * len(numbers)
     left = iter(enumerate(numbers))
@@ -146,7 +146,7 @@ async def ask_all(
 
 
 async def labels(target: Target) -> list[str]:
-    """The label of every image, several asked for at once."""
+    """The label of every image, with 8 requests in flight."""
     _, outcomes = await ask_all(target, range(target.num_requests), 8)
     for outcome in outcomes:
         if isinstance(outcome, grpc.aio.AioRpcError):
@@ -154,16 +154,12 @@ async def labels(target: Target) -> list[str]:
     return [target.label(outcome) for outcome in outcomes]
 
 
-async def closed_loop(
-    target: Target, in_flight: int, seconds: float, calls: list[tuple[float, float]] | None = None
-) -> Measured:
-    """Images/s and latency of the calls that were answered after the warm-up and in time.
+async def closed_loop(target: Target, in_flight: int, seconds: float) -> Measured:
+    """Measure images/s and latency of the calls that are answered within `seconds` after the warm-up.
 
-    Args:
-        target: what is asked.
-        in_flight: requests under way at once.
-        seconds: to measure, after the warm-up.
-        calls: gets the begin and the end of each answered call, seconds of `time.perf_counter`.
+    Raises:
+        NothingMeasured: no call was answered in that time.
+        FruitstandError: no call was answered at all.
     """
     latencies_ms: list[float] = []
     position = num_answered = 0
@@ -184,8 +180,6 @@ async def closed_loop(
                     continue
                 now = time.perf_counter()
                 num_answered += 1
-                if calls is not None:
-                    calls.append((begun, now))
                 if counts_from <= now <= end:
                     latencies_ms.append((now - begun) * 1e3)
 
@@ -208,7 +202,7 @@ async def closed_loop(
 
 
 def ratio(values: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest of the ratios within rounds, where a busy machine slows both sides."""
+    """Median, smallest and largest ratio. Pairs come from the same round, so other load affects both."""
     ratios = [value / reference for value, reference in zip(values, references, strict=True)]
     found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {key: round(value, 3) for key, value in found.items()}

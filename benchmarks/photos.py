@@ -1,12 +1,12 @@
-r"""12-megapixel JPEGs: full decode, reduced decode, and FastAPI with Pillow's draft mode and the same engine.
+r"""Compare full decode, reduced decode, and FastAPI with Pillow's draft mode, on 12-megapixel JPEGs.
 
     python -m benchmarks.photos --repository model_repository \
         --out benchmarks/results/photos_HARDWARE_DATE_COMMIT.json
-    python -m benchmarks.photos ... --rounds 1 --seconds 2 --num-photos 2      # does each answer?
+    python -m benchmarks.photos ... --rounds 1 --seconds 2 --num-photos 2      # quick check
 
-Each round starts, measures and stops the three one after the other with 1 and 8 requests in flight; the
-summary holds medians of ratios within a round. The photographs are painted: their decode costs about what
-one of a camera's of the same bytes costs.
+Each round starts, measures and stops the three servers in turn, with 1 and 8 requests in flight. The summary
+has medians of ratios within a round. The photographs are generated; decoding them takes about as long as
+decoding a camera's files of the same size. All three use the same engine.
 """
 
 import shutil
@@ -40,11 +40,11 @@ FULL, REDUCED, PEER = "full", "reduced", "fastapi_draft"
 def main(
     repository: Annotated[Path, typer.Option(help="Model repository with a served version.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="For each measurement.")] = 10.0,
-    num_photos: Annotated[int, typer.Option(min=1, help="Different photographs.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurements.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds per measurement.")] = 10.0,
+    num_photos: Annotated[int, typer.Option(min=1, help="Number of different photographs.")] = 8,
 ) -> None:
-    """Paint, measure, write."""
+    """Generate photographs, measure the three servers, and write the result."""
     state = serving_state(repository)
     if state is None:
         raise DataError(f"{repository}: serves no version; publish one with fruitstand export")
@@ -84,7 +84,7 @@ def main(
 
 
 def paint(num_photos: int) -> tuple[bytes, ...]:
-    """Different 12-megapixel JPEGs, parts of one painting."""
+    """Different 12-megapixel JPEGs, cropped from one generated image."""
     width, height = SIZE
     whole = photograph(width + 8 * num_photos, height)
     return tuple(
@@ -94,7 +94,7 @@ def paint(num_photos: int) -> tuple[bytes, ...]:
 
 
 def _with_margin(repository: Path, copy: Path, manifest: dict[str, Any], margin: float) -> Path:
-    """A copy of a repository whose contract has this `reduced_decode`."""
+    """Copy a repository and set its contract's `reduced_decode`."""
     shutil.copytree(repository, copy)
     contract = replace(Preprocessing.from_dict(manifest["preprocessing"]), reduced_decode=margin)
     pipeline = Path(IMAGE_DECODE, "1", "dali.py")
@@ -117,7 +117,7 @@ def _case(name: str, repository: Path, version: int, manifest: dict[str, Any]) -
 
 
 def summarise(samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """For each load the medians, and the reduced decode over the two others within rounds."""
+    """Medians by load, and ratios of the reduced decode to the other two within rounds."""
     summary: dict[str, Any] = {}
     for load in (f"c{in_flight}" for in_flight in IN_FLIGHT):
         rates = {name: [row[load]["images_per_s"] for row in rows] for name, rows in samples.items()}

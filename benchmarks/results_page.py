@@ -1,4 +1,4 @@
-"""`docs/results.md` and the tables of `docs/performance.md`, rendered from the result files.
+"""Render `docs/results.md` and the tables of `docs/performance.md` from the result files.
 
 python -m benchmarks.results_page
 """
@@ -32,7 +32,7 @@ independent; frames of one film are not.
 
 
 def render(results: Path) -> str:
-    """`docs/results.md`.
+    """Render `docs/results.md`.
 
     Args:
         results: the folder with the result files.
@@ -78,10 +78,10 @@ def _accuracy_row(name: str, result: dict) -> str:
 
 
 def render_performance(page: str, results: Path) -> str:
-    """`docs/performance.md` with new tables; what stands above the mark stays.
+    """Render the tables of `docs/performance.md`; the text above the mark stays.
 
     Args:
-        page: the page as it is.
+        page: the current page.
         results: the folder with the result files.
     """
     method = page.partition(MARK)[0]
@@ -140,7 +140,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write both pages and the plots."""
     write_bytes(PAGE, render(RESULTS).encode())
     performance = render_performance(PERFORMANCE_PAGE.read_text(encoding="utf-8"), RESULTS)
     write_bytes(PERFORMANCE_PAGE, performance.encode())

@@ -1,10 +1,10 @@
-"""Half an hour at 70 % of what the server can do: its tail against a lone request's median, and its memory.
+"""Load the server at 70 % of its peak for half an hour: tail latency and memory growth.
 
     python -m benchmarks.steady --repository REPOSITORY --images FOLDER [--minutes 30] [--out FILE]
 
-Single-image requests arrive at random times (Poisson), whether the server keeps up or not; latency counts
-from when a request was due. Memory is that of the server and its backends, its slope by least squares after
-the first sixth; what lies in shared memory is listed before the start and after the stop.
+Open loop: single-image requests arrive at random times (Poisson), and latency counts from the time a request
+was due. p99 is compared with the median of a lone request. Memory is that of the server and its backends; its
+growth is a least-squares fit after the first sixth. Shared memory left behind after the stop is listed.
 """
 
 import asyncio
@@ -33,35 +33,37 @@ from fruitstand.stages import command_line, served
 SHARE = 0.7
 PEAK_IN_FLIGHT = 64
 EVERY_S = 5.0
-"""Between two looks at the memory."""
+"""Seconds between two measurements of memory."""
 WARM_UP_SHARE = 1 / 6
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "fruitstand-serve-"
-"""Of the regions of `fruitstand serve`."""
+"""Prefix of the shared-memory regions of `fruitstand serve`."""
 
 
 @dataclass(slots=True)
 class Arrivals:
-    """What a load at random times saw."""
+    """Measurements of the open loop."""
 
     latencies_ms: list[float] = field(default_factory=list)
     due_s: list[float] = field(default_factory=list)
-    """Since the start, of each of those."""
+    """Time each of these requests was due, seconds since the start."""
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds since the start, MiB."""
+    """Pairs of seconds since the start and MiB."""
     refused: int = 0
     failed: list[str] = field(default_factory=list)
-    """What other calls ended with."""
+    """gRPC status of the other failed calls."""
 
 
 def main(
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")],
     images: Annotated[Path, typer.Option(help="Folder with images.")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="Of the load.")] = 30.0,
-    seconds: Annotated[float, typer.Option(min=0.5, help="For the median alone and for the peak.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Length of the load.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Seconds to measure a lone request, and the peak.")
+    ] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
-    """Measure on one server."""
+    """Measure one server and write the result."""
     files = [file.tobytes() for file in read_images(images)]
     before = _regions()
     with (
@@ -69,7 +71,7 @@ def main(
         served(repository, log=Path(folder) / "triton.log") as url,
     ):
         target = Target(url, files)
-        asyncio.run(closed_loop(target, PEAK_IN_FLIGHT, seconds))  # an engine compiles for each size it meets
+        asyncio.run(closed_loop(target, PEAK_IN_FLIGHT, seconds))  # engines compile for each batch size
         alone = asyncio.run(closed_loop(target, 1, seconds))
         peak = asyncio.run(closed_loop(target, PEAK_IN_FLIGHT, seconds))
         rate = SHARE * peak.images_per_s
@@ -94,14 +96,14 @@ def main(
 async def arrive(
     target: Target, *, rate: float, seconds: float, memory_mib: Callable[[], float], seed: int = 0
 ) -> Arrivals:
-    """Send single images at random times, so many a second on average.
+    """Send single images at random times.
 
     Args:
-        target: of single-image requests.
-        rate: requests/s.
-        seconds: of the load; the last answers are waited for.
-        memory_mib: asked now and then.
-        seed: of the times.
+        target: the server and its single-image requests.
+        rate: requests/s on average.
+        seconds: length of the load; then waits for the last answers.
+        memory_mib: returns the server's memory, called every `EVERY_S`.
+        seed: seed of the random times.
     """
     seen, dice = Arrivals(), random.Random(seed)
     async with target.connected() as send, asyncio.TaskGroup() as calls:
@@ -133,15 +135,15 @@ async def arrive(
 
 
 def summarise(seen: Arrivals, *, alone_p50_ms: float, seconds: float) -> dict[str, Any]:
-    """Latency of what was answered, and memory, after the warm-up.
+    """Latency and memory after the warm-up.
 
     Args:
-        seen: what the load saw.
-        alone_p50_ms: median of a lone request.
-        seconds: of the load.
+        seen: measurements of the load.
+        alone_p50_ms: median latency of a lone request.
+        seconds: length of the load.
 
     Raises:
-        NothingMeasured: nothing was answered then.
+        NothingMeasured: no request was answered after the warm-up.
     """
     from_s = WARM_UP_SHARE * seconds
     latencies = np.array(seen.latencies_ms)[np.array(seen.due_s) >= from_s]
@@ -163,12 +165,12 @@ def summarise(seen: Arrivals, *, alone_p50_ms: float, seconds: float) -> dict[st
 
 
 def _memory_mib() -> float:
-    """Of everything that this process started; a page that several of them share counts for each."""
+    """Memory of all processes that this one started; shared pages count once per process."""
     return resident_mib(os.getpid()) - own_mib(os.getpid())
 
 
 def _regions() -> set[str]:
-    """Of our servers in shared memory."""
+    """Names of our servers' shared-memory regions."""
     return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
 
 

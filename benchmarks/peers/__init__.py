@@ -1,1 +1,1 @@
-"""What people would otherwise use, beside this project's stack: python -m benchmarks.peers."""
+"""Compare our server with other Python model servers: python -m benchmarks.peers."""

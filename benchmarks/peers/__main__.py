@@ -1,14 +1,13 @@
-r"""The peers and this project's stack, one after the other on the same cores, with the same load.
+r"""Measure our server and its peers in turn, on the same cores with the same load.
 
     python -m benchmarks.peers --repository model_repository --images DIR \
         --out benchmarks/results/peers_HARDWARE_DATE_COMMIT.json
-    python -m benchmarks.peers ... --quick      # does each answer?
+    python -m benchmarks.peers ... --quick      # check that each peer answers
     python -m benchmarks.peers --lock           # resolve the peers' requirements again
 
-Every peer has its own environment in `build/peers`, made on first use; TorchServe's takes 5 GB and needs
-Java.
-In each round everything is started, measured and stopped once: our stack on its own C++ backend, our stack on
-the Python stubs, then the peers. The summary holds medians of ratios within a round.
+Every peer has its own environment in `build/peers`, installed on first use; TorchServe's takes 5 GB and needs
+Java. Each round starts, measures and stops every server once: ours on its C++ backend, ours on the Python
+stubs, then the peers. The summary has medians of ratios within a round.
 """
 
 import statistics
@@ -38,14 +37,14 @@ def main(
     repository: Annotated[Path | None, typer.Option(help="Model repository with a served version.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder with JPEG images.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    peers: Annotated[str, typer.Option(help="With commas.")] = ",".join(PEERS),
-    variants: Annotated[str, typer.Option(help="With commas.")] = ",".join(VARIANTS),
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="For each measurement.")] = 10.0,
+    peers: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(PEERS),
+    variants: Annotated[str, typer.Option(help="Comma-separated: fp32, int8.")] = ",".join(VARIANTS),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurements.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds per measurement.")] = 10.0,
     quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
-    relock: Annotated[bool, typer.Option("--lock", help="Resolve the requirements, and end.")] = False,
+    relock: Annotated[bool, typer.Option("--lock", help="Resolve the requirements and exit.")] = False,
 ) -> None:
-    """Install, measure, write."""
+    """Install the peers, measure all servers, and write the result."""
     if relock:
         lock()
         return
@@ -90,7 +89,7 @@ def main(
 
 
 def summarise(samples: dict[str, list[dict[str, Any]]], in_process: list[float]) -> dict[str, Any]:
-    """For each peer medians, and ours over it in images/s, within rounds; why not, where one failed."""
+    """Medians of each peer, and ratios of ours to it within rounds; the error of a peer that failed."""
     summary: dict[str, Any] = {}
     for name, rows in samples.items():
         if failed := [row["failed"] for row in rows if "failed" in row]:
@@ -120,7 +119,7 @@ def summarise(samples: dict[str, list[dict[str, Any]]], in_process: list[float])
 
 
 def _cases(repository: Path, peers: list[str], variants: list[str]) -> list[Case]:
-    """Ours on both backends, then every peer with every variant."""
+    """Our server on both backends, then every peer with every variant."""
     if unknown := (set(peers) - set(PEERS)) | (set(variants) - set(VARIANTS)):
         raise UsageError(f"got {', '.join(sorted(unknown))}, allowed {', '.join([*PEERS, *VARIANTS])}")
     version = served_version(repository)

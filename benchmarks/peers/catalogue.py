@@ -1,4 +1,4 @@
-"""The peers: how each is started, what it takes, and how it is set, by its own documentation."""
+"""The peers: start command, payload and settings of each, as its own documentation recommends."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ ENVIRONMENTS = HERE.parents[1] / "build" / "peers"
 BOUNDARY = "fruitstand"
 
 Payload = Callable[[bytes], tuple[bytes, str]]
-"""An encoded image as a request's body, and its content type."""
+"""Turns an encoded image into a request's body and content type."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,16 +23,16 @@ class Peer:
 
     name: str
     environment: str
-    """Of `requirements/<environment>.txt`."""
+    """Name of `requirements/<environment>.txt`."""
     command: tuple[str, ...]
-    """Program of the environment and its arguments; PORT and CORES are filled in."""
+    """A program of the environment and its arguments; PORT and CORES are replaced."""
     path: str
-    """Of the URL that classifies."""
+    """Path of the URL that classifies."""
     payload: Payload
     label: Callable[[Any], str]
-    """The label in the parsed answer."""
+    """Reads the label from the parsed answer."""
     settings: dict[str, Any]
-    """What its documentation advises for this case, published with the result."""
+    """Settings that its documentation recommends for this case; recorded with the result."""
 
 
 def _raw(image: bytes) -> tuple[bytes, str]:

@@ -1,4 +1,4 @@
-"""Each peer's own environment: its requirements, pinned by hash, and how they are resolved again."""
+"""Install each peer's own environment from requirements pinned by hash, and resolve these again."""
 
 import shutil
 import subprocess
@@ -12,10 +12,10 @@ PLATFORM = ("--python-platform", "x86_64-manylinux_2_35", "--python-version", "3
 
 
 def install(name: str) -> Path:
-    """Make an environment if its requirements changed since; return its folder of programs.
+    """Install an environment unless it is up to date; returns its folder of programs.
 
     Raises:
-        UsageError: uv is missing, or a package cannot be had.
+        UsageError: uv is missing, or a package cannot be installed.
     """
     folder, wanted = ENVIRONMENTS / name, REQUIREMENTS / f"{name}.txt"
     installed = folder / wanted.name
@@ -28,7 +28,7 @@ def install(name: str) -> Path:
 
 
 def lock() -> None:
-    """Resolve every requirements file again."""
+    """Resolve all requirements again."""
     for wanted in sorted(REQUIREMENTS.glob("*.in")):
         _uv(
             *("pip", "compile", "--quiet", "--upgrade", *PLATFORM, "--generate-hashes"),

@@ -1,4 +1,4 @@
-"""One peer once: start, check its answers, load it, weigh it, stop it, look for what it left."""
+"""Measure one server once: start, check of answers, load, memory, stop, leftover processes."""
 
 import asyncio
 import contextlib
@@ -28,19 +28,19 @@ from serving.triton.backend_directory import BACKENDS_VARIABLE
 
 Result = TypeVar("Result")
 OURS, STUBS = "fruitstand", "fruitstand_stub"
-"""Our stack on its own C++ backend, and on the Python stubs."""
+"""Names of our server on its C++ backend, and on the Python stubs."""
 IN_FLIGHT = (1, 8, 64)
 START_TIMEOUT_S = 120.0
 CHECK_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 30.0
 MIN_SAME_TOP1 = 0.98
-"""fp32 and int8, and Pillow and DALI, differ on a few images between two classes."""
+"""Share of labels that must equal ours. fp32 and int8, and Pillow and DALI, differ on a few images."""
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A peer with a variant of the model; our stack without a peer."""
+    """A server to measure: a peer with a variant of the model, or ours if `peer` is None."""
 
     name: str
     peer: Peer | None
@@ -49,26 +49,26 @@ class Case:
 
 @dataclass(slots=True)
 class Round:
-    """What the cases of one round share."""
+    """Inputs that all cases of a round share."""
 
     repository: Path
     images: tuple[bytes, ...]
     seconds: float
     in_flight: tuple[int, ...] = IN_FLIGHT
-    """Requests under way at once, of each load."""
+    """Requests in flight, one number per load."""
     expected: list[str] = field(default_factory=list)
-    """Our stack's labels, once it has answered."""
+    """Our server's labels; empty until it was measured."""
 
 
 def measure(case: Case, one_round: Round) -> dict[str, Any]:
-    """Start it, measure it, stop it.
+    """Start a server, measure it, and stop it.
 
     Returns:
-        `start_s` up to the first answer, `memory_mib` after the load, `same_top1` as ours, for each load its
-        `images_per_s`, `p50_ms` and `p99_ms`, and what else was busy or was left over.
+        `start_s` until the first answer, `memory_mib` after the load, `same_top1`: the share of labels equal
+        to ours, the result of each load, other busy processes, and the number of processes left over.
 
     Raises:
-        FruitstandError: it did not start, an answer failed, or its labels are others.
+        FruitstandError: the server did not start, an answer failed, or too many labels differ.
     """
     mark = secrets.token_hex(8)
     busy = processes.busy_others()
@@ -80,7 +80,7 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
         one_round.expected = one_round.expected or found
         same = sum(map(str.__eq__, found, one_round.expected)) / len(found)
         if same < MIN_SAME_TOP1:
-            raise FruitstandError(f"{same:.1%} of its labels are those of our stack")
+            raise FruitstandError(f"only {same:.1%} of its labels equal ours")
         result["same_top1"] = round(same, 4)
         for in_flight in one_round.in_flight:
             loop = closed_loop(target, in_flight, one_round.seconds)
@@ -90,13 +90,13 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
 
 
 def _within(limit_s: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it; what a peer leaves unanswered fails its case, and not the run."""
+    """Run with a time limit; an error fails this case only, not the whole run."""
     try:
         return asyncio.run(asyncio.wait_for(work, limit_s))
     except TimeoutError as exc:
-        raise FruitstandError(f"was not done within {limit_s:g} s") from exc
+        raise FruitstandError(f"did not finish within {limit_s:g} s") from exc
     except (OSError, aiohttp.ClientError, grpc.RpcError, ValueError, KeyError) as exc:
-        raise FruitstandError(f"does not answer as it should: {exc}") from exc
+        raise FruitstandError(f"unexpected answer: {exc}") from exc
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
                 yield Target(f"http://127.0.0.1:{port}", one_round.images, case.peer), log
             finally:
                 processes.stop(mark)
-                process.kill()  # should it have lost the mark
+                process.kill()  # in case it lost the mark
                 process.wait()
 
 
@@ -145,7 +145,7 @@ def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, st
         "SCRATCH": scratch,
         processes.MARK: mark,
         "FRUITSTAND_PEER": json.dumps({**case.settings, "num_threads": thread_budget()}),
-        # None of them may tell anybody what runs here.
+        # Turn telemetry off.
         "BENTOML_DO_NOT_TRACK": "True",
         "RAY_USAGE_STATS_ENABLED": "0",
         "LITSERVE_DISABLE_TELEMETRY": "1",
@@ -153,8 +153,8 @@ def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, st
 
 
 def _wait_for_answer(target: Target, started: float, mark: str, log: Path) -> None:
-    """Until the first image is answered."""
-    said = "it has ended"
+    """Wait until the first image is answered."""
+    said = "it has exited"
     while time.monotonic() - started < START_TIMEOUT_S and processes.marked(mark):
         try:
             asyncio.run(_first(target))
@@ -163,7 +163,7 @@ def _wait_for_answer(target: Target, started: float, mark: str, log: Path) -> No
             said = str(exc)
             time.sleep(0.1)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    raise FruitstandError(f"no answer after its start: {said}; its log ends with: {' | '.join(lines[-3:])}")
+    raise FruitstandError(f"no answer after the start: {said}; its log ends with: {' | '.join(lines[-3:])}")
 
 
 async def _first(target: Target) -> None:

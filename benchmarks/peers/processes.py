@@ -1,4 +1,4 @@
-"""A peer's processes, all of them: found by a mark that they inherit, however they detach themselves."""
+"""Find all processes of a peer, even detached ones, by an environment variable that they inherit."""
 
 import os
 import signal
@@ -13,20 +13,20 @@ BUSY_PERCENT = 20.0
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The living processes that carry a mark."""
+    """The running processes with this mark."""
     found, entry = [], f"{MARK}={mark}".encode()
     for process in psutil.process_iter():
         try:
             environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         except OSError:
-            continue  # it has ended, or is somebody else's
+            continue  # it has exited, or belongs to another user
         if entry in environment and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 
 
 def memory_mib(mark: str) -> float:
-    """Memory of all marked processes; what they share is counted once (PSS)."""
+    """Memory of all marked processes, with shared pages counted once (PSS)."""
     total = 0
     for process in marked(mark):
         try:
@@ -37,7 +37,7 @@ def memory_mib(mark: str) -> float:
 
 
 def stop(mark: str) -> int:
-    """End them, politely first; return how many had to be killed."""
+    """Terminate all marked processes, then kill the rest; returns how many had to be killed."""
     for process in marked(mark):
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
@@ -49,7 +49,7 @@ def stop(mark: str) -> int:
 
 
 def busy_others(seconds: float = 1.0) -> list[str]:
-    """Names of processes that compute now, this one excepted: a measurement beside them is none."""
+    """Names of other processes that use the CPU now and would distort a measurement."""
     processes = [process for process in psutil.process_iter() if process.pid != os.getpid()]
     for process in processes:
         _cpu_percent(process)

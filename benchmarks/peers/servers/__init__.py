@@ -1,1 +1,1 @@
-"""One file a peer, run in the peer's own environment."""
+"""One file per peer, run in the peer's own environment."""

@@ -1,6 +1,6 @@
-"""What every peer serves: Pillow decodes, ONNX Runtime computes; the same files and the same engines as ours.
+"""The classifier that every peer serves: Pillow and ONNX Runtime, with our model files and engines.
 
-Runs in a peer's environment; the checkout is on its path for the contract of the preprocessing.
+Runs in a peer's environment, with this checkout on its path for the preprocessing contract.
 """
 
 import io
@@ -23,7 +23,7 @@ MAX_BATCH_SIZE = 32
 
 
 class Classifier:
-    """One session; batches are decoded on several threads, which Pillow does outside Python's lock."""
+    """One session. Several threads decode a batch, because Pillow releases the GIL."""
 
     def __init__(self, threads: int | None = None) -> None:
         settings = json.loads(os.environ["FRUITSTAND_PEER"])
@@ -40,7 +40,7 @@ class Classifier:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """Decode an image to (H, W, 3) uint8."""
         image = Image.open(io.BytesIO(encoded))
         size = self._preprocessing.resized_size(*image.size)
         if self._uses_draft:
@@ -55,7 +55,7 @@ class Classifier:
         return np.asarray(image)
 
     def classify(self, batch: Sequence[bytes]) -> list[str]:
-        """The label of each image."""
+        """Classify encoded images; returns one label per image."""
         decode = map if self._pool is None or len(batch) == 1 else self._pool.map
         pixels = np.stack(list(decode(self.decode, batch)))
         (probabilities,) = self._session.run([PROBABILITIES], {PIXELS: pixels})

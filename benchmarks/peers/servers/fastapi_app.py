@@ -1,4 +1,4 @@
-"""FastAPI under uvicorn, a worker process a core, each image by itself: FastAPI has no batching."""
+"""FastAPI under uvicorn, one worker process per core; FastAPI has no batching."""
 
 from contextlib import asynccontextmanager
 
@@ -18,7 +18,7 @@ app = FastAPI(lifespan=_lifespan)
 
 @app.post("/classify")
 async def classify(request: Request) -> dict[str, str]:
-    """The image is the body."""
+    """Classify the image in the body."""
     image = await request.body()
     (label,) = await run_in_threadpool(app.state.classifier.classify, [image])
     return {"label": label}

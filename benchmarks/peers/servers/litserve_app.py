@@ -7,30 +7,30 @@ from classifier import MAX_BATCH_SIZE, Classifier
 
 
 class Api(litserve.LitAPI):
-    """An image as a file upload, as LitServe's documentation sends them."""
+    """Takes an image as a file upload, as in LitServe's documentation."""
 
     def setup(self, device):
-        """Once a worker."""
+        """Runs once per worker."""
         self.classifier = Classifier()
 
     def decode_request(self, request):
-        """One request."""
+        """Read the image of one request."""
         return request["image"].file.read()
 
     def batch(self, inputs):
-        """Encoded images stay as they are."""
+        """Batch encoded images as a list."""
         return list(inputs)
 
     def predict(self, batch):
-        """A batch of encoded images."""
+        """Classify a batch of encoded images."""
         return self.classifier.classify(batch)
 
     def unbatch(self, output):
-        """One label a request."""
+        """Split the batch into one label per request."""
         return list(output)
 
     def encode_response(self, output):
-        """JSON."""
+        """Return the label as JSON."""
         return {"label": output}
 
 

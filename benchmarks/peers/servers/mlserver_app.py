@@ -1,4 +1,4 @@
-"""MLServer with adaptive batching; its worker pool is off, as one process holds the model."""
+"""MLServer with adaptive batching, in one process: its worker pool is off."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 
 class Fruit(MLModel):
-    """Images as base64 in the V2 protocol's JSON."""
+    """Takes images as base64 in the JSON of the V2 protocol."""
 
     async def load(self) -> bool:
-        """Once."""
+        """Load the model."""
         self.classifier = Classifier()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """A batch of encoded images."""
+        """Classify a batch of encoded images."""
         labels = self.classifier.classify(Base64Codec.decode_input(payload.inputs[0]))
         output = StringCodec.encode_output("label", labels)
         return InferenceResponse(model_name=self.name, outputs=[output])

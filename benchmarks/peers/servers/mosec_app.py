@@ -1,21 +1,21 @@
-"""Mosec: its Rust front forms batches for one worker process that decodes and computes."""
+"""Mosec: its Rust front end batches requests for one worker process."""
 
 from classifier import MAX_BATCH_SIZE, Classifier
 from mosec import Server, Worker
 
 
 class Fruit(Worker):
-    """The image is the body."""
+    """Takes the image as the body."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
     def deserialize(self, data: bytes) -> bytes:
-        """Decoded with its batch."""
+        """Keep the encoded image; `forward` decodes the batch."""
         return data
 
     def forward(self, data: list[bytes]) -> list[dict[str, str]]:
-        """A batch of encoded images."""
+        """Classify a batch of encoded images."""
         return [{"label": label} for label in self.classifier.classify(data)]
 
 

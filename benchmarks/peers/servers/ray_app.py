@@ -11,18 +11,18 @@ from starlette.requests import Request
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
 class Fruit:
-    """The image is the body."""
+    """Takes the image as the body."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.002)
     async def classify(self, batch: list[bytes]) -> list[str]:
-        """A batch of encoded images."""
+        """Classify a batch of encoded images."""
         return self.classifier.classify(batch)
 
     async def __call__(self, request: Request) -> dict[str, str]:
-        """One request."""
+        """Answer one request."""
         return {"label": await self.classify(await request.body())}
 
 

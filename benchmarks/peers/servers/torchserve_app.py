@@ -1,4 +1,4 @@
-"""TorchServe with batching, one worker: packs its archive, then starts the server in the foreground."""
+"""TorchServe with batching, one worker: pack the archive, then start the server in the foreground."""
 
 import os
 import subprocess
@@ -25,5 +25,5 @@ if __name__ == "__main__":
     subprocess.run(archiver, check=True)
     server = [str(programs / "torchserve"), "--start", "--foreground", "--disable-token-auth", "--ncs"]
     server += ["--model-store", str(folder / "store"), "--models", "fruit=fruit.mar"]
-    os.chdir(folder)  # it writes its logs where it stands
+    os.chdir(folder)  # it writes its logs to the working directory
     os.execv(server[0], [*server, "--ts-config", str(folder / "config.properties")])

@@ -1,16 +1,16 @@
-"""TorchServe's handler: it hands over batches as the server forms them."""
+"""TorchServe's handler, which gets the batches that the server forms."""
 
 from classifier import Classifier
 
 
 class Handler:
-    """The image is the body."""
+    """Takes the image as the body."""
 
     def initialize(self, context):
-        """Once a worker."""
+        """Runs once per worker."""
         self.classifier = Classifier()
 
     def handle(self, data, context):
-        """A batch of requests."""
+        """Classify a batch of requests."""
         images = [bytes(row.get("data") or row.get("body")) for row in data]
         return [{"label": label} for label in self.classifier.classify(images)]
