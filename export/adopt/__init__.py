@@ -1,1 +1,1 @@
-"""Models from elsewhere: an ONNX file or a timm model becomes a candidate without a training run."""
+"""Adopt external models: turn an ONNX file or a timm model into a version without a training run."""

@@ -1,8 +1,8 @@
-"""`fruitstand adopt`: a model from elsewhere becomes the next version of a model repository.
+"""`fruitstand adopt`: publish an external model as the next version of a model repository.
 
-From the candidate on it takes the way of a training run: the same gates, the same publication. Two things
-differ: the files are held against the original instead of the run's weights, and a user's folder takes the
-place of prepared data.
+It builds a candidate and publishes it through the same gates as a training run, with two differences: the
+gates compare with the original model instead of the run's weights, and measure on a user's folder instead of
+prepared data.
 """
 
 import functools
@@ -21,12 +21,15 @@ from export.adopt.sources import (
     as_prepared,
     decode_images,
     find_images,
+    imagenet_labels,
     make_preprocessing,
+    make_timm_model,
     painted_images,
+    preprocessing_values,
     read_label_list,
     read_preprocessing,
+    weights_sha256,
 )
-from export.adopt.timm_model import imagenet_labels, make_timm_model, preprocessing_values, weights_sha256
 from export.gates.checks import run_torch
 from export.gates.gate import MAX_SLOWDOWN
 from export.onnx.graph import ServedModel, export_onnx
@@ -45,7 +48,7 @@ from fruitstand.runs import Run
 log = logging.getLogger("fruitstand.export")
 
 UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-"""In front of a model that takes bytes: x / 255 over 1 / 255 is x."""
+"""Normalisation that leaves bytes unchanged, for a model with uint8 input: (x / 255) / (1 / 255) is x."""
 
 
 def adopt(
@@ -60,26 +63,26 @@ def adopt(
     sign_key: Path | None = None,
     max_slowdown: float = MAX_SLOWDOWN,
 ) -> dict[str, Any]:
-    """Check a model from elsewhere and publish it.
+    """Check an external model and publish it.
 
     Args:
         model: an ONNX file, or timm:NAME.
         repository: the model repository.
-        labels: the file with the classes; None only for a timm model with ImageNet's.
-        preprocessing: a JSON file with fields of `Preprocessing`, or timm:NAME; None takes the model's.
-        images: a folder to calibrate int8 and measure on; None paints some, and makes fp32 alone.
-        weights: of a timm model, a safetensors file; None fetches the pretrained ones.
-        out: folder for candidate and painted images; None names one after the model.
-        sign_key: an Ed25519 private key, PEM, to sign the version with.
-        max_slowdown: how many times as slow as the served version it may be.
+        labels: file with the classes; None only for a timm model with ImageNet's classes.
+        preprocessing: a JSON file with fields of `Preprocessing`, or timm:NAME; None takes the model's own.
+        images: folder of images for int8 and the gates; None generates images and makes only fp32.
+        weights: a safetensors file for a timm model; None fetches the pretrained weights.
+        out: folder for the candidate and generated images; None names it after the model.
+        sign_key: Ed25519 private key, PEM, to sign the version with.
+        max_slowdown: largest time per image, relative to the served version.
 
     Returns:
-        The published version's number, gates and reports, and what was found out about the model.
+        The published version's number, gates and reports, and the properties found in the model.
 
     Raises:
-        UsageError: a flag that does not fit the model.
-        ArtefactError: the model cannot be adopted, says why; or the repository serves other classes.
-        GateFailed: a check missed its limit; the candidate stays in the folder.
+        UsageError: a flag does not fit the model.
+        ArtefactError: the model cannot be adopted, or the repository serves other classes; says why.
+        GateFailed: a gate missed its limit; the candidate stays in the folder.
     """
     if sign_key is not None:
         read_private_key(sign_key)
@@ -91,7 +94,7 @@ def adopt(
     if model.startswith(TIMM):
         run, network = _find_timm(name, labels, preprocessing, weights, as_run)
     elif weights is not None:
-        raise UsageError("--weights: only for timm:NAME; an ONNX file holds its own")
+        raise UsageError("--weights: only for timm:NAME; an ONNX file contains its weights")
     else:
         run, network = _find_onnx(Path(model), labels, preprocessing, paths, as_run)
     check_same_contract(
@@ -122,7 +125,7 @@ def _as_run(
     preprocessing: Preprocessing,
     record: dict[str, Any],
 ) -> Run:
-    """What a training run would be; `record` is what the version's manifest says of the model."""
+    """A run for `build_candidate`; `record` describes the model in the version's manifest."""
     meta = {
         "weights_sha256": record["sha256"],
         "git_commit": None,
@@ -136,7 +139,9 @@ def _find_onnx(
     path: Path, labels_file: Path | None, given: str | None, paths: list[Path], as_run: Callable[..., Run]
 ) -> tuple[Run, Network]:
     if labels_file is None:
-        raise UsageError("--labels: an ONNX file does not name its classes; give a file with one a line")
+        raise UsageError(
+            "--labels: an ONNX file does not name its classes; give a file with one class per line"
+        )
     labels, signature = read_label_list(labels_file), read_signature(path)
     preprocessing = _onnx_preprocessing(signature, given)
     _, probes = decode_images(paths[:: -(-len(paths) // 8)], preprocessing)
@@ -146,7 +151,7 @@ def _find_onnx(
     original = observe(signature, preprocessing, len(labels), probes)
     model = rewrite(original, probes)
     properties = {one.key: one.value for one in signature.model.metadata_props}
-    licence = ("license", "licence", "author")  # whose the weights are goes along
+    licence = ("license", "licence", "author")  # the version keeps the original's licence
     record = {
         "from": path.name,
         "sha256": sha256_file(path),
@@ -170,7 +175,7 @@ def _onnx_preprocessing(signature: Signature, given: str | None) -> Preprocessin
     is_timm = given is not None and given.startswith(TIMM)
     if size is None and "input_size" not in values:
         raise UsageError(
-            f"{signature.path}: takes images of any size; give a file with input_size to --preprocessing"
+            f"{signature.path}: takes images of any size; set input_size in a file for --preprocessing"
         )
     if size is not None and tuple(values.get("input_size", size)) != size:
         if not is_timm:
@@ -180,10 +185,10 @@ def _onnx_preprocessing(signature: Signature, given: str | None) -> Preprocessin
         values["input_size"] = size
     if signature.input_type is np.uint8:
         if values.keys() & UNCHANGED.keys() and not is_timm:
-            log.warning("mean and std in --preprocessing are ignored: the model takes bytes")
+            log.warning("mean and std in --preprocessing are ignored: the model takes uint8")
         values |= UNCHANGED
     elif not values.keys() & UNCHANGED.keys():
-        log.warning("no mean and std in --preprocessing: ImageNet's are taken, as for most models")
+        log.warning("no mean and std in --preprocessing: using ImageNet's, which fit most models")
     return make_preprocessing(values)
 
 

@@ -1,4 +1,4 @@
-"""`fruitstand adopt`: a model from elsewhere, checked and published."""
+"""The verb `fruitstand adopt`."""
 
 import os
 import sys
@@ -13,25 +13,27 @@ from fruitstand.cli_options import Json, MaxSlowdown, Repository, SignKey, needs
 def adopt(
     model: Annotated[str, typer.Argument(help="ONNX file of a classifier, or timm:NAME.")],
     labels: Annotated[
-        Path | None, typer.Option(help="One class a line, or a JSON list, in the order of the outputs.")
+        Path | None, typer.Option(help="File with one class per line, or a JSON list, in output order.")
     ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="JSON file with input_size, mean, std, ..., or timm:NAME.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder to calibrate int8 and measure on; without, fp32 alone.")
+        Path | None,
+        typer.Option(help="Folder of images for int8 and the gates; without it, only fp32 is made."),
     ] = None,
     repository: Repository = Path("model_repository"),
     weights: Annotated[
-        Path | None, typer.Option(help="Of timm:NAME: a local file instead of the pretrained ones.")
+        Path | None, typer.Option(help="For timm:NAME: a safetensors file instead of the pretrained weights.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the candidate; runs/adopted-NAME if left out.")
+        Path | None, typer.Option(help="Folder for the candidate; default: runs/adopted-NAME.")
     ] = None,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Then promote it and serve the repository in the foreground.")
+        bool,
+        typer.Option("--serve", help="Then promote the version and serve the repository in the foreground."),
     ] = False,
     as_json: Json = False,
 ) -> None:

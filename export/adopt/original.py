@@ -1,6 +1,6 @@
-"""An ONNX classifier as it came: what goes in, what comes out, and its answers one image at a time.
+"""An external ONNX classifier: its input, its output, and its answers one image at a time.
 
-Names and documentation prove nothing here. Layout, outputs and softmax are found by running the file.
+Layout, output and softmax are found by running the file, not from names or documentation.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from fruitstand.model.session import open_session
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MAX_SUM_ERROR
 
 NCHW, NHWC = 1, 3
-"""A layout, named by the axis that holds the three channels."""
+"""Layouts, as the axis of the three channels."""
 INPUT_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(float)": np.float32,
@@ -33,76 +33,69 @@ _QUANTIZING = ("DequantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "D
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signature:
-    """What the file declares."""
+    """The input that the file declares."""
 
     path: Path
     model: onnx.ModelProto
-    """With its weights, and with local functions inlined."""
+    """Includes the weights; local functions are inlined."""
     session: onnxruntime.InferenceSession
     input_name: str
     input_type: type[np.generic]
     layouts: list[int]
-    """The layouts that the declared shape allows; more than one where all axes are dynamic."""
+    """The layouts that the declared shape allows; both if all axes are dynamic."""
     fixed_batch: int | None
-    """None where the batch axis is dynamic."""
+    """None if the batch axis is dynamic."""
 
     @property
     def opset(self) -> int:
-        """Of the standard operators."""
+        """Opset of the standard operators."""
         return max(one.version for one in self.model.opset_import if one.domain in _STANDARD)
 
     @property
     def is_exact(self) -> bool:
-        """Whether it computes in fp32: rounding in fp16 or int8 makes equal answers only nearly equal."""
-        is_half = any(one.data_type == onnx.TensorProto.FLOAT16 for one in self.model.graph.initializer)
-        return self.input_type is not np.float16 and not is_half and not self.is_quantized
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether some of it is int8 already."""
-        return any(node.op_type.startswith(_QUANTIZING) for node in self.model.graph.node)
+        """Whether it computes in fp32; rounding in fp16 or int8 depends on the batch size."""
+        graph = self.model.graph
+        is_half = any(one.data_type == onnx.TensorProto.FLOAT16 for one in graph.initializer)
+        is_quantized = any(node.op_type.startswith(_QUANTIZING) for node in graph.node)
+        return self.input_type is not np.float16 and not is_half and not is_quantized
 
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels; None where one of them is dynamic.
-
-        Raises:
-            ArtefactError: neither axis can hold three channels.
-        """
+        """Height and width in pixels; None if one of them is dynamic."""
         _, *axes = self.session.get_inputs()[0].shape
         height, width = axes[1:] if self.layouts[0] == NCHW else axes[:2]
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def read_signature(path: Path) -> Signature:
-    """Open an ONNX file and check that it takes one batch of RGB images.
+    """Open an ONNX file and check that its only input is a batch of RGB images.
 
     Raises:
-        ArtefactError: not ONNX, operators of other domains, several inputs, or no image input; says which.
+        ArtefactError: not ONNX, non-standard operators, several inputs, or no image input; says which.
     """
     try:
         model = onnx.load(path)
     except FileNotFoundError as exc:
         raise ArtefactError(f"{exc.filename or path}: no such file") from exc
-    except Exception as exc:  # protobuf and onnx raise their own kinds for what is no model
+    except Exception as exc:  # protobuf and onnx raise their own classes for other files
         raise ArtefactError(
-            f"{path}: no ONNX file ({' '.join(str(exc).split()) or type(exc).__name__})"
+            f"{path}: not an ONNX file ({' '.join(str(exc).split()) or type(exc).__name__})"
         ) from exc
     if not model.graph.node or not model.opset_import:
-        raise ArtefactError(f"{path}: no ONNX file (it holds no graph)")
+        raise ArtefactError(f"{path}: not an ONNX file (it contains no graph)")
     model = onnx.inliner.inline_local_functions(model)
     foreign = sorted(
         {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _STANDARD}
     )
     if foreign:
         raise ArtefactError(
-            f"{path}: uses {', '.join(foreign[:3])}, which not every server has; export it with standard"
-            " operators, and without ONNX Runtime's own optimisation"
+            f"{path}: uses {', '.join(foreign[:3])}, which not every server supports; export it with standard"
+            " operators, and without ONNX Runtime's optimisation"
         )
     session = open_session(path)
     inputs = session.get_inputs()
     if len(inputs) != 1:
         names = ", ".join(one.name for one in inputs)
-        raise ArtefactError(f"{path}: has {len(inputs)} inputs, {names}; expected one, of images")
+        raise ArtefactError(f"{path}: has {len(inputs)} inputs, {names}; expected one, the images")
     (images,) = inputs
     if images.type not in INPUT_TYPES:
         raise ArtefactError(f"{path}: input {images.name} is {images.type}, allowed {', '.join(INPUT_TYPES)}")
@@ -131,7 +124,7 @@ def _layouts(shape: list[Any]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Original:
-    """The file, and what running it has shown."""
+    """An external model file, and the properties found by running it."""
 
     signature: Signature
     preprocessing: Preprocessing
@@ -139,17 +132,17 @@ class Original:
     num_classes: int
     output_name: str
     output_rank: int
-    """2, or 4 where the classes have axes of one pixel behind them."""
+    """2, or 4 if two axes of size 1 follow the classes."""
     gives_probabilities: bool
-    """Rows are at least 0 and sum to 1; otherwise they are logits."""
+    """Whether rows are non-negative and sum to 1; otherwise they are logits."""
 
     @property
     def max_abs_diff(self) -> float:
-        """How far the adopted file's probabilities may be from these."""
+        """Largest allowed difference between the adopted file's probabilities and these."""
         return MAX_ABS_DIFF if self.signature.is_exact else MAX_FP16_ABS_DIFF
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """The properties for the version's manifest."""
         return {
             "layout": "NCHW" if self.layout == NCHW else "NHWC",
             "input_type": np.dtype(self.signature.input_type).name,
@@ -159,7 +152,7 @@ class Original:
         }
 
     def probabilities(self, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
-        """(N, classes) float32 for (N, H, W, 3) uint8 images, which the file sees one at a time."""
+        """Run (N, H, W, 3) uint8 images one at a time; returns (N, classes) float32."""
         inputs = _as_input(pixels_nhwc_u8, self.signature, self.preprocessing, self.layout)
         answers = np.concatenate([_run_one(self.signature, one, [self.output_name])[0] for one in inputs])
         answers = answers.reshape(len(answers), -1).astype(np.float32)
@@ -170,7 +163,7 @@ class Original:
 
 
 class OriginalNetwork(torch.nn.Module):
-    """The file in the place of a PyTorch model: what the candidate's files are held against."""
+    """Wraps the file as a PyTorch module, with which the gates compare the candidate."""
 
     def __init__(self, original: Original) -> None:
         super().__init__()
@@ -184,16 +177,16 @@ class OriginalNetwork(torch.nn.Module):
 def observe(
     signature: Signature, preprocessing: Preprocessing, num_classes: int, pixels_nhwc_u8: np.ndarray
 ) -> Original:
-    """Run the file on images and find its layout, its answer and whether that is a probability.
+    """Run the file on images to find its layout and output, and whether it returns probabilities.
 
     Args:
-        signature: what the file declares.
-        preprocessing: with the model's input size.
-        num_classes: of the labels.
-        pixels_nhwc_u8: a few (H, W, 3) images, as different as can be.
+        signature: the file's declared input.
+        preprocessing: preprocessing with the model's input size.
+        num_classes: number of labels.
+        pixels_nhwc_u8: a few (H, W, 3) images, as different as possible.
 
     Raises:
-        ArtefactError: it cannot be run on an image, or no output is one row of classes an image.
+        ArtefactError: the file fails on an image, or has no output with one row of classes per image.
     """
     path = signature.path
     for layout in signature.layouts:
@@ -213,14 +206,12 @@ def observe(
     answers = np.concatenate([one[position] for one in outputs])
     rows = answers.reshape(len(answers), -1).astype(np.float32)
     if not np.isfinite(rows).all():
-        raise ArtefactError(
-            f"{path}: answers NaN or infinity; do mean and std in --preprocessing fit the model?"
-        )
+        raise ArtefactError(f"{path}: answers NaN or infinity; check mean and std in --preprocessing")
     sums_to_one = rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= MAX_SUM_ERROR
     if not sums_to_one and _last_operator(signature.model.graph, name) in ("Sigmoid", "HardSigmoid"):
         raise ArtefactError(
             f"{path}: answers come from a sigmoid and sum to {rows.sum(axis=1).mean():.3g}: scores that are"
-            " independent of each other, not one class an image; export the logits or a softmax"
+            " independent of each other, not one class per image; export the logits or a softmax"
         )
     return Original(
         signature=signature,
@@ -234,7 +225,7 @@ def observe(
 
 
 def _last_operator(graph: onnx.GraphProto, output: str) -> str:
-    """The type of the operator that computes an output, before what only changes its shape or type."""
+    """Type of the operator that computes an output, skipping those that only change shape or dtype."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(output)
     while node is not None and node.op_type in ("Identity", "Cast", "Flatten", "Reshape", "Squeeze"):
@@ -243,7 +234,7 @@ def _last_operator(graph: onnx.GraphProto, output: str) -> str:
 
 
 def _classes_output(path: Path, declared: list[Any], answers: list[Any], num_classes: int) -> str:
-    """The name of the one output with a row of classes for an image."""
+    """Name of the only output with one row of classes per image."""
     shapes = {one.name: np.shape(answer) for one, answer in zip(declared, answers, strict=True)}
     types = {one.name: one.type for one in declared}
     told = ", ".join(f"{name} {list(shape)} {types[name]}" for name, shape in shapes.items())
@@ -254,7 +245,9 @@ def _classes_output(path: Path, declared: list[Any], answers: list[Any], num_cla
     }
     fitting = [name for name, width in rows.items() if width == num_classes]
     if len(fitting) > 1:
-        raise ArtefactError(f"{path}: several outputs could be the answer ({told}); export it with one")
+        raise ArtefactError(
+            f"{path}: several outputs could be the answer ({told}); export it with one of them"
+        )
     if not fitting and len(rows) == 1:
         raise ArtefactError(
             f"{path}: answers {max(rows.values())} classes, but there are {num_classes} labels"
@@ -273,7 +266,7 @@ def _classes_output(path: Path, declared: list[Any], answers: list[Any], num_cla
 def _as_input(
     pixels_nhwc_u8: np.ndarray, signature: Signature, preprocessing: Preprocessing, layout: int
 ) -> np.ndarray:
-    """Images as the file takes them: normalised unless it takes uint8, in its layout and type."""
+    """Convert images to the file's layout and dtype; normalises them unless it takes uint8."""
     batch_nchw = pixels_nhwc_u8.transpose(0, 3, 1, 2)
     if signature.input_type is not np.uint8:
         scale, shift = scale_and_shift(preprocessing)
@@ -284,7 +277,7 @@ def _as_input(
 
 
 def _run_one(signature: Signature, image: np.ndarray, names: list[str] | None) -> list[np.ndarray]:
-    """The outputs for one image, each with a batch axis of 1; a fixed batch is filled with copies of it."""
+    """Run one image; returns outputs with a batch of 1. A fixed batch is filled with copies of the image."""
     batch = np.repeat(image[None], signature.fixed_batch or 1, axis=0)
     answers = signature.session.run(names, {signature.input_name: batch})
     return [answer[:1] if np.ndim(answer) else answer for answer in answers]

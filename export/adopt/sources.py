@@ -1,15 +1,18 @@
-"""What comes along with a model from elsewhere: labels, preprocessing, and images to judge it on."""
+"""Inputs for an external model: labels, preprocessing, images for the gates, and timm models with weights."""
 
+import difflib
 import hashlib
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import timm
+import torch
 
-from export.adopt.timm_model import check_timm_name, preprocessing_values
 from fruitstand.artefacts import read_json
 from fruitstand.contract import IMAGE_SUFFIXES, Preprocessing
 from fruitstand.errors import ArtefactError, DataError, ImageRejected, UsageError
@@ -17,20 +20,21 @@ from fruitstand.images.reference_decode import decode_reference
 from fruitstand.images.synthetic import supported_images
 from fruitstand.labels import check_labels
 from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.model.network import create_network, read_weights
 
 log = logging.getLogger("fruitstand.export")
 
 TIMM = "timm:"
 PAINTED = "painted"
 MIN_IMAGES, MAX_IMAGES = 32, 1024
-"""Of a user's folder: half of them calibrate int8, the gates measure on the others."""
+"""Limits for a user's folder. Half of the images calibrate int8, the gates measure on the others."""
 
 
 def read_label_list(path: Path) -> list[str]:
-    """Labels in the order of the model's outputs: a JSON list of strings, or one a line.
+    """Read labels in output order: a JSON list of strings, or one per line.
 
     Raises:
-        ArtefactError: it cannot be read, or a label is empty, repeated or no text.
+        ArtefactError: the file cannot be read, or a label is empty, repeated or not a string.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -40,7 +44,7 @@ def read_label_list(path: Path) -> list[str]:
         labels = json.loads(text)
     except ValueError:
         labels = None
-    if not isinstance(labels, list):  # also a file whose only line is a number
+    if not isinstance(labels, list):  # JSON, but for example a single number
         labels = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     if not all(isinstance(label, str) for label in labels):
         raise ArtefactError(f"{path}: holds JSON, expected a list of strings")
@@ -52,11 +56,11 @@ def read_label_list(path: Path) -> list[str]:
 
 
 def read_preprocessing(given: str | None) -> dict[str, Any]:
-    """The fields of `Preprocessing` that a user gives, by file or by a timm model; none for None.
+    """Read fields of `Preprocessing` from a JSON file, or from timm for timm:NAME; None gives no fields.
 
     Raises:
-        UsageError: timm knows no such model.
-        ArtefactError: the file is no JSON object.
+        UsageError: timm does not know the model.
+        ArtefactError: the file is not a JSON object.
     """
     if given is None:
         return {}
@@ -69,10 +73,10 @@ def read_preprocessing(given: str | None) -> dict[str, Any]:
 
 
 def make_preprocessing(values: dict[str, Any]) -> Preprocessing:
-    """The contract, with the defaults of what is left out.
+    """Make the contract; missing fields get their defaults.
 
     Raises:
-        UsageError: an unknown field, or a value that it does not allow.
+        UsageError: an unknown field or a value that is not allowed.
     """
     try:
         return Preprocessing(**values)
@@ -81,7 +85,7 @@ def make_preprocessing(values: dict[str, Any]) -> Preprocessing:
 
 
 def painted_images(directory: Path) -> list[Path]:
-    """Write images of every kind that a server takes; what a model is judged on when there are no others."""
+    """Write generated images of every supported kind, for the gates when a user gives no images."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (name, content) in enumerate(supported_images().items()):
@@ -91,10 +95,10 @@ def painted_images(directory: Path) -> list[Path]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images below a folder, at most `MAX_IMAGES` from all over it, in the order of their paths.
+    """Find images below a folder, at most `MAX_IMAGES` spread evenly over the sorted paths.
 
     Raises:
-        UsageError: fewer than `MIN_IMAGES`.
+        UsageError: fewer than `MIN_IMAGES` images.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(paths) < MIN_IMAGES:
@@ -103,10 +107,10 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def decode_images(paths: list[Path], preprocessing: Preprocessing) -> tuple[list[Path], np.ndarray]:
-    """The images that a server would take, and their (N, H, W, 3) uint8 pixels; the others are named.
+    """Decode images; returns the paths of accepted images and (N, H, W, 3) uint8. Logs refused ones.
 
     Raises:
-        DataError: it would take none.
+        DataError: all images are refused.
     """
     taken, pixels = [], []
     for path in paths:
@@ -116,24 +120,24 @@ def decode_images(paths: list[Path], preprocessing: Preprocessing) -> tuple[list
         except ImageRejected as exc:
             log.warning("%s is left out: %s", path, exc)
     if not taken:
-        raise DataError("no image can be decoded, the warnings say why")
+        raise DataError("no image can be decoded; the warnings above say why")
     return taken, np.stack(pixels)
 
 
 def as_prepared(
     folder: Path, paths: list[Path], labels: list[str], answers: np.ndarray, *, is_painted: bool = False
 ) -> PreparedData:
-    """Images in the form of a prepared folder, split in two: every second one calibrates.
+    """Describe images as prepared data in two splits; every second image calibrates.
 
-    An image's class is its folder's name where every folder is named as a label, otherwise what the model
-    answers: then the gates measure agreement and not accuracy.
+    If every folder is named after a label, it is the class of its images. Otherwise the class is the model's
+    own answer, and the gates measure agreement instead of accuracy.
 
     Args:
-        folder: that holds the images.
-        paths: of them.
+        folder: root of the images.
+        paths: the images.
         labels: the classes.
-        answers: (N, C) the original's probabilities.
-        is_painted: all are measured on, and no folder's name is a class.
+        answers: (N, C) float32, the original's probabilities.
+        is_painted: the images are generated: the gates measure on all, and folder names are no classes.
     """
     is_labelled = not is_painted and all(path.parent.name in labels for path in paths)
     rows = []
@@ -144,6 +148,96 @@ def as_prepared(
         rows.append(ManifestRow(path.relative_to(folder).as_posix(), digest, label, "", "", number, split))
     if is_labelled:
         right = np.mean([row.label == labels[int(a.argmax())] for row, a in zip(rows, answers, strict=True)])
-        log.info("the original's top-1 is %.4f on %d images, by the names of their folders", right, len(rows))
+        log.info(
+            "top-1 of the original is %.4f on %d images, with their folder names as labels", right, len(rows)
+        )
     digest = hashlib.sha256("".join(row.sha256 for row in rows).encode()).hexdigest()
     return PreparedData(folder, labels, rows, folder.resolve().name, digest, "", {})
+
+
+def make_timm_model(
+    name: str, weights: Path | None, labels: list[str] | None, input_size: tuple[int, int] | None
+) -> torch.nn.Module:
+    """Load a timm model with its pretrained weights, including the head, or with the weights of a file.
+
+    Args:
+        name: timm's name, or hf-hub:OWNER/MODEL.
+        weights: a safetensors file; None fetches the pretrained weights.
+        labels: the classes of the file's head.
+        input_size: height and width in pixels that the file was trained for; None takes timm's.
+
+    Raises:
+        UsageError: timm does not know the model, or a file comes without labels.
+        ArtefactError: the weights cannot be fetched, or the file is not for this model.
+    """
+    check_timm_name(name, hub=weights is None)
+    if weights is None:
+        # It logs every attempt; the error below is enough.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        try:
+            return timm.create_model(name, pretrained=True)
+        except Exception as exc:  # the hub's client raises OSError and many classes of its own
+            raise ArtefactError(
+                f"timm:{name}: its pretrained weights cannot be fetched ({type(exc).__name__}); connect to"
+                " the network, set HF_HOME to a filled cache, or give a file with --weights"
+            ) from exc
+    if labels is None:
+        raise UsageError("--weights: a file does not name its classes; give --labels")
+    known = timm.get_pretrained_cfg(name)
+    size = input_size or preprocessing_values({} if known is None else known.to_dict())["input_size"]
+    model = create_network(name, num_classes=len(labels), input_size=size)
+    try:
+        model.load_state_dict(read_weights(weights))
+    except Exception as exc:  # safetensors and torch raise their own classes for a wrong file
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtefactError(
+            f"{weights}: not safetensors weights of {name} with {len(labels)} classes ({reason})"
+        ) from exc
+    return model
+
+
+def check_timm_name(name: str, *, hub: bool = False) -> None:
+    """Check that timm knows a model name.
+
+    Args:
+        name: timm's name.
+        hub: also allow hf-hub:OWNER/MODEL.
+
+    Raises:
+        UsageError: unknown name; the message suggests similar ones.
+    """
+    if not (hub and name.startswith("hf-hub:")) and not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4))
+        raise UsageError(
+            f"timm does not know the model {name!r}" + (f"; similar names: {near}" if near else "")
+        )
+
+
+def preprocessing_values(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """The fields of timm's data config that the contract has."""
+    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    known = {field.name for field in fields(Preprocessing)} - {"input_size", "crop"}
+    size = {"input_size": tuple(config["input_size"][1:])}
+    return {key: value for key, value in config.items() if key in known} | size
+
+
+def imagenet_labels(model: torch.nn.Module) -> list[str]:
+    """ImageNet's labels for a model that has its classes; duplicate names get their synset appended.
+
+    Raises:
+        UsageError: timm does not know the model's classes.
+    """
+    subset = timm.data.infer_imagenet_subset(model)
+    if subset is None:
+        raise UsageError(f"--labels: timm has no names for {model.num_classes} classes; give a file")
+    info = timm.data.ImageNetInfo(subset)
+    names = [info.index_to_description(index) for index in range(info.num_classes())]
+    return [
+        name if names.count(name) == 1 else f"{name} ({info.index_to_label_name(index)})"
+        for index, name in enumerate(names)
+    ]
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights, hexadecimal."""
+    return hashlib.sha256(safetensors.torch.save(model.state_dict())).hexdigest()

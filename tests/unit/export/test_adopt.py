@@ -13,8 +13,7 @@ from onnx import TensorProto
 
 from export.adopt.original import Original, observe, read_signature
 from export.adopt.rewrite import rewrite
-from export.adopt.sources import as_prepared, read_label_list, read_preprocessing
-from export.adopt.timm_model import imagenet_labels
+from export.adopt.sources import as_prepared, imagenet_labels, read_label_list, read_preprocessing
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from tests.adoptable import ADOPTABLE, SIZE, bias_of_batch_2, nchw_float_of_batch_1, opset_11
@@ -108,7 +107,7 @@ REFUSED: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {
     "custom_operator": (
         opset_11,
         {"activation": ("com.microsoft", "Gelu")},
-        r"uses com\.microsoft\.Gelu, which not every server has",
+        r"uses com\.microsoft\.Gelu, which not every server supports",
     ),
     "quantised_output": (
         opset_11,
@@ -134,8 +133,8 @@ def test_an_unsuitable_file_is_refused_in_one_line(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"\x89PNG\r\n\x1a\n" * 9, "no ONNX file", id="another_kind_of_file"),
-        pytest.param(b"", "no ONNX file", id="empty"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" * 9, "not an ONNX file", id="another_kind_of_file"),
+        pytest.param(b"", "not an ONNX file", id="empty"),
         pytest.param(None, "no such file", id="missing"),
     ],
 )
@@ -164,7 +163,10 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             r"input_size \(64, 64\), the model takes \(48",
         ),
         (("--preprocessing", tmp_path / "unknown.json"), "--preprocessing: .*resize"),
-        (("--preprocessing", "timm:resnet19"), "timm knows no model 'resnet19'; near are resnet"),
+        (
+            ("--preprocessing", "timm:resnet19"),
+            "timm does not know the model 'resnet19'; similar names: resnet",
+        ),
         (("--images", empty), "holds 0 images, at least 32 are needed"),
     ):
         result = _adopted(path, tmp_path, *arguments)
