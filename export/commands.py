@@ -1,4 +1,4 @@
-"""`fruitstand export` and `fruitstand models`: the versions in a model repository."""
+"""The verbs `fruitstand export` and `fruitstand models`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,21 +17,21 @@ LiveUrl = Annotated[
     str | None,
     typer.Option(
         envvar="FRUITSTAND_URL",
-        help="HOST:PORT of the running server's gRPC endpoint; left out, the next one to start serves it.",
+        help="HOST:PORT of the running server's gRPC endpoint; without it, the next server start serves it.",
     ),
 ]
 Control = Annotated[
     Path | None,
     typer.Option(
         envvar="FRUITSTAND_CONTROL",
-        help="Of servers behind a gateway, instead of --url: the file that its ready line names.",
+        help="For servers behind a gateway, instead of --url: the control file from the ready line.",
     ),
 ]
 
 
 @app.command()
 def publish(
-    candidate: Annotated[Path, typer.Argument(help="What `fruitstand export` made: RUN/export.")],
+    candidate: Annotated[Path, typer.Argument(help="Candidate made by `fruitstand export`: RUN/export.")],
     repository: Repository = REPOSITORY,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
@@ -50,7 +50,7 @@ def publish(
 
 @app.command(name="list")
 def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
-    """Show every version, and which one is served."""
+    """List all versions, and which one is served."""
     with needs("export"):
         from export.publish.repository import list_versions
 
@@ -77,7 +77,7 @@ def promote(
     control: Control = None,
     watch_s: Annotated[
         float,
-        typer.Option(min=0, help="Serve it on one server first, seconds; take it back where it is worse."),
+        typer.Option(min=0, help="Seconds to serve it on one server first; take it back if it is worse."),
     ] = 0.0,
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
@@ -100,7 +100,7 @@ def rollback(
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
 ) -> None:
-    """Serve the version that was served before."""
+    """Serve the previous version again."""
     with needs("export"):
         from export.publish.promote import rollback as run_rollback
 
@@ -110,11 +110,11 @@ def rollback(
 
 @app.command()
 def configure(
-    tuning: Annotated[Path, typer.Argument(help="What `fruitstand tune` wrote: DIR/tuning.json.")],
+    tuning: Annotated[Path, typer.Argument(help="File written by `fruitstand tune`: DIR/tuning.json.")],
     repository: Repository = REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Write settings of queues, threads and instances into the repository; the next start takes them."""
+    """Write settings of queues, threads and instances into the repository, for the next start."""
     with needs("export"):
         from export.publish.repository import configure as run_configure
 
@@ -123,7 +123,7 @@ def configure(
     if as_json:
         print_json(settings.to_dict())
     else:
-        print(f"{repository}: configured; restart the server to take it")
+        print(f"{repository}: configured; restart the server to apply it")
 
 
 @app.command()
@@ -132,7 +132,7 @@ def prune(
     keep: Annotated[int, typer.Option(help="Versions to keep besides the served and the previous one.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Remove the oldest versions; the served one and the one before it stay."""
+    """Remove the oldest versions; the served and the previous version stay."""
     with needs("export"):
         from export.publish.repository import prune as run_prune
 
@@ -147,7 +147,7 @@ def prune(
 def check(
     repository: Repository = REPOSITORY, trusted_keys: TrustedKeys = None, as_json: Json = False
 ) -> None:
-    """Hold every file against its manifest, and configurations and graphs against the known traps."""
+    """Check every file against its manifest, and configurations and graphs for known faults."""
     with needs("export"):
         from export.gates.config_lint import lint_repository
         from export.gates.structure import structure_findings
@@ -174,13 +174,13 @@ def check(
 
 @app.command()
 def keygen(
-    out: Annotated[Path, typer.Argument(help="Private key to make; beside it comes <name>.pub.")],
+    out: Annotated[Path, typer.Argument(help="Private key to make; the public key becomes <name>.pub.")],
 ) -> None:
     """Make a key pair for --sign and --trusted-keys."""
     with needs("export"):
         from fruitstand.repository.signing import make_key
 
-        print(f"private key {out}, public key {make_key(out)}: keep the first, hand out the second")
+        print(f"private key {out}, public key {make_key(out)}: keep the first secret")
 
 
 def _print_state(state: Any, url: str | None, control: Path | None, as_json: bool) -> None:
@@ -202,7 +202,7 @@ def export(
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = "fp32,int8,fp16",
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
     compare_int8: Annotated[
-        bool, typer.Option("--compare-int8", help="Measure every way to quantise, take the best.")
+        bool, typer.Option("--compare-int8", help="Measure every way to quantise and use the best.")
     ] = False,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,

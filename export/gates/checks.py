@@ -1,4 +1,4 @@
-"""What the numbers of a file have to be before it may be served; each check is a gate."""
+"""Numeric checks of a model file, one gate each."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from fruitstand.repository.tolerances import MAX_INT8_DISTANCE, MAX_SUM_ERROR, a
 
 CHECKED_BATCHES = (1, 2, 7, MAX_BATCH_SIZE)
 MAX_TOP1_LOSS = 0.002
-"""Share of the images that int8 and fp16 may answer worse than PyTorch."""
+"""Largest loss of top-1 accuracy of int8 and fp16 against PyTorch."""
 
 
 def run_torch(model: torch.nn.Module, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
-    """(N, C) probabilities from the served model in PyTorch."""
+    """Run the served model in PyTorch; returns (N, C) probabilities."""
     parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
     with torch.inference_mode():
         return np.concatenate([model(torch.from_numpy(part)).numpy() for part in parts])
@@ -30,7 +30,7 @@ def parity_gates(
     max_abs_diff: float,
     reference: str = "torch",
 ) -> list[Gate]:
-    """PyTorch against ONNX Runtime on real images at every batch size of `CHECKED_BATCHES`.
+    """Compare PyTorch with ONNX Runtime on real images, at every batch size in `CHECKED_BATCHES`.
 
     Args:
         path: the ONNX file.
@@ -49,7 +49,7 @@ def parity_gates(
 
 
 def extreme_pixels_gate(path: Path, preprocessing: Preprocessing, engine: str = "cpu") -> Gate:
-    """Black, white and noise: every answer is a probability distribution, without NaN or Inf."""
+    """Check that black, white and noise give probability distributions, without NaN or Inf."""
     shape = (*preprocessing.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     pixels = np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
@@ -59,7 +59,7 @@ def extreme_pixels_gate(path: Path, preprocessing: Preprocessing, engine: str = 
 
 
 def agreement_gate(variant: str, got: np.ndarray, expected: np.ndarray, share: float | None = None) -> Gate:
-    """The share of images with the same answer.
+    """Check the share of images with the same top-1 answer.
 
     Args:
         variant: what gave `got`, such as fp16; the gate's name begins with it.
@@ -73,13 +73,13 @@ def agreement_gate(variant: str, got: np.ndarray, expected: np.ndarray, share: f
 
 
 def top1_loss_gate(variant: str, got: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> Gate:
-    """The share of images that are answered worse than by PyTorch; arguments as above."""
+    """Check the loss of top-1 accuracy against PyTorch; arguments as in `agreement_gate`."""
     right = [int(np.sum(answers.argmax(axis=1) == targets)) for answers in (expected, got)]
     limit = share_or_one_image(MAX_TOP1_LOSS, len(targets))
     return at_most(f"{variant}_top1_loss", (right[0] - right[1]) / len(targets), limit)
 
 
 def distance_gate(variant: str, got: np.ndarray, expected: np.ndarray) -> Gate:
-    """Mean total variation between two answers, 0 to 1; wrong kernels show here whatever the accuracy."""
+    """Check the mean total variation between answers, 0 to 1; finds wrong kernels whatever the accuracy."""
     distance = np.abs(got - expected).sum(axis=1).mean() / 2
     return at_most(f"{variant}_distance", distance, MAX_INT8_DISTANCE)

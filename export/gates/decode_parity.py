@@ -1,4 +1,4 @@
-"""Is what is served decoded as what was trained on? What a server runs against the reference decode.
+"""Check that the served decode step matches the reference decode of training.
 
 Every server runs the rendered DALI pipeline; the embedded one decodes large JPEGs at a reduced size instead.
 The reference decode, `fruitstand.images.reference_decode`, is the training transform:
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 PIPELINE = Path(IMAGE_DECODE, "1", "dali.py")
 MIN_IMAGES = 200
-"""Of all sizes, aspect ratios, modes, qualities and orientations."""
+"""Smallest number of generated images, of all sizes, modes, qualities and orientations."""
 BATCH_SIZE = 16
-"""Photographs decoded at once: DALI holds the full-size pixels of all of them."""
+"""Images per DALI batch, limited because DALI holds the full-size pixels of all of them."""
 MIN_AGREEMENT = 0.999
-"""Share of these and of the validation images that are answered alike, whichever way they were decoded."""
+"""Smallest share of all images whose top-1 answer is the same for both decodes."""
 
 
 def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> np.ndarray:
-    """Decode images with the pipeline that export renders for this contract, on the CPU.
+    """Decode images on the CPU with the DALI pipeline that export renders for this contract.
 
     Returns:
         (N, H, W, 3) uint8.
@@ -62,7 +62,7 @@ def decode_as_served(encoded: Sequence[bytes], preprocessing: Preprocessing) -> 
 def decode_reduced(
     encoded: Sequence[bytes], preprocessing: Preprocessing
 ) -> tuple[list[int], list[np.ndarray]]:
-    """Decode at a reduced size what the embedded server decodes so: positions and (H, W, 3) uint8 pixels."""
+    """Reduced decode of the images that the embedded server decodes so; returns positions and pixels."""
     positions, pixels = [], []
     for position, content in enumerate(encoded):
         inspected = inspect_image(content, preprocessing)
@@ -75,7 +75,7 @@ def decode_reduced(
 def decode_gates(
     fp32: Path, preprocessing: Preprocessing, validation: "Validation", *, min_margin: float = 0.0
 ) -> list[Gate]:
-    """How far what will be served is from the reference decode, in pixels and in answers.
+    """Compare the served decode with the reference decode, in pixels and in answers.
 
     Args:
         fp32: the model that answers.
@@ -107,6 +107,6 @@ def decode_gates(
 
 
 def _worst(expected_nhwc_u8: np.ndarray, got_nhwc_u8: np.ndarray) -> float:
-    """Mean difference over the pixels of the image where it is largest, 0 to 255."""
+    """Mean pixel difference of the worst image, 0 to 255."""
     differences = np.abs(expected_nhwc_u8.astype(np.int16) - got_nhwc_u8)
     return float(differences.mean(axis=(1, 2, 3)).max())

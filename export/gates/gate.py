@@ -1,11 +1,11 @@
-"""A gate: one check's number beside the limit it is held against."""
+"""A gate: the measured value of one check and its limit."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 MAX_SLOWDOWN = 1.1
-"""Time for a batch, as a multiple of the version's that is replaced."""
+"""Largest time per batch, relative to the version that is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,15 +14,15 @@ class Gate:
 
     name: str
     kind: str
-    """at_most or at_least: on which side of the limit the value has to be; the limit itself passes."""
+    """at_most or at_least: the side of the limit on which the value has to be; the limit itself passes."""
     value: float
     limit: float
     detail: str = ""
-    """What is wrong, where a number alone does not say it."""
+    """Explains a failure where the number alone does not."""
 
     @property
     def passed(self) -> bool:
-        """Whether the limit holds; NaN passes none."""
+        """Whether the value is within its limit; NaN never is."""
         return self.value >= self.limit if self.kind == "at_least" else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class Gate:
         return f"{self.name}: got {self.value:.4g}, {allowed}" + (f" ({self.detail})" if self.detail else "")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready values; a value that is no number (NaN, infinity) becomes null."""
+        """As JSON-ready values; NaN and infinity become null."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -42,7 +42,7 @@ class Gate:
 
 
 def read_gate(record: dict[str, Any]) -> Gate:
-    """A gate from what `to_json` gave; whether it passed is found out again.
+    """Read a gate from `to_json`'s output; whether it passed is computed again.
 
     Raises:
         ValueError: no such kind, or the value or limit is no number.
@@ -54,12 +54,12 @@ def read_gate(record: dict[str, Any]) -> Gate:
 
 
 def at_most(name: str, value: float, limit: float, *, detail: str = "") -> Gate:
-    """A gate that passes up to and including its limit."""
+    """A gate that passes at or below its limit."""
     return Gate(name=name, kind="at_most", value=float(value), limit=float(limit), detail=detail)
 
 
 def at_least(name: str, value: float, limit: float) -> Gate:
-    """A gate that passes from its limit on."""
+    """A gate that passes at or above its limit."""
     return Gate(name=name, kind="at_least", value=float(value), limit=float(limit))
 
 

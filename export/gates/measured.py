@@ -1,4 +1,4 @@
-"""How a file answers on one engine, and how fast beside another file: they take turns, so load slows both."""
+"""Measure accuracy and speed of a file on one engine, interleaved with a reference file."""
 
 import math
 import statistics
@@ -21,38 +21,38 @@ ROUNDS = 7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """Of one session beside another."""
+    """Speed of one session relative to another."""
 
     images_per_s: float
     """Median over the rounds."""
     ratio: float
-    """The other's time as a multiple of this one's, median over the rounds: above 1 this one is faster."""
+    """Median over the rounds of the other's time divided by this one's; above 1 this one is faster."""
     slowest: float
     """The smallest of these ratios."""
     fastest: float
-    """The greatest."""
+    """The largest of these ratios."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """One file on one engine."""
+    """Measurements of one file on one engine."""
 
     engine: str
     gates: list[Gate]
     agreement: float
-    """Share of the validation images answered as PyTorch does."""
+    """Share of the validation images with PyTorch's top-1 answer."""
     top1: float
     distance: float
     speed: Speed
-    """Beside the fp32 file on the same engine."""
+    """Relative to the fp32 file on the same engine."""
 
     @property
     def passed(self) -> bool:
-        """On this engine the file may be served."""
+        """Whether all gates pass, so that the file may be served on this engine."""
         return all(gate.passed for gate in self.gates)
 
     def to_json(self) -> dict[str, Any]:
-        """For the report."""
+        """Values for the report."""
         return {
             "passed": self.passed,
             "top1": self.top1,
@@ -99,7 +99,7 @@ def measure(
 def compare(
     new: onnxruntime.InferenceSession, old: onnxruntime.InferenceSession, pixels_nhwc_u8: np.ndarray
 ) -> Speed:
-    """Time two sessions in turns.
+    """Time two sessions alternately.
 
     Args:
         new: whose speed is asked for.

@@ -1,4 +1,4 @@
-"""Does a file have the contract's inputs and outputs, and can the oldest server read it?"""
+"""Check a file's inputs and outputs against the contract, and its versions against the oldest server."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,17 +14,17 @@ _EXTERNAL = onnx.TensorProto.EXTERNAL
 
 MAX_OPSET = 21
 MAX_IR_VERSION = 10
-"""Both: the newest that ONNX Runtime 1.19.2 reads, which Triton 24.10 carries."""
+"""The newest versions that ONNX Runtime 1.19.2 reads, the one in Triton 24.10."""
 
 
 def structure_gate(path: Path, preprocessing: Preprocessing, num_classes: int) -> Gate:
-    """How many things are not as the contract wants them; none may be."""
+    """The number of deviations from the contract; the limit is 0."""
     problems = structure_problems(path, preprocessing, num_classes)
     return at_most(f"structure_{path.stem}", len(problems), 0, detail="; ".join(problems))
 
 
 def structure_findings(versions: Iterable[Version]) -> list[str]:
-    """What today's rules find in versions that were published before: one line for each problem.
+    """Apply today's rules to published versions; returns one line per problem.
 
     Args:
         versions: published ones, each as its manifest says.
@@ -39,7 +39,7 @@ def structure_findings(versions: Iterable[Version]) -> list[str]:
 
 
 def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: int) -> list[str]:
-    """What is wrong with an ONNX file: names, types, shapes, a fixed batch axis, versions, foreign parts.
+    """Problems of an ONNX file: names, types, shapes, a fixed batch axis, versions, non-standard parts.
 
     Args:
         path: the file.
@@ -52,24 +52,28 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     try:
         model = onnx.load(path, load_external_data=False)
         outside = next((one for one in _tensors(model) if one.data_location == _EXTERNAL), None)
-        if outside is not None:  # loading it would read a file that no manifest names
-            return [f"tensor {outside.name!r} lies outside the file; a served model holds all its weights"]
+        if outside is not None:  # loading would read a file that is not in the manifest
+            return [
+                f"tensor {outside.name!r} is outside the file; a served model must contain all its weights"
+            ]
         onnx.checker.check_model(model, full_check=True)
-    except Exception as exc:  # protobuf, the checker and the shape inference raise a dozen kinds
-        return [f"no valid ONNX file: {str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc)}"]
+    except Exception as exc:  # protobuf, checker and shape inference raise many classes
+        return [
+            f"not a valid ONNX file: {str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc)}"
+        ]
     height, width = preprocessing.input_size
     graph, element = model.graph, onnx.TensorProto
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
     problems += _byte_input_problems(graph)
-    # Features may come along, last: only drift detection takes them.
+    # A last output FEATURES is allowed, for drift detection.
     answers = [value for value in graph.output if value.name != FEATURES]
     problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
     return problems
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions."""
+    """All tensors of a model: initializers, attributes, subgraphs, functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
@@ -82,18 +86,18 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 def _version_problems(model: onnx.ModelProto) -> list[str]:
     problems = []
     if model.ir_version > MAX_IR_VERSION:
-        problems.append(f"IR version {model.ir_version}, at most {MAX_IR_VERSION} is read")
+        problems.append(f"IR version {model.ir_version}, at most {MAX_IR_VERSION} is supported")
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if not 1 <= opset <= MAX_OPSET:
-        problems.append(f"opset {opset}, 1 to {MAX_OPSET} are read")
+        problems.append(f"opset {opset}, 1 to {MAX_OPSET} are supported")
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if foreign:
-        problems.append(f"operators of {min(foreign)!r}, which not every engine has")
+        problems.append(f"operators of {min(foreign)!r}, which not every engine supports")
     return problems
 
 
 def _byte_input_problems(graph: onnx.GraphProto) -> list[str]:
-    """Which operators take a uint8 input besides Cast.
+    """Find operators other than Cast that take a uint8 input.
 
     ONNX Runtime leaves such an operator to CUDA. TensorRT's part of the graph then begins at a tensor that
     its optimization profile does not name, and the model does not load.

@@ -1,4 +1,4 @@
-"""The held-back images in the forms that the checks need, each made once."""
+"""The validation images in all forms that the checks need."""
 
 from dataclasses import dataclass
 
@@ -14,23 +14,23 @@ from fruitstand.manifest import ManifestRow, PreparedData
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
-    """The val split; every array has one row an image, in manifest order."""
+    """The val split; every array has one row per image, in manifest order."""
 
     rows: list[ManifestRow]
     encoded: list[bytes]
-    """The files."""
+    """Rows of the data manifest."""
     pixels_nhwc_u8: np.ndarray
-    """From the yardstick: what training saw."""
+    """Pixels by the reference decode, as in training."""
     served_nhwc_u8: np.ndarray
-    """From the pipeline that will be served."""
+    """Pixels by the DALI pipeline that will be served."""
     targets: np.ndarray
-    """(N,) indices of the right classes."""
+    """(N,) class indices of the labels."""
     reference: np.ndarray
-    """(N, C) PyTorch's probabilities for the yardstick's pixels: what every file is held against."""
+    """(N, C) PyTorch's answers to the reference decode's pixels, which every file is compared with."""
 
 
 def read_validation(data: PreparedData, preprocessing: Preprocessing, model: torch.nn.Module) -> Validation:
-    """Decode the val split twice and let PyTorch answer it.
+    """Decode the val split with both decoders, and run PyTorch on it.
 
     Raises:
         DataError: the split is empty, or an image was changed since it was prepared.

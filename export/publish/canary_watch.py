@@ -1,4 +1,4 @@
-"""A new version on one of several servers: does it fail more often, or answer more slowly, than the old one?
+"""Compare a new version on one server with the old one on the others: failed calls and latency.
 
 Both are asked at the same time and by the same callers, so the load of the moment is in both numbers.
 """
@@ -13,21 +13,21 @@ from fruitstand.network.connections import fetch_page, metric_total
 
 LOOK_S = 1.0
 MIN_CALLS = 50
-"""Of the new version, before it is judged; at the end of the time they are asked for, too."""
+"""Fewest calls of the new version for a verdict; with fewer at the end, the promotion fails."""
 MAX_MORE_FAILED = 0.01
-"""Share of calls, more than beside it."""
+"""Largest excess of failed calls over the old version, as a share."""
 MAX_SLOWER = 1.25
-"""Times the mean latency beside it."""
+"""Largest mean latency, relative to the old version's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What servers counted."""
+    """Sums of the servers' counters."""
 
     answered: float = 0.0
     failed: float = 0.0
     busy_us: float = 0.0
-    """Of all answered calls together."""
+    """Total time of all answered calls."""
 
     def __add__(self, other: "Seen") -> "Seen":
         return Seen(self.answered + other.answered, self.failed + other.failed, self.busy_us + other.busy_us)
@@ -37,17 +37,17 @@ class Seen:
 
     @property
     def failed_share(self) -> float:
-        """Of all calls."""
+        """Failed calls as a share of all calls."""
         return self.failed / max(1.0, self.answered + self.failed)
 
     @property
     def mean_ms(self) -> float:
-        """Of an answered call."""
+        """Mean time of an answered call."""
         return self.busy_us / max(1.0, self.answered) / 1e3
 
 
 def watch(number: int, canary: str, others: Sequence[str], seconds: float) -> None:
-    """Compare one server with the others while callers use both.
+    """Compare one server with the others while both receive calls.
 
     Args:
         number: of the version on the one, for the message.
@@ -70,17 +70,17 @@ def watch(number: int, canary: str, others: Sequence[str], seconds: float) -> No
             break
     if new.answered + new.failed < MIN_CALLS:
         raise GateFailed(
-            f"version {number} was asked {new.answered + new.failed:.0f} times in {seconds:.0f} s, too seldom"
-            f" to judge it ({MIN_CALLS}): watch longer, or promote without; the old one is served again"
+            f"version {number} got {new.answered + new.failed:.0f} calls in {seconds:.0f} s, too few"
+            f" for a verdict ({MIN_CALLS}): watch longer, or promote without; the old one is served again"
         )
 
 
 def worse(new: Seen, old: Seen) -> str:
-    """What is worse about the new version; empty when nothing is."""
+    """What is worse about the new version; empty if nothing is."""
     if new.failed_share > old.failed_share + MAX_MORE_FAILED:
-        return f"fails {new.failed_share:.1%} of its calls, the version beside it {old.failed_share:.1%}"
+        return f"fails {new.failed_share:.1%} of its calls, the old version {old.failed_share:.1%}"
     if old.answered >= MIN_CALLS and new.mean_ms > MAX_SLOWER * old.mean_ms:
-        return f"takes {new.mean_ms:.1f} ms for an answer, the version beside it {old.mean_ms:.1f} ms"
+        return f"takes {new.mean_ms:.1f} ms per answer, the old version {old.mean_ms:.1f} ms"
     return ""
 
 

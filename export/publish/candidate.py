@@ -54,23 +54,23 @@ FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_M
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """Where the fp32 file comes from, and what every file is held against."""
+    """The source of the fp32 file, and the reference that every file is compared with."""
 
     reference: torch.nn.Module
     """(N, H, W, 3) uint8 to (N, C) probabilities."""
     write_fp32: Callable[[Path], None]
     max_abs_diff: float
-    """Allowed between the reference's probabilities and the fp32 file's."""
+    """Largest allowed difference between the reference's probabilities and the fp32 file's."""
     name: str = "torch"
-    """What the reference is called in the gates' names."""
+    """Name of the reference in the gates' names."""
     min_margin: float = 0.0
-    """Between the first and the second probability; a less clear answer may turn with the decoder."""
+    """Smallest margin between the first and second probability for images that count in the decode gate."""
     may_lack_variants: bool = False
-    """Whether an fp16 or int8 file that misses a gate is left out instead of ending the building."""
+    """Whether to leave out an fp16 or int8 file that misses a gate, instead of failing."""
 
 
 def network_of(run: Run) -> Network:
-    """The run's own: its weights in PyTorch, exported."""
+    """The network of a run: its weights in PyTorch, exported to ONNX."""
     model = load_served_model(run)
     metadata = file_metadata(run)
     return Network(
@@ -92,18 +92,18 @@ class _Draft:
     serve: ServedFiles = FP32_ONLY
 
     def require(self, gates: list[Gate]) -> None:
-        """Record gates; the first that fails ends the building."""
+        """Record gates; raises at the first that fails."""
         self.gates += gates
         failed = [gate for gate in gates if not gate.passed]
         if failed:
             raise GateFailed(str(failed[0]))
 
     def add_variant(self, name: str, file: str, add: Callable[[], None]) -> None:
-        """Make an fp16 or int8 file; where the network may lack it, a failure is written into the report."""
+        """Make an fp16 or int8 file; if it may be left out, a failure only goes into the report."""
         num_gates = len(self.gates)
         try:
             add()
-        except Exception as exc:  # converters raise anything for a network that is none of ours
+        except Exception as exc:  # converters raise any class for an external network
             if not self.network.may_lack_variants:
                 raise
             reason = " ".join(str(exc).split()) or type(exc).__name__
@@ -113,7 +113,7 @@ class _Draft:
             self.reports[name] = {**self.reports.get(name, {}), "left_out": reason}
 
     def require_readable(self, path: Path) -> None:
-        """The gates that need no images; a file with another structure cannot be asked anything."""
+        """Require the structure gate before others: a file of another structure cannot be run."""
         self.require([structure_gate(path, self.run.preprocessing, len(self.run.labels))])
 
 
@@ -199,7 +199,7 @@ def _add_fp32(draft: _Draft, validation: Validation) -> None:
 
 
 def _add_fp16(draft: _Draft, validation: Validation) -> None:
-    """The processor simulates fp16: the answers are a GPU's, the speed is not. A GPU here is asked."""
+    """Measure fp16 on a GPU if there is one; the CPU simulates a GPU's answers, but not its speed."""
     run, fp32, fp16 = draft.run, draft.directory / FP32_MODEL, draft.directory / FP16_MODEL
     convert_fp16(fp32, fp16)
     draft.require_readable(fp16)
@@ -240,7 +240,7 @@ def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, comp
 
 
 def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
-    """What `candidate.json` holds."""
+    """The content of `candidate.json`."""
     run = draft.run
     return Record(
         fruitstand_version=__version__,
@@ -267,7 +267,7 @@ def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
 
 
 def _some(pixels: np.ndarray) -> np.ndarray:
-    """At most `NUM_PARITY_IMAGES`, from all over the split."""
+    """At most `NUM_PARITY_IMAGES` images, spread evenly over the split."""
     return pixels[:: -(-len(pixels) // NUM_PARITY_IMAGES)]
 
 

@@ -1,4 +1,4 @@
-"""What a candidate is: the folder in a run that export fills and publishing reads, and the gates it passes.
+"""A candidate: the folder in a run that export fills and publishing reads, and its gates.
 
 `candidate.json` is what makes the folder a candidate, and names every gate with value and limit.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL
 
 CANDIDATE_FOLDER = "export"
-"""In the run's folder."""
+"""Name of the candidate's folder in the run."""
 CANDIDATE_NAME = "candidate.json"
 
 EXPORT, PUBLICATION = "export", "publication"
@@ -19,13 +19,13 @@ _ALL = (FP32_MODEL, FP16_MODEL, INT8_MODEL)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A gate of the list, and where it applies."""
+    """One gate, and where it applies."""
 
     name: str
     """`{file}` is a file's stem, `{variant}` fp16 or int8_ENGINE, `{number}` a batch size or a version, and
     `{reference}` torch, or original for an adopted file."""
     at: tuple[str, ...]
-    """Where it is measured: what export alone can measure has to be in the record that is published."""
+    """Where it is measured. A gate that only export measures has to be in the candidate's record."""
     files: tuple[str, ...] = (FP32_MODEL,)
     """Those of a candidate's files that need it; fp32 stands for all of it. None: the gate may be missing."""
 
@@ -48,11 +48,11 @@ GATES = (
     Listed(name="golden_distance", at=(PUBLICATION,)),
     Listed(name="slowdown_to_version_{number}", at=(PUBLICATION,)),
 )
-"""Every gate of a version. One that is measured at publication again has `publish_` before its name there."""
+"""Every gate of a version. Publication repeats some, with `publish_` before the name."""
 
 
 def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Iterator[str]:
-    """The gates that only export can measure, which a candidate with these files has to name.
+    """The gates that only export can measure; a candidate with these files has to contain them.
 
     Args:
         files: the names of its files.

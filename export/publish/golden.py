@@ -1,4 +1,4 @@
-"""Golden images: a few held-back images with the answers that the served file has to give again.
+"""Golden images: a few validation images with recorded answers, which a server has to reproduce.
 
 They are replayed through the server before a version is promoted.
 """
@@ -17,7 +17,7 @@ NUM_IMAGES = 8
 
 
 def write_golden(directory: Path, model: Path, engine: str, validation: Validation, labels: list[str]) -> int:
-    """Choose golden images and write them with the expected answers.
+    """Choose golden images and write them with their answers.
 
     Args:
         directory: the candidate's.
@@ -52,7 +52,7 @@ def write_golden(directory: Path, model: Path, engine: str, validation: Validati
 
 
 def choose_golden(right: np.ndarray, margins: np.ndarray, targets: np.ndarray) -> list[int]:
-    """Indices of images that are answered rightly and clearly, from as many classes as possible.
+    """Indices of images with clear, correct answers, from as many classes as possible.
 
     Args:
         right: (N,) bool.
@@ -64,7 +64,7 @@ def choose_golden(right: np.ndarray, margins: np.ndarray, targets: np.ndarray) -
     pool = clear if len(clear) >= NUM_IMAGES else by_margin[:NUM_IMAGES]
     turns: dict[int, int] = {}
     placed = []
-    for index in pool:  # the class's best image in the first turn, its next in the second
+    for index in pool:  # each class's best image in the first round, its next in the second
         turn = turns.get(targets[index], 0)
         turns[targets[index]] = turn + 1
         placed.append((turn, int(targets[index]), index))

@@ -1,4 +1,4 @@
-"""A running server while its versions are changed, over the gRPC model control API."""
+"""Change the versions of a running server over the gRPC model control API."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -21,12 +21,12 @@ from fruitstand.network.connections import open_triton
 from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, Version, farthest_golden
 
 LOAD_TIMEOUT_S = 300.0
-"""For one model; building a TensorRT engine takes minutes."""
+"""Timeout of loading one model; building a TensorRT engine takes minutes."""
 CALL_TIMEOUT_S = 30.0
 
 
 class LiveServer:
-    """The model control side of one server."""
+    """Model control of one server."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, metrics_url: str = "") -> None:
         """Prepare a connection to HOST:PORT of the gRPC endpoint.
@@ -47,7 +47,7 @@ class LiveServer:
         self._triton.close()
 
     def load(self, model: str) -> None:
-        """Load a model as its folder says now; versions no longer asked for are unloaded afterwards.
+        """Load a model with its current configuration; Triton then unloads versions that it no longer lists.
 
         Raises:
             ServerError: the server refuses, does not answer, or the model cannot be loaded.
@@ -59,7 +59,7 @@ class LiveServer:
             raise ServerError(f"{self._url}: {model} cannot be loaded: {exc.message()}{hint}") from exc
 
     def check_golden(self, version: Version) -> None:
-        """Send the golden images through the decode step and one pinned version of the classifier.
+        """Run the golden images through the decode step and one given version of the classifier.
 
         As one batch: callers wait for it once, and it takes the server a fraction of what each alone would.
 
@@ -78,12 +78,12 @@ class LiveServer:
         worst, distance = farthest_golden(known, answers.as_numpy(PROBABILITIES).tolist())
         if distance > MAX_GOLDEN_DISTANCE:
             raise GateFailed(
-                f"version {version.number} answers {worst.path.name} otherwise than when it was checked:"
+                f"version {version.number} answers {worst.path.name} differently from the recorded answer:"
                 f" distance {distance:.3g}, allowed at most {MAX_GOLDEN_DISTANCE}; it was not promoted"
             )
 
     def answering_version(self, encoded: bytes) -> int:
-        """Ask the ensemble about an image without naming a version: which one answers?
+        """Classify an image without naming a version, to see which version answers.
 
         Raises:
             ServerError: none does.
@@ -109,5 +109,5 @@ class LiveServer:
 
 
 def _is_refused(error: InferenceServerException) -> bool:
-    """The gateway does not let it through, or the server asks for a key."""
+    """Whether the gateway or the server refuses model control."""
     return "PERMISSION_DENIED" in str(error.status()) or "restricted" in error.message()

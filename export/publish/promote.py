@@ -35,7 +35,7 @@ from fruitstand.repository.versions import (
 log = logging.getLogger("fruitstand.export")
 
 DRAIN_S = 0.6
-"""For all servers together: so long both versions may answer."""
+"""Longest time for all servers together, during which both versions may answer."""
 
 
 def promote(
@@ -72,7 +72,7 @@ def promote(
     with locked(repository), audited(repository, "promote", number) as details:
         servers = _servers(url, control)
         if watch_s and len(servers) < 2:
-            raise UsageError("watching a version takes several servers behind a gateway, and --control")
+            raise UsageError("watching a version needs several servers behind a gateway, and --control")
         return _switch(repository, number, servers, trusted_keys, details, watch_s)
 
 
@@ -83,7 +83,7 @@ def rollback(
     control: Path | None = None,
     trusted_keys: Path | None = None,
 ) -> ServingState:
-    """Serve the version that was served before; as `promote`.
+    """Serve the previous version; see `promote`.
 
     Raises:
         UsageError: there is none.
@@ -91,7 +91,7 @@ def rollback(
     with locked(repository), audited(repository, "rollback", None) as details:
         state = serving_state(repository)
         if state is None or state.previous is None:
-            raise UsageError(f"{repository}: nothing was served before the present version")
+            raise UsageError(f"{repository}: there is no previous version")
         details["version"] = state.previous
         return _switch(repository, state.previous, _servers(url, control), trusted_keys, details)
 
@@ -122,7 +122,7 @@ def _switch(
         new = ServingState(number, previous=None if old is None else old.version)
         if old is not None and old.version == number:
             new = old.alone()
-        # The same for all versions, so the one just verified gives it: the old manifest may be damaged.
+        # Equal for all versions. Taken from the verified one, because the old manifest may be damaged.
         write = functools.partial(write_served, repository, described_by=version)
         if servers:
             _switch_live(write, servers, transition(old, new), version, watch_s)
@@ -140,7 +140,7 @@ def _switch_live(
     version: Version,
     watch_s: float,
 ) -> None:
-    """Render each state, let the servers load it, and check what they answer; undo what goes wrong."""
+    """Render each state, let the servers load it, and check their answers; undo on failure."""
     beside, switched, alone = states
     old = beside.alone()
     try:
@@ -150,7 +150,7 @@ def _switch_live(
     except BaseException:
         with _warning(f"serving version {old.version} again is not complete; promote it once more"):
             write(old)
-            # In this order: the ensemble must not pin what is unloaded next.
+            # In this order, because the ensemble must not pin a version that is unloaded next.
             _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
         raise
     with _warning(f"version {alone.version} answers, but a server that starts would load {old.version} too"):
@@ -158,7 +158,7 @@ def _switch_live(
 
 
 def _load_beside(servers: list[LiveServer], version: Version, watch_s: float) -> None:
-    """Load the version beside the one that answers, and replay its golden images on it."""
+    """Load the version beside the one that answers, and check its golden images."""
     for server in servers:
         server.load(FRUIT_RESNET)
         server.check_golden(version)
@@ -166,7 +166,7 @@ def _load_beside(servers: list[LiveServer], version: Version, watch_s: float) ->
 
 
 def _switch_over(servers: list[LiveServer], version: Version, watch_s: float) -> None:
-    """Load the ensemble that pins the version, and see that it answers; on one server first where asked."""
+    """Load the ensemble that pins the version, and check that it answers; optionally on one server first."""
     first, *rest = servers
     first.load(FRUIT_CLASSIFIER)
     if watch_s:
@@ -182,13 +182,13 @@ def _switch_over(servers: list[LiveServer], version: Version, watch_s: float) ->
 
 
 def _let_queues_drain(servers: list[LiveServer]) -> None:
-    """While a server loads, its callers go to the others, which are not to load at the same time."""
+    """Servers load one after the other, because the others take the calls of a loading server."""
     if len(servers) > 1:
         time.sleep(DRAIN_S / len(servers))
 
 
 def _load_all(servers: list[LiveServer], *models: str) -> None:
-    """On each server, whatever becomes of the others.
+    """Act on each server, even if another one fails.
 
     Raises:
         ServerError: of the first that failed.
@@ -205,7 +205,7 @@ def _load_all(servers: list[LiveServer], *models: str) -> None:
 
 
 def _answering(repository: Path, servers: list[LiveServer], sample: bytes) -> ServingState:
-    """What the servers serve, which may differ from what the repository would; all that answers is loaded."""
+    """The state that the servers serve, which may differ from the repository's."""
     state = serving_state(repository)
     numbers = tuple(dict.fromkeys(server.answering_version(sample) for server in servers))
     for number in numbers:
@@ -227,7 +227,7 @@ def _answering(repository: Path, servers: list[LiveServer], sample: bytes) -> Se
 
 @contextlib.contextmanager
 def _warning(meaning: str) -> Iterator[None]:
-    """Around what comes after the outcome is settled: a failure there is told, and changes nothing."""
+    """Log failures of clean-up steps, which no longer change the outcome."""
     try:
         yield
     except (FruitstandError, OSError, KeyboardInterrupt) as exc:

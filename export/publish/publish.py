@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
-"""Of the fp32 file's bytes: a larger one was not really converted."""
+"""Largest size relative to the fp32 file; a larger file was not fully converted."""
 
 
 def publish(
@@ -62,7 +62,7 @@ def publish(
     max_slowdown: float = MAX_SLOWDOWN,
     sign_key: Path | None = None,
 ) -> dict[str, Any]:
-    """Publish a candidate: its version folder appears whole, or not at all.
+    """Publish a candidate; its version folder appears whole or not at all.
 
     The first version of a repository is served at once; a later one when it is promoted. It has to agree
     with the version that is served, or with the newest where none is.
@@ -107,7 +107,7 @@ def _publish(
             raise GateFailed(f"{gate}; nothing was published, the candidate is in {candidate}")
         record.gates.append(gate.to_json())
     if reference is None:
-        # Before the folder is there: nothing rendered for other classes may ever be loaded with it.
+        # Before the folder exists, so that it is never loaded with files rendered for other classes.
         for state in transition(None, ServingState(number)):
             write_served(repository, state, described_by=new)
     _place(new, candidate, key)
@@ -115,11 +115,11 @@ def _publish(
 
 
 def _checked(candidate: Path) -> Record:
-    """The candidate's record, its files and gates held against it."""
+    """Read the candidate's record, and check its files and gates against it."""
     path = candidate / CANDIDATE_NAME
     if not path.is_file():
         raise ArtefactError(
-            f"{candidate}: no candidate, {path.name} is missing; make one with 'fruitstand export'"
+            f"{candidate}: not a candidate, {path.name} is missing; make one with 'fruitstand export'"
         )
     record = read_record(path)
     if FP32_MODEL not in record.files:
@@ -143,7 +143,7 @@ def _checked(candidate: Path) -> Record:
 
 
 def _config_gate(repository: Path, new: Version) -> Gate:
-    """What the linter finds in the configuration that would serve the version."""
+    """Lint the configuration that would serve the version."""
     with TemporaryDirectory(dir=repository, prefix=f".tmp-{os.getpid()}-") as name:
         scratch = Path(name)
         write_served(scratch, ServingState(new.number), described_by=new)
@@ -152,7 +152,7 @@ def _config_gate(repository: Path, new: Version) -> Gate:
 
 
 def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: float) -> Iterator[Gate]:
-    """What the files themselves show: structure, size, extreme pixels, golden answers, speed."""
+    """Check the files: structure, size, extreme pixels, golden answers, speed."""
     preprocessing = new.preprocessing
     models = sorted(name for name in new.record.files if name.endswith(".onnx"))
     for name in models:
@@ -173,13 +173,13 @@ def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: 
         return
     replaced = _session(served.directory, served)
     ratio = compare(session, replaced, pixels).ratio
-    if 1 / ratio > max_slowdown:  # a noisy machine deserves a second look, which a slow model does not pass
+    if 1 / ratio > max_slowdown:  # measure again, in case other load on the machine slowed it
         ratio = median([ratio, *(compare(session, replaced, pixels).ratio for _ in range(2))])
     yield at_most(f"slowdown_to_version_{served.number}", 1 / ratio, max_slowdown)
 
 
 def _at_publication(gate: Gate) -> Gate:
-    """Beside the candidate's own gate of that name."""
+    """Rename a gate, because the candidate has one of the same name."""
     return replace(gate, name=f"publish_{gate.name}")
 
 
@@ -188,7 +188,7 @@ def _session(directory: Path, version: Version) -> onnxruntime.InferenceSession:
 
 
 def _place(new: Version, candidate: Path, sign_key: "Ed25519PrivateKey | None") -> None:
-    """Copy the candidate to where its version folder belongs, in one step for everybody who looks."""
+    """Copy the candidate to its version folder, which appears in one step."""
     with atomic_directory(new.directory) as staged:
         for name in new.record.files:
             (staged / name).parent.mkdir(exist_ok=True)
@@ -196,5 +196,5 @@ def _place(new: Version, candidate: Path, sign_key: "Ed25519PrivateKey | None") 
         write_json(staged / MANIFEST_NAME, new.manifest)
         if sign_key is not None:
             sign_manifest(staged / MANIFEST_NAME, sign_key)
-        # What was checked is what is there, whatever happened to the candidate meanwhile.
+        # Check the copy, because the candidate may have changed since its gates ran.
         verify_files(staged, new.record.files, besides={path.name for path in staged.glob("manifest.*")})

@@ -1,4 +1,4 @@
-"""Render what Triton reads (`config.pbtxt`, `dali.py`, labels) from the contract and `export/templates`.
+"""Render Triton's files (`config.pbtxt`, `dali.py`, labels) from the contract and `export/templates`.
 
 The rendered files are committed in `model_repository/`; a test fails when they differ from this.
 """
@@ -21,7 +21,7 @@ from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
 WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
-"""A painted fruit; decoded once before the decode step is called ready."""
+"""A generated image for the warm-up of the decode step."""
 
 _DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
 _GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
@@ -45,7 +45,7 @@ COPIES = {
     Path(contract.IMAGE_DECODE, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): (_GPU_GUARDED),
     Path(contract.FRUIT_RESNET, "configs", f"{contract.CPU_NATIVE_CONFIG}.pbtxt"): LOADED_CONFIG,
 }
-"""Rendered files that are the same in two places, by the one that is a template."""
+"""Rendered files that are copies of another one, by the template they are made from."""
 
 UNNAMED = Path(contract.FRUIT_RESNET, "config.pbtxt")
 """For a server that is told no `--model-config-name`. No promotion may change it: where anything in a model's
@@ -53,7 +53,7 @@ folder is newer than it was, besides `configs` and the folders of versions, Trit
 (core, `ModelTimestamp`), and only the new one where it is not."""
 
 SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
-"""Pins the served version; rendered last."""
+"""Pins the served version, so it is rendered last."""
 
 _CPU_OPTIMIZATION = {
     "openvino": (
@@ -71,7 +71,7 @@ def render_repository(
     state: ServingState | None = None,
     tuning: Tuning = DEFAULTS,
 ) -> dict[Path, bytes]:
-    """Every rendered file of a model repository, in the order in which they may be written.
+    """Every rendered file of a model repository, in the order to write them.
 
     Args:
         preprocessing: the contract of the model to be served.
@@ -83,7 +83,7 @@ def render_repository(
     Returns:
         Content by path relative to the repository.
     """
-    # Nothing published: the files name the first version, and do not say that it is served.
+    # With nothing published, the files name version 1 and do not mark it as served.
     number = 1 if state is None else state.version
     loaded = ", ".join(map(str, [number] if state is None else state.loaded))
     values = (
@@ -104,7 +104,7 @@ def render_repository(
         rendered[relative] = content
     for copy, original in COPIES.items():
         rendered[copy] = rendered[original]
-    # The container has no fruitstand: the guard brings what it shares with the embedded server.
+    # NVIDIA's container has no fruitstand, so the guard contains copies of the modules that it needs.
     package = Path(contract.__file__).parent
     for path in (package / name for name in _GUARD_IMPORTS):
         copy = Path(contract.IMAGE_GUARD, "1", package.name, path.relative_to(package))
@@ -112,7 +112,7 @@ def render_repository(
     template = Template((TEMPLATES / LOADED_CONFIG).read_text())
     rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()
-    # Triton wants a version folder of the ensemble; its number is what every answer names.
+    # Triton requires a version folder for the ensemble; every answer names its number.
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
     rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
     rendered[SWITCH] = rendered.pop(SWITCH)
@@ -120,7 +120,7 @@ def render_repository(
 
 
 def _model_values(preprocessing: Preprocessing, labels: list[str], files: ServedFiles) -> dict[str, Any]:
-    """What the templates take from a model, whichever of its versions is served."""
+    """Template fields that are equal for all versions of a model."""
     height, width = preprocessing.input_size
     return {
         "image_decode": contract.IMAGE_DECODE,
@@ -147,7 +147,7 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
 
 
 def _as_python(preprocessing: Preprocessing) -> str:
-    """The contract as source code, without mean and std: those live in the ONNX graph alone."""
+    """The contract as source code, without mean and std, which are in the ONNX graph only."""
     values = preprocessing.to_dict()
     lines = [
         f"    {json.dumps(key)}: {json.dumps(value)},"
@@ -158,7 +158,7 @@ def _as_python(preprocessing: Preprocessing) -> str:
 
 
 def _tuning_values(tuning: Tuning) -> dict[str, Any]:
-    """What the templates take from the tuning; what is left out there is not written at all."""
+    """Template fields from the tuning; settings that it omits are not written."""
     preferred, threads = tuning.infer_preferred_batch, tuning.infer_threads
     parameter = 'parameters {{ key: "intra_op_thread_count" value: {{ string_value: "{}" }} }}'
     return tuning.to_dict() | {
@@ -170,7 +170,7 @@ def _tuning_values(tuning: Tuning) -> dict[str, Any]:
 def write_repository(
     repository: Path, preprocessing: Preprocessing, labels: list[str], **choices: Any
 ) -> list[Path]:
-    """Bring a repository's rendered files up to date; return those that changed.
+    """Update a repository's rendered files; returns those that changed.
 
     Args:
         repository: the model repository.
@@ -188,7 +188,7 @@ def write_repository(
 
 
 def main() -> None:
-    """Render the committed repository again, for the classes its label file names."""
+    """Render the committed repository again, with the classes of its label file."""
     from fruitstand.labels import read_labels
 
     repository = TEMPLATES.parents[1] / "model_repository"

@@ -1,4 +1,4 @@
-"""A model repository under change: one writer at a time, one file that switches, a log of what was done.
+"""Change a model repository: one writer at a time, one file that switches versions, a log of changes.
 
 The ensemble's configuration pins the served version and is written last: until then the old version is
 served, from then on the new one. What a killed command left half done is put right by the next one.
@@ -42,7 +42,7 @@ LOCK_NAME = ".lock"
 
 @contextlib.contextmanager
 def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
-    """Be the only one who changes the repository, and remove what killed writers left.
+    """Lock the repository for changes, and remove temporary files of killed writers.
 
     Args:
         repository: the model repository.
@@ -61,10 +61,10 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise ArtefactError(
-                f"{repository}: another command is changing it; try again when that has ended"
+                f"{repository}: another command is changing it; try again when that command has finished"
             ) from exc
         sweep_temporaries(repository)
-        # Only where this stage alone writes: the folder named may be another one by mistake.
+        # Only in folders that this stage writes, because the path may name another folder by mistake.
         for model in MODELS:
             below = [path for path in (repository / model).rglob("*") if path.is_dir()]
             for directory in (repository / model, *below):
@@ -74,7 +74,7 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
 
 
 def _finish_interrupted(repository: Path) -> None:
-    """Render again what a promotion left half done."""
+    """Complete the rendering of an interrupted promotion."""
     state = serving_state(repository)
     if state is None:
         return
@@ -85,7 +85,7 @@ def _finish_interrupted(repository: Path) -> None:
 
 
 def write_served(repository: Path, state: ServingState, *, described_by: Version | None = None) -> None:
-    """Render everything for a state; Triton reads it when it loads next.
+    """Render all files for a state; Triton reads them at its next load.
 
     Args:
         repository: the model repository.
@@ -108,7 +108,7 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
 
 
 def reference_version(repository: Path) -> Version | None:
-    """The version that others have to agree with: the served one, else the newest; None when there is none.
+    """The version that new ones have to match: the served one, else the newest; None if there is none.
 
     Raises:
         ArtefactError: its manifest is damaged.
@@ -120,7 +120,7 @@ def reference_version(repository: Path) -> Version | None:
 
 
 def check_same_contract(repository: Path, reference: Version | None, **claims: Any) -> None:
-    """One label file, one decode step and one configuration serve all versions of a repository.
+    """Check labels, preprocessing and served files, which all versions of a repository share.
 
     Args:
         repository: the model repository.
@@ -137,7 +137,7 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
     }
     for key, claim in claims.items() if reference is not None else ():
         published = reference.manifest[key]
-        if key == "preprocessing":  # older versions write other keys for the same
+        if key == "preprocessing":  # older versions use other keys
             published, claim = Preprocessing.from_dict(published), Preprocessing.from_dict(claim)
         if published != claim:
             got = f" ({published}, not {claim})" if key == "serve" else ""
@@ -148,17 +148,17 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
 
 
 def next_number(repository: Path) -> int:
-    """Of the next version; also numbers that were pruned are not given again."""
+    """Number of the next version; numbers of pruned versions are not reused."""
     known = [0, *published_versions(repository)]
     for entry in read_audit(repository):
         if entry["action"] == "publish" and entry["done"]:
             known.append(entry["version"])
-        known += entry.get("removed", [])  # also what was killed between its publication and its line
+        known += entry.get("removed", [])  # also versions whose publication was killed before it was logged
     return max(known) + 1
 
 
 def list_versions(repository: Path) -> list[dict[str, Any]]:
-    """Every version with what it is and which is served, oldest first; a damaged one says why.
+    """Describe every version, oldest first; a damaged one says why.
 
     Raises:
         UsageError: nothing is published there.
@@ -186,7 +186,7 @@ def list_versions(repository: Path) -> list[dict[str, Any]]:
 
 
 def check_repository(repository: Path, *, trusted_keys: Path | None) -> list[Version]:
-    """Hold every version against its manifest.
+    """Check every version against its manifest.
 
     Raises:
         UsageError: nothing is published there.
@@ -200,12 +200,12 @@ def check_repository(repository: Path, *, trusted_keys: Path | None) -> list[Ver
 def _published(repository: Path) -> list[int]:
     numbers = published_versions(repository)
     if not numbers:
-        raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+        raise UsageError(f"{repository}: nothing is published there; start with 'fruitstand export'")
     return numbers
 
 
 def drifted_files(repository: Path) -> list[Path]:
-    """Rendered files that are not what the served version's manifest gives; none are signed themselves."""
+    """Rendered files that differ from those of the served version's manifest; they are not signed."""
     return [
         relative
         for relative, content in _rendered(repository).items()
@@ -214,7 +214,7 @@ def drifted_files(repository: Path) -> list[Path]:
 
 
 def stray_files(repository: Path) -> list[Path]:
-    """Files in the folders before the classifier that were not rendered, such as `__pycache__`.
+    """Files in the folders of the other models that were not rendered, such as `__pycache__`.
 
     Triton loads a model again when a file in its folder is newer, as at the next promotion.
     """
@@ -234,7 +234,7 @@ def stray_files(repository: Path) -> list[Path]:
 
 
 def _rendered(repository: Path) -> dict[Path, bytes]:
-    """What belongs to the served version, by relative path; nothing where none is served."""
+    """Rendered files of the served version by relative path; empty if none is served."""
     state = serving_state(repository)
     if state is None:
         return {}
@@ -249,7 +249,7 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
 
 
 def configure(repository: Path, tuning: Tuning) -> None:
-    """Write the settings into the repository's configuration; the server takes them when it starts next.
+    """Write the settings into the repository's configuration; a server uses them after its next start.
 
     Args:
         repository: the model repository.
@@ -263,13 +263,13 @@ def configure(repository: Path, tuning: Tuning) -> None:
         details |= tuning.to_dict()
         state = serving_state(repository)
         if state is None:
-            raise UsageError(f"{repository}: nothing is published there; begin with 'fruitstand export'")
+            raise UsageError(f"{repository}: nothing is published there; start with 'fruitstand export'")
         write_json(repository / TUNING_NAME, tuning.to_dict())
         write_served(repository, state)
 
 
 def prune(repository: Path, *, keep: int) -> list[int]:
-    """Remove the oldest versions; the served one and the one before it always stay.
+    """Remove the oldest versions; the served and the previous version always stay.
 
     Args:
         repository: the model repository.
@@ -286,12 +286,12 @@ def prune(repository: Path, *, keep: int) -> list[int]:
     with locked(repository), audited(repository, "prune", None) as details:
         state = serving_state(repository)
         if state is None:
-            raise UsageError(f"{repository}: nothing is served there, so nothing is known to be spare")
+            raise UsageError(f"{repository}: serves no version, so pruning is not safe; promote one first")
         kept = {state.previous, *state.loaded}
         spare = [number for number in published_versions(repository) if number not in kept]
         removed = spare[: max(0, len(spare) - keep)]
         for number in removed:
-            # The manifest goes last: what is cut short between the two is begun again.
+            # Delete the manifest last, so that an interrupted removal can be repeated.
             remove_directory(repository / FRUIT_CLASSIFIER / str(number))
             remove_directory(repository / FRUIT_RESNET / str(number))
         details["removed"] = removed

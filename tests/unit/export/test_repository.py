@@ -92,7 +92,7 @@ def test_versions_copied_into_a_repository_are_served_when_asked_for(
         pass
     assert serving_state(tmp_path) is None
     assert {row["role"] for row in list_versions(tmp_path)} == {""}
-    with pytest.raises(UsageError, match="nothing is served"):
+    with pytest.raises(UsageError, match="serves no version"):
         prune(tmp_path, keep=0)
     assert promote(tmp_path, 1, url=None) == ServingState(1)
     assert read_labels(tmp_path / LABELS_FILE) == ["Apple", "Pear"]

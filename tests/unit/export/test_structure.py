@@ -141,4 +141,4 @@ def test_a_truncated_file_is_a_problem(version: Path, run: Run, tmp_path: Path) 
     content = (version / "model.onnx").read_bytes()
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: len(content) // 2])
-    assert "no valid ONNX file" in structure_problems(path, run.preprocessing, 4)[0]
+    assert "not a valid ONNX file" in structure_problems(path, run.preprocessing, 4)[0]
