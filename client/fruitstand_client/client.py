@@ -26,7 +26,7 @@ BATCH_BYTES = 2 * MAX_ENCODED_BYTES
 
 
 class _Connection:
-    """What both clients are made of."""
+    """Settings and state common to both clients."""
 
     _asynchronous: bool
 
@@ -78,7 +78,7 @@ class _Connection:
             from fruitstand_client.wire import Wire
         except ModuleNotFoundError:
             raise
-        except Exception as exc:  # generated code refuses older libraries, each with an error of its own
+        except Exception as exc:  # with older libraries, generated code raises various errors
             raise UsageError(
                 f"{' '.join(str(exc).split())} (pip install --upgrade grpcio protobuf tritonclient)"
             ) from exc
@@ -89,7 +89,7 @@ class _Connection:
             url, tls=tls, api_key=api_key, keepalive_s=keepalive_s, asynchronous=self._asynchronous
         )
         self.latencies_ms: deque[float] = deque(maxlen=100_000)
-        """Of the latest requests that were answered, milliseconds."""
+        """Latencies of the latest answered requests, milliseconds."""
 
     async def _ask(self, call: Call) -> list[Prediction]:
         """Send one request; suspends in the async client only."""
@@ -110,7 +110,7 @@ class _Connection:
 
 
 class Client(_Connection):
-    """Blocks; safe to use from several threads, and under gevent."""
+    """The blocking client; safe to use from several threads, and under gevent."""
 
     _asynchronous = False
 
@@ -121,7 +121,7 @@ class Client(_Connection):
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests under way end as cancelled."""
+        """Close the connection; requests in flight are cancelled."""
         self._wire.channel.close()
 
     def classify(self, images: Iterable[Image], *, top_k: int = 5) -> list[Prediction]:
@@ -129,7 +129,7 @@ class Client(_Connection):
         return list(self.classify_stream(images, top_k=top_k))
 
     def classify_stream(self, images: Iterable[Image], *, top_k: int = 5) -> Iterator[Prediction]:
-        """Classify images as they come, in batches, several requests at once; memory stays flat.
+        """Classify a stream of images in batches, with several requests in flight and constant memory.
 
         Args:
             images: paths, encoded files, open files, (H, W, 3) uint8 arrays, URLs if allowed; taken as they
@@ -147,7 +147,7 @@ class Client(_Connection):
         source = iter(images)
         groups = iter(lambda: list(islice(source, self._batch_size)), [])
         ahead, stopped = list(islice(groups, 2)), threading.Event()
-        if len(ahead) < 2:  # one request: no thread is worth its start
+        if len(ahead) < 2:  # a single request needs no thread
             for group in ahead:
                 yield from self._answer(group, top_k, stopped)
             return
@@ -167,7 +167,7 @@ class Client(_Connection):
                     future.cancel()
 
     def classify_batch(self, encoded: Sequence[bytes], *, top_k: int = 5) -> list[Prediction]:
-        """Classify up to 64 encoded images in one request, in the calling thread, without repetition.
+        """Classify up to 64 encoded images in one request, in the calling thread, without retries.
 
         Raises:
             ImageRejected: the server refuses one of the images, and with it the request.
@@ -176,7 +176,7 @@ class Client(_Connection):
         return _finished(self._ask(Call(encoded, top_k, self._deadline_s)))
 
     def _answer(self, group: list[Image], top_k: int, stopped: threading.Event) -> list[Prediction]:
-        """Classify a group of images in this thread; a pause ends early when `stopped` is set."""
+        """Classify a group of images in this thread; setting `stopped` ends a pause early."""
 
         async def read(batches: Iterator[list[EncodedImage]]) -> list[EncodedImage] | None:
             return next(batches, None)
@@ -213,7 +213,7 @@ class AsyncClient(_Connection):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; requests under way end as cancelled."""
+        """Close the connection; requests in flight are cancelled."""
         await self._wire.channel.close()
 
     async def classify(
@@ -225,7 +225,7 @@ class AsyncClient(_Connection):
     async def classify_stream(
         self, images: Iterable[Image] | AsyncIterable[Image], *, top_k: int = 5
     ) -> AsyncIterator[Prediction]:
-        """As `Client.classify_stream`; files are read in threads, so that the loop goes on."""
+        """As `Client.classify_stream`; reads files in threads, so that the event loop is not blocked."""
         pending: deque[asyncio.Task[list[Prediction]]] = deque()
         room = asyncio.Semaphore(self._in_flight)
         transport = Transport(self._ask, _read, asyncio.sleep)
@@ -250,7 +250,7 @@ class AsyncClient(_Connection):
 
 
 async def _read(batches: Iterator[list[EncodedImage]]) -> list[EncodedImage] | None:
-    """In a thread, so that the loop goes on."""
+    """Run in a thread, so that the event loop is not blocked."""
     return await asyncio.to_thread(next, batches, None)
 
 

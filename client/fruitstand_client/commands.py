@@ -19,21 +19,21 @@ def classify(
     output_format: Annotated[str, typer.Option("--format", help="table, jsonl, csv or parquet.")] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the --out of an interrupted run.")
+        bool, typer.Option("--resume", help="Continue the --out of an interrupted run.")
     ] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Draw the first 200 with their labels, such as sheet.png.")
+        Path | None, typer.Option(help="Image file for a contact sheet of the first 200, such as sheet.png.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
-    in_flight: Annotated[int, typer.Option(help="Requests under way at once.")] = 4,
+    in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 4,
     shrink: Annotated[
-        bool, typer.Option("--shrink", help="Send large pictures with 512 pixels on the shorter side.")
+        bool, typer.Option("--shrink", help="Shrink large images to 512 pixels on the shorter side.")
     ] = False,
-    deadline_s: Annotated[float, typer.Option(help="For each request and its repetitions, seconds.")] = 30.0,
+    deadline_s: Annotated[float, typer.Option(help="Seconds for each request and its retries.")] = 30.0,
     ca: Ca = None,
     cert: Cert = None,
 ) -> None:
-    """Classify images with a served model; exit 1 when an image got no answer.
+    """Classify images with a served model; exit 1 if an image got no answer.
 
     An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
     or --cert.

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a server; every gRPC status is translated here.
+"""The client's error classes, and the translation of every gRPC status into one of them.
 
 ClientError                       base, a FruitstandError
 └── RequestFailed                 carries the gRPC status, the request's id and the server's push-back
@@ -22,7 +22,7 @@ from fruitstand.errors import ClientError
 
 
 class RequestFailed(ClientError):
-    """A request without an answer."""
+    """A request failed."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RequestFailed(ClientError):
         pushback_s: float | None = None,
         request_id: str = "",
     ) -> None:
-        """Keep what the server said besides the message.
+        """Keep the details of the server's error.
 
         Args:
             message: one line, fit to be shown.
@@ -48,31 +48,31 @@ class RequestFailed(ClientError):
 
 
 class ImageRejected(RequestFailed, fruitstand.errors.ImageRejected):
-    """One image is refused, by this client's own look at it or by the server."""
+    """The client or the server refused an image."""
 
 
 class DecodeFailed(ImageRejected):
-    """Decoding failed on a batch that the server formed: the image at fault may be another caller's."""
+    """Decoding failed for a batch that the server formed; another caller's image may be the cause."""
 
 
 class RequestRejected(RequestFailed):
-    """The server refuses this request; sending it again will not help."""
+    """The server refuses this request, and would refuse it again."""
 
 
 class Unauthenticated(RequestFailed):
-    """The server does not know the caller."""
+    """The server requires valid credentials."""
 
 
 class PermissionDenied(RequestFailed):
-    """The server knows the caller and refuses."""
+    """The caller is not allowed to do this."""
 
 
 class ModelNotFound(RequestFailed):
-    """The server does not serve the model asked for."""
+    """The server does not serve the requested model."""
 
 
 class ServerUnreachable(RequestFailed):
-    """Nothing answers at the address, or the connection broke."""
+    """No server answers at the address, or the connection broke."""
 
 
 class ServerUntrusted(RequestFailed):
@@ -84,11 +84,11 @@ class Overloaded(RequestFailed):
 
 
 class DeadlineExceeded(RequestFailed):
-    """No answer in time."""
+    """The deadline passed without an answer."""
 
 
 class RequestCancelled(RequestFailed):
-    """Somebody gave the request up before it was answered."""
+    """The request was cancelled before it was answered."""
 
 
 class ServerFailure(RequestFailed):
@@ -113,11 +113,10 @@ BY_STATUS: dict[str, type[RequestFailed]] = {
     "DATA_LOSS": ServerFailure,
     "UNAUTHENTICATED": Unauthenticated,
 }
-# A status alone does not tell; these texts do. Triton says UNAVAILABLE for its queue's refusals and for a
-# model it never heard of, a gateway for replicas that are full, late or gone, gRPC for a connection that is
-# not there and for a handshake that failed. RESOURCE_EXHAUSTED is also what gRPC and a gateway say to a
-# message that is too long. NVIDIA's native DALI backend says UNKNOWN to every request of a batch in which one
-# image does not decode; what CUDA reports there is the server's own trouble.
+# A status alone is ambiguous, so these texts decide. UNAVAILABLE: Triton's queue is full, a model is unknown,
+# a gateway's replicas are full, late or gone, or gRPC has no connection or a failed handshake.
+# RESOURCE_EXHAUSTED also means a message that is too long. NVIDIA's native DALI backend answers UNKNOWN to
+# every request of a batch in which one image does not decode; a CUDA error there is the server's own failure.
 _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     (
         {"UNAVAILABLE"},
@@ -148,7 +147,7 @@ _BY_TEXT: list[tuple[set[str], re.Pattern[str], type[RequestFailed]]] = [
     ),
 ]
 _ENSEMBLES = re.compile(r"^(in ensemble '[^']*', )+")
-"""Triton names each ensemble that the failed step is in."""
+"""Prefix in which Triton names each ensemble of a failed step."""
 _TLS_REASONS = {
     "certificate has expired": "its certificate has expired; renew it on the server",
     "unable to get local issuer": "its certificate's issuer is unknown here; name the CA's file",
@@ -157,7 +156,7 @@ _TLS_REASONS = {
     "IP address mismatch": "its certificate is for another name; use the name that stands in it",
     "Hostname Verification": "its certificate is for another name; use the name that stands in it",
     "not in peer certificate": "its certificate is for another name; use the name that stands in it",
-    # All that grpcio before 1.7x says; so this stands behind what newer ones add to it.
+    # The whole message of grpcio before 1.7x; checked after the longer messages of newer releases.
     "CERTIFICATE_VERIFY_FAILED": "its certificate is expired, or its issuer is unknown; name the CA's file",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the TLS settings out, or use another port",
 }
@@ -169,13 +168,13 @@ _ADVICE: dict[type[RequestFailed], tuple[str, str]] = {
     PermissionDenied: ("permission denied", "; this API key or certificate may not do that"),
     Overloaded: ("overloaded", "; send less at once, or try later"),
 }
-"""Words for a server that gives none, and what to do."""
+"""Default message if the server sends none, and advice."""
 
 
 def translate(
     status: str, text: str, url: str, *, pushback_s: float | None = None, request_id: str = ""
 ) -> RequestFailed:
-    """The error of ours for one of gRPC's.
+    """Translate a gRPC error.
 
     Args:
         status: name of the gRPC status.
@@ -194,23 +193,21 @@ def translate(
 
 
 def _message(kind: type[RequestFailed], status: str, text: str, url: str) -> str:
-    """One line that says what to do."""
+    """Compose a one-line message with advice."""
     if kind is ImageRejected:
         if status == "RESOURCE_EXHAUSTED":
-            return f"longer than what the server takes in one message ({text})"
+            return f"longer than the server's limit for one message ({text})"
         return text
-    if kind is DecodeFailed:  # the text holds the server's paths
+    if kind is DecodeFailed:  # the text contains the server's paths
         return "damaged or truncated: the server cannot decode it"
     if kind is ServerUnreachable and "last error: " in text and "Socket closed" in text:
-        return (
-            f"{url}: the server ends the connection at once; does it want TLS, or this client's certificate?"
-        )
+        return f"{url}: the server closes the connection at once; it may require TLS or a client certificate"
     if kind is ServerUnreachable:
-        return f"{url}: no server answers; is it started, and is this its gRPC address? ({text})"
+        return f"{url}: no server answers; check that it runs and that this is its gRPC address ({text})"
     if kind is ServerUntrusted:
         reason = next((words for mark, words in _TLS_REASONS.items() if mark.lower() in text.lower()), text)
         return f"{url}: no TLS connection to the server: {reason}"
     if kind is DeadlineExceeded:
-        text = ""  # gRPC's own words say less
+        text = ""  # gRPC's message is less clear
     default, advice = _ADVICE.get(kind, (status, ""))
     return f"{url}: {text or default}{advice}"

@@ -1,4 +1,4 @@
-"""What a client does with a group of images: one code for the blocking and the async client.
+"""Classify a group of images with retries and splitting; shared by the blocking and the async client.
 
 `Exchange.answer` is a coroutine. How a request, a file and a pause are waited for is its `Transport`'s
 business: the blocking client's never suspends, so it needs no event loop.
@@ -24,7 +24,7 @@ from fruitstand_client.images import EncodedImage, Image, read_batches
 from fruitstand_client.prediction import Prediction
 
 RETRIED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"})
-"""The statuses that say: not now."""
+"""Statuses worth a retry."""
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 MAX_TOKENS = 100.0
@@ -32,7 +32,7 @@ TOKENS_PER_SUCCESS = 0.1
 
 
 class RetryPolicy:
-    """Backoff with jitter and a budget that all requests of one client share; safe in several threads.
+    """Backoff with jitter and a retry budget shared by all requests of a client; thread-safe.
 
     Every refusal takes a token, every answer brings a tenth of one, and below half of the tokens nothing is
     repeated: a server that refuses most requests is not asked several times for each. A connection that was
@@ -57,14 +57,14 @@ class RetryPolicy:
                 self._tokens = min(MAX_TOKENS, self._tokens + TOKENS_PER_SUCCESS)
 
     def pause_s(self, failure: RequestFailed, attempt: int) -> float | None:
-        """How long to wait before the next attempt, seconds; None: there is none.
+        """Seconds to wait before the next attempt; None forbids another one.
 
         Args:
             failure: of the last attempt.
             attempt: its number, from 0.
         """
         absent = isinstance(failure, ServerUnreachable | ModelNotFound)
-        # A Triton that is stopping has let its models go: it says NOT_FOUND of one it just answered with.
+        # A stopping Triton has unloaded its models: it answers NOT_FOUND for a model that just answered.
         if not (failure.status in RETRIED or absent) or isinstance(failure, ServerUntrusted):
             return None
         if absent and not self._answered:
@@ -80,12 +80,12 @@ class RetryPolicy:
 
 
 def backoff_s(attempt: int) -> float:
-    """A pause that doubles with each attempt, from 0, and differs from every other caller's, seconds."""
+    """Seconds to wait, doubled with each attempt (counted from 0), with random jitter."""
     return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.5)
 
 
 LONE_REPEATS = 3
-"""Requests for an image alone, after one that the server could not decode."""
+"""Requests for a single image after a batch that the server could not decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """How a client waits."""
+    """Input and output of a client, blocking or async."""
 
     call: Callable[[Call], Awaitable[list[Prediction]]]
     """Send one request; raises `RequestFailed`."""
@@ -110,7 +110,7 @@ class Transport:
 
 
 class Exchange:
-    """Reads, sends, repeats and splits; one for each client, whose requests share its retry budget."""
+    """Reads images, and sends, retries and splits requests; one per client, with its retry budget."""
 
     def __init__(self, *, deadline_s: float, batch_bytes: int, shrink: bool = False) -> None:
         """Take the client's settings; see `fruitstand_client.client.Client`."""
@@ -119,7 +119,7 @@ class Exchange:
         self._retry = RetryPolicy()
 
     async def answer(self, images: Sequence[Image], top_k: int, transport: Transport) -> list[Prediction]:
-        """Classify a group of images, in as many requests as their bytes ask for.
+        """Classify a group of images, in as many requests as their size requires.
 
         Returns:
             A prediction for each image, in order. One that cannot be read, that the server rejects, or that
@@ -143,7 +143,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One batch of a group: asked for, repeated and split until its deadline."""
+    """One batch of a group: sent, retried and split until its deadline."""
 
     retry: RetryPolicy
     transport: Transport
@@ -151,7 +151,7 @@ class _Work:
     deadline: float
 
     async def settle(self, encoded: Sequence[bytes]) -> list[Prediction]:
-        """Ask for all; what the server could not decode is asked again alone, a few times.
+        """Send the batch; images that the server could not decode are sent again alone, a few times.
 
         A native server decodes the requests of several callers as one batch and fails all of it for one bad
         image. After a pause of random length a good image meets other neighbours.
@@ -168,7 +168,7 @@ class _Work:
         return answers
 
     async def _isolate(self, encoded: Sequence[bytes]) -> list[Prediction]:
-        """Ask; what is refused because of one image is asked in halves until that image is alone."""
+        """Send a batch; if one image causes a refusal, halve the batch until that image is alone."""
         try:
             return await self._ask(encoded)
         except (ImageRejected, Overloaded, DeadlineExceeded) as exc:
@@ -179,7 +179,7 @@ class _Work:
         return first + await self._isolate(encoded[half:])
 
     async def _ask(self, encoded: Sequence[bytes]) -> list[Prediction]:
-        """One request, repeated while the server says "not now" and time is left."""
+        """Send one request; retry while the status allows it and time is left."""
         failure: RequestFailed = DeadlineExceeded("no time was left to ask")
         attempt = 0
         while (left_s := self.deadline - time.monotonic()) > 0:

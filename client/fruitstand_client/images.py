@@ -1,4 +1,4 @@
-"""What a caller may call an image, and how it becomes the bytes that are sent."""
+"""Accepted kinds of images, and how each is read into the bytes to send."""
 
 import io
 import os
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class OpenFile(Protocol):
-    """What can be read."""
+    """An open binary file."""
 
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes."""
 
 
 Image: TypeAlias = "str | Path | bytes | OpenFile | EncodedImage | NDArray[np.uint8]"
-"""A path, a file's content, an open file, what `read_image` gave, or an array (H, W, 3) uint8, RGB."""
+"""A path, a file's content, an open file, an `EncodedImage`, or an array (H, W, 3) uint8, RGB."""
 
 PREPROCESSING = Preprocessing()
 MAX_ENCODED_BYTES = PREPROCESSING.max_encoded_bytes
@@ -35,19 +35,19 @@ MAX_ENCODED_BYTES = PREPROCESSING.max_encoded_bytes
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image that was read, or why it cannot be sent."""
+    """An image as bytes to send, or why it cannot be sent."""
 
     name: str
     content: bytes = b""
     failure: ImageRejected | None = None
     converted_from: str | None = None
-    """The format of the caller's file, where `content` is a PNG or a smaller JPEG made of it."""
+    """Format of the caller's file, if `content` is a PNG or smaller JPEG converted from it."""
 
 
 def read_batches(
     images: Iterable[Image], *, batch_bytes: int, shrink: bool = False
 ) -> Iterator[list[EncodedImage]]:
-    """Read images one after the other, cut into requests that are not too large.
+    """Read images in order and group them into requests below the size limit.
 
     A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
     decoded as the rest of it, and a truncated image be answered.
@@ -75,7 +75,7 @@ def read_batches(
 
 
 def read_image(image: Image) -> EncodedImage:
-    """Read one image and look at its header; a file that is too large is not read.
+    """Read one image and check its header; files above the size limit are not read.
 
     A format that the server does not read becomes PNG, see `fruitstand.images.conversion`.
 
@@ -114,7 +114,7 @@ def _shrink(image: EncodedImage) -> EncodedImage:
 
 
 def image_name(image: Image) -> str:
-    """What the caller calls an image: its path, an open file's name, nothing for mere content."""
+    """Name of an image: its path or the open file's name; empty for bytes and arrays."""
     if isinstance(image, str | Path):
         return str(image)
     name = getattr(image, "name", "")
@@ -138,7 +138,7 @@ def _content(image: Image, name: str) -> bytes:
 
 
 def _read_path(path: str) -> bytes:
-    info = os.stat(path)  # before open, which would wait for the other end of a pipe
+    info = os.stat(path)  # before open, which would block on a named pipe
     if not stat.S_ISREG(info.st_mode):
         raise ImageRejected("cannot be read: no file, but a folder or a device")
     if info.st_size > MAX_ENCODED_BYTES:
@@ -157,7 +157,7 @@ def _read_open(file: Any) -> bytes:
 
 
 def _has_its_end(content: bytes) -> bool:
-    """Whether an encoded image is as long as its format says; in PNG checksums tell the decoder."""
+    """Whether an encoded image is complete by its format; a PNG's decoder checks its checksums instead."""
     if content[:2] == b"\xff\xd8":
         return content.rstrip(b"\0").endswith(b"\xff\xd9")
     if content[:4] == b"RIFF":
@@ -168,7 +168,7 @@ def _has_its_end(content: bytes) -> bool:
 
 
 def _encode(array: Any) -> bytes:
-    """An array as PNG, so that no pixel changes."""
+    """Encode an array as PNG, which is lossless."""
     if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] != 3:
         raise ImageRejected(
             f"an array: got {tuple(array.shape)} {array.dtype}, expected (H, W, 3) uint8, RGB, 0 to 255"

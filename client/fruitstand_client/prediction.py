@@ -7,7 +7,7 @@ from fruitstand_client.errors import RequestFailed
 
 
 class RankedLabel(NamedTuple):
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     label: str
     probability: float
@@ -16,18 +16,18 @@ class RankedLabel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the server said of one image: an answer, or a failure and no answer."""
+    """The answer for one image, or the failure."""
 
     path: str
-    """The image's name, as given by the caller."""
+    """Name of the image, as given by the caller."""
     top_k: tuple[RankedLabel, ...] = ()
     """Most probable first."""
     model_version: str | None = None
-    """Of the model that gave this answer."""
+    """Version of the model that answered."""
     failure: RequestFailed | None = None
-    """Why this image has no answer; see the tree in `fruitstand_client.errors`."""
+    """Why there is no answer; see the tree in `fruitstand_client.errors`."""
     converted_from: str | None = None
-    """Format of the caller's file, such as HEIC, where the server was sent a PNG made of it."""
+    """Format of the caller's file, such as HEIC, if it was converted before it was sent."""
 
     @property
     def label(self) -> str | None:
@@ -36,12 +36,12 @@ class Prediction:
 
     @property
     def probability(self) -> float | None:
-        """Of `label`, 0 to 1."""
+        """Probability of `label`, 0 to 1."""
         return self.top_k[0].probability if self.top_k else None
 
     @property
     def error(self) -> str | None:
-        """The failure in words, one line."""
+        """The failure's message, one line."""
         return None if self.failure is None else str(self.failure)
 
     def to_dict(self) -> dict[str, Any]:

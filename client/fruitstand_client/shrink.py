@@ -1,4 +1,4 @@
-"""Photographs made small before they are sent: a model looks at few of their pixels."""
+"""Shrink photographs before they are sent, because models use few of their pixels."""
 
 import io
 
@@ -7,10 +7,10 @@ from fruitstand.errors import UsageError
 from fruitstand.images.structure import inspect_image
 
 SHORT_SIDE = 512
-"""Least pixels of the shorter side: twice what a 224 model resizes to, five times the default model's 100."""
+"""Smallest shorter side, pixels: twice the size of a 224 model's resize, five times the default model's."""
 MAX_SHORT_SIDE = 576
 QUALITY = 92
-"""Of the JPEG that is sent; its colours are not subsampled."""
+"""Quality of the JPEG that is sent, without chroma subsampling."""
 
 
 def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
@@ -40,7 +40,7 @@ def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
     except ModuleNotFoundError as exc:
         raise UsageError("shrink: needs Pillow: pip install 'fruitstand[classify]'") from exc
     file = io.BytesIO()
-    picture.info = {}  # the turn is done
+    picture.info = {}  # the orientation is already applied
     picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
     if file.tell() >= len(content):
         return None
@@ -48,7 +48,7 @@ def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
 
 
 def _short_side(width: int, height: int) -> int:
-    """The side at which rounding the other one changes the aspect ratio least.
+    """Choose the shorter side so that rounding the other one changes the aspect ratio least.
 
     Else the server's resize might round to another pixel than it would with the whole picture.
     """

@@ -1,4 +1,4 @@
-"""KServe V2 over gRPC: one request's messages, the channel they take, and what gRPC's errors mean.
+"""KServe V2 over gRPC: messages, channel and errors.
 
 Speaks through gRPC itself with tritonclient's message classes: its own client makes an array, a tensor object
 and three copies of every request.
@@ -26,20 +26,20 @@ from fruitstand_client.prediction import Prediction, RankedLabel
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 QUEUE_SHARE = 0.45
-"""Of the time a request has, what it may wait in one of the server's queues.
+"""Share of a request's deadline that it may wait in one of the server's queues.
 
 There are two, one for each step, and Triton counts anew in each: so the server gives up before the client.
 """
 MAX_RECONNECT_BACKOFF_MS = 1000
 KEEPALIVE_TIMEOUT_MS = 5000
-"""For the answer to a ping; gRPC's own 20 s are many calls."""
+"""Timeout of a keepalive ping; gRPC's default of 20 s is too long."""
 REQUEST_ID_HEADER = "x-request-id"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _LENGTH = struct.Struct("<I")
 
 
 class Wire:
-    """One client's side of the protocol: its channel and messages; the calls are the driver's."""
+    """A client's channel and messages; the clients make the calls."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Wire:
         endpoints = parse_endpoints(url)
         if api_key and tls is None and not all(one.is_loopback for one in endpoints):
             raise UsageError(
-                f"{url}: an API key leaves this machine only encrypted; name the CA to trust (--ca, or in"
+                f"{url}: an API key is only sent over TLS; name the CA to trust (--ca, or in"
                 " Python tls=Tls()), or send no key"
             )
         self._asynchronous = asynchronous
@@ -82,7 +82,7 @@ class Wire:
 
     @property
     def channel(self) -> Any:
-        """The channel; an asynchronous one belongs to the running event loop, and each loop has its own."""
+        """The channel; each event loop has its own asynchronous one."""
         return self._open()[0]
 
     @property
@@ -93,7 +93,7 @@ class Wire:
     def _open(self) -> tuple[Any, Any]:
         loop = asyncio.get_running_loop() if self._asynchronous else None
         if loop not in self._opened:
-            for other in list(self._opened):  # a channel ends with its loop
+            for other in list(self._opened):  # remove channels of closed event loops
                 if other is not None and other.is_closed():
                     del self._opened[other]
             channel = open_channel(
@@ -111,7 +111,7 @@ class Wire:
         return self._opened[loop]
 
     def request(self, encoded: Sequence[bytes], top_k: int, timeout_s: float) -> Any:
-        """A ModelInferRequest: images zero-padded to the longest, as `allow_ragged_batch` wants them."""
+        """Build a ModelInferRequest; shorter images are zero-padded to the longest."""
         longest = max(map(len, encoded))
         request = service_pb2.ModelInferRequest(
             model_name=FRUIT_CLASSIFIER, id=f"{self._prefix}-{next(self._ids)}"
@@ -125,11 +125,11 @@ class Wire:
         return request
 
     def metadata(self, request: Any) -> list[tuple[str, str]]:
-        """What goes with a request: its id for a gateway's log, the API key, and the caller's trace."""
+        """Metadata of a request: its id for a gateway's log, the API key, and the caller's trace."""
         return [(REQUEST_ID_HEADER, request.id), *self._key, *trace_headers()]
 
     def predictions(self, response: Any, num_images: int) -> list[Prediction]:
-        """The answers in a ModelInferResponse, without names.
+        """Read the predictions from a ModelInferResponse, without names.
 
         Raises:
             ServerFailure: it is no answer to that many images.
@@ -142,7 +142,7 @@ class Wire:
             ranked = [_ranked(entry) for entry in entries]
         except (ValueError, IndexError, struct.error) as exc:
             raise ServerFailure(f"{self.url}: an answer that cannot be read: {exc}") from exc
-        # The ensemble's version is the classifier's: export renders them together.
+        # The ensemble's version equals the classifier's, because export renders them together.
         version = response.model_version
         return [
             Prediction("", tuple(ranked[start : start + top_k]), version)
@@ -150,7 +150,7 @@ class Wire:
         ]
 
     def failure(self, error: grpc.RpcError, request: Any) -> RequestFailed:
-        """The error of ours for a call that failed."""
+        """Translate the error of a failed call."""
         return translate(
             error.code().name,
             error.details() or "",
@@ -161,7 +161,7 @@ class Wire:
 
 
 def trace_headers() -> list[tuple[str, str]]:
-    """Headers that put a request into the caller's trace: W3C's `traceparent`, and what its propagator adds.
+    """Headers of the caller's trace: W3C's `traceparent`, and others of the configured propagator.
 
     Empty where the calling program does not use OpenTelemetry: one that does has imported it, so nothing is
     imported for the others.
@@ -172,11 +172,11 @@ def trace_headers() -> list[tuple[str, str]]:
 
     headers: dict[str, str] = {}
     inject(headers)
-    return [(name.lower(), value) for name, value in headers.items()]  # gRPC takes no other letters
+    return [(name.lower(), value) for name, value in headers.items()]  # gRPC requires lower case
 
 
 def strings(tensor: bytes) -> list[bytes]:
-    """A BYTES tensor: each element behind its length, 4 bytes little-endian."""
+    """Parse a BYTES tensor: each element follows its length, 4 bytes little-endian."""
     found, position = [], 0
     while position < len(tensor):
         (length,) = _LENGTH.unpack_from(tensor, position)
@@ -186,13 +186,13 @@ def strings(tensor: bytes) -> list[bytes]:
 
 
 def _ranked(entry: bytes) -> RankedLabel:
-    """Triton writes each of `class_count` classes as PROBABILITY:INDEX:LABEL."""
+    """Parse one of Triton's classes, PROBABILITY:INDEX:LABEL."""
     probability, _, label = entry.decode().split(":", 2)
     return RankedLabel(label, float(probability))
 
 
 def _pushback_s(trailers: Any) -> float | None:
-    """What the server says of the next attempt, seconds; what is no number forbids it."""
+    """Seconds that the server requests before a retry; a value that is not a number forbids it."""
     for key, value in trailers or ():
         if key == PUSHBACK_KEY:
             return int(value) / 1e3 if re.fullmatch(r"\d{1,9}", str(value)) else -1.0
@@ -200,11 +200,11 @@ def _pushback_s(trailers: Any) -> float | None:
 
 
 def _options(endpoints: list[Endpoint], keepalive_s: float | None) -> list[tuple[str, Any]]:
-    # localhost is one server with two addresses and may listen on one: the other's error would hide its own.
+    # localhost has two addresses, and a server may listen on one: the other's error would hide the real one.
     policy = "pick_first" if [one.host for one in endpoints] == ["localhost"] else "round_robin"
     options: list[tuple[str, Any]] = [
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]})),
-        # A server that comes back is noticed within a second.
+        # Reconnect to a restarted server within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),

@@ -1,1 +1,1 @@
-"""`fruitstand classify`: where images come from, and where answers go."""
+"""`fruitstand classify`: input sources and output formats."""

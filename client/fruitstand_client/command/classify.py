@@ -1,4 +1,4 @@
-"""`fruitstand classify`: images named on the command line, predictions out."""
+"""`fruitstand classify`: classify the images named on the command line."""
 
 import logging
 import time
@@ -30,19 +30,19 @@ from fruitstand_client.prediction import Prediction
 log = logging.getLogger("fruitstand.classify")
 
 NUM_REASONS = 5
-"""Kinds of failure that the summary names, the most frequent first."""
+"""Most kinds of failure in the summary, the most frequent first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """Where the answers go."""
+    """Output settings."""
 
     format: str = "table"
     """table, jsonl, csv or parquet."""
     path: Path | None = None
     """The file; None writes to stdout."""
     resume: bool = False
-    """Go on with what an interrupted run left of that file."""
+    """Continue the file of an interrupted run."""
     sheet: Path | None = None
     """Image file for a contact sheet."""
 
@@ -56,7 +56,7 @@ class Output:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether an interrupted run leaves rows to go on with; a device keeps none."""
+        """Whether an interrupted run can be resumed; not if the output is a device."""
         return (
             self.path is not None
             and self.format in RESUMED_FORMATS
@@ -65,7 +65,7 @@ class Output:
 
 
 def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output, **settings: Any) -> int:
-    """Classify what the arguments name and write a row an image, in order.
+    """Classify the named images and write one row per image, in order.
 
     Args:
         arguments: see `fruitstand_client.command.sources.find_images`.
@@ -124,7 +124,7 @@ def _is_complete(out: Path) -> bool:
 
 
 def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
-    """How many failed in a run that is complete, if it was one of the same images."""
+    """Number of failures in a complete earlier run of the same images."""
     for image in skip_done(out, output_format, find_images(arguments)):
         raise UsageError(
             f"{out}: complete, but without a row for {image_name(image)}; give the same images, or choose"
@@ -135,7 +135,7 @@ def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
 
 
 class _Summary:
-    """What a run's end says on stderr."""
+    """The summary on stderr at the end of a run."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -144,7 +144,7 @@ class _Summary:
         self._examples: dict[str, str] = {}
 
     def go_on(self, partial: PartialRows) -> None:
-        """Count what an earlier run did."""
+        """Count the rows of an earlier run."""
         if partial.num_done:
             log.info("going on after %d images that have their row", partial.num_done)
         if partial.num_failed:
@@ -156,7 +156,7 @@ class _Summary:
         if answer.failure is None:
             return
         self.num_failed += 1
-        # What follows the colon differs from image to image.
+        # The text after the colon differs from image to image.
         is_own = isinstance(answer.failure, ImageRejected)
         reason = str(answer.failure).partition(": ")[0] if is_own else type(answer.failure).__name__
         self._reasons[reason] += 1

@@ -1,4 +1,4 @@
-"""Predictions as rows: a table, JSON lines, CSV or parquet, written as they come.
+"""Write predictions as a table, JSON lines, CSV or parquet, row by row.
 
 An interrupted run leaves its JSON lines or CSV as OUT.partial, and the next run goes on with it. A row is
 whole when its newline is there; a run that was killed leaves at most one torn row at the end, which is cut.
@@ -30,17 +30,17 @@ TABLE_WIDTHS = (24, 6)
 
 
 class Rows(Protocol):
-    """Where rows go."""
+    """A destination for rows."""
 
     def write(self, prediction: Prediction) -> None:
         """One row."""
 
 
 class TextRows:
-    """Rows as lines of UTF-8; a path may hold bytes that are none, which are written as escapes."""
+    """Writes rows as lines of UTF-8; bytes of a path that are not UTF-8 are escaped."""
 
     def __init__(self, file: IO[bytes], output_format: str, *, header: bool = True) -> None:
-        """Write to an open file, the header first where the format has one."""
+        """Write to an open file; starts with the header if the format has one."""
         self._file = file
         self._line = {"table": _table_line, "jsonl": _jsonl_line, "csv": _csv_line}[output_format]
         if header and output_format == "csv":
@@ -57,7 +57,7 @@ class TextRows:
 
 
 class ParquetRows:
-    """Rows as columns, in groups of `GROUP_ROWS`."""
+    """Writes rows to parquet in groups of `GROUP_ROWS`."""
 
     GROUP_ROWS = 10_000
 
@@ -97,7 +97,7 @@ class ParquetRows:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and the file's end."""
+        """Write the remaining rows and the end of the file."""
         if self._rows:
             self._flush()
         self._writer.close()
@@ -110,13 +110,13 @@ class ParquetRows:
 
 
 def escaped(path: str) -> str:
-    """A path as it is written: bytes that are no UTF-8 as escapes."""
+    """A path for output, with bytes that are not UTF-8 escaped."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager
 def open_rows(output_format: str, out: Path | None) -> Iterator[Rows]:
-    """Rows that go to a file which appears whole or not at all, or to stdout.
+    """Open an output for rows: stdout, or a file that appears whole or not at all.
 
     Args:
         output_format: one of `FORMATS`.
@@ -170,24 +170,24 @@ def _table_line(one: Prediction) -> str:
 
 
 class WrittenRow(NamedTuple):
-    """A whole row of an output file."""
+    """A complete row of an output file."""
 
     path: str
     failed: bool
     end: int
-    """Offset of the byte after it."""
+    """Offset of the byte after the row."""
 
 
 class PartialRows:
-    """The rows of a run that may be interrupted."""
+    """The rows of a resumable run."""
 
     def __init__(self, path: Path, output_format: str, file: IO[bytes]) -> None:
-        """Go on with what is in `file`, its torn end cut off."""
+        """Continue `file` after its last complete row."""
         self._file = file
         self.num_done = 0
         """Inputs that have a row from an earlier run."""
         self.num_failed = 0
-        """Of these, the ones without an answer."""
+        """Number of these without an answer."""
         end = 0
         for row in written_rows(path, output_format):
             self.num_done += 1
@@ -197,14 +197,14 @@ class PartialRows:
         self._rows = TextRows(file, output_format, header=end == 0)
 
     def write(self, prediction: Prediction) -> None:
-        """One row; it is the kernel's at once, and survives this process."""
+        """Write one row, unbuffered, so that it survives a crash of this process."""
         self._rows.write(prediction)
         self._file.flush()
 
 
 @contextmanager
 def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[PartialRows]:
-    """Rows that are kept in OUT.partial until all are there, and then become OUT.
+    """Write rows to OUT.partial, which is renamed to OUT once it is complete.
 
     Args:
         output_format: one of `RESUMED_FORMATS`.
@@ -212,7 +212,7 @@ def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[Par
         resume: go on with an OUT.partial that is there.
 
     Raises:
-        UsageError: there is one, and it is not to be resumed; or another run writes to it.
+        UsageError: the file exists and `resume` is off, or another run is writing to it.
     """
     path = partial_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,10 +220,10 @@ def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[Par
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise UsageError(f"{path}: another run writes to it; choose another --out") from exc
+            raise UsageError(f"{path}: another run is writing to it; choose another --out") from exc
         if not resume and path.stat().st_size:
             raise UsageError(
-                f"{path}: left by a run that was interrupted; go on with --resume, or remove it to start anew"
+                f"{path}: left by an interrupted run; continue it with --resume, or remove it to start again"
             )
         yield PartialRows(path, output_format, file)
         file.flush()
@@ -233,7 +233,7 @@ def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[Par
 
 
 def skip_done(path: Path, output_format: str, images: Iterable[Source]) -> Iterator[Source]:
-    """Those of a run's inputs that have no row in `path` yet.
+    """Yield the inputs that have no row in `path` yet.
 
     Raises:
         UsageError: a row is of another input: they changed since.
@@ -251,18 +251,18 @@ def skip_done(path: Path, output_format: str, images: Iterable[Source]) -> Itera
 
 
 def partial_path(out: Path) -> Path:
-    """Where the rows of a run are until all are there."""
+    """Path of the rows of an incomplete run."""
     return out.with_name(f"{out.name}.partial")
 
 
 def written_rows(path: Path, output_format: str) -> Iterator[WrittenRow]:
-    """The whole rows of a file up to the first that is torn."""
+    """The complete rows of a file, up to the first incomplete one."""
     with path.open("rb") as file:
         end = 0
         record = b""
         for line in file:
             record += line
-            # In CSV a quoted path may hold a newline; inside of one the number of quotes is odd.
+            # A quoted CSV path may contain a newline; inside the quotes their number is odd.
             if not record.endswith(b"\n") or (output_format == "csv" and record.count(b'"') % 2):
                 continue
             end += len(record)

@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures with what the model said of them, as one image."""
+"""A contact sheet: thumbnails with their predictions in one image."""
 
 import io
 import struct
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from PIL.ImageFont import BaseImageFont as Font
 
 MAX_PICTURES = 200
-"""More would be no sheet to look at."""
+"""Most images on a sheet."""
 SIDE = 120
 TEXT_HEIGHT = 50
 COLUMNS = 8
-_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # what Pillow raises
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # errors that Pillow raises
 GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
 
 
@@ -48,7 +48,7 @@ class ContactSheet:
         self._predictions: list[Prediction] = []
 
     def watch(self, images: Iterable[Source]) -> Iterator[Source]:
-        """The same images; of the first ones a small picture is kept."""
+        """Pass images through, and keep thumbnails of the first ones."""
         for image in images:
             if len(self._pictures) >= MAX_PICTURES:
                 yield image
@@ -58,7 +58,7 @@ class ContactSheet:
             yield read
 
     def add(self, prediction: Prediction) -> None:
-        """Note an answer; they come in the order of the images."""
+        """Add a prediction; they have to come in the order of the images."""
         if len(self._predictions) < MAX_PICTURES:
             self._predictions.append(prediction)
 

@@ -1,4 +1,4 @@
-"""Which images a user means by files, folders, globs, zip and tar files, URLs and `-`.
+"""Find the images that files, folders, globs, zip and tar files and `-` name.
 
 Archives are read one image after the other and never unpacked.
 """
@@ -23,26 +23,26 @@ from fruitstand_client.images import MAX_ENCODED_BYTES, EncodedImage
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-# A password and an unknown method are RuntimeErrors, the rest is damage.
+# RuntimeError: a password or an unknown method. The others: damage.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
 class Member(io.BytesIO):
-    """One image of an archive as an open file; its name is the archive's, a slash, and its own."""
+    """One image of an archive as an open file, named ARCHIVE/MEMBER."""
 
     def __init__(self, name: str, content: bytes) -> None:
-        """Hold a content that was read already."""
+        """Keep content that was read already."""
         super().__init__(content)
         self.name = name
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name ends as a zip's or a tar's does."""
+    """Whether a name has the suffix of a zip or tar file."""
     return name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES))
 
 
 def count_archived(path: str) -> int | None:
-    """How many images a zip lists; None for a tar, which has no list.
+    """Number of images in a zip; None for a tar, which has no index.
 
     Raises:
         UsageError: no zip or tar, or damaged.
@@ -58,12 +58,12 @@ def count_archived(path: str) -> int | None:
 
 
 def archive_images(path: str) -> Iterator[Member | EncodedImage]:
-    """The images of an archive, in its own order; a damaged member of a zip is one with a failure.
+    """Yield the images of an archive in its order; a damaged member of a zip becomes a failure.
 
     Raises:
         UsageError: no zip or tar, or damaged.
     """
-    # One byte over the limit is enough to be refused.
+    # One byte over the limit is enough to refuse the image.
     if path.lower().endswith(ZIP_SUFFIXES):
         with _open_zip(path) as archive:
             for info in filter(lambda one: is_image_name(one.filename), archive.infolist()):
@@ -83,29 +83,29 @@ def archive_images(path: str) -> Iterator[Member | EncodedImage]:
                     assert content is not None  # a regular file has one
                     yield Member(f"{path}/{member.name}", content.read(MAX_ENCODED_BYTES + 1))
         except (tarfile.TarError, EOFError, OSError) as exc:
-            raise UsageError(f"{path}: damaged, or it ends too early ({exc}); copy it anew") from exc
+            raise UsageError(f"{path}: damaged or truncated ({exc}); copy it again") from exc
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as exc:
-        raise UsageError(f"{path}: cannot be read as a zip ({exc}); copy it anew") from exc
+        raise UsageError(f"{path}: cannot be read as a zip ({exc}); copy it again") from exc
 
 
 def _open_tar(path: str) -> tarfile.TarFile:
     try:
         return tarfile.open(path, "r|*")
     except (tarfile.TarError, EOFError, OSError) as exc:
-        raise UsageError(f"{path}: cannot be read as a tar ({exc}); copy it anew") from exc
+        raise UsageError(f"{path}: cannot be read as a tar ({exc}); copy it again") from exc
 
 
 Source: TypeAlias = Path | str | Member | EncodedImage
-"""A file, a URL, an open member of an archive, or an image that was read already."""
+"""A file, an open member of an archive, or an image that was read already."""
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[Source]:
-    """Every image that the arguments name, in their order, found as they are asked for.
+    """Yield the images that the arguments name, lazily and in order.
 
     Args:
         arguments: files, folders (searched to the bottom, sorted, through links), glob patterns, zip and tar
@@ -125,11 +125,11 @@ def find_images(arguments: Iterable[str]) -> Iterator[Source]:
             yield found_one
         if not found and argument != "-":
             kinds = ", ".join(sorted(IMAGE_SUFFIXES | CONVERTED_SUFFIXES))
-            raise UsageError(f"{argument}: no images in it; files that end in {kinds} are taken for images")
+            raise UsageError(f"{argument}: no images in it; images end in {kinds}")
 
 
 def count_images(arguments: Iterable[str]) -> int | None:
-    """How many images `find_images` will find; None where that takes reading a whole stream first.
+    """Number of images that `find_images` will yield; None if that needs reading a whole stream.
 
     Raises:
         UsageError: as `find_images`, but before anything was sent.
@@ -168,7 +168,7 @@ def _matches(argument: str) -> Iterator[Source]:
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """A folder's images, each folder's own files and subfolders in one sorted order.
+    """Yield a folder's images; files and subfolders are sorted together.
 
     Args:
         folder: where to look.
@@ -182,7 +182,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     except OSError as exc:
         raise UsageError(f"{folder}: the folder cannot be read: {exc.strerror}") from exc
     if here in above:
-        raise UsageError(f"{folder}: leads back to a folder it lies in; remove this link")
+        raise UsageError(f"{folder}: is a link to a folder that contains it; remove the link")
     for name, is_folder in listed:
         if is_folder:
             yield from _walk(folder / name, (*above, here))

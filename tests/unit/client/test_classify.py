@@ -91,7 +91,7 @@ def test_a_killed_run_is_resumed_with_one_row_an_image(
         num_kept = len(names(partial))
         assert 4 * 4 <= num_kept <= 8 * 4
         assert not out.exists()
-        with pytest.raises(UsageError, match=r"go on with --resume"):
+        with pytest.raises(UsageError, match=r"continue it with --resume"):
             classify(slow, folder, format=output_format, path=out)
         before = sum(len(one.images) for one in slow.received)
         assert classify(slow, folder, format=output_format, path=out, resume=True) == 0
@@ -178,7 +178,7 @@ def test_two_runs_never_write_one_file(tmp_path: Path) -> None:
     """The second one is told."""
     with (
         open_partial("jsonl", tmp_path / "out", resume=False),
-        pytest.raises(UsageError, match="another run writes to it"),
+        pytest.raises(UsageError, match="another run is writing to it"),
         open_partial("jsonl", tmp_path / "out", resume=True),
     ):
         pass
@@ -285,7 +285,7 @@ def test_what_cannot_work_is_one_line_that_says_what_to_do(folder: Path, tmp_pat
 def test_a_wrong_address_and_a_url_are_told_by_the_command(folder: Path) -> None:
     """One line on stderr, exit status 1 for the server, 2 for the arguments."""
     cases = [
-        ([folder, "--url", "127.0.0.1:1"], 1, "is it started, and is this its gRPC address?"),
+        ([folder, "--url", "127.0.0.1:1"], 1, "check that it runs and that this is its gRPC address"),
         (["http://127.0.0.1:1/a.jpg"], 2, "download the images first"),
     ]
     for arguments, status, words in cases:

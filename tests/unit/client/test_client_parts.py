@@ -134,7 +134,7 @@ def test_a_folder_that_contains_itself_is_named(tmp_path: Path) -> None:
     (tmp_path / "images" / "again").symlink_to(inner)
     assert len(list(find_images([str(tmp_path)]))) == 2
     (inner / "loop").symlink_to(tmp_path / "images")
-    with pytest.raises(UsageError, match=r"/loop: leads back .* remove this link"):
+    with pytest.raises(UsageError, match=r"/again/loop: is a link .* remove the link"):
         list(find_images([str(tmp_path)]))
 
 
@@ -195,7 +195,7 @@ def test_damage_in_an_archive_is_told(tmp_path: Path) -> None:
     tarred.write_bytes(tarred.read_bytes()[:60_000])
     images = archive_images(str(tarred))
     assert image_name(next(images)).endswith("a.tar.gz/1.jpg")
-    with pytest.raises(UsageError, match="ends too early"):
+    with pytest.raises(UsageError, match="truncated"):
         list(images)
 
 

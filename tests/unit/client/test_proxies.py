@@ -124,7 +124,7 @@ def test_a_proxy_carries_an_api_key_only_inside_tls(
         assert proxy.received.startswith(f"CONNECT {url} ".encode())
         assert KEY.encode() not in proxy.received
         del proxy.received[:]
-        with pytest.raises(UsageError, match="only encrypted"):
+        with pytest.raises(UsageError, match="only sent over TLS"):
             Client(url, api_key=KEY)
         assert proxy.received == b""
 
