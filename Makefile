@@ -1,22 +1,22 @@
-# The verbs that CI, the README and the hooks call. Needs python3 (>= 3.11, with venv) and make.
+# The targets that CI, the README and the hooks use. Needs python3 (>= 3.11, with venv) and make.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
-# Every command here starts many Python processes: compiled once, they start in a fraction of the time.
+# These commands start many Python processes, which start much faster from compiled files.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Folder or zip with Fruits-360 images; empty paints a generated set.
 DATA ?=
 EPOCHS ?=
-# chromium: a real browser, for the page that tries the model; prometheus: promtool for the rules, and a real
-# scrape; its service is not left running.
+# chromium: a real browser for the web page; prometheus: promtool for the rules, and a real scrape. Its service is not
+# left running.
 SYSTEM_PACKAGES := chromium chromium-driver prometheus jq golang-go golang-google-grpc-dev golang-goprotobuf-dev protobuf-compiler
-# Processes of `make test`; each has servers of its own and takes up to 3 GB.
+# Processes of `make test`; each starts its own servers and takes up to 3 GB.
 WORKERS ?= logical
-# What `make nightly` turns up.
+# Larger settings for `make nightly`.
 NIGHTLY_NUMBERS := FRUITSTAND_CRASHES=20 FRUITSTAND_SWAPS=50 FRUITSTAND_KILLS=10 FRUITSTAND_RESTART_IMAGES=10000 \
   FRUITSTAND_SCORE_IMAGES=5000
 EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift dev

@@ -1,14 +1,14 @@
-"""The gateway's configuration for a cluster, from the same source as on one machine.
+"""Render the gateway's configuration for a cluster, from the same source as on one machine.
 
     python -m deploy.gateway [--out OVERLAY --access DIR]
 
 Writes `bootstrap.json`, `routes.json` and `server.json`, which the kustomize base puts into a ConfigMap. They
-are committed, and a test fails when they are not what this renders. With `--access DIR` callers need one of
-the API keys in DIR/api_keys.json (hashes only go into the ConfigMap); write into an overlay then.
+are committed, and a test compares them with this rendering. With `--access DIR` callers need one of the API
+keys in DIR/api_keys.json; choose an overlay as --out then. Only the keys' hashes go into the ConfigMap.
 
-What differs from one machine: the servers are found under a DNS name, the certificate is a mounted Secret
-that Envoy watches, and of the admin endpoint, which can also end Envoy, others reach only the metrics and
-`/ready`.
+Differences from one machine: a DNS name finds the servers, the certificate is a mounted Secret that Envoy
+watches, and other pods reach only the metrics and `/ready` of the admin endpoint, which could also stop
+Envoy.
 """
 
 from pathlib import Path
@@ -29,26 +29,26 @@ CERTIFICATE = Path("/etc/envoy-tls")
 SERVERS = ("triton", 8001)
 """The headless Service and its port."""
 MAX_REPLICAS = 20
-"""Of the autoscaler: the gateway lets through what so many can hold."""
+"""The autoscaler's limit, which also sets the gateway's limit of calls in flight."""
 PORT, METRICS_PORT, ADMIN_PORT = 8443, 9901, 9900
 WEB_PORT, INNER_PORT = 8081, 9902
-"""On loopback inside the pod: of the container `web`, and where it asks over gRPC."""
+"""Loopback ports inside the pod: of the container `web`, and of the gRPC listener that it calls."""
 
 
 def render(access: Access, *, folder: Path = FOLDER, certificate: Path = CERTIFICATE) -> dict[str, Json]:
-    """The files' contents by name.
+    """Render the files, by name.
 
     Args:
         access: the callers' keys; its certificates are not used.
-        folder: where the files will lie.
-        certificate: folder of `tls.crt` and `tls.key`.
+        folder: folder of the files in the pod.
+        certificate: folder of `tls.crt` and `tls.key` in the pod.
     """
     document = bootstrap(
         folder,
-        listen="0.0.0.0",  # what may come in is the NetworkPolicy's to say
+        listen="0.0.0.0",  # the NetworkPolicy decides who can connect
         metrics_listen="0.0.0.0",
         metrics_port=METRICS_PORT,
-        admin=address("127.0.0.1", ADMIN_PORT),  # the folder is mounted read-only: no place for a socket
+        admin=address("127.0.0.1", ADMIN_PORT),  # the folder is mounted read-only, so it cannot hold a socket
         port=PORT,
         tls=Access(certificate=str(certificate / "tls.crt"), private_key=str(certificate / "tls.key")),
         replicas=MAX_REPLICAS,

@@ -1,9 +1,9 @@
-"""The first service of docker-compose.yml: can this machine run the stack? One line for each reason why not.
+"""The first service of docker-compose.yml: check that this machine can run the stack; print each problem.
 
-    docker compose run --rm preflight        before any large image is pulled
+    docker compose run --rm preflight        # before any large image is pulled
 
-Nothing else starts before this has passed. It needs the standard library alone, runs in the image that the
-others are built on, as the owner of the clone, and asks Docker for no GPU.
+All other services wait for it. It uses the standard library only, runs in the base image of the others as the
+owner of the clone, and requests no GPU from Docker.
 """
 
 import os
@@ -21,7 +21,7 @@ PROMETHEUS_USER = 65534, 65534
 TOOLKIT = ("nvidia-container-runtime-hook", "nvidia-cdi-hook", "nvidia-container-runtime")
 HOST_PROGRAMS = Path("/host/usr/bin")
 MEMORY = Path("/var/tmp")
-"""A volume of this container alone: at a later `up` the ports are taken by the stack itself."""
+"""A volume that remembers earlier starts: at a later `up` the stack itself uses the ports."""
 COMMON_PORTS = {
     "GATEWAY_PORT": 8001,
     "HTTP_PORT": 8000,
@@ -29,22 +29,22 @@ COMMON_PORTS = {
     "GRAFANA_PORT": 3000,
 }
 FIXED_PORTS = {"gpu": (8002, 8010, 8011, 9901), "cpu": (8002, 8010, 8011, 8012, 8020, 8021, 9102, 9901)}
-"""Between the containers: Triton's gRPC, REST and metrics, Envoy's and the drift watch's metrics."""
+"""Ports between the containers: Triton's gRPC, REST and metrics, Envoy's and the drift watch's metrics."""
 
 
 def problems(
     profile: str, root: Path, environment: Mapping[str, str], *, started_before: bool = False
 ) -> Iterator[str]:
-    """Every reason why the stack cannot run here, each with what to do.
+    """Yield every reason why the stack cannot run here, with a fix.
 
     Args:
         profile: gpu or cpu.
-        root: of the clone.
-        environment: the variables that docker-compose.yml hands on.
-        started_before: this stack ran already: ports that are taken are its own.
+        root: folder of the clone.
+        environment: the variables that docker-compose.yml passes on.
+        started_before: the stack may be running, so that taken ports are its own.
     """
     if platform.machine() != "x86_64":
-        yield f"{platform.machine()} is no x86-64: the images are built for that only"
+        yield f"{platform.machine()} is not supported: the images are built for x86-64"
     if profile == "gpu":
         yield from gpu_problems()
     if not started_before:
@@ -53,7 +53,7 @@ def problems(
 
 
 def gpu_problems() -> Iterator[str]:
-    """No driver, or one that is too old. In WSL the driver is Windows' and cannot be seen from here."""
+    """Check that a recent driver is there; skipped in WSL, where Windows' driver is not visible."""
     if "microsoft" in platform.release().lower():
         return
     if not doctor.DRIVER.is_file():
@@ -65,7 +65,7 @@ def gpu_problems() -> Iterator[str]:
 
 
 def port_problems(profile: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Ports that something else listens on."""
+    """Check that the ports are free."""
     chosen = {int(environment.get(name) or default): name for name, default in COMMON_PORTS.items()}
     for one in check_ports([*chosen, *FIXED_PORTS[profile]]):
         if one.verdict == OK:
@@ -74,22 +74,22 @@ def port_problems(profile: str, environment: Mapping[str, str]) -> Iterator[str]
         other = (
             f", or choose another: {chosen[port]}={port + 10000} docker compose up" if port in chosen else ""
         )
-        yield f"port {port} is taken: stop what listens there (ss -ltnp 'sport = :{port}'){other}"
+        yield f"port {port} is taken: stop the process that listens there (ss -ltnp 'sport = :{port}'){other}"
 
 
 def unreadable(root: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Files of the clone that a server may not read, as after a clone with umask 077."""
+    """Check that the servers can read the clone; after a clone with umask 077 they cannot."""
     servers = int(environment.get("MODELS_UID") or 1000), int(environment.get("MODELS_GID") or 1000)
     readers = {"model_repository": servers, "deploy": servers, "monitoring": PROMETHEUS_USER}
     found = {name: _first_closed(root / name, *user) for name, user in readers.items()}
     if closed := [(name, path) for name, path in found.items() if path is not None]:
         yield (
-            f"{closed[0][1].relative_to(root)}: user {readers[closed[0][0]][0]} may not read it:"
+            f"{closed[0][1].relative_to(root)}: user {readers[closed[0][0]][0]} cannot read it:"
             f" chmod -R a+rX {' '.join(name for name, _ in closed)}"
         )
     if environment.get("ACCESS") and (key := _first_closed(root / "access", *servers)):
         yield (
-            f"{key.name} in ACCESS: user {servers[0]} of the gateway may not read it:"
+            f"{key.name} in ACCESS: user {servers[0]} of the gateway cannot read it:"
             f" MODELS_UID={key.stat().st_uid} docker compose up"
         )
 
@@ -100,7 +100,7 @@ def _first_closed(path: Path, uid: int, gid: int) -> Path | None:
 
 
 def _may_read(path: Path, uid: int, gid: int) -> bool:
-    """By the mode alone: no container of ours overrides it, root's neither."""
+    """Whether the mode allows reading; our containers have no capability to bypass it, not even as root."""
     status = path.stat()
     shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
     wanted = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
@@ -108,10 +108,10 @@ def _may_read(path: Path, uid: int, gid: int) -> bool:
 
 
 def notes(profile: str, root: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """What a person should know before the start."""
+    """Yield notes that are no problems."""
     driver = gpu_driver()
     if profile == "cpu" and doctor.DRIVER.is_file():
-        yield f"there is an NVIDIA GPU (driver {driver.found}); the CPU serves because the profile is cpu"
+        yield f"there is an NVIDIA GPU (driver {driver.found}); it is not used because the profile is cpu"
     if profile == "gpu":
         yield f"GPU driver {driver.found}; Triton {environment.get('TRITON_VERSION', '')} serves"
         if not any((HOST_PROGRAMS / name).exists() for name in TOOLKIT):
@@ -121,11 +121,11 @@ def notes(profile: str, root: Path, environment: Mapping[str, str]) -> Iterator[
                 " sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
             )
     if not any((root / "model_repository").glob("fruit_resnet/[1-9]*/manifest.json")):
-        yield "no model is published yet: a small one is trained on painted fruit first, 1 to 4 minutes"
+        yield "no model is published yet: training a small one on generated fruit first, 1 to 4 minutes"
 
 
 def main(profile: str) -> int:
-    """Print what was found; the exit status."""
+    """Print problems and notes; returns the exit status."""
     passed = MEMORY / f"passed-{profile}"
     found = list(problems(profile, ROOT, os.environ, started_before=passed.exists()))
     warn_only = os.environ.get("PREFLIGHT") == WARN
@@ -135,7 +135,7 @@ def main(profile: str) -> int:
         return 1
     for line in notes(profile, ROOT, os.environ):
         print(f"preflight: {line}", flush=True)
-    if not passed.exists():  # the clone may have had another owner then
+    if not passed.exists():  # touching it would fail if another user created it
         passed.touch()
     return 0
 

@@ -1,6 +1,6 @@
-"""The last service of docker-compose.yml: says what answers where.
+"""The last service of docker-compose.yml: print the URLs of the stack.
 
-Compose starts it once the attestation has passed, so that its lines end `docker compose up`.
+Compose starts it after the attestation has passed, so that `docker compose up` ends with these lines.
 """
 
 import os
@@ -22,19 +22,19 @@ PORTS = {
 }
 """Variables of docker-compose.yml with their defaults."""
 CERTIFICATE = Path("/access/server.crt")
-"""With it the gateway speaks TLS."""
+"""If it exists, the gateway speaks TLS."""
 
 
 def report(
     repository: Path, ports: dict[str, int], listen: str = "127.0.0.1", scheme: str = "http"
 ) -> list[str]:
-    """What answers where, and what to type next.
+    """The lines with all URLs and the next commands to try.
 
     Args:
         repository: the served model repository.
-        ports: by the names in `PORTS`.
+        ports: ports by the names in `PORTS`.
         listen: IP address of the gateway.
-        scheme: https where the gateway speaks TLS.
+        scheme: https if the gateway speaks TLS, else http.
 
     Raises:
         FruitstandError: the repository serves no version, or its manifest cannot be read.
@@ -59,7 +59,7 @@ def report(
 
 
 def main(repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("/models")) -> None:
-    """Print the report, then wait for SIGTERM: a service that ends looks like one that failed."""
+    """Print the lines, then wait for SIGTERM, because a service that exits looks like one that failed."""
     ports = {name: int(os.environ.get(name) or default) for name, default in PORTS.items()}
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,10 +2,10 @@
 
     python -m deploy.retrain --data DATA --repository REPOSITORY --runs RUNS [--url HOST:PORT] [--samples DIR]
 
-Every step is the command a person would type, so that a failed one can be repeated by hand. Nothing is done
-while the served version knows the data and what is served has not drifted. The canary is a server of its own
-with the new version; callers meet the version only after it answered the held-back images at least as well as
-the old one. After the promotion the live server is asked the same images, and what is worse is rolled back.
+Every step is a `fruitstand` command, so that a failed step can be repeated by hand. Nothing happens unless
+the data is new or the served images have drifted. The canary is a separate server with the new version; the
+version is promoted only if it is at least as accurate on the test images as the old one. After the promotion
+the live server classifies the same images, and a worse result is rolled back.
 """
 
 import shutil
@@ -32,30 +32,33 @@ DRIFT_WINDOW = 500
 
 
 def retrain(
-    data: Annotated[Path, typer.Option(help="Prepared folder, with what is new in it.")],
+    data: Annotated[Path, typer.Option(help="Prepared folder that includes the new data.")],
     runs: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs"),
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("model_repository"),
     url: Annotated[
-        str | None, typer.Option(help="The live server; without one the next start serves it.")
+        str | None,
+        typer.Option(help="The live server; without one, the next server start serves the version."),
     ] = None,
-    samples: Annotated[Path | None, typer.Option(help="What the live server sampled, for drift.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Passed on to train.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of the live server's samples, to check for drift.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Settings passed to train.")] = None,
     model: Annotated[str | None, typer.Option(help="A timm ResNet; default: the served version's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     max_slowdown: MaxSlowdown = 1.1,
 ) -> None:
-    """Run the loop once; exit 0 when the served version is right, 1 when a candidate was refused."""
+    """Run the loop once; exit 0 if a good version is served, 1 if a candidate was refused."""
     state = serving_state(repository)
     if state is None:
         raise UsageError(f"{repository}: serves nothing yet; make the first version with 'fruitstand export'")
     old = read_version(repository, state.version)
     reason = why(data, old.manifest, repository, samples)
     if reason is None:
-        print(f"nothing to do: version {old.number} knows this data and nothing has drifted")
+        print(f"nothing to do: version {old.number} was trained on this data and nothing has drifted")
         return
     print(f"retrain: {reason}", flush=True)
     prepared = read_prepared(data)
-    # Export refuses other classes too, but only after the training.
+    # Export checks this too, but only after the training.
     check_same_contract(repository, old, labels_sha256=labels_sha256(prepared.labels))
     known = prepared.manifest_sha256[:12]
     run = runs / f"retrain-{known}-after-{old.number}"
@@ -72,7 +75,7 @@ def retrain(
     write_json(run / "canary.json", verdict)
     if verdict["new_top1"] < verdict["old_top1"] - MAX_TOP1_LOSS:
         raise GateFailed(
-            f"version {number} stays unserved: top1 {verdict['new_top1']:.4f}, version {old.number} has"
+            f"version {number} is not promoted: top1 {verdict['new_top1']:.4f}, version {old.number} has"
             f" {verdict['old_top1']:.4f}"
         )
     live = ["--url", url] if url else []
@@ -88,7 +91,7 @@ def retrain(
 
 
 def why(data: Path, manifest: dict[str, Any], repository: Path, samples: Path | None) -> str | None:
-    """What asks for another training; None when nothing does."""
+    """The reason to train again; None if there is none."""
     prepared = read_prepared(data)
     if prepared.manifest_sha256 != manifest["source_run"]["data"]["manifest_sha256"]:
         return "the data is new"
@@ -99,11 +102,11 @@ def why(data: Path, manifest: dict[str, Any], repository: Path, samples: Path | 
             samples, repository=repository, reference=None, window_size=DRIFT_WINDOW, out=Path(out)
         )
     moved = [name for name, one in report["measures"].items() if one["drifted"]]
-    return f"what is served has drifted: {', '.join(moved)}" if moved else None
+    return f"served images have drifted: {', '.join(moved)}" if moved else None
 
 
 def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
-    """Both versions' top-1 on the held-back images, each through a server of its own."""
+    """Top-1 accuracy of both versions on the test images, each on its own server."""
     result: dict[str, Any] = {"old_version": old, "new_version": new}
     with tempfile.TemporaryDirectory(prefix="fruitstand-canary-") as name:
         copy = Path(name) / "model_repository"
@@ -117,7 +120,7 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
 
 
 def top1(url: str, data: Path, out: Path) -> float:
-    """A server's top-1 on the test split."""
+    """Top-1 accuracy of a server on the test split."""
     found = step("evaluate", "--url", url, "--data", data, "--split", "test", "--out", out)["top1"]
     return float(found)
 

@@ -1,7 +1,7 @@
-"""Fetch the model repository's archive and unpack it, if it is byte for byte what was released.
+"""Fetch the model repository's archive, verify its SHA-256, and unpack it.
 
-Runs in an init container, with the standard library alone:
-URL and SHA256 come from the environment, the folder is the first argument.
+Runs in an init container with the standard library only. URL and SHA256 come from the environment, the folder
+is the first argument.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ def fetch(url: str, archive: Path) -> str:
 
 
 def fetch_patiently(url: str, archive: Path) -> str:
-    """Download a file, again after a pause where that fails."""
+    """Download a file; retries after a pause."""
     for left in reversed(range(TRIES)):
         try:
             return fetch(url, archive)
         except OSError as exc:
             print(f"{url}: {exc}; {left} tries left", file=sys.stderr)
             time.sleep(PAUSE_S if left else 0)
-    sys.exit(f"{url}: cannot be fetched; look at the ConfigMap model-source and at the pods' way out")
+    sys.exit(f"{url}: cannot be fetched; check the ConfigMap model-source and the pods' network access")
 
 
 def main() -> None:
-    """Leave the repository in the folder, and nothing where the archive is another one."""
+    """Unpack the repository into the folder, or nothing if the checksum differs."""
     folder = Path(sys.argv[1])
     archive = folder / ".archive"
     got, expected = fetch_patiently(os.environ["URL"], archive), os.environ["SHA256"]
