@@ -22,7 +22,7 @@ from serving.page.upstream import Upstream
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 2**20
-"""Limit of JSON in one request, because parsing blocks the event loop. JSON makes images four times larger."""
+"""Limit of JSON in one request, because parsing blocks the event loop. JSON makes images 4 times larger."""
 MODEL = re.compile(rf"/v2/models/{re.escape(FRUIT_CLASSIFIER)}(?:/versions/(\d{{1,9}}))?(/ready|/infer)?")
 HEALTH = {"/v2/health/live": ("ServerLive", "live"), "/v2/health/ready": ("ServerReady", "ready")}
 """gRPC method and response field for each path."""
