@@ -93,9 +93,7 @@ def main(
         write_json(out, {**provenance(), **result})
 
 
-async def arrive(
-    target: Target, *, rate: float, seconds: float, memory_mib: Callable[[], float], seed: int = 0
-) -> Arrivals:
+async def arrive(target: Target, *, rate: float, seconds: float, memory_mib: Callable[[], float]) -> Arrivals:
     """Send single images at random times.
 
     Args:
@@ -103,9 +101,8 @@ async def arrive(
         rate: requests/s on average.
         seconds: length of the load; then waits for the last answers.
         memory_mib: returns the server's memory, called every `EVERY_S`.
-        seed: seed of the random times.
     """
-    seen, dice = Arrivals(), random.Random(seed)
+    seen, dice = Arrivals(), random.Random(0)
     async with target.connected() as send, asyncio.TaskGroup() as calls:
 
         async def one(number: int, due: float) -> None:

@@ -9,7 +9,7 @@ import psutil
 
 MARK = "FRUITSTAND_PEER_RUN"
 STOP_S = 20.0
-BUSY_PERCENT = 20.0
+BUSY_S, BUSY_PERCENT = 1.0, 20.0
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -48,12 +48,12 @@ def stop(mark: str) -> int:
     return len(left)
 
 
-def busy_others(seconds: float = 1.0) -> list[str]:
+def busy_others() -> list[str]:
     """Names of other processes that use the CPU now and would distort a measurement."""
     processes = [process for process in psutil.process_iter() if process.pid != os.getpid()]
     for process in processes:
         _cpu_percent(process)
-    time.sleep(seconds)
+    time.sleep(BUSY_S)
     return sorted(process.name() for process in processes if _cpu_percent(process) > BUSY_PERCENT)
 
 
