@@ -18,7 +18,7 @@ from deploy.ready import PORTS, report
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE
 from fruitstand.images.synthetic import canary_image
 from serving.triton import doctor
-from serving.triton.embedded import CONTROL_HEADER, RESTRICTED_GRPC, RESTRICTED_HTTP
+from serving.triton.embedded import CONTROL_HEADER, RESTRICTED_GRPC
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -117,7 +117,7 @@ def test_triton_is_started_as_the_embedded_server_is() -> None:
         assert f"--load-model={name} " in command
     key = f"{CONTROL_HEADER}=$$(cat /control/key)"
     assert f"--grpc-restricted-protocol={RESTRICTED_GRPC}:{key} " in command
-    assert f"--http-restricted-api={RESTRICTED_HTTP}:{key} " in command
+    assert f"--http-restricted-api={RESTRICTED_GRPC}:{key} " in command
     assert "--strict-readiness=false" in command
     assert "--grpc-http2-max-ping-strikes=0" in command
     configuration = re.search(r"--model-config-name=(\S+)", command)[1]

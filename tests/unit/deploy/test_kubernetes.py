@@ -18,7 +18,7 @@ from serving.gateway.config import MAX_CALL_S
 from serving.gateway.envoy import envoy_program
 from serving.gateway.limits import IN_FLIGHT_PER_REPLICA
 from serving.gateway.routes import HEALTH, INFERENCE, METHODS
-from serving.triton.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC, RESTRICTED_HTTP
+from serving.triton.embedded import EXIT_TIMEOUT_S, RESTRICTED_GRPC
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -202,7 +202,7 @@ def test_control_needs_a_key_that_nobody_has() -> None:
     for flags, container in native_servers():
         for name, parts in (
             ("grpc-restricted-protocol", RESTRICTED_GRPC),
-            ("http-restricted-api", RESTRICTED_HTTP),
+            ("http-restricted-api", RESTRICTED_GRPC),
         ):
             assert f"--{name}={parts}:fruitstand-control=$(CONTROL_KEY)" in flags
         (key,) = (env for env in container["env"] if env["name"] == "CONTROL_KEY")
