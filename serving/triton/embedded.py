@@ -9,7 +9,6 @@ import errno
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from serving.triton.backend_directory import (
     installed_triton,
     make_backend_directory,
 )
-from serving.triton.child_process import forbids_programs, start_process
+from serving.triton.child_process import forbids_programs, start_process, stop_process
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -196,14 +195,8 @@ class EmbeddedServer:
             at_once: do not wait for requests in flight, for a server that hangs.
         """
         if self._process is not None:
-            if self._process.poll() is None and not at_once:
-                self._process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(EXIT_TIMEOUT_S + 5)
-            # The backends' processes belong to the server's process group and must not outlive it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            # This also kills the backends' processes, which belong to the server's process group.
+            stop_process(self._process, timeout_s=0 if at_once else EXIT_TIMEOUT_S + 5)
             self._process = None
         for region in SHARED_MEMORY.glob(f"{self._region_prefix}*"):
             region.unlink(missing_ok=True)
