@@ -1,4 +1,4 @@
-"""`fruitstand loadtest`, `profile` and `diagnose`: how fast is it, how fast can it be, and why."""
+"""The commands `fruitstand loadtest`, `profile`, `diagnose` and `tune`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,19 +21,19 @@ def loadtest(
     url: Url = "127.0.0.1:8001",
     slo: Annotated[Path | None, typer.Option(help="TOML file; default: loadtests/slo.toml.")] = None,
     peak: Annotated[
-        str | None, typer.Option(help="Images/s the server can take, or the result of a ramp.")
+        str | None, typer.Option(help="Peak throughput in images/s, or the result of a ramp.")
     ] = None,
     request_batches: Annotated[
-        str, typer.Option(help="Images in a request; of several, with commas, each draws one.")
+        str, typer.Option(help="Images in a request; with several sizes (1,8) each request draws one.")
     ] = "1",
     stage_s: Annotated[float, typer.Option(help="Length of one stage, seconds.")] = 10.0,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that send; 0: the one that also counts.")
+        int, typer.Option(min=0, help="Locust workers that send; 0 sends from the main process.")
     ] = 0,
-    deadline_s: Annotated[float, typer.Option(min=0.1, help="For each request, seconds.")] = 5.0,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="Deadline of each request, seconds.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Run a load profile with Locust; exit 1 when it misses an objective of the SLO file."""
+    """Run a load profile with Locust; exit 1 if it misses an objective of the SLO file."""
     with needs("loadtest"):
         from loadtests.loadtest import DEFAULT_SLO, LoadTest
         from loadtests.loadtest import loadtest as run_loadtest
@@ -67,20 +67,22 @@ def profile(
     images: Annotated[Path | None, typer.Option(help="Folder with the images to send.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result and the plots.")] = None,
     url: Url = "127.0.0.1:8001",
-    loads: Annotated[str, typer.Option(help="In flight, such as 1,8; or a second: 100/s.")] = "1,4,16,64",
-    request_batches: Annotated[str, typer.Option(help="Images in a request, with commas.")] = "1,8,32",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
-    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 6.0,
+    loads: Annotated[
+        str, typer.Option(help="Requests in flight, such as 1,8, or per second, such as 100/s.")
+    ] = "1,4,16,64",
+    request_batches: Annotated[str, typer.Option(help="Images in a request, such as 1,8.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each load.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Length of a measurement, seconds.")] = 6.0,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="BEFORE AFTER", help="Measure nothing: compare two results."),
+        typer.Option(metavar="BEFORE AFTER", help="Compare two results instead of measuring."),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Result to keep up with; exit 1 when it does not.")
+        Path | None, typer.Option(help="Result to compare with; exit 1 if throughput is lower.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Sweep loads and request batches with perf_analyzer; or compare two results."""
+    """Sweep loads and request batches with perf_analyzer, or compare two results."""
     with needs("loadtest"):
         from loadtests.results.compare import compare as run_compare
         from loadtests.results.compare import gate
@@ -91,7 +93,9 @@ def profile(
             _print_comparison(run_compare(*map(read_result, compare)), as_json)
             return
         if images is None or out is None:
-            raise UsageError("--images and --out are missing: what to send, and where the result goes")
+            raise UsageError(
+                "--images and --out are missing: the images to send, and a folder for the result"
+            )
         reference = read_result(baseline) if baseline is not None else None
         result = run_profile(
             url=url,
@@ -119,11 +123,11 @@ def diagnose(
     url: Url = "127.0.0.1:8001",
     seconds: Annotated[float, typer.Option(help="How long to watch the load.")] = 10.0,
     num_cores: Annotated[
-        int | None, typer.Option(min=1, help="Of the server's machine, if it is another one.")
+        int | None, typer.Option(min=1, help="Cores of the server's machine, if it is not this one.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say why a server under load is as fast as it is."""
+    """Find out what limits the throughput of a server under load."""
     with needs("loadtest"):
         from loadtests.diagnose import diagnose as run_diagnose
 
@@ -131,7 +135,7 @@ def diagnose(
     if as_json:
         print_json(result)
         return
-    print(f"{result['images_per_s']:.1f} images/s, {result['in_flight']:.1f} requests under way")
+    print(f"{result['images_per_s']:.1f} images/s, {result['in_flight']:.1f} requests in flight")
     for step in result["steps"]:
         times = ", ".join(f"{name.replace('_', ' ')} {ms:.2f} ms" for name, ms in step["mean_ms"].items())
         print(f"{step['name']}: {step['mean_batch']:.1f} images a batch, busy {step['busy']:.0%}; {times}")
@@ -154,14 +158,14 @@ def _where(row: dict[str, Any]) -> str:
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them.
+    """Parse positive whole numbers separated by commas.
 
     Raises:
-        UsageError: something else.
+        UsageError: the text is something else.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) for word in words):
-        raise UsageError(f"--{flag}: got {text!r}, expected whole numbers from 1 with commas between")
+        raise UsageError(f"--{flag}: got {text!r}, expected positive whole numbers, such as 1,8,32")
     return tuple(int(word) for word in words)
 
 
@@ -191,16 +195,16 @@ def _number(value: float | None) -> str:
 
 def tune(
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for the result; the same one goes on with a search.")],
-    p99_ms: Annotated[float, typer.Option(help="Budget: of 100 requests one may take longer.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; an interrupted search in it continues.")],
+    p99_ms: Annotated[float, typer.Option(help="p99 latency budget, ms.")],
     repository: Repository = Path("model_repository"),
     in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 64,
     request_batch: Annotated[int, typer.Option(help="Images in a request.")] = 1,
-    trials: Annotated[int, typer.Option(help="Settings to try.")] = 24,
-    seconds: Annotated[float, typer.Option(help="Of load for each.")] = 6.0,
+    trials: Annotated[int, typer.Option(help="Number of settings to try.")] = 24,
+    seconds: Annotated[float, typer.Option(help="Seconds of load for each trial.")] = 6.0,
     as_json: Json = False,
 ) -> None:
-    """Find the settings with the most images/s under a p99 budget; `models configure` takes them."""
+    """Find the settings with the most images/s within a p99 budget; `models configure` applies them."""
     with needs("tune"):
         from loadtests.tune import Search
         from loadtests.tune import tune as run_tune
@@ -218,7 +222,7 @@ def tune(
         print(f"{one['p99_ms']:8.1f} {one['images_per_s']:9.1f}  {settings}")
     ratio = result["summary"]["best_over_in_use"]
     if result["summary"]["changed"]:
-        print(f"{ratio} times the images/s of the settings in use, in every round. To take them:")
+        print(f"{ratio} times the images/s of the current settings, better in every round. To apply them:")
         print(f"fruitstand models configure {out / 'tuning.json'} --repository {repository}")
     else:
-        print("nothing beat the settings in use in every round; they stay")
+        print("no settings beat the current ones in every round; keep the current ones")

@@ -1,10 +1,10 @@
-"""`make demo`: the main job end to end on this machine, from images to served answers, with one table.
+"""`make demo`: prepare, train, export, serve and classify on this machine, and print one table.
 
     python -m loadtests.demo                      # painted images, about five minutes on two cores
     python -m loadtests.demo --data PATH          # your images, folder or zip
 
-Every stage runs as the command a user would type. What it makes lies in `runs/demo/`; an earlier demo is kept
-as `runs/demo.previous/`.
+Every stage runs the command that a user would type. The output goes to `runs/demo/`; an earlier demo is kept
+in `runs/demo.previous/`.
 """
 
 import os
@@ -33,20 +33,22 @@ from loadtests.server_statistics import ServedModel, growth
 EPOCHS_GENERATED = 4
 EPOCHS_REAL = 5
 IN_FLIGHT = 64
-"""Single-image requests under way at once: what the batching has to turn into batches."""
+"""Single-image requests in flight, which dynamic batching has to turn into batches."""
 NUM_WARM_UP = 256
 MAX_TOP1_DIFFERENCE = 0.002
 
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Folder or zip of class folders; default: painted.")
+        Path | None, typer.Option(help="Folder or zip of class folders; default: painted images.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for all output of the demo.")] = Path("runs/demo"),
     model: Annotated[str, typer.Option(help="Any timm image classifier.")] = "resnet18",
     num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
-    images_per_class: Annotated[int, typer.Option(help="Images to paint a class.")] = 200,
-    epochs: Annotated[int | None, typer.Option(help="Default: 4 on painted, 5 on real images.")] = None,
+    images_per_class: Annotated[int, typer.Option(help="Images to paint for each class.")] = 200,
+    epochs: Annotated[
+        int | None, typer.Option(help="Default: 4 with painted images, 5 with real ones.")
+    ] = None,
 ) -> None:
     """Prepare, train, export, serve, classify, report."""
     _keep_previous(out)
@@ -54,9 +56,9 @@ def demo(
     epochs = epochs or (EPOCHS_GENERATED if data is None else EPOCHS_REAL)
     started = time.monotonic()
     if data is None:
-        console.print("[bold]The images are painted by a program:[/] real ones with make demo DATA=PATH")
+        console.print("[bold]The images are painted by a program.[/] For real ones: make demo DATA=PATH")
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
-    else:  # as the published figures: Test is leaked as well, see docs/evaluate.md
+    else:  # comparable with published figures, whose Test set leaks as well: see docs/evaluate.md
         choices = ("--validation", "frame")
     step("data", "prepare", "--source", source, "--out", out / "data", *choices)
     trained = step(
@@ -95,7 +97,7 @@ def _keep_previous(out: Path) -> None:
 
 
 def _classify_served(out: Path) -> dict:
-    """Send the test split to the server as single-image requests, and measure."""
+    """Send the test split to the server as single-image requests; measure accuracy, speed and batching."""
     data = read_prepared(out / "data")
     paths = [data.directory / row.path for row in data.split("test")]
     with (
@@ -131,9 +133,9 @@ def _classify_served(out: Path) -> dict:
 
 
 def _check(report: dict) -> None:
-    """What has to hold for a demo to be a success."""
+    """Check that the served accuracy equals the offline one and that the expected server answered."""
     difference = abs(report["top1_offline"] - report["top1_served"])
-    # One image of a small test split is more than the tolerance.
+    # In a small test split, a single image exceeds the tolerance.
     allowed = max(MAX_TOP1_DIFFERENCE, 1 / report["num_images"])
     if difference > allowed + 1e-9:
         raise GateFailed(f"top-1 served differs from offline by {difference:.4f}, allowed {allowed:.4f}")

@@ -1,4 +1,4 @@
-"""`fruitstand diagnose`: what a server's statistics say, during a load, of why it is as fast as it is."""
+"""`fruitstand diagnose`: find what limits a server under load, from its configuration and statistics."""
 
 import time
 from collections.abc import Iterator
@@ -13,18 +13,20 @@ from fruitstand.machine.threads import thread_budget
 from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
 
 MIN_REQUESTS = 20
-"""Fewer say nothing."""
+"""Fewer requests are not enough for a diagnosis."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ONE_CALLER = 1.05
-"""Requests at the server at once: one caller that waits for its answers makes no more."""
+"""Mean requests in flight up to which there is probably a single caller that waits for each answer."""
 FEW_IN_FLIGHT = 1.5
-"""Below, nobody is there to share a batch with."""
+"""With fewer mean requests in flight there is nothing to batch."""
 NO_BATCH = 1.2
-"""Images in a mean batch, of requests with one image."""
+"""Batches do not form if the mean batch is at most this many times the images of one request."""
 FULL_STEP = 0.75
-"""Share of the time that a step's instances compute; from here on it sets the pace."""
+"""A step whose instances compute for this share of the time limits the throughput."""
 IDLE_STEP = 0.6
+"""Below this share the server waits for its clients."""
 LONG_QUEUE = 0.5
+"""Share of a request's time in queues above which the server is overloaded."""
 KIND_GPU = model_config_pb2.ModelInstanceGroup.KIND_GPU
 ONNXRUNTIME = "onnxruntime"
 THREAD_KEYS = ("intra_op_thread_count", "num_threads")
@@ -32,10 +34,10 @@ THREAD_KEYS = ("intra_op_thread_count", "num_threads")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason, in words."""
+    """One cause and its remedy."""
 
     cause: str
-    """For a program: one of those that `explain` names."""
+    """Identifier for programs, such as no_queue_delay."""
     model: str
     words: str
     remedy: str
@@ -43,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What was seen of the ensemble and its steps."""
+    """Configuration and counters of the ensemble and its steps."""
 
     configs: dict[str, Any]
     steps: list[str]
@@ -51,29 +53,29 @@ class Observed:
     counters: Counters
     seconds: float
     num_cores: int | None
-    """Of the server's machine; None where it is another one and nobody told."""
+    """Cores of the server's machine; None if unknown."""
 
     @property
     def in_flight(self) -> float:
-        """Requests at the server at once, on average, by Little's law."""
+        """Mean number of requests in flight, by Little's law."""
         return self.counters[self.ensemble].request_ns / 1e9 / self.seconds
 
     def busy(self, step: str) -> float:
-        """Share of the time that each of a step's instances, or of their workers, computed."""
+        """Share of the time that a step's instances, or their workers, computed."""
         at_once = num_at_once(self.configs[step], self.num_cores)
         return self.counters[step].busy_ns / 1e9 / self.seconds / at_once
 
 
 def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -> dict[str, Any]:
-    """Watch a server that is under load, and explain what is seen.
+    """Watch a server under load, and find out what limits its throughput.
 
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
         seconds: how long to watch.
-        num_cores: of the server's machine; None takes this machine's, if the server is on it.
+        num_cores: cores of the server's machine; None takes this machine's if the server runs on it.
 
     Returns:
-        `findings`, the most telling first, and the numbers behind them.
+        `findings`, those of the configuration first, and the numbers behind them.
 
     Raises:
         UsageError: no server, another model, or no load.
@@ -90,8 +92,8 @@ def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -
     total = counters[model.name]
     if total.num_requests < MIN_REQUESTS:
         raise UsageError(
-            f"{url}: {total.num_requests} requests in {elapsed_s:.0f} s: there is nothing to explain; run it"
-            " while 'fruitstand loadtest' or your own clients are sending"
+            f"{url}: only {total.num_requests} requests in {elapsed_s:.0f} s; run this while 'fruitstand"
+            " loadtest' or your own clients are sending"
         )
     return {
         "seconds": round(elapsed_s, 2),
@@ -103,28 +105,28 @@ def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -
 
 
 def explain(seen: Observed) -> list[Finding]:
-    """Every cause that the numbers and the configuration show, those of the configuration first."""
+    """All causes that configuration and counters show, those of the configuration first."""
     findings = [finding for step in seen.steps for finding in _batching(seen, step)]
     findings += [finding for step in seen.steps for finding in _threads(seen, step)]
     return findings + list(_pace(seen))
 
 
 def num_instances(config: Any) -> int:
-    """Of a step, as its configuration says."""
+    """Number of instances in a step's configuration."""
     return sum(group.count for group in config.instance_group) or 1
 
 
 def has_own_queue(config: Any) -> bool:
-    """Whether the embedded server's own backend serves this step: it queues and batches by itself."""
+    """Whether our own backend serves this step: it has its own queue and batching."""
     return "default_timeout_microseconds" in config.parameters
 
 
 def num_at_once(config: Any, num_cores: int | None) -> int:
-    """Batches that a step may compute at the same time: of its instances, and there of the workers of each.
+    """Batches that a step can compute at the same time: its instances times their workers.
 
     Args:
-        config: the step's.
-        num_cores: of the server's machine, where known: workers without a number are one a thread.
+        config: the configuration of the step.
+        num_cores: cores of the server's machine; without `num_workers`, there is one worker per thread.
     """
     instances = num_instances(config)
     if not has_own_queue(config) or config.backend != ONNXRUNTIME:
@@ -135,46 +137,47 @@ def num_at_once(config: Any, num_cores: int | None) -> int:
 
 
 def _number(config: Any, key: str) -> int:
-    """A parameter; 0 where it is not there."""
+    """The value of a parameter; 0 if it is not set."""
     text = config.parameters[key].string_value if key in config.parameters else ""
     return int(text) if text.isdecimal() else 0
 
 
 def _batching(seen: Observed, step: str) -> Iterator[Finding]:
-    """Why batches do not form, where they do not."""
+    """Find out why batches do not form."""
     config, counters = seen.configs[step], seen.counters[step]
     request_images = counters.num_images / max(1, counters.num_requests)
     if config.max_batch_size <= 1:
-        words = f"max_batch_size is {config.max_batch_size}: every image is computed by itself"
+        words = f"max_batch_size is {config.max_batch_size}, so every image is computed on its own"
         yield Finding("batch_size_cap", step, words, "set max_batch_size to 64 and export again")
         return
-    if step == IMAGE_GUARD or counters.mean_batch > NO_BATCH * request_images:  # it checks one by one
+    # The guard checks images one by one.
+    if step == IMAGE_GUARD or counters.mean_batch > NO_BATCH * request_images:
         return
-    observed = f"batches do not form: {counters.mean_batch:.1f} images an execution"
+    observed = f"batches do not form: {counters.mean_batch:.1f} images per execution"
     ragged = [tensor.name for tensor in config.input if -1 in tensor.dims and not tensor.allow_ragged_batch]
     if not config.HasField("dynamic_batching") and not has_own_queue(config):
         words = f"{observed}; the configuration has no dynamic_batching"
         yield Finding("no_dynamic_batching", step, words, "add dynamic_batching { }")
     elif ragged:
         words = (
-            f"{observed}; {', '.join(ragged)} has a variable length and no allow_ragged_batch: a batch ends"
-            " at the first image of another length"
+            f"{observed}; {', '.join(ragged)} has a variable length and no allow_ragged_batch, so only images"
+            " of equal length share a batch"
         )
         remedy = "set allow_ragged_batch: true on that input"
         yield Finding("ragged_flag_missing", step, words, remedy)
     elif has_own_queue(config):
-        return  # our own backend computes at once what is there: few in flight make small batches
+        return  # our backend takes what is queued without delay, so few requests in flight make small batches
     elif seen.in_flight > ONE_CALLER and config.dynamic_batching.max_queue_delay_microseconds == 0:
         words = (
-            f"{observed}; max_queue_delay_microseconds is 0 and only {seen.in_flight:.1f} requests are under"
-            " way: each is taken as soon as it comes"
+            f"{observed}; max_queue_delay_microseconds is 0 and only {seen.in_flight:.1f} requests are in"
+            " flight, so each one is computed as soon as it arrives"
         )
-        remedy = "set a delay of about a millisecond, or send more at once"
+        remedy = "set a delay of about a millisecond, or send more requests at once"
         yield Finding("no_queue_delay", step, words, remedy)
 
 
 def _threads(seen: Observed, step: str) -> Iterator[Finding]:
-    """More threads than cores."""
+    """Find thread counts that do not fit the cores."""
     config = seen.configs[step]
     threads = next(filter(None, (_number(config, key) for key in THREAD_KEYS)), None)
     on_gpu = any(group.kind == KIND_GPU for group in config.instance_group)
@@ -187,46 +190,47 @@ def _threads(seen: Observed, step: str) -> Iterator[Finding]:
     if instances * threads > seen.num_cores:
         words = (
             f"{instances} instance{'s' if instances > 1 else ''} with {threads} threads each on"
-            f" {seen.num_cores} cores: they take turns instead of computing"
+            f" {seen.num_cores} cores: the cores are oversubscribed"
         )
-        remedy = f"leave the thread count out, or set {max(1, seen.num_cores // instances)}"
+        remedy = f"omit the thread count, or set it to {max(1, seen.num_cores // instances)}"
         yield Finding("threads_oversubscribed", step, words, remedy)
 
 
 def _workers(seen: Observed, step: str, num_cores: int) -> Iterator[Finding]:
-    """Workers of our own backend that are more than the cores, or that leave some without work."""
+    """Find numbers of workers of our own backend that oversubscribe the cores or leave some idle."""
     config = seen.configs[step]
     if not has_own_queue(config) or not _number(config, "num_workers"):
         return
     workers, threads = num_at_once(config, num_cores), max(1, _number(config, "threads_per_worker"))
     observed = f"{workers} workers with {threads} threads each on {num_cores} cores"
-    remedy = "set num_workers to 0, which is as many as the threads allow"
+    remedy = "set num_workers to 0, which uses all cores"
     if workers * threads > num_cores:
-        yield Finding("threads_oversubscribed", step, f"{observed}: they take turns", remedy)
+        yield Finding("threads_oversubscribed", step, f"{observed}: the cores are oversubscribed", remedy)
     elif workers * threads < num_cores and seen.busy(step) >= FULL_STEP:
-        yield Finding("too_few_workers", step, f"{observed}: the others have nothing to compute", remedy)
+        yield Finding("too_few_workers", step, f"{observed}: the other cores are idle", remedy)
 
 
 def _pace(seen: Observed) -> Iterator[Finding]:
-    """Who sets the pace: the client, or which step; and how much of the time is waiting."""
+    """Find the bottleneck, client or step, and long queues."""
     slowest = max(seen.steps, key=seen.busy)
     busy = seen.busy(slowest)
     if seen.in_flight < FEW_IN_FLIGHT or busy < IDLE_STEP:
         words = (
-            f"the server waits for its clients: {seen.in_flight:.1f} requests under way on average, and"
+            f"the server waits for its clients: {seen.in_flight:.1f} requests in flight on average, and"
             f" {slowest}, its busiest step, computes {busy:.0%} of the time"
         )
         yield Finding(
             "client_limited", seen.ensemble, words, "send more requests at once, or more images in each"
         )
     elif busy >= FULL_STEP:
-        words = f"it sets the pace: it computes {busy:.0%} of the time"
+        words = f"this step is the bottleneck: it computes {busy:.0%} of the time"
         yield Finding(
-            "limiting_step", slowest, words, "a smaller or quantised model, more cores, more replicas"
+            "limiting_step", slowest, words, "use a smaller or quantised model, more cores or more replicas"
         )
     stages = [seen.counters[step] for step in seen.steps]
     queue_ns = sum(one.queue_ns for one in stages)
     share = queue_ns / max(1, seen.counters[seen.ensemble].request_ns)
     if share > LONG_QUEUE:
-        words = f"{share:.0%} of a request's time is waiting in queues"
-        yield Finding("queueing", seen.ensemble, words, "it is past its knee: send less, or add replicas")
+        words = f"requests spend {share:.0%} of their time in queues"
+        remedy = "the load is beyond the knee: send less, or add replicas"
+        yield Finding("queueing", seen.ensemble, words, remedy)

@@ -1,4 +1,4 @@
-"""`fruitstand loadtest`: a named profile through headless Locust, held against objectives and drawn."""
+"""`fruitstand loadtest`: run a named profile with headless Locust, check objectives and draw plots."""
 
 import contextlib
 import logging
@@ -25,13 +25,13 @@ log = logging.getLogger("fruitstand.loadtest")
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 DEFAULT_SLO = Path(__file__).with_name("slo.toml")
 WARM_UP_S = 1.0
-"""Of each stage: Locust looks at its shape once a second."""
+"""Start of each stage that does not count; Locust updates the number of users once a second."""
 STOP_S = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadTest:
-    """What to send where."""
+    """The settings of a load test."""
 
     profile: str
     """One of `loadtests.generator.profiles.PROFILES`."""
@@ -42,17 +42,17 @@ class LoadTest:
     out: Path
     """Folder for `result.json`, `report.html` and plots."""
     slo: Path = DEFAULT_SLO
-    """The objectives."""
+    """TOML file with the objectives."""
     stage_s: float = 10.0
     """Length of one stage of a ramp, seconds."""
     peak: str | None = None
-    """Images/s the server can take, or the result of a ramp: file or folder."""
+    """Peak throughput in images/s, or file or folder with the result of a ramp."""
     request_batches: tuple[int, ...] = (1,)
-    """Images in a request; of several each request draws one."""
+    """Images in a request; with several sizes, each request draws one."""
     workers: int = 0
-    """Processes that send, beside one that counts; 0: one process for both."""
+    """Locust workers that send requests, besides the master; 0 uses one process for both."""
     deadline_s: float = 5.0
-    """For each request, seconds."""
+    """Deadline of each request, seconds."""
 
     def __post_init__(self) -> None:
         if not set(self.request_batches) <= set(REQUEST_BATCHES):
@@ -61,7 +61,7 @@ class LoadTest:
 
     @property
     def mean_batch(self) -> float:
-        """Images in one request."""
+        """Mean number of images in one request."""
         return sum(self.request_batches) / len(self.request_batches)
 
 
@@ -69,7 +69,7 @@ def loadtest(test: LoadTest) -> LoadResult:
     """Run one profile; write `result.json`, `report.html` and plots.
 
     Returns:
-        The result; its `slo` says whether the objectives were met.
+        The result; its `slo` tells whether the objectives were met.
 
     Raises:
         UsageError: bad input, or no server that answers.
@@ -92,7 +92,7 @@ def loadtest(test: LoadTest) -> LoadResult:
 
 
 def _peak(given: str | None) -> float | None:
-    """A number, or the knee of a ramp's result."""
+    """Parse a number, or read the knee from the result of a ramp."""
     if given is None:
         return None
     with contextlib.suppress(ValueError):
@@ -104,7 +104,7 @@ def _peak(given: str | None) -> float | None:
 
 
 def _run_locust(test: LoadTest, profile: Profile, peak: float | None) -> None:
-    """One process, or a master and its workers."""
+    """Run Locust in one process, or as a master and its workers."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", test.url]
     command += ["--images", str(test.images), "--load", test.profile, "--stage-s", str(test.stage_s)]
     command += ["--deadline-s", str(test.deadline_s), "--stop-timeout", str(STOP_S)]
@@ -128,13 +128,13 @@ def _run_locust(test: LoadTest, profile: Profile, peak: float | None) -> None:
         try:
             status = process.wait(seconds + 4 * STOP_S)
         except subprocess.TimeoutExpired as exc:
-            raise FruitstandError(f"locust did not end; its log is {test.out / 'locust.log'}") from exc
+            raise FruitstandError(f"locust did not finish; see {test.out / 'locust.log'}") from exc
     if status:
-        raise FruitstandError(f"locust ended with status {status}; its log is {test.out / 'locust.log'}")
+        raise FruitstandError(f"locust exited with status {status}; see {test.out / 'locust.log'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Workers end with their master; one that does not is ended."""
+    """Wait for a process to exit, and kill it if it does not; workers exit with their master."""
     try:
         process.wait(STOP_S if process.poll() is None else 0)
     except subprocess.TimeoutExpired:
@@ -151,7 +151,7 @@ def _free_port() -> int:
 def _result(
     test: LoadTest, profile: Profile, peak: float | None, model: ServedModel, statistics: StatisticsLog
 ) -> LoadResult:
-    """From what the generator and the server saw."""
+    """Build the result from the generator's recording and the server's statistics."""
     raw = read_json(test.out / "recording.json")
     recording, stages = Recording.from_dict(raw), raw["stages"]
     points = [_point(test, profile.loop, stage, recording, model, statistics) for stage in stages]
@@ -192,7 +192,7 @@ def _point(
     model: ServedModel,
     statistics: StatisticsLog,
 ) -> Point:
-    """One stage, without its first second."""
+    """Measure one stage without its warm-up."""
     start, end = int(stage["start"] + WARM_UP_S) + 1, int(stage["end"])
     cell, seconds = recording.window(start, end), max(1, end - start)
     each = [recording.window(second, second + 1) for second in range(start, end)]

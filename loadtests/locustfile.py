@@ -1,11 +1,11 @@
-"""Locust users that send encoded images to a served model over gRPC, through the client of this project.
+"""Locust users that send encoded images to a model server over gRPC, with this project's client.
 
     locust -f loadtests/locustfile.py --host 127.0.0.1:8001 --images data/fruits/images/Test
 
-opens the web page; `--headless --users 64 --spawn-rate 64 --run-time 30s` runs without it, `--master` and
-`--worker` on several cores. Each user is a closed loop: it sends its next request when the last one is
-answered. `--load NAME` takes users and time from a profile instead, some of which are open loops; what
-`fruitstand loadtest` runs. `--tags batch-8 batch-32` chooses how many images a request has; default batch-1.
+starts the web page. `--headless --users 64 --spawn-rate 64 --run-time 30s` runs without it; `--master` and
+`--worker` use several cores. Each user is a closed loop: it sends its next request when the last one is
+answered. `--load NAME`, which `fruitstand loadtest` uses, takes users and time from a profile; some profiles
+are open loops. `--tags batch-8 batch-32` sets how many images a request has; the default is batch-1.
 """
 
 import random
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# gRPC's C core knows nothing of gevent: without this, the first call of one user stops all others. It has
-# to come before any channel is made.
+# Without this, a gRPC call of one user blocks all gevent greenlets. It must run before any channel is
+# created.
 import grpc.experimental.gevent
 
 grpc.experimental.gevent.init_gevent()
@@ -51,31 +51,31 @@ from loadtests.generator.recording import (  # noqa: E402
 
 
 class ProfileShape(LoadTestShape):
-    """Walks through a profile's stages and notes when each began and ended."""
+    """Runs a profile's stages and records when each began and ended."""
 
-    abstract = True  # else Locust would apply it to every run of a file that imports it
+    abstract = True  # otherwise Locust applies the class to every run of a file that imports it
 
     def __init__(self, profile: Profile, request_batch: float, *, drain_s: float) -> None:
-        """Prepare the walk.
+        """Prepare the run.
 
         Args:
             profile: the stages.
             request_batch: mean number of images in one request.
-            drain_s: time without users after the last stage. Locust's master ends half a second after its
-                workers were told to, and never hears of the calls that were still under way.
+            drain_s: time without users after the last stage. Locust's master exits half a second after it
+                stops the workers, so calls that are still in flight then would not be counted.
         """
         super().__init__()
         self._profile, self._request_batch, self._drain_s = profile, request_batch, drain_s
         self.stages: list[dict[str, float]] = []
-        """{load, start, end} of the stages so far, wall clock in seconds."""
+        """{load, start, end} of the stages so far; wall-clock times in seconds."""
 
     def reset_time(self) -> None:
-        """A new run."""
+        """Start a new run."""
         super().reset_time()
         self.stages = []
 
     def tick(self) -> tuple[int, float] | None:
-        """What Locust asks every second."""
+        """Return users and spawn rate, or None at the end; Locust calls this once a second."""
         left_s, now = self.get_run_time(), time.time()
         for number, stage in enumerate(self._profile.stages):
             if left_s < stage.seconds:
@@ -94,31 +94,31 @@ class ProfileShape(LoadTestShape):
 
 
 class _Process:
-    """What the users of this process share."""
+    """State that the users of this process share."""
 
     images: tuple[bytes, ...] = ()
     client: Client | None = None
     loop = "closed"
     unsent = Recording()
-    """What the master has not yet been told."""
+    """Calls not yet reported to the master."""
     recording = Recording()
-    """Of all processes, in the one that reports."""
+    """Calls of all processes, in the process that reports."""
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """Our options beside Locust's own."""
+    """Add our options to Locust's."""
     parser.add_argument("--images", default="data", help="Folder with the images to send.")
-    parser.add_argument("--load", default="", help=f"Profile of the load: {', '.join(PROFILES)}.")
+    parser.add_argument("--load", default="", help=f"Load profile: {', '.join(PROFILES)}.")
     parser.add_argument("--stage-s", type=float, default=10.0, help="Length of one stage, seconds.")
-    parser.add_argument("--peak", type=float, default=None, help="Images/s the server can take.")
-    parser.add_argument("--deadline-s", type=float, default=5.0, help="For each request, seconds.")
-    parser.add_argument("--recording", default="", help="JSON file for what was seen, second by second.")
+    parser.add_argument("--peak", type=float, default=None, help="Peak throughput of the server, images/s.")
+    parser.add_argument("--deadline-s", type=float, default=5.0, help="Deadline of each request, seconds.")
+    parser.add_argument("--recording", default="", help="JSON file for the recording of each second.")
 
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: object) -> None:
-    """Choose the shape and the batch sizes."""
+    """Set the load shape and the request batches."""
     options: Namespace = environment.parsed_options
     options.tags = options.tags or ["batch-1"]
     if options.load:
@@ -132,18 +132,19 @@ def prepare(environment: Environment, **_: object) -> None:
             drain_s = options.deadline_s + 2 * WORKER_REPORT_INTERVAL if options.master else 0.0
             environment.shape_class = ProfileShape(profile, sum(sizes) / len(sizes), drain_s=drain_s)
     if not isinstance(environment.runner, WorkerRunner):
-        _Process.unsent = _Process.recording  # it tells nobody; what a master adds comes from its workers
+        # A single process has no master to report to. A master sends nothing itself.
+        _Process.unsent = _Process.recording
 
 
 @events.test_start.add_listener
 def start(environment: Environment, **_: object) -> None:
-    """Read the images once; every user of this process draws from them."""
+    """Read the images and connect, once for all users of this process."""
     options: Namespace = environment.parsed_options
     try:
         _Process.images = read_sample(Path(options.images))
-        # One connection a process: HTTP/2 carries all users' calls side by side.
+        # One connection for all users: HTTP/2 multiplexes their calls.
         _Process.client = Client(environment.host, batch_size=64, deadline_s=options.deadline_s)
-    except UsageError as exc:  # Locust would log it and start all the same
+    except UsageError as exc:  # Locust would log the error and start anyway
         environment.process_exit_code = _refuse(exc)
         environment.runner.quit()
         return
@@ -153,27 +154,27 @@ def start(environment: Environment, **_: object) -> None:
 
 @events.test_stop.add_listener
 def close_client(**_: object) -> None:
-    """End the connection with the test."""
+    """Close the connection when the test stops."""
     if _Process.client is not None:
         _Process.client.close()
 
 
 @events.report_to_master.add_listener
 def report(data: dict[str, Any], **_: object) -> None:
-    """In a worker: hand over what is new."""
+    """In a worker: send new calls to the master."""
     data["recording"] = _Process.unsent.to_dict()
     _Process.unsent.clear()
 
 
 @events.worker_report.add_listener
 def collect(data: dict[str, Any], **_: object) -> None:
-    """In the master."""
+    """In the master: add a worker's calls."""
     _Process.recording.add(Recording.from_dict(data["recording"]))
 
 
 @events.quitting.add_listener
 def write_recording(environment: Environment, **_: object) -> None:
-    """The stages with what was seen in them, of all processes."""
+    """Write stages and calls of all processes to the `--recording` file."""
     if isinstance(environment.runner, WorkerRunner):
         return
     total = _Process.recording.total()
@@ -198,27 +199,27 @@ def _sender(size: int) -> Callable[["ImageUser"], None]:
 
 
 class ImageUser(User):
-    """Sends images: one request after the other, or one every half a second whatever comes back."""
+    """Sends requests: one after the other in a closed loop, or one every half second in an open loop."""
 
     tasks = [_sender(size) for size in REQUEST_BATCHES]  # noqa: RUF012 - as Locust documents it
 
     def on_start(self) -> None:
-        """The streams of an open loop start at random moments of their first period."""
+        """Start an open loop at a random time within its first period."""
         self._due = time.perf_counter() + random.random() / STREAM_REQUESTS_PER_S
         self._calls = Group()
 
     def on_stop(self) -> None:
-        """Every call that was sent is waited for, and counted."""
+        """Wait for all calls in flight, so that they are counted."""
         self._calls.join()
 
     def send(self, size: int) -> None:
-        """One request of `size` images, or of an open loop the next one that is due."""
+        """Send one request of `size` images; in an open loop, wait until it is due."""
         if _Process.loop != OPEN:
             self._call(size, time.perf_counter())
             return
         gevent.sleep(max(0.0, self._due - time.perf_counter()))
-        # From when it was due, not from when it was sent: a generator that stalls with the server would not
-        # see the waiting of those who come meanwhile.
+        # Latency counts from the due time. Counting from the send time would hide the wait when the generator
+        # stalls together with the server (coordinated omission).
         self._calls.spawn(self._call, size, self._due)
         self._due += 1 / STREAM_REQUESTS_PER_S
 

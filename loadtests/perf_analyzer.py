@@ -1,8 +1,8 @@
-"""NVIDIA's perf_analyzer, the C++ load generator, made ready on a machine without its container.
+"""Install and run perf_analyzer, NVIDIA's C++ load generator, without NVIDIA's container.
 
-The wheel tritonclient 2.51.0 carries the last build of it that runs on glibc 2.36. It lives apart from the
-project's environment, which has a newer tritonclient, and needs two libraries: libcudart.so.12 from a wheel
-and libb64.so.0d from Debian.
+The wheel of tritonclient 2.51.0 has the last build that runs on glibc 2.36. It is installed into a folder of
+its own, because the project's environment has a newer tritonclient. It needs two libraries: libcudart.so.12
+from a wheel and libb64.so.0d from Debian.
 """
 
 import base64
@@ -32,7 +32,7 @@ class PerfAnalyzer:
     library_path: str
 
     def run(self, *arguments: object, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """Run it; it exits with a status other than 0 when its measurement was not stable."""
+        """Run perf_analyzer; its exit status is not 0 if the measurement was not stable."""
         return subprocess.run(
             [str(self.binary), *map(str, arguments)],
             env={**direct_environment(), "LD_LIBRARY_PATH": self.library_path},
@@ -44,10 +44,10 @@ class PerfAnalyzer:
 
 
 def install_perf_analyzer(home: Path = HOME) -> PerfAnalyzer:
-    """Install perf_analyzer into a folder of its own, if it is not there yet.
+    """Install perf_analyzer into `home`, unless it is there already.
 
     Raises:
-        UsageError: a package cannot be had.
+        UsageError: a package cannot be downloaded.
     """
     binary = home / "wheels" / "bin" / "perf_analyzer"
     if not binary.is_file():
@@ -65,13 +65,15 @@ def install_perf_analyzer(home: Path = HOME) -> PerfAnalyzer:
 
 
 def write_images(path: Path, contents: Sequence[bytes], *, expected: Sequence[bytes] | None = None) -> None:
-    """Write perf_analyzer's input: every image padded to the longest, as a request of several wants them.
+    """Write perf_analyzer's input file, with every image padded to the length of the longest.
+
+    Requests with several images need images of equal length.
 
     Args:
         path: JSON file to write.
         contents: encoded images.
-        expected: for each the float32 values of the answer; perf_analyzer stops at the first other one. It
-            can check requests of one image only.
+        expected: the float32 values of each answer; perf_analyzer stops at the first difference. It can check
+            only requests of one image.
     """
     longest = max(map(len, contents))
     data: dict[str, object] = {
@@ -94,6 +96,6 @@ def _run(command: list[str], folder: Path) -> None:
         said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
         raise UsageError(
             f"perf_analyzer cannot be installed: {' '.join(command[:3])}: {said[-1] if said else exc}; it"
-            f" needs PyPI and Debian's packages; or copy {folder} from a machine that has it, or run"
+            f" needs PyPI and Debian's packages. Or copy {folder} from a machine that has it, or run"
             " 'docker compose --profile profile up'"
         ) from exc

@@ -1,4 +1,4 @@
-"""What a Triton server says of itself: its models' configurations and its counters, over gRPC."""
+"""Read a Triton server's model configurations and counters over gRPC."""
 
 import logging
 import threading
@@ -20,21 +20,20 @@ log = logging.getLogger("fruitstand.loadtest")
 
 TIMEOUT_S = 10.0
 Counters = dict[str, ModelCounters]
-"""By model: the ensemble and its steps."""
+"""Counters of the ensemble and its steps, keyed by model."""
 
 
 class ServedModel:
-    """The classifier as a server has it; use as a context manager."""
+    """The classifier on a server; use as a context manager."""
 
     name = FRUIT_CLASSIFIER
 
     def __init__(self, url: str, *, behind_gateway: bool = False) -> None:
-        """Ask for the configurations.
+        """Connect and read the configurations.
 
         Args:
             url: HOST:PORT of the gRPC endpoint.
-            behind_gateway: be content with a gateway that lets nobody see them: there are no `steps` then,
-                and no counters.
+            behind_gateway: accept a gateway that forbids reading them; then `steps` and counters are empty.
 
         Raises:
             UsageError: no server answers there, or it does not serve the classifier.
@@ -55,7 +54,7 @@ class ServedModel:
             cause = exc.__cause__
             forbidden = isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.PERMISSION_DENIED
             if behind_gateway and forbidden:
-                log.warning("%s shows no statistics: the result is without the server's side", url)
+                log.warning("%s forbids statistics: the result lacks the server's counters", url)
                 return
             self.close()
             raise
@@ -67,11 +66,11 @@ class ServedModel:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._channel.close()
 
     def answer(self, image: bytes) -> None:
-        """Let it classify one image.
+        """Check that the server classifies an image.
 
         Raises:
             UsageError: it does not.
@@ -83,7 +82,7 @@ class ServedModel:
             raise UsageError(str(exc)) from exc
 
     def probabilities(self, images: Sequence[bytes]) -> list[bytes]:
-        """The answer to each image alone, float32, as it comes over the wire."""
+        """Classify each image in a request of its own; raw float32 bytes of the answers."""
         answers = []
         for image in images:
             request = service_pb2.ModelInferRequest(model_name=self.name, raw_input_contents=[image])
@@ -93,7 +92,7 @@ class ServedModel:
         return answers
 
     def read(self) -> Counters:
-        """The counters as they are now; none behind a gateway."""
+        """Read the current counters; empty behind a gateway."""
         if not self.configs:
             return {}
         answer = self._ask("ModelStatistics", service_pb2.ModelStatisticsRequest())
@@ -107,7 +106,7 @@ class ServedModel:
         self.configs = {FRUIT_CLASSIFIER: ensemble, **steps}
 
     def _step_configs(self, ensemble: Any) -> Iterator[tuple[str, Any]]:
-        """Of a step that is an ensemble itself, its steps: it has no batches and no instances."""
+        """Configurations of the steps; a step that is an ensemble is replaced by its own steps."""
         for step in ensemble.ensemble_scheduling.step:
             config = self._config(step.model_name)
             if config.ensemble_scheduling.step:
@@ -122,14 +121,14 @@ class ServedModel:
         try:
             return getattr(self._stub, method)(request, timeout=TIMEOUT_S)
         except grpc.RpcError as exc:
-            # Lost later, the server failed: the command was right.
+            # A server that answered before has failed; otherwise the URL is wrong.
             is_lost = self._has_answered and exc.code() is grpc.StatusCode.UNAVAILABLE
             kind = ServerError if is_lost else UsageError
             raise kind(str(translate(exc.code().name, exc.details() or "", self.url))) from exc
 
 
 class StatisticsLog:
-    """Reads the counters once a second, until it is left."""
+    """Context manager that reads the counters once a second in a thread."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -148,13 +147,13 @@ class StatisticsLog:
         self._readings.append((time.time(), self._model.read()))
 
     def between(self, start: float, end: float) -> tuple[Counters, float]:
-        """What the counters grew by, and the seconds it took: the readings nearest to two moments."""
+        """Growth of the counters between the readings nearest to two times, and the seconds between these."""
         first = min(self._readings, key=lambda one: abs(one[0] - start))
         last = min(self._readings, key=lambda one: abs(one[0] - end))
         return growth(first[1], last[1]), last[0] - first[0]
 
     def total(self) -> Counters:
-        """From the first reading to the last."""
+        """Growth of the counters from the first reading to the last."""
         return growth(self._readings[0][1], self._readings[-1][1])
 
     def _run(self) -> None:
@@ -162,17 +161,17 @@ class StatisticsLog:
             try:
                 self._readings.append((time.time(), self._model.read()))
             except FruitstandError as exc:
-                log.warning("no counters any more: %s", exc)
+                log.warning("reading the counters failed: %s", exc)
                 return
 
 
 def growth(before: Counters, after: Counters) -> Counters:
-    """What each model's counters grew by."""
+    """The growth of each model's counters."""
     return {name: after[name] - before[name] for name in after if name in before}
 
 
 def breakdown(counters: Counters, steps: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Each step of the ensemble, as the result files carry it."""
+    """The counters of each step in the form of the result files."""
     return [
         {
             "name": name,

@@ -1,4 +1,4 @@
-"""`fruitstand profile`: perf_analyzer over loads and request batch sizes, several rounds, one result."""
+"""`fruitstand profile`: measure loads and request batches with perf_analyzer, in several rounds."""
 
 import csv
 import logging
@@ -25,11 +25,12 @@ log = logging.getLogger("fruitstand.profile")
 
 NUM_IMAGES = 256
 NUM_WINDOWS = 3
-"""perf_analyzer calls a measurement stable after three windows; how stable it was the rounds show."""
+"""Windows that perf_analyzer needs at least to call a measurement stable."""
 ANY_SPREAD = "999"
+"""Stability percentage that accepts every measurement; the rounds show the spread."""
 START_S = 60.0
 REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
-"""What the server's queue says; perf_analyzer ends at the first."""
+"""Error messages of the server's queue; perf_analyzer stops at the first one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +39,17 @@ class Cell:
 
     loop: str
     requests: float
-    """In flight in a closed loop, a second in an open one."""
+    """Requests in flight in a closed loop, requests/s in an open one."""
     request_batch: int
 
     @property
     def load(self) -> float:
-        """As the result carries it: requests in flight, or images offered a second."""
+        """Requests in flight, or images/s offered, as in the result."""
         return self.requests if self.loop == CLOSED else self.requests * self.request_batch
 
     @property
     def name(self) -> str:
-        """For file names and the log."""
+        """Name for files and the log."""
         return f"{self.loop}-{self.requests:g}-batch-{self.request_batch}"
 
     def arguments(self) -> list[str]:
@@ -61,16 +62,16 @@ class Cell:
 
 
 def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Cell]:
-    """Requests in flight, or with /s requests a second, with commas between.
+    """Parse loads such as "1,8,64" (requests in flight) or "100/s" (requests per second).
 
     Raises:
-        UsageError: something else, or a batch size that no server takes.
+        UsageError: the text is something else, or a request batch is out of range.
     """
     if not all(1 <= size <= MAX_BATCH_SIZE for size in request_batches):
         raise UsageError(f"request-batches: got {list(request_batches)}, allowed 1 to {MAX_BATCH_SIZE}")
     words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*(/s)?", word) for word in words):
-        raise UsageError(f"loads: got {text!r}, expected such as 1,8,64 (in flight) or 100/s (a second)")
+        raise UsageError(f"loads: got {text!r}, expected such as 1,8,64 (in flight) or 100/s (per second)")
     return [
         Cell(
             loop=OPEN if word.endswith("/s") else CLOSED,
@@ -92,26 +93,23 @@ def profile(
     rounds: int = 3,
     seconds: float = 6.0,
 ) -> LoadResult:
-    """Measure every load with every batch size, in turn, `rounds` times over.
+    """Measure every load with every batch size, in `rounds` interleaved rounds.
 
-    Answers to single images are held against those the server gave before the load. perf_analyzer cannot
-    check those of several images in a request.
+    In a closed loop with one image per request, perf_analyzer compares each answer with the one from before
+    the load. It cannot check requests with several images.
 
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
         images: folder with the images to send.
-        out: folder for `result.json`, plots and perf_analyzer's own CSV files.
+        out: folder for `result.json`, plots and perf_analyzer's CSV files.
         loads: see `parse_loads`.
         request_batches: images in one request.
-        rounds: how often each is measured.
-        seconds: for each measurement.
-
-    Returns:
-        The result.
+        rounds: measurements of each load.
+        seconds: length of each measurement.
 
     Raises:
-        UsageError: bad input, no server that answers, or no perf_analyzer.
-        FruitstandError: perf_analyzer failed, or an answer under load was another one.
+        UsageError: bad input, no server that answers, or perf_analyzer cannot be installed.
+        FruitstandError: perf_analyzer failed, or an answer differed under load.
     """
     cells = parse_loads(loads, request_batches)
     if seconds < NUM_WINDOWS or rounds < 1:
@@ -135,14 +133,14 @@ def profile(
                 table = out / "perf_analyzer" / f"{cell.name}-round-{number + 1}.csv"
                 one = _measure(analyzer, model, cell, [*arguments, "-f", str(table)], table, seconds)
                 if one is None:
-                    log.warning("%s: the server refused requests, perf_analyzer gave up", cell.name)
+                    log.warning("%s: the server rejected requests, so perf_analyzer stopped", cell.name)
                     refused.add(cell)
                     continue
                 measured.setdefault(cell, []).append(one)
                 log.info("%d/%d %s: %.1f images/s", number + 1, rounds, cell.name, one["images_per_s"])
         server_version = model.server_version
     if not set(measured) - refused:
-        raise FruitstandError("the server refused requests under every load; profile it with less")
+        raise FruitstandError("the server rejected requests under every load; use smaller --loads")
     points = [_point(cell, measured[cell], seconds) for cell in cells if cell in set(measured) - refused]
     result = LoadResult(
         tool="perf_analyzer",
@@ -173,13 +171,13 @@ def _measure(
     table: Path,
     seconds: float,
 ) -> dict[str, Any] | None:
-    """One run of perf_analyzer, with what the server counted meanwhile; None when its queue refused."""
+    """Run perf_analyzer once and read the server's counters; None if the server rejected requests."""
     before = model.read()
     try:
         done = analyzer.run(*arguments, timeout_s=NUM_WINDOWS * seconds + START_S)
     except subprocess.TimeoutExpired as exc:
         raise FruitstandError(
-            f"perf_analyzer did not end ({cell.name}); does the server still answer?"
+            f"perf_analyzer did not finish ({cell.name}); check that the server still answers"
         ) from exc
     counters = growth(before, model.read())
     said = done.stdout + done.stderr
@@ -198,13 +196,13 @@ def _measure(
         "images_per_s": rate,
         "latency_ms": {name: float(row[f"{name} latency"]) / 1e3 for name in ("p50", "p95", "p99")},
         "num_requests": int(counts[-1]),
-        # The counters also hold what came before and between its windows: as long as those images took.
+        # The counters also cover requests outside the windows, so derive the time from the number of images.
         "steps": breakdown(counters, model.steps, counters[model.name].num_images / rate if rate else 0),
     }
 
 
 def _point(cell: Cell, samples: list[dict[str, Any]], seconds: float) -> Point:
-    """The median of the rounds."""
+    """Combine the rounds of a cell by their medians."""
     names = ("p50", "p95", "p99")
     middle = sorted(samples, key=lambda one: one["images_per_s"])[len(samples) // 2]
     num_requests = sum(one["num_requests"] for one in samples)
@@ -226,7 +224,7 @@ def _point(cell: Cell, samples: list[dict[str, Any]], seconds: float) -> Point:
 
 
 def _knees(points: list[Point]) -> Iterator[Knee]:
-    """One for each batch size of the closed loop."""
+    """Find the knee of each batch size in the closed loop."""
     for size in sorted({point.request_batch for point in points}):
         own = [point for point in points if point.request_batch == size and point.loop == CLOSED]
         if knee := find_knee(own):

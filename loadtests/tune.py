@@ -1,10 +1,10 @@
-"""`fruitstand tune`: the settings that give the most images/s on this machine within a p99 budget.
+"""`fruitstand tune`: find the settings with the most images/s on this machine within a p99 budget.
 
-Optuna proposes settings of the backend that serves here, our own or the Python stubs. Each proposal is
-written into a copy of the repository, served by `fruitstand serve` and loaded by perf_analyzer. The study is
-in the output folder, so that an interrupted search goes on. A search on a noisy machine finds luck as well as
-speed: at the end its best settings and those in use are measured again, in turns, and the best are taken only
-if they win every round.
+Optuna proposes settings for the serving backend, our own or the Python stubs. Each proposal is written to a
+copy of the repository, served by `fruitstand serve` and measured with perf_analyzer. The study is saved in
+the output folder, so an interrupted search continues. On a noisy machine the best trial may be luck. So at
+the end the best and the current settings are measured again in turns, and the best ones are chosen only if
+they win every round.
 """
 
 import logging
@@ -44,22 +44,22 @@ WAITS_US = (0, 1000, 2000, 4000, 8000)
 MAX_INSTANCES = 2
 FINAL_ROUNDS = 3
 MAX_FAILURES = 5
-"""In a row; some proposals cannot be served, but then others can."""
+"""Failed trials in a row that end the search; single proposals may fail to start."""
 QUEUE_S = 0.5
-"""How much work may wait: what is over it would be answered too late to be of use."""
+"""Length of the server's queue, in seconds of work at the measured rate; longer queues exceed deadlines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What is looked for, and with which load."""
+    """The latency budget and the load of a search."""
 
     p99_ms: float
-    """The budget, as the client sees it."""
+    """p99 latency budget, measured by the client."""
     in_flight: int = 64
     request_batch: int = 1
     trials: int = 24
     seconds: float = 6.0
-    """Of load for each measurement."""
+    """Length of each measurement."""
 
     def __post_init__(self) -> None:
         if self.p99_ms <= 0 or self.in_flight < 1 or self.trials < 1:
@@ -70,7 +70,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        """Of the study: another load or budget is another search."""
+        """Name of the study; another load or budget starts another one."""
         return f"p99-{self.p99_ms:g}-ms-{self.in_flight}-in-flight-batch-{self.request_batch}"
 
 
@@ -86,17 +86,17 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     """Search, measure the winner again, and write `tuning.json`, `tune.json` and `frontier.png`.
 
     Args:
-        repository: with a served version; only a copy of it is changed.
+        repository: a repository with a served version; only a copy of it is changed.
         images: folder with the images to send.
-        out: folder for the results, and for the study of an interrupted search.
-        search: what is looked for.
+        out: folder for the results and the study.
+        search: the budget and the load.
 
     Returns:
-        The result, as in `tune.json`.
+        The content of `tune.json`.
 
     Raises:
-        UsageError: no repository, no images, or no perf_analyzer.
-        FruitstandError: not even the settings in use could be measured, or one proposal after the other not.
+        UsageError: no repository, no images, or perf_analyzer cannot be installed.
+        FruitstandError: the current settings, or `MAX_FAILURES` proposals in a row, could not be measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = _Bench(repository, images, out, search)
@@ -111,9 +111,11 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
         )
         failures = failures + 1 if study.trials[-1].state == TrialState.FAIL else 0
         if failures and not _finished(study):
-            raise FruitstandError(f"the settings in use cannot be measured; see {out}")
+            raise FruitstandError(f"the current settings cannot be measured; see {out / 'server.log'}")
         if failures == MAX_FAILURES:
-            raise FruitstandError(f"{failures} settings in a row could not be measured; see {out}")
+            raise FruitstandError(
+                f"{failures} settings in a row could not be measured; see {out / 'server.log'}"
+            )
     found = _finished(study)
     within = [one for one in found if one.user_attrs["p99_ms"] <= search.p99_ms]
     best = max(within, key=lambda one: one.value, default=None)
@@ -135,18 +137,18 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
 
 
 class _Bench:
-    """A copy of the repository, and the load."""
+    """Measures settings on a copy of the repository."""
 
     def __init__(self, repository: Path, images: Path, out: Path, search: Search) -> None:
         self._images, self._out, self._search = images, out, search
         self.copy = out / "repository"
         shutil.rmtree(self.copy, ignore_errors=True)
         if not repository.is_dir():
-            raise UsageError(f"{repository}: no model repository; name one with --repository")
+            raise UsageError(f"{repository}: no model repository; give one with --repository")
         shutil.copytree(repository, self.copy)
 
     def measure(self, tuning: Tuning) -> Measured:
-        """Configure the copy, serve it, load it."""
+        """Configure the copy, serve it, and measure it."""
         settings = self._out / "trial.json"
         write_json(settings, tuning.to_dict())
         command = [sys.executable, "-m", "fruitstand", "models", "configure", settings]
@@ -170,13 +172,13 @@ class _Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """What is searched: the settings that the serving backend reads; the others stay as they are in use."""
+    """The search space: the settings that the serving backend reads. All others keep their current values."""
 
     in_use: Tuning
     backends: str
 
     def propose(self, trial: Trial) -> dict[str, int]:
-        """The settings of one trial; threads as numbers."""
+        """Propose the settings of one trial, with explicit thread counts."""
         budget = thread_budget()
         proposed = {
             "decode_instances": trial.suggest_int("decode_instances", 1, MAX_INSTANCES),
@@ -200,7 +202,7 @@ class _Space:
         }
 
     def tuning(self, proposed: dict[str, int]) -> Tuning:
-        """Settings from a trial's; all of the machine's threads are written as its budget, whatever it is."""
+        """Convert a trial to settings; a count equal to the thread budget becomes "all threads" (-1 or 0)."""
         budget, values = thread_budget(), dict(proposed)
         for name, whole_budget in (("decode_threads", -1), ("infer_threads", 0)):
             if values.get(name) == budget:
@@ -210,7 +212,7 @@ class _Space:
         return replace(self.in_use, **values)
 
     def of_use(self) -> dict[str, int]:
-        """The settings in use as a trial's: the first one."""
+        """The current settings as a trial, with explicit thread counts."""
         budget, values = thread_budget(), self.in_use.to_dict()
         values["decode_threads"] = budget if values["decode_threads"] == -1 else values["decode_threads"]
         values["infer_threads"] = values["infer_threads"] or budget
@@ -220,8 +222,8 @@ class _Space:
 
 
 def _study(out: Path, search: Search, space: _Space) -> optuna.Study:
-    """The search so far; a new one begins with the settings in use."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would show a failed trial's traceback
+    """Open the study; a new one begins with the current settings."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings show tracebacks of failed trials
     storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
     sampler = optuna.samplers.TPESampler(n_startup_trials=8)
     study = optuna.create_study(
@@ -254,7 +256,7 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _play_off(bench: _Bench, in_use: Tuning, best: Tuning) -> list[tuple[Measured, Measured]]:
-    """Settings in use and the best ones, in turns."""
+    """Measure the current and the best settings in turns; returns (current, best) of each round."""
     if best == in_use:
         return []
     return [(bench.measure(in_use), bench.measure(best)) for _ in range(FINAL_ROUNDS)]
@@ -305,7 +307,7 @@ def _result(
 
 
 def frontier(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials that no other beats in images/s and p99 both, the quickest to answer first."""
+    """The Pareto frontier: trials that no other one beats in both images/s and p99; the lowest p99 first."""
     ordered = sorted(trials, key=lambda one: (one["p99_ms"], -one["images_per_s"]))
     best, kept = 0.0, []
     for one in ordered:
@@ -323,7 +325,7 @@ def _plot(path: Path, result: dict[str, Any]) -> None:
         return [one["p99_ms"] for one in of], [one["images_per_s"] for one in of]
 
     axes.scatter(*points(trials), label="a trial")
-    axes.scatter(*points(trials[:1]), marker="s", color="tab:red", label="settings in use")
+    axes.scatter(*points(trials[:1]), marker="s", color="tab:red", label="current settings")
     axes.plot(*points(best), "k-", label="the frontier")
     axes.axvline(result["settings"]["p99_ms"], color="tab:gray", linestyle="--", label="p99 budget")
     axes.set(xlabel="p99, ms", ylabel="images/s", xlim=(0, None), ylim=(0, None))

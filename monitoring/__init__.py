@@ -1,6 +1,6 @@
-"""What to watch: Prometheus scrapes and rules, alerts with their tests, Grafana dashboards.
+"""Monitoring: Prometheus configuration and alerts with their tests, Grafana dashboards, drift detection.
 
-`prometheus.yml`, `targets/` and `rules/` are what Prometheus runs, `tests/` is what promtool checks them
-with, `captured/` holds metrics pages of what a machine without GPU or gateway cannot show, `grafana/` is what
-Grafana loads: its dashboards are edited there and exported as JSON, or edited as JSON.
+`prometheus.yml`, `targets/` and `rules/` configure Prometheus. `tests/` holds promtool cases for the rules.
+`captured/` holds metrics pages from machines with a GPU or a gateway. `grafana/` holds the dashboards as
+JSON: edit them in Grafana and export them, or edit the JSON.
 """

@@ -1,4 +1,4 @@
-"""`fruitstand drift`: is what is served still what the model was trained for?"""
+"""The command `fruitstand drift`: compare served images with those the model was trained for."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from fruitstand.cli_options import Ca, Cert, Json, Port, Repository, Url, connection, needs, print_json
 
 app = typer.Typer(
-    help="Compare what was served with what the model knows.", no_args_is_help=True, rich_markup_mode=None
+    help="Compare served images with the training data.", no_args_is_help=True, rich_markup_mode=None
 )
 
 MAX_CLASSES = 1 << 16
-"""A server answers with all of its classes when it is asked for more than it has."""
-WindowSize = Annotated[int, typer.Option(min=50, help="Images in a window.")]
+"""More classes than any model has: a request for the top MAX_CLASSES returns all of them."""
+WindowSize = Annotated[int, typer.Option(min=50, help="Number of newest samples to compare.")]
 
 
 @app.command()
@@ -28,7 +28,7 @@ def report(
     window_size: WindowSize = 500,
     as_json: Json = False,
 ) -> None:
-    """Compare the newest samples with the reference of their version; exit 1 when they have drifted."""
+    """Compare the newest samples with the reference of their version; exit 1 if they have drifted."""
     with needs("drift"):
         from monitoring.drift.report import drift_report
 
@@ -55,10 +55,10 @@ def watch(
         Path | None, typer.Option(help="Clean samples; default: those in the model version.")
     ] = None,
     window_size: WindowSize = 500,
-    interval_s: Annotated[float, typer.Option(min=1, help="From one report to the next.")] = 600.0,
+    interval_s: Annotated[float, typer.Option(min=1, help="Seconds between reports.")] = 600.0,
     port: Port = 9102,
 ) -> None:
-    """Report every few minutes, and show the newest report: /metrics for Prometheus, / for people."""
+    """Write a report at an interval, and serve the newest: /metrics for Prometheus, / as a web page."""
     with needs("drift"):
         from monitoring.drift.watch import watch_drift
 
@@ -79,15 +79,15 @@ def record(
     out: Annotated[Path, typer.Option(help="File to write, such as window.npz.")],
     url: Url = "127.0.0.1:8001",
     repository: Repository = Path("model_repository"),
-    keep_images: Annotated[int, typer.Option(min=0, help="Keep the pixels of the first so many.")] = 0,
+    keep_images: Annotated[int, typer.Option(min=0, help="Number of images whose pixels to keep.")] = 0,
     ca: Ca = None,
     cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Let a server classify images and write their samples: a reference, or a window of any server.
+    """Send images to a server and write their samples, as a reference or as a window to compare.
 
-    An API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only with --ca
-    or --cert.
+    The API key comes from the environment variable FRUITSTAND_API_KEY. It is sent only over TLS, which --ca
+    or --cert switches on.
     """
     with needs("client"):
         from fruitstand_client.command.sources import find_images
@@ -107,7 +107,7 @@ def record(
 def _ask(
     url: str, paths: list[Path], ca: Path | None, cert: Path | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """For each image the version that answered, and its probabilities by label."""
+    """For each image, the version that answered and the probabilities by label."""
     from fruitstand.progress import track
     from fruitstand_client import Client
 

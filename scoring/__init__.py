@@ -1,1 +1,1 @@
-"""Score millions of images offline: the served decode and ONNX session in an actor pool of Ray Data."""
+"""Score millions of images offline, with the server's decoder and ONNX session on Ray Data."""

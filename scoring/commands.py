@@ -1,4 +1,4 @@
-"""`fruitstand score`: offline scoring."""
+"""The command `fruitstand score`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,29 +10,34 @@ from fruitstand.cli_options import Ca, Cert, Json, TrustedKeys, connection, need
 
 def score(
     source: Annotated[
-        Path, typer.Argument(help="Folder of images, parquet files or tars; or one such file.")
+        Path, typer.Argument(help="Folder of images, Parquet files or tars; or one such file.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the answers; the same one again goes on.")],
-    repository: Annotated[Path | None, typer.Option(help="Score with the version it serves.")] = None,
-    url: Annotated[str | None, typer.Option(help="Or ask the server at this HOST:PORT.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes; default: one a processor; 0: this one, without Ray.")
+    out: Annotated[Path, typer.Option(help="Folder for the answers; a stopped job in it continues.")],
+    repository: Annotated[
+        Path | None, typer.Option(help="Score with this model repository's served version.")
     ] = None,
-    partition_size: Annotated[int, typer.Option(min=1, help="Images written together.")] = 512,
+    url: Annotated[str | None, typer.Option(help="Score with the server at HOST:PORT instead.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; default: one per core; 0: this one, without Ray.")
+    ] = None,
+    partition_size: Annotated[int, typer.Option(min=1, help="Images in one output file.")] = 512,
     top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
-    columns: Annotated[str, typer.Option(help="IMAGE,ID of parquet.")] = "image,path",
+    columns: Annotated[
+        str, typer.Option(help="IMAGE,ID: the Parquet columns of image and id.")
+    ] = "image,path",
     address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="Of a Ray cluster; default: start Ray here.")
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use; default: start Ray here.")
     ] = None,
     trusted_keys: TrustedKeys = None,
     ca: Ca = None,
     cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Score any number of images offline, each exactly once, whatever is killed on the way.
+    """Score any number of images offline, each exactly once, even if the job is killed and run again.
 
-    A server's API key is read from the environment variable FRUITSTAND_API_KEY; it leaves a machine only with
-    --ca or --cert. On a cluster each machine has its own variable, and the files of --ca and --cert.
+    The API key for a server comes from the environment variable FRUITSTAND_API_KEY. It is sent only over TLS,
+    which --ca or --cert switches on. Each machine of a cluster needs this variable and the files of --ca and
+    --cert.
     """
     with needs("score"):
         from scoring.score import score as run_score
@@ -55,9 +60,9 @@ def score(
         return
     rate = result["num_scored_now"] / max(result["total_s"], 1e-9)
     print(
-        f"{out}: {result['num_predictions']} images answered, {result['num_errors']} not"
-        f" ({result['num_scored_now']} of them now, {rate:.0f} images/s), model version"
+        f"{out}: {result['num_predictions']} images answered, {result['num_errors']} rejected"
+        f" ({result['num_scored_now']} in this run, {rate:.0f} images/s), model version"
         f" {result['model']['version']}"
     )
     if result["num_errors"]:
-        print(f"why not: {out / 'errors'}")
+        print(f"rejected images: {out / 'errors'}")

@@ -1,12 +1,12 @@
-"""The folder a scoring job writes: every finished partition once, whatever was killed in between.
+"""The output folder of a scoring job, which holds every finished partition exactly once.
 
     OUT/
-    ├── job.json                          inputs, model and cut, pinned by the first run
-    ├── predictions/part-000000.parquet   a row for each answered image; its presence says: finished
-    └── errors/part-000000.parquet        a row for each image without an answer; missing when there is none
+    ├── job.json                          inputs, model and settings, pinned by the first run
+    ├── predictions/part-000000.parquet   a row for each answered image; the partition is finished if it
+    exists └── errors/part-000000.parquet        a row for each rejected image; missing if there is none
 
-A partition's two files are written whole, the errors first. So one without predictions is scored again, and
-what its errors held is replaced.
+Both files of a partition are written atomically, the errors first. A partition without predictions is scored
+again, and its errors are replaced.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ SHA256_DIGITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A scoring job's folder."""
+    """The folder of a scoring job."""
 
     directory: Path
     model: dict[str, str | None]
-    """Version and hashes that stand in every row."""
+    """Version and hashes, which every row carries."""
 
     def file(self, table: str, number: int) -> Path:
-        """Where a partition of `predictions` or `errors` lies."""
+        """Path of a partition of `predictions` or `errors`."""
         return self.directory / table / f"part-{number:06}.parquet"
 
     def is_finished(self, number: int) -> bool:
-        """Whether a partition has all its rows."""
+        """Whether all rows of a partition are written."""
         return self.file("predictions", number).exists()
 
     def write(self, number: int, scored: Sequence[tuple[Image, Answer | str]]) -> None:
@@ -58,7 +58,7 @@ class Job:
         self._write_table(self.file("predictions", number), [image for image, _ in answered], columns)
 
     def count_rows(self) -> dict[str, int]:
-        """Rows in each table, from the files themselves.
+        """Count the rows of each table in its files.
 
         Raises:
             ArtefactError: a file is damaged.
@@ -98,11 +98,11 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(directory: Path, record: dict[str, Any]) -> Iterator[Job]:
-    """Begin a job in a folder, or go on with the one that is there; nobody else may meanwhile.
+    """Start a job in a folder, or continue the one that is there, with a lock on the folder.
 
     Args:
-        directory: of the job.
-        record: what the job is, JSON-ready; `inputs`, `model` and the rest have to be those it began with.
+        directory: the folder of the job.
+        record: inputs, model and settings, JSON-ready; they must equal those the job began with.
 
     Raises:
         UsageError: the folder holds something else, or a job with other inputs, model or settings.
@@ -110,13 +110,13 @@ def open_job(directory: Path, record: dict[str, Any]) -> Iterator[Job]:
     """
     path = directory / RECORD_NAME
     if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory}: is no folder; choose another --out")
+        raise UsageError(f"{directory}: not a folder; choose another --out")
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise ArtefactError(f"{directory}: another run is writing into it; let it end") from exc
+            raise ArtefactError(f"{directory}: another run is writing into it; wait until it ends") from exc
         for folder in (directory, directory / "predictions", directory / "errors"):
             sweep_temporaries(folder, of_anyone=True)
         if path.exists():
@@ -133,19 +133,19 @@ def _refuse_other(directory: Path, begun: dict[str, Any], now: dict[str, Any]) -
         if begun.get(key) != now[key]:
             raise UsageError(
                 f"{directory}: holds a job with other {key} ({_short(begun.get(key))},"
-                f" now {_short(now[key])}); go on with the same, or choose another --out"
+                f" now {_short(now[key])}); continue it with the same, or choose another --out"
             )
 
 
 def _short(value: Any) -> str:
-    """A value of the record for an error message; of a hash its beginning."""
+    """Shorten a value of the record for an error message; hashes are cut."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
     return value[:12] if isinstance(value, str) and len(value) == SHA256_DIGITS else str(value)
 
 
 def _ranked_columns(answers: Sequence[Answer]) -> dict[str, Any]:
-    """`label`, `probability` and `top_k` of the predictions, built flat: a dict an answer would cost more."""
+    """Columns `label`, `probability` and `top_k`, built from flat lists, which is faster than from dicts."""
     import pyarrow as pa
 
     ends = [0]
@@ -166,5 +166,5 @@ def _ranked_columns(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _text(value: str) -> str:
-    """A file name may hold bytes that are no UTF-8; they are written as escapes."""
+    """Escape the bytes of a file name that are not UTF-8."""
     return value.encode("utf-8", "backslashreplace").decode()

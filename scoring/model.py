@@ -1,7 +1,7 @@
-"""What answers the images of a job: the served version's own decode and session, or a server.
+"""The models that score a job: a repository's served version in this process, or a server.
 
-A model is pinned before anything is scored. Every worker loads what was pinned and refuses anything else, so
-a promotion in the middle of a job cannot mix two versions.
+The model is pinned before the job starts. Every worker loads the pinned model and refuses any other, so a
+promotion during a job cannot mix two versions.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from fruitstand.network.tls import Tls
 from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
 
 ALL_CLASSES = 2**16
-"""More than a model has; Triton answers with as many as there are."""
+"""More classes than any model has; Triton then returns all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Answer:
     labels: Sequence[str]
     """Most probable first."""
     probabilities: Sequence[float]
-    """In the same order, 0 to 1."""
+    """Probabilities in the same order, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ class PinnedVersion:
     repository: Path
     version: int
     manifest_sha256: str
-    """Of its manifest, which holds the sha256 of every file."""
+    """sha256 of its manifest, which holds the sha256 of every file."""
     pipeline: Path
     """The DALI pipeline in front of it, relative to the repository."""
     pipeline_sha256: str
     config: dict[str, Any]
-    """Of the classifier, as Triton hands it to a backend."""
+    """The classifier's configuration, in the form that Triton passes to a backend."""
 
     def identity(self) -> dict[str, str | None]:
-        """What a job may not change half way."""
+        """The values that must not change during a job."""
         return {
             "version": str(self.version),
             "manifest_sha256": self.manifest_sha256,
@@ -76,12 +76,13 @@ class PinnedServer:
     url: str
     version: str
     labels_sha256: str
-    """Of its classes: another repository counts its versions from 1 as well."""
+    """Hash of its classes; the version number alone does not identify the model repository."""
     tls: Tls | None = None
-    """Of the connection; the API key is no part of it, for each machine has it in its environment."""
+    """TLS settings of the connection. The API key is not pinned; each machine reads it from its
+    environment."""
 
     def identity(self) -> dict[str, str | None]:
-        """What a job may not change half way; a server does not tell its manifest's hash."""
+        """The values that must not change during a job; a server does not expose its manifest's hash."""
         return {
             "version": self.version,
             "manifest_sha256": None,
@@ -95,11 +96,11 @@ class PinnedServer:
 
 
 def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion:
-    """Verify the version a repository serves, as the server does before it starts, and pin it.
+    """Verify the version that a repository serves, as the server does at its start, and pin it.
 
     Raises:
         UsageError: no repository, or nothing published in it.
-        ArtefactError: a version was altered, is not signed as asked, or has no DALI pipeline.
+        ArtefactError: a version was altered, has no trusted signature, or has no DALI pipeline.
     """
     from serving.triton.embedded import checked_repository
 
@@ -116,15 +117,15 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
 
 
 def pin_server(url: str, tls: Tls | None) -> PinnedServer:
-    """Ask a server which version answers, and with which classes, by an image.
+    """Send a canary image to a server, and pin the version and the classes that answer.
 
     Args:
         url: HOST:PORT.
-        tls: of the connection.
+        tls: TLS settings of the connection.
 
     Raises:
-        ClientError: it does not answer.
-        ServerError: it has no answer for a sound image.
+        ClientError: the server does not answer.
+        ServerError: the server rejects a valid image.
     """
     from fruitstand.images.synthetic import canary_image
     from fruitstand_client import Client
@@ -133,25 +134,25 @@ def pin_server(url: str, tls: Tls | None) -> PinnedServer:
         (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)
     if prediction.error or prediction.model_version is None:
         raise ServerError(f"{url}: a canary image was not answered: {prediction.error}")
-    # Sorted: which class comes before which may hang on the last digit.
+    # Sorted, because rounding may change the order of nearly equal probabilities.
     labels = "\n".join(sorted(rank.label for rank in prediction.top_k))
     labels_sha256 = hashlib.sha256(labels.encode()).hexdigest()
     return PinnedServer(url, prediction.model_version, labels_sha256, tls)
 
 
 class LocalModel:
-    """The decode and the session of the embedded server's backends, in this process; one per thread."""
+    """Decoder and session of the embedded server's backends in this process; not thread-safe."""
 
     def __init__(self, pinned: PinnedVersion, *, num_threads: int, top_k: int) -> None:
         """Load the pinned version.
 
         Args:
-            pinned: what to load.
-            num_threads: of the decode and of the session.
+            pinned: the version to load.
+            num_threads: threads of the decoder, and of the session.
             top_k: classes in each answer.
 
         Raises:
-            ArtefactError: the repository does not hold what was pinned.
+            ArtefactError: the repository no longer holds what was pinned.
             ServerError: the model cannot be loaded here.
         """
         from serving.engine.decoder import Decoder
@@ -164,20 +165,22 @@ class LocalModel:
             (pipeline, pinned.pipeline_sha256),
         ):
             if not path.is_file() or sha256_file(path) != expected:
-                raise ArtefactError(f"{path}: not as the job began; every machine needs the same files")
+                raise ArtefactError(
+                    f"{path}: differs from the start of the job; all machines need equal files"
+                )
         self._labels = np.array(version.manifest["labels"], dtype=object)
         self._top_k = min(top_k, len(self._labels))
         self._preprocessing = Preprocessing.from_dict(version.manifest["preprocessing"])
         self._decoder = Decoder(
             pipeline, input_name=ENCODED, max_batch_size=MAX_BATCH_SIZE, num_threads=num_threads
         )
-        # Holds the model file against the manifest once more, on the machine that loads it.
+        # This checks the model file against the manifest again, on the machine that loads it.
         self._session = open_session(
             version.directory, pinned.config, device_id=None, num_threads=num_threads
         )
 
     def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
-        """Classify up to 64 encoded images; for each its answer, or why it was refused."""
+        """Classify up to 64 encoded images; returns an answer or an error message for each."""
         files = [_as_the_client_sends(one, self._preprocessing) for one in encoded]
         taken = [one for one in files if not isinstance(one, ImageRejected)]
         results = iter(self._decoder.decode(taken) if taken else [])
@@ -193,7 +196,7 @@ class LocalModel:
 
 
 def _as_the_client_sends(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray | ImageRejected:
-    """A file in a format that the server reads, converted if need be, as (N,) uint8; or why there is none."""
+    """Convert an image to a supported format if necessary; (N,) uint8, or the error."""
     try:
         return np.frombuffer(as_supported(encoded, preprocessing).content, np.uint8)
     except ImageRejected as exc:
@@ -201,15 +204,10 @@ def _as_the_client_sends(encoded: bytes, preprocessing: Preprocessing) -> np.nda
 
 
 class ServedModel:
-    """A server's endpoint, asked through the client."""
+    """A server that answers through the client."""
 
     def __init__(self, pinned: PinnedServer, *, top_k: int) -> None:
-        """Prepare the connection.
-
-        Args:
-            pinned: where, and which version has to answer.
-            top_k: classes in each answer.
-        """
+        """Connect to the pinned server; answers hold `top_k` classes."""
         from fruitstand_client import Client
 
         self._pinned, self._top_k = pinned, top_k
@@ -221,7 +219,7 @@ class ServedModel:
         )
 
     def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
-        """Classify encoded images; for each its answer, or why it was refused.
+        """Classify encoded images; returns an answer or an error message for each.
 
         Raises:
             ServerError: another version answers than the job began with.
@@ -229,7 +227,7 @@ class ServedModel:
         """
         answers: list[Answer | str] = []
         for one in self._client.classify_stream(encoded, top_k=self._top_k):
-            # Only a refused image belongs into the error table; all else ends the job, to be gone on with.
+            # Rejected images go to the error table. All other errors end the job, which can be continued.
             if one.failure is not None and not isinstance(one.failure, ImageRejected):
                 raise one.failure
             if one.error is not None:
@@ -237,7 +235,7 @@ class ServedModel:
                 continue
             if one.model_version != self._pinned.version:
                 raise ServerError(
-                    f"{self._pinned.url}: answers with version {one.model_version}, the job began with"
+                    f"{self._pinned.url}: answers with version {one.model_version}, but the job began with"
                     f" {self._pinned.version}; roll back, or score into another --out"
                 )
             answers.append(
@@ -247,7 +245,7 @@ class ServedModel:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A `config.pbtxt` with the keys of the JSON that Triton hands to a backend."""
+    """Read a `config.pbtxt` into the form that Triton passes to a backend."""
     from google.protobuf import json_format, text_format
     from tritonclient.grpc import model_config_pb2
 

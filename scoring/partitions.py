@@ -1,6 +1,7 @@
-"""The inputs of a scoring job, cut into partitions that are the same whenever they are cut.
+"""Cut the inputs of a scoring job into partitions, deterministically.
 
-A partition says where its images lie and is small; the images themselves are read by whoever scores them.
+A partition holds only the locations of its images, so it is small; the worker that scores it reads the
+images.
 """
 
 import hashlib
@@ -23,25 +24,26 @@ class Image:
     """One input."""
 
     index: int
-    """Its place among all inputs of the job, from 0."""
+    """Position among all inputs of the job, from 0."""
     path: str
-    """A file relative to the source, SHARD.tar/MEMBER, or the value of the id column."""
+    """File relative to the source, SHARD.tar/MEMBER, or the value of the id column."""
     content: bytes | str
-    """The encoded image, or why it cannot be read."""
+    """The encoded image, or the reason why it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some images of one file: a file, a member of a tar, or a row group of a parquet file."""
+    """Where one or more images are: a file, a member of a tar, or a row group of a Parquet file."""
 
     file: str
-    """Relative to the source's folder."""
+    """Path relative to the source's folder."""
     num_images: int = 1
     member: str = ""
     """Name inside the tar."""
     start: int = 0
     """Offset of the member in bytes, or number of the row group."""
     size_bytes: int = 0
+    """Size of the member in a tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +56,18 @@ class Partition:
     folder: Path
     pieces: tuple[Piece, ...]
     columns: tuple[str, str]
-    """Of the image and of its id; parquet only."""
+    """Names of the image column and the id column; Parquet only."""
 
     @property
     def num_images(self) -> int:
-        """How many inputs it holds."""
+        """Number of inputs."""
         return sum(piece.num_images for piece in self.pieces)
 
     def read(self) -> Iterator[Image]:
-        """Its inputs in their order; an image that cannot be read is one with a reason.
+        """Read the inputs in order; an unreadable image has the reason as its content.
 
         Raises:
-            DataError: a parquet file that was sound when the job was planned cannot be read any more.
+            DataError: a Parquet file that was readable when the job was planned no longer is.
         """
         index = self.first
         for piece in self.pieces:
@@ -86,19 +88,19 @@ class Inputs:
     partitions: list[Partition]
     num_images: int
     sha256: str
-    """Of the list: every name with its size and time of change, and how it is cut."""
+    """Hash of all names, sizes and modification times, and of how the inputs are cut."""
 
 
 def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) -> Inputs:
     """List a source's images and cut them into partitions.
 
     Args:
-        source: a folder of images, of parquet files or of WebDataset tars; or one such file.
-        partition_size: images in a partition; of parquet whole row groups, so some more.
-        columns: of the encoded image and of its id; parquet only.
+        source: a folder of images, of Parquet files or of WebDataset tars; or one such file.
+        partition_size: minimum number of images in a partition; Parquet row groups are not cut.
+        columns: names of the image column and the id column; Parquet only.
 
     Raises:
-        UsageError: nothing there, several kinds of files at once, a compressed tar, or no such column.
+        UsageError: no input, several kinds of files, a compressed tar, or no such column.
         DataError: a tar or parquet file is damaged.
     """
     folder = source if source.is_dir() else source.parent
@@ -106,11 +108,11 @@ def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) 
     found = {kind for name in files if (kind := KINDS.get(Path(name).suffix.lower()))}
     compressed = next((name for name in files if name.lower().endswith(COMPRESSED_TARS)), None)
     if compressed:
-        raise UsageError(f"{folder / compressed}: a compressed tar has no parts to share out; unpack it")
+        raise UsageError(f"{folder / compressed}: a compressed tar cannot be read in parts; decompress it")
     if len(found) != 1:
         what = f"holds files of several kinds ({', '.join(sorted(found))})" if found else "holds no image"
         raise UsageError(
-            f"{source}: {what}; name a folder of images, of parquet files or of tars, or one such file"
+            f"{source}: {what}; give a folder of images, of Parquet files or of tars, or one such file"
         )
     kind = found.pop()
     digest = hashlib.sha256(f"{partition_size} {columns if kind == 'parquet' else ''}".encode())
@@ -131,14 +133,14 @@ def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) 
 
 
 def _files(source: Path) -> list[str]:
-    """Names relative to the source's folder, sorted; no link to a folder is followed, so none loops."""
+    """Sorted names relative to the source's folder; links to folders are not followed, which avoids loops."""
     if not source.is_dir():
         if not source.exists():
             raise UsageError(f"{source}: no such file or folder")
         return [source.name]
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be searched: {error.strerror}") from error
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
     return sorted(
         os.path.relpath(os.path.join(parent, name), source)
@@ -158,14 +160,14 @@ def _pieces(folder: Path, name: str, kind: str, columns: tuple[str, str]) -> Ite
 
 
 def _members(path: Path, name: str) -> Iterator[Piece]:
-    """The images in a tar; only headers are read."""
+    """Find the images in a tar; reads only the headers."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if member.isreg() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                     yield Piece(name, 1, member.name, member.offset_data, member.size)
     except tarfile.TarError as exc:
-        raise DataError(f"{path}: damaged, or no tar file ({exc})") from exc
+        raise DataError(f"{path}: damaged, or not a tar file ({exc})") from exc
 
 
 def _row_groups(path: Path, name: str, columns: tuple[str, str]) -> Iterator[Piece]:
@@ -178,16 +180,16 @@ def _row_groups(path: Path, name: str, columns: tuple[str, str]) -> Iterator[Pie
             if missing:
                 raise UsageError(
                     f"{path}: no column {min(missing)!r}, it has {', '.join(file.schema_arrow.names)};"
-                    " name the image's and the id's with --columns IMAGE,ID"
+                    " give the columns of image and id with --columns IMAGE,ID"
                 )
             for number in range(file.num_row_groups):
                 yield Piece(name, file.metadata.row_group(number).num_rows, start=number)
     except (pa.ArrowException, OSError) as exc:
-        raise DataError(f"{path}: damaged, or no parquet file ({exc})") from exc
+        raise DataError(f"{path}: damaged, or not a Parquet file ({exc})") from exc
 
 
 def _cut(pieces: list[Piece], partition_size: int) -> Iterator[list[Piece]]:
-    """Runs of pieces with at least `partition_size` images each, but for the last."""
+    """Group consecutive pieces into partitions of at least `partition_size` images, except the last."""
     run: list[Piece] = []
     num_images = 0
     for piece in pieces:
@@ -201,7 +203,7 @@ def _cut(pieces: list[Piece], partition_size: int) -> Iterator[list[Piece]]:
 
 
 def _read_bytes(path: Path, piece: Piece) -> bytes | str:
-    """A file's or a member's content, or why there is none; what is too large is not read."""
+    """Read a file or a tar member, or return the reason why not; too large files are not read."""
     try:
         with path.open("rb", buffering=0) as file:
             size = piece.size_bytes if piece.member else os.fstat(file.fileno()).st_size
@@ -213,7 +215,7 @@ def _read_bytes(path: Path, piece: Piece) -> bytes | str:
 
 
 def _read_rows(path: Path, piece: Piece, columns: tuple[str, str]) -> Iterator[tuple[str, bytes | str]]:
-    """The images of a row group with their ids, a few at a time."""
+    """Read ids and images of a row group, a few at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,7 +1,7 @@
 """`fruitstand score`: offline scoring on Ray Data.
 
-Only descriptions of partitions travel through Ray: its workers read the images and write the answers
-themselves, so that no image is copied between processes.
+Only the locations of images travel through Ray. The workers read the images and write the answers themselves,
+so no image is copied between processes.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from scoring.partitions import Image, Partition, find_inputs
 
 
 class Worker:
-    """Loads the model once, for its first partition, and scores partitions with it."""
+    """Scores partitions; loads the model with the first one."""
 
     def __init__(
         self, job: Job, pinned: PinnedVersion | PinnedServer, *, num_threads: int, top_k: int
     ) -> None:
-        """Take note of the model; Ray Data 2.60 waits for ever for workers that cannot be constructed.
+        """Keep the arguments. The model is loaded later: Ray Data 2.60 hangs if a constructor fails.
 
         Args:
             job: where to write.
             pinned: the model.
-            num_threads: of the decode and of the session.
+            num_threads: threads of the decoder, and of the session.
             top_k: classes in each answer.
         """
         self._job = job
@@ -53,13 +53,10 @@ class Worker:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Score partitions, as `map_batches` calls it.
-
-        Args:
-            batch: `partition`, one partition.
+        """Score a batch of one partition; `map_batches` calls this.
 
         Returns:
-            What `score` returns, and as `failure` why there is none: Ray loses the type of an error.
+            The result of `score`, and the error message as `failure`, because Ray loses the type of an error.
         """
         nothing = dict.fromkeys(("num_images", "started", "ended"), 0.0)
         (partition,) = batch["partition"]
@@ -73,7 +70,7 @@ class Worker:
         """Score one partition and write it.
 
         Returns:
-            How many images it holds, and when it was begun and ended, s.
+            Its number of images, and when it was started and ended, s.
         """
         model = self._model = self._model or self._open()
         started = time.time()
@@ -83,13 +80,13 @@ class Worker:
             answers = iter(model.answer(readable))
             for one in images:
                 answer = next(answers) if isinstance(one.content, bytes) else one.content
-                # What the file held is let go: memory does not grow with the partition.
+                # Drop the content, so that memory does not grow with the partition.
                 scored.append((Image(one.index, one.path, ""), answer))
         self._job.write(partition.number, scored)
         return {"num_images": len(scored), "started": started, "ended": time.time()}
 
     def _batches(self, partition: Partition) -> Iterator[list[Image]]:
-        """The partition's images in batches; one is read ahead while another is scored."""
+        """Yield the partition's images in batches; the next one is read while one is scored."""
         images = partition.read()
 
         def read() -> list[Image]:
@@ -102,9 +99,9 @@ class Worker:
 
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Of a Ray that is started for the job: it holds descriptions, not images."""
+"""Object store of a Ray started for the job; it holds locations, not images."""
 MAX_RETRIES = 3
-"""How often a partition is begun again because its worker died; what kills every worker ends the job."""
+"""How often a partition is retried after its worker died; then the job ends."""
 
 
 def score(
@@ -121,23 +118,24 @@ def score(
     trusted_keys: Path | None,
     tls: Tls | None,
 ) -> dict[str, Any]:
-    """Score every image of a source once, and go on where an earlier run was stopped.
+    """Score every image of a source exactly once; a stopped job continues where it stopped.
 
     Args:
         source: see `scoring.partitions.find_inputs`.
-        out: the job's folder, see `scoring.job`.
-        repository: scores with the version it serves.
-        url: HOST:PORT of a server that scores instead.
-        num_workers: processes; None takes what the processors allow; 0 works in this one, without Ray.
-        partition_size: images that are written together.
+        out: the folder of the job, see `scoring.job`.
+        repository: a model repository whose served version scores the images.
+        url: HOST:PORT of a server that scores them instead.
+        num_workers: processes; None is one per core; 0 uses this process, without Ray.
+        partition_size: images in one output file.
         top_k: classes in each answer.
-        columns: IMAGE,ID of a parquet source.
-        address: of a Ray cluster, on which source, repository and out are shared; None starts Ray here.
+        columns: IMAGE,ID: names of the columns of a Parquet source.
+        address: address of a Ray cluster whose machines share source, repository and out; None starts Ray
+            here.
         trusted_keys: a folder with public keys, one of which must have signed the served version.
-        tls: of the connection to that server.
+        tls: TLS settings of the connection to the server.
 
     Returns:
-        Counts, the model, and how long it took, s.
+        Counts, the model, and the duration, s.
 
     Raises:
         UsageError: no input, no model, or a folder with another job.
@@ -148,7 +146,7 @@ def score(
     if len(names) != 2 or not all(names):
         raise UsageError(f"--columns: got {columns!r}, expected two names, as in image,path")
     if (repository is None) == (url is None):
-        raise UsageError("name one of --repository and --url")
+        raise UsageError("give either --repository or --url")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out}: is inside {source}, whose files are the job's inputs; choose another --out")
     started = time.time()
@@ -161,7 +159,7 @@ def score(
     }
     with open_job(out, record) as job:
         left = [one for one in inputs.partitions if not job.is_finished(one.number)]
-        # Measured: a process a processor does more than one with all of them.
+        # Measured: one single-threaded process per core is faster than one process with all threads.
         options = {"num_threads": thread_budget() if num_workers == 0 else 1, "top_k": top_k}
         with _results(left, job, pinned, options, num_workers=num_workers, address=address) as results:
             rows = list(track(results, total=len(left), description="score partitions"))
@@ -169,7 +167,7 @@ def score(
     if sum(counts.values()) != inputs.num_images:
         raise ArtefactError(
             f"{out}: {counts['predictions']} predictions and {counts['errors']} errors for"
-            f" {inputs.num_images} images; something else changed this folder: score into another --out"
+            f" {inputs.num_images} images; another program changed this folder; score into another --out"
         )
     return {
         "num_images": inputs.num_images,
@@ -192,7 +190,7 @@ def _results(
     num_workers: int | None,
     address: str | None,
 ) -> Iterator[Iterable[dict[str, float]]]:
-    """What the workers return, as they return it."""
+    """Score partitions with the chosen workers; yields their results as they arrive."""
     if not partitions:
         yield []
     elif num_workers == 0:
@@ -203,7 +201,7 @@ def _results(
             fitting = int(num_cpus)
             if (num_workers or 1) > fitting:
                 raise UsageError(
-                    f"{num_workers or 1} workers need a processor each, Ray has {num_cpus:g}; lower --workers"
+                    f"{num_workers or 1} workers need a core each, but Ray has {num_cpus:g}; lower --workers"
                 )
             pool = min(num_workers or fitting, len(partitions))
             yield _map_on_ray(partitions, (job, pinned), options, pool)
@@ -211,10 +209,10 @@ def _results(
 
 @contextlib.contextmanager
 def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
-    """Connect to a cluster, or start Ray here; the number of processors it has."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15: whatever else runs here would go before
-    # Under `uv run` it would upload the working directory, of whatever size, and start workers with uv again.
+    """Connect to a cluster, or start Ray here; yields its number of CPUs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the default 15 gives other processes priority
+    # Under `uv run` Ray uploads the working directory and starts its workers with uv.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
@@ -226,8 +224,8 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
             logging_level=logging.ERROR,
             **({} if address else here),
         )
-    except Exception as exc:  # ConnectionError, ValueError, RuntimeError, and for a late node plainly this
-        raise ServerError(f"{address or 'this machine'}: no Ray to work on ({exc})") from exc
+    except Exception as exc:  # Ray raises ConnectionError, ValueError, RuntimeError, and bare Exception
+        raise ServerError(f"{address or 'this machine'}: cannot connect to or start Ray ({exc})") from exc
     try:
         yield ray.cluster_resources().get("CPU", 0.0)
     finally:
@@ -237,16 +235,16 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[float]:
 def _map_on_ray(
     partitions: list[Partition], arguments: tuple[Any, ...], options: dict[str, int], num_workers: int
 ) -> Iterator[dict[str, float]]:
-    """Score partitions in a pool of Ray actors; Ray restarts one that dies and repeats what it was doing."""
+    """Score partitions in a pool of Ray actors; Ray restarts an actor that dies and retries its partition."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
     context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours is shown
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as well
+    context.enable_progress_bars = False  # we show our own
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
     items = [{"partition": one} for one in partitions]
     with warnings.catch_warnings():
-        # Going away in Ray 2.64, and so far the only way to bound the retries.
+        # Deprecated, to be removed in Ray 2.64, but so far the only way to limit the retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,
@@ -264,4 +262,4 @@ def _map_on_ray(
             yield row
     except ray.exceptions.RayError as exc:
         said = str(exc).strip().splitlines()[0]
-        raise ServerError(f"a worker died: {said}; the same command goes on where this one stopped") from exc
+        raise ServerError(f"a worker died: {said}; run the same command again to continue") from exc

@@ -1,4 +1,4 @@
-"""What is sent, and how much for how long: the images of a folder, and the named load profiles."""
+"""The named load profiles, and the sample of images to send."""
 
 import random
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from fruitstand_client.command.sources import find_images
 
 MAX_IMAGES = 2_000
 REQUEST_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-"""Images in a request that a load may have."""
+"""Allowed numbers of images in one request."""
 CLOSED, OPEN = "closed", "open"
 RAMP_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BREAK_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3)
 PROFILES = ("ramp", "break", "steady", "spike", "soak")
 STREAM_REQUESTS_PER_S = 2.0
-"""Of one user of an open loop: Locust spreads users over its workers, and with them the rate."""
+"""Request rate of one user in an open loop. Locust spreads users over its workers, which spreads the rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A constant load."""
+    """A constant load for some time."""
 
     load: float
-    """Users of a closed loop; images/s of an open one."""
+    """Users in a closed loop; images/s in an open loop."""
     seconds: float
 
     def num_users(self, loop: str, request_batch: float) -> int:
-        """Locust users that make this load."""
+        """Number of Locust users that generate this load."""
         if loop == CLOSED:
             return round(self.load)
         return max(1, round(self.load / request_batch / STREAM_REQUESTS_PER_S))
@@ -36,10 +36,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """Stages of one loop.
+    """A sequence of stages.
 
     In a closed loop a user sends its next request when the last one is answered. In an open loop requests
-    come at a constant rate whether the server keeps up or not, as they do from the world.
+    arrive at a constant rate whether the server keeps up or not, as in production.
     """
 
     name: str
@@ -48,15 +48,15 @@ class Profile:
 
 
 def named_profile(name: str, *, stage_s: float, peak: float | None = None) -> Profile:
-    """A profile by its name.
+    """Build a profile by name.
 
     Args:
         name: one of `PROFILES`.
-        stage_s: length of one stage of a ramp, seconds; the others are multiples of it.
-        peak: images/s that the server can take; the open loops are shares of it.
+        stage_s: length of one stage of a ramp, seconds; stages of the other profiles are multiples of it.
+        peak: images/s that the server can handle; the loads of open loops are shares of it.
 
     Raises:
-        UsageError: an unknown name, no peak where one is needed, or a number outside what is allowed.
+        UsageError: an unknown name, a missing peak, or a number outside the allowed range.
     """
     if name not in PROFILES:
         raise UsageError(f"profile: got {name!r}, allowed {', '.join(PROFILES)}")
@@ -68,8 +68,8 @@ def named_profile(name: str, *, stage_s: float, peak: float | None = None) -> Pr
         return _profile(name, CLOSED, [(users, stage_s) for users in RAMP_USERS])
     if peak is None:
         raise UsageError(
-            f"profile {name} is a share of what the server can take: give --peak in images/s, or the result"
-            " file of --profile ramp"
+            f"profile {name} is a share of the server's peak throughput: give --peak in images/s, or the"
+            " result file of --profile ramp"
         )
     if not peak > 0:
         raise UsageError(f"peak: got {peak:g}, allowed > 0 images/s")
@@ -89,12 +89,12 @@ def _profile(name: str, loop: str, stages: list[tuple[float, float]]) -> Profile
 
 
 def read_sample(folder: Path, maximum: int = MAX_IMAGES) -> tuple[bytes, ...]:
-    """Up to `maximum` files of a folder and the folders in it, drawn at random but always the same ones.
+    """Read a random sample of a folder's images, with a fixed seed; sub-folders are searched too.
 
     Raises:
         UsageError: no such folder, or no image in it.
     """
     found = [Path(str(path)) for path in find_images([str(folder)])]
-    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]  # as they are, none converted
+    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]  # none that needs conversion
     chosen = random.Random(0).sample(paths, min(maximum, len(paths)))
     return tuple(path.read_bytes() for path in chosen)

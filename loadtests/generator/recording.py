@@ -1,7 +1,4 @@
-"""What a load generator saw, second by second, and how it was doing itself.
-
-Several processes can be added up.
-"""
+"""Record each second's requests and the load generator's own health; recordings of processes can be added."""
 
 import math
 import time
@@ -16,15 +13,16 @@ from fruitstand.errors import FruitstandError
 from fruitstand_client.errors import DeadlineExceeded, Overloaded
 
 GROWTH = 1.02
-"""Ratio of neighbouring latency buckets: a percentile is within 1 % of the true one."""
+"""Ratio of neighbouring latency buckets; percentiles are within 1 % of the true ones."""
 ANSWERED, REJECTED, MISSED, FAILED = "answered", "rejected", "missed", "failed"
-"""How a call ended: an answer, a refusal at once, no answer before the deadline, any other error."""
+"""Outcome of a call: an answer, an immediate rejection, no answer before the deadline, any other error."""
 
 
 def outcome_of(error: FruitstandError | None) -> str:
-    """How a call ended.
+    """Classify a call by its error.
 
-    The client calls it overload as well when no replica is there, and when a wait in a queue took too long.
+    The client also raises `Overloaded` for a timeout in the server's queue, which counts as missed, and if no
+    replica is available, which counts as failed.
     """
     if error is None:
         return ANSWERED
@@ -40,18 +38,18 @@ class Cell:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     num_images: int = 0
-    """In answered calls."""
+    """Images in answered calls."""
     buckets: Counter[int] = field(default_factory=Counter)
-    """Latencies of answered calls: how many lie around GROWTH ** key milliseconds."""
+    """Histogram of the latencies of answered calls; bucket `key` is around GROWTH ** key milliseconds."""
 
     def add(self, other: "Cell") -> None:
-        """Take the other's calls as well."""
+        """Add another cell's calls."""
         self.outcomes += other.outcomes
         self.num_images += other.num_images
         self.buckets += other.buckets
 
     def percentile_ms(self, percent: float) -> float | None:
-        """Latency that so many percent of the answered calls did not exceed, ms; None without any."""
+        """A percentile of the latencies of answered calls, ms; None if there are none."""
         rank = math.ceil(percent / 100 * self.buckets.total())
         for bucket in sorted(self.buckets):
             rank -= self.buckets[bucket]
@@ -61,19 +59,19 @@ class Cell:
 
 
 class Recording:
-    """Cells by (second, request batch), and how the generator itself was doing.
+    """Cells keyed by (second, request batch), and the generator's health.
 
-    Seconds are those of the wall clock, so that processes on one machine, or on machines whose clocks agree,
-    can be added up.
+    Seconds are wall-clock time, so that the recordings of processes on one machine, or on machines with
+    synchronised clocks, can be added.
     """
 
     def __init__(self) -> None:
         self.cells: dict[tuple[int, int], Cell] = {}
         self.health: list[tuple[float, float, float]] = []
-        """(wall clock, share of one core the generator used, longest lag of its loop in ms)."""
+        """(wall-clock time, share of one core the generator used, longest lag of its event loop in ms)."""
 
     def record(self, outcome: str, *, request_batch: int, latency_ms: float) -> None:
-        """One call that has ended now."""
+        """Record a call that has just ended."""
         cell = self.cells.setdefault((int(time.time()), request_batch), Cell())
         cell.outcomes[outcome] += 1
         if outcome == ANSWERED:
@@ -81,29 +79,29 @@ class Recording:
             cell.buckets[round(math.log(max(latency_ms, 1e-3), GROWTH))] += 1
 
     def add(self, other: "Recording") -> None:
-        """Take another process's part as well."""
+        """Add another process's recording."""
         for key, cell in other.cells.items():
             self.cells.setdefault(key, Cell()).add(cell)
         self.health += other.health
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self.cells.clear()
         self.health.clear()
 
     def window(self, start: float, end: float) -> Cell:
-        """All calls that ended from second `start` up to second `end`, of every batch size."""
+        """The sum of all calls that ended from second `start` to before second `end`."""
         return self.total(cell for (second, _), cell in self.cells.items() if start <= second < end)
 
     def total(self, cells: Iterable[Cell] | None = None) -> Cell:
-        """The sum of some cells; without an argument of all."""
+        """The sum of the given cells, or of all cells."""
         total = Cell()
         for cell in self.cells.values() if cells is None else cells:
             total.add(cell)
         return total
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
+        """Convert to JSON-ready values."""
         return {
             "cells": [
                 [*key, cell.num_images, dict(cell.outcomes), list(cell.buckets.items())]
@@ -126,13 +124,13 @@ class Recording:
 PERIOD_S = 0.5
 PROBE_S = 0.02
 MAX_CPU_SHARE = 0.9
-"""A process of Python uses one core at most; from here on it is the limit."""
+"""A Python process uses one core at most; above this share the generator is the limit."""
 MAX_LAG_MS = 50.0
-"""What a request may wait in the generator's own loop, in most periods."""
+"""Largest acceptable median lag of the generator's event loop."""
 
 
 def watch(recording: Recording) -> None:
-    """Note CPU share and loop lag for ever; run it as a greenlet in each process that sends requests."""
+    """Record CPU share and event-loop lag for ever; run it as a greenlet in each process that sends."""
     while True:
         started, used = time.perf_counter(), time.process_time()
         longest_s = 0.0
@@ -144,13 +142,7 @@ def watch(recording: Recording) -> None:
 
 
 def limits_found(health: Sequence[tuple[float, float, float]], start: float, end: float) -> list[str]:
-    """Why the generator limited what was measured in a stretch of time; empty when it did not.
-
-    Args:
-        health: of `Recording`.
-        start: wall clock, seconds.
-        end: wall clock, seconds.
-    """
+    """Reasons why the generator was the limit between two wall-clock times, seconds; empty if it was not."""
     here = [(share, lag_ms) for moment, share, lag_ms in health if start <= moment <= end]
     if not here:
         return []
@@ -158,7 +150,7 @@ def limits_found(health: Sequence[tuple[float, float, float]], start: float, end
     share = sorted(share for share, _ in here)[len(here) // 2]
     lag_ms = sorted(lag for _, lag in here)[len(here) // 2]
     if share > MAX_CPU_SHARE:
-        reasons.append(f"a generator process used {share:.0%} of a core; add workers, on cores of their own")
+        reasons.append(f"a generator process used {share:.0%} of a core; add workers on other cores")
     if lag_ms > MAX_LAG_MS:
-        reasons.append(f"the generator's loop was {lag_ms:.0f} ms late; it needs a core of its own")
+        reasons.append(f"the generator's event loop lagged by {lag_ms:.0f} ms; run it on a core of its own")
     return reasons

@@ -1,4 +1,4 @@
-"""Two results side by side: ratios with their spread, and what of it is noise."""
+"""Compare two results: ratios with their spread, and whether a difference is noise."""
 
 import statistics
 from typing import Any
@@ -7,24 +7,20 @@ from fruitstand.errors import UsageError
 from loadtests.results.result import LoadResult, Point
 
 MIN_SAMPLES = 3
-"""Fewer rounds say nothing of their spread."""
+"""Rounds needed to estimate their spread."""
 MIN_TOLERANCE = 0.02
 
 
 def compare(before: LoadResult, after: LoadResult) -> list[dict[str, Any]]:
-    """Ratios after over before, for every load that both have.
-
-    Args:
-        before: a result.
-        after: a result.
+    """Compute the ratio after / before for every load that both results have.
 
     Returns:
-        One row a load and quantity (`images_per_s`, `p99_ms`): ratio of the medians, the lowest and the
-        highest ratio of two single samples, and the verdict: "noise" where those lie on both sides of 1, else
-        "better" or "worse".
+        One row for each load and quantity (`images_per_s`, `p99_ms`): the ratio of the medians, the lowest
+        and highest ratio of two single samples, and the verdict, which is "noise" if 1 lies between these
+        two, else "better" or "worse".
 
     Raises:
-        UsageError: no load is in both.
+        UsageError: the results have no load in common.
     """
     rows = []
     for one, other in _pairs(before, after):
@@ -51,20 +47,20 @@ def compare(before: LoadResult, after: LoadResult) -> list[dict[str, Any]]:
 
 
 def gate(baseline: LoadResult, current: LoadResult) -> list[dict[str, Any]]:
-    """Whether throughput kept up with a baseline, within what its own rounds differ by.
+    """Check that throughput is no lower than a baseline's, within the spread of the rounds.
 
     Args:
         baseline: a result of at least three rounds on the same kind of machine.
         current: a result with at least one of the same loads.
 
     Returns:
-        One row a load: ratio of the medians, the tolerance, whether it is `ok`.
+        One row for each load: the ratio of the medians, the tolerance, and whether it is `ok`.
 
     Raises:
-        UsageError: too few rounds, another machine, or no load is in both.
+        UsageError: too few rounds, another CPU, or no load in common.
     """
     if (then := baseline.hardware["cpu"]) != (now := current.hardware["cpu"]):
-        raise UsageError(f"the baseline was measured on {then}, this is {now}: measure it here")
+        raise UsageError(f"the baseline was measured on {then}, this is {now}: measure the baseline here")
     rows = []
     for one, other in _pairs(baseline, current):
         if len(one.samples) < MIN_SAMPLES:
@@ -99,5 +95,5 @@ def _where(point: Point) -> dict[str, Any]:
 
 
 def _spread(samples: list[float]) -> float:
-    """From the lowest to the highest, as a share of the median."""
+    """Highest minus lowest sample, as a share of the median."""
     return (max(samples) - min(samples)) / max(statistics.median(samples), 1e-9)

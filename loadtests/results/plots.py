@@ -1,4 +1,4 @@
-"""Pictures of a result: over time, against load, and what each step of the server takes."""
+"""Plot a result: over time, against load, and by step of the server."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,10 @@ DPI = 110
 
 
 def draw(result: LoadResult, out: Path) -> list[Path]:
-    """Draw what the result has.
-
-    Args:
-        result: of one run.
-        out: folder; gets `against_load.png`, and `steps.png` and `over_time.png` where they are known.
+    """Write `against_load.png` to a folder, and `steps.png` and `over_time.png` if the result has the data.
 
     Returns:
-        The files.
+        The paths of the files.
     """
     drawn = [_against_load(result, out / "against_load.png")]
     if result.points[0].steps:
@@ -91,7 +87,7 @@ def _against_load(result: LoadResult, path: Path) -> Path:
 
 
 def _steps(result: LoadResult, path: Path) -> Path:
-    """Mean milliseconds of a request in each step's queue, input, inference and output, stacked."""
+    """Plot the mean milliseconds of a request in each step's queue, input, inference and output, stacked."""
     groups = _by_batch(result.points)
     figure, axes = new_figure(len(groups))
     for axis, (batch, points) in zip(axes, groups.items(), strict=True):
@@ -119,8 +115,8 @@ def _by_batch(points: list[Point]) -> dict[float, list[Point]]:
 
 
 def new_figure(num_rows: int) -> tuple[Any, Any]:
-    """A figure, and its axes from top to bottom."""
-    from matplotlib.figure import Figure  # not pyplot: it would look for a screen
+    """Create a figure and its axes, from top to bottom."""
+    from matplotlib.figure import Figure  # pyplot would look for a display
 
     figure = Figure(figsize=(9, 3.2 * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, squeeze=False)[:, 0]

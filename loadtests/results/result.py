@@ -1,4 +1,4 @@
-"""One form for the results of both load generators: these classes, and `result.schema.json` for files."""
+"""The result of a load test with either generator; `result.schema.json` is the schema of its file."""
 
 import functools
 import json
@@ -13,25 +13,25 @@ from fruitstand.errors import ArtefactError, UsageError
 
 SCHEMA = Path(__file__).with_name("result.schema.json")
 RESULT = "result.json"
-"""Name of the result in the folder of a run."""
+"""Name of the result file in the output folder."""
 Latency = dict[str, float | None]
-"""p50, p95 and p99 in ms; None where no call was answered."""
+"""p50, p95 and p99 in ms; None if no request was answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One load that was measured."""
+    """The measurement of one load."""
 
     loop: str
     """closed or open."""
     load: float
-    """Requests in flight of a closed loop, images offered a second of an open one."""
+    """Requests in flight in a closed loop; images/s offered in an open loop."""
     request_batch: float
-    """Images in one request; the mean where they differ."""
+    """Mean number of images in one request."""
     seconds: float
     images_per_s: float
     samples: list[float]
-    """Images/s of each second, or of each round."""
+    """Images/s of each second (Locust) or of each round (perf_analyzer)."""
     latency_ms: Latency
     p99_samples_ms: list[float | None]
     num_requests: int
@@ -39,14 +39,14 @@ class Point:
     num_rejected: int = 0
     num_missed: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """What each step of the server took, see `breakdown`; empty behind a gateway."""
+    """Time spent in each step of the server, see `breakdown`; empty behind a gateway."""
     generator_limits: list[str] = field(default_factory=list)
-    """Why the generator, not the server, was the limit."""
+    """Reasons why the generator, not the server, was the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knee:
-    """The smallest load that gives nearly the highest throughput."""
+    """The smallest load with nearly the highest throughput, see `find_knee`."""
 
     load: float
     request_batch: float
@@ -54,12 +54,12 @@ class Knee:
     p99_ms: float | None
     peak_images_per_s: float
     reached: bool
-    """A higher load was tried; otherwise this is only the end of what was measured."""
+    """Whether a higher load was measured too; otherwise throughput may grow further."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """An objective, and what was measured."""
+    """An objective and its measured value."""
 
     objective: str
     limit: float
@@ -69,7 +69,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadResult:
-    """A run of `loadtest` or `profile`; the first fields are its provenance."""
+    """The result of `loadtest` or `profile`; the first fields are its provenance."""
 
     schema_version: int = 1
     tool: str
@@ -85,24 +85,24 @@ class LoadResult:
     generator: dict[str, Any]
     slo: list[Verdict] | None = None
     accounted: dict[str, int | None] | None = None
-    """The generator's calls beside the server's; None where the generator hides them."""
+    """The generator's count of calls and the server's; None for perf_analyzer."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready values, in the order of the fields."""
+        """Convert to JSON-ready values, in the order of the fields."""
         return asdict(self)
 
     def write(self, path: Path) -> None:
-        """Write it; `ValidationError` is our own bug."""
+        """Validate and write the result; a `ValidationError` is a bug of ours."""
         document = self.to_json()
         _validator().validate(document)
         write_json(path, document)
 
 
 def read_result(path: Path) -> LoadResult:
-    """Read a result: the file, or the folder of a run with one.
+    """Read a result from its file, or from the output folder of a run.
 
     Raises:
-        UsageError: not there, or not a result of a load test.
+        UsageError: there is no file, or it is not a result of a load test.
     """
     path = path / RESULT if path.is_dir() else path
     try:

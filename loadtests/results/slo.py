@@ -1,6 +1,6 @@
-"""What a result says: its knee, and whether it meets the objectives of a TOML file.
+"""Find the knee of a result, and check it against the objectives in a TOML file.
 
-The knee is the load up to which throughput still grows, and from where on only latency does.
+Up to the knee more load gives more throughput; beyond it more load only adds latency.
 """
 
 import math
@@ -14,11 +14,14 @@ from loadtests.generator.profiles import PROFILES
 from loadtests.results.result import Knee, LoadResult, Point, Verdict
 
 SHARE = 0.95
-"""Of the highest throughput; what comes after it is noise and waiting."""
+"""Share of the highest throughput that the knee must reach."""
 
 
 def find_knee(points: Sequence[Point]) -> Knee | None:
-    """The smallest load that gives nearly the highest throughput, of the points of one request batch size.
+    """Find the smallest load that gives at least `SHARE` of the highest throughput.
+
+    Args:
+        points: measured with the same request batch.
 
     Returns:
         None with fewer than three points.
@@ -41,9 +44,10 @@ def find_knee(points: Sequence[Point]) -> Knee | None:
 
 
 def judged_points(result: LoadResult) -> list[Point]:
-    """The points of a result; those of a ramp as if what was refused behind its knee had not been asked for.
+    """The points of a result that the objectives apply to.
 
-    A ramp goes on until there is too much; whatever else fails there than by a refusal still counts.
+    A ramp overloads the server on purpose, so rejected requests beyond its knee do not count as errors. All
+    other failures count.
     """
     if result.settings["profile"] != "ramp":
         return result.points
@@ -63,14 +67,14 @@ LIMITS = {
 
 
 def read_slo(path: Path, profile: str) -> dict[str, float]:
-    """The objectives of one profile.
+    """Read the objectives of one profile.
 
     Args:
-        path: a TOML file with one table a profile, keys as in `LIMITS`.
-        profile: which table.
+        path: a TOML file with one table for each profile, keys as in `LIMITS`.
+        profile: the name of the table.
 
     Raises:
-        UsageError: no such file, not TOML, an unknown profile or key, no number, or nothing for this profile.
+        UsageError: no such file, not TOML, an unknown profile or key, not a number, or no such table.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -87,16 +91,16 @@ def read_slo(path: Path, profile: str) -> dict[str, float]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise UsageError(f"{path}: [{name}] {key}: got {value!r}, allowed a number from 0")
     if not tables.get(profile):
-        raise UsageError(f"{path}: has no objective for profile {profile}: add a table [{profile}]")
+        raise UsageError(f"{path}: has no objective for profile {profile}; add a table [{profile}]")
     return {key: float(value) for key, value in tables[profile].items()}
 
 
 def judge(objectives: dict[str, float], points: list[Point]) -> list[Verdict]:
-    """Each objective with what was measured and whether it was met.
+    """Compare each objective with the worst point, or for images/s with the best.
 
     Args:
-        objectives: of `read_slo`.
-        points: of a result; the worst of them counts, for images/s the best.
+        objectives: from `read_slo`.
+        points: from `judged_points`.
     """
     calls = sum(point.num_requests for point in points)
     unanswered = sum(point.num_requests - point.num_answered for point in points)

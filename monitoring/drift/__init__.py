@@ -1,1 +1,1 @@
-"""Drift detection: windows of sampled images against the reference of the version that answered."""
+"""Drift detection: compare a window of sampled images with the reference of the version that answered."""

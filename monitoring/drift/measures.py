@@ -1,7 +1,8 @@
-"""How far a window of samples is from a reference, and from where on it has drifted.
+"""Measure the distance of a window of samples from a reference, and set thresholds for drift.
 
-The measures are looked at together, so their thresholds are set together: of the clean windows no more than
-the wanted share may pass any of them. A table's value for one test would give a false alarm for each.
+An alarm is raised if any measure passes its threshold, so the thresholds are set together: the share of clean
+windows with an alarm must not exceed the wanted rate. Textbook values for single tests would alarm more
+often.
 """
 
 from dataclasses import replace
@@ -14,21 +15,21 @@ from fruitstand.samples import IMAGE_STATISTICS, Samples
 CLASS_MIX = "psi_class_mix"
 FEATURES = "mmd_features"
 MAX_KERNEL_SAMPLES = 200
-"""Of each side in the MMD: its cost grows with the square."""
+"""Largest number of samples on each side of the MMD, whose cost grows quadratically."""
 NUM_COMPONENTS = 32
 
 
 def measure(window: Samples, reference: Samples, *, num_classes: int) -> dict[str, float]:
-    """All measures of a window.
+    """Compute all measures of a window.
 
     Args:
         window: n samples.
-        reference: m samples, with features where the window has them.
-        num_classes: of the model.
+        reference: m samples.
+        num_classes: number of classes of the model.
 
     Returns:
-        `psi_class_mix`; `ks_*` of confidence, entropy and each image statistic, 0 to 1; `mmd_features` where
-        both sides have features of one width.
+        `psi_class_mix`; `ks_*` of confidence, entropy and each image statistic, 0 to 1; `mmd_features` if
+        both sides have features of equal width.
     """
     values = {CLASS_MIX: psi(window.predicted, reference.predicted, num_classes)}
     values["ks_confidence"] = ks(window.confidence, reference.confidence)
@@ -43,7 +44,7 @@ def measure(window: Samples, reference: Samples, *, num_classes: int) -> dict[st
 
 
 def psi(window: np.ndarray, reference: np.ndarray, num_classes: int) -> float:
-    """Population stability index of two sets of class indices; half an image is added to each class.
+    """Population stability index of two sets of class indices, with half an image added to each class.
 
     Source:
         Siddiqi, Credit Risk Scorecards (2006): sum of (p - q) ln(p / q).
@@ -54,7 +55,7 @@ def psi(window: np.ndarray, reference: np.ndarray, num_classes: int) -> float:
 
 
 def ks(window: np.ndarray, reference: np.ndarray) -> float:
-    """Two-sample Kolmogorov-Smirnov statistic: the largest distance of the two distribution functions."""
+    """Two-sample Kolmogorov-Smirnov statistic: the largest difference of the distribution functions."""
     window, reference = np.sort(window), np.sort(reference)
     every = np.concatenate([window, reference])
     below_window = np.searchsorted(window, every, side="right") / len(window)
@@ -63,7 +64,7 @@ def ks(window: np.ndarray, reference: np.ndarray) -> float:
 
 
 def mmd(window: np.ndarray, reference: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel, of at most `MAX_KERNEL_SAMPLES` rows a side.
+    """Squared maximum mean discrepancy with a Gaussian kernel, on at most `MAX_KERNEL_SAMPLES` rows per side.
 
     Source:
         Gretton et al., A Kernel Two-Sample Test (2012), unbiased estimate; bandwidth by the median distance.
@@ -80,7 +81,7 @@ def mmd(window: np.ndarray, reference: np.ndarray) -> float:
 
 
 def principal_axes(features: np.ndarray) -> np.ndarray:
-    """(D, C) the first principal components of (N, D) features; C is D where `NUM_COMPONENTS` is more."""
+    """The first C principal components of (N, D) features, (D, C); C is at most `NUM_COMPONENTS`."""
     width = features.shape[1]
     if width <= NUM_COMPONENTS:
         return np.eye(width, dtype=features.dtype)
@@ -93,33 +94,34 @@ def _thinned(rows: np.ndarray) -> np.ndarray:
 
 
 FALSE_ALARMS = 0.02
-"""Of clean windows; below the 5 % that are allowed, because the reference is a sample as well."""
+"""Target share of clean windows with an alarm; below the allowed 5 %, as the reference is a sample too."""
 NUM_CLEAN = 1000
+"""Clean windows drawn to set the thresholds."""
 MIN_SAMPLES = 50
-"""Of a window, and of a reference: below it nothing but an accident is found."""
+"""Smallest window and smallest reference; with fewer samples the measures are mostly noise."""
 
 
 def thresholds(reference: Samples, window_size: int, *, num_classes: int, seed: int = 0) -> dict[str, float]:
-    """The value of each measure above which a window of that size has drifted.
+    """Compute the value of each measure above which a window has drifted.
 
     Args:
         reference: clean samples.
-        window_size: of the windows to come.
-        num_classes: of the model.
-        seed: of the draws.
+        window_size: number of samples in a window.
+        num_classes: number of classes of the model.
+        seed: seed of the random draws.
 
     Raises:
         UsageError: too few samples.
 
     Source:
-        Westfall and Young, Resampling-Based Multiple Testing (1993): the smallest p of all tests is compared
-        with its own distribution. Efron: windows are drawn with replacement, and so is the reference, whose
-        chance is part of every comparison.
+        Westfall and Young, Resampling-Based Multiple Testing (1993): the smallest p-value of all tests is
+        compared with its own distribution. Efron's bootstrap: windows are drawn with replacement, and so is
+        the reference, because it is a random sample too.
     """
     for what, size in (("reference", len(reference)), ("window", window_size)):
         if size < MIN_SAMPLES:
             raise UsageError(f"the {what} holds {size} samples, at least {MIN_SAMPLES} are needed")
-    # Once and not for each window: nothing else here takes as long.
+    # Project once instead of for each window: this is the most expensive step.
     reference = replace(reference, features=reference.features @ principal_axes(reference.features))
     draw = np.random.default_rng(seed)
     rows = []

@@ -1,4 +1,4 @@
-"""`fruitstand drift record`: samples of images that a server classified while somebody watched."""
+"""`fruitstand drift record`: write samples of images that a server has just classified."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,28 +24,31 @@ def record_samples(
 
     Args:
         paths: the images.
-        answers: one for each.
-        repository: the model repository that the server reads; its version names classes and preprocessing.
-        out: the .npz to write.
-        num_kept: the pixels of the first so many are kept.
+        answers: one answer for each image.
+        repository: the server's model repository; classes and preprocessing come from its version.
+        out: the .npz file to write.
+        num_kept: number of images whose pixels are kept.
 
     Returns:
-        Counts, JSON-ready.
+        File, version and number of samples, JSON-ready.
 
     Raises:
         UsageError: no image, or the repository has no such version.
-        ArtefactError: two versions answered, or with other classes than the repository's.
+        ArtefactError: two versions answered, or the server has other classes than the repository.
     """
     listed = list(answers)
     if not listed:
         raise UsageError("no image to record")
     versions = sorted({version for version, _ in listed})
     if len(versions) > 1:
-        raise ArtefactError(f"versions {versions} answered: a promotion happened meanwhile; record again")
+        raise ArtefactError(f"versions {versions} answered, because one was promoted meanwhile; record again")
     manifest = read_version(repository, versions[0]).manifest
     labels: list[str] = manifest["labels"]
     if set(listed[0][1]) != set(labels):
-        raise ArtefactError(f"{repository}: version {versions[0]} has other classes than the server answers")
+        raise ArtefactError(
+            f"{repository}: version {versions[0]} has other classes than the server; give the server's"
+            " --repository"
+        )
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     parts = []
     for number, (path, (_, by_label)) in enumerate(zip(paths, listed, strict=True)):

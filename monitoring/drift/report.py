@@ -1,4 +1,4 @@
-"""`fruitstand drift report`: one window against the reference of its version; JSON, Prometheus, a page."""
+"""`fruitstand drift report`: compare a window with its version's reference; JSON, Prometheus and HTML."""
 
 import base64
 import datetime
@@ -35,21 +35,21 @@ NUM_CLASSES_SHOWN = 10
 def drift_report(
     samples: Path, *, repository: Path, reference: Path | None, window_size: int, out: Path
 ) -> dict[str, Any]:
-    """Compare the newest samples with their version's reference, and write what was found.
+    """Compare the newest samples with their version's reference, and write the report.
 
     Args:
-        samples: the folder that a server fills, or one file of `fruitstand drift record`.
+        samples: the folder that a server fills, or a file of `fruitstand drift record`.
         repository: the model repository, whose versions hold their references.
         reference: another file to compare with.
-        window_size: the newest so many samples, of the newest sample's version.
-        out: gets `drift.json`, `drift.prom` for node_exporter's textfile collector, and `drift.html`.
+        window_size: number of newest samples to compare; only those of the newest sample's version count.
+        out: folder for `drift.json`, `drift.prom` (for node_exporter's textfile collector) and `drift.html`.
 
     Returns:
-        What `drift.json` holds.
+        The content of `drift.json`.
 
     Raises:
         UsageError: no samples, too few, or no reference.
-        ArtefactError: a file is damaged, or of another model.
+        ArtefactError: a file is damaged, or belongs to another model.
     """
     window, version = read_window(samples, window_size)
     path = reference or read_version(repository, version).directory / REFERENCE_NAME
@@ -61,7 +61,7 @@ def drift_report(
     clean, reference_version, labels = read_samples(path)
     if reference_version not in (version, UNNUMBERED):
         raise ArtefactError(
-            f"{path}: is of version {reference_version}, the samples are of version {version}"
+            f"{path}: is of version {reference_version}, but the samples are of version {version}"
         )
     limits = partial(_kept_thresholds, out / THRESHOLDS_NAME, sha256_file(path))
     result = compare(window, clean, labels, limits) | {"version": version}
@@ -75,10 +75,10 @@ def drift_report(
 
 
 def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
-    """The newest samples of one version.
+    """Read the newest samples of one version.
 
     Raises:
-        UsageError: none there.
+        UsageError: there are no samples.
         ArtefactError: a file is damaged.
     """
     paths = [samples] if samples.is_file() else sorted(samples.glob("*.npz"), reverse=True)
@@ -95,7 +95,7 @@ def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
             break
     assert newest is not None
     num_kept = 0
-    for part in parts:  # pixels belong to the first rows: those behind a gap are of no use
+    for part in parts:  # pixels must belong to the first rows, so stop at the first part that lacks some
         num_kept += len(part.pixels)
         if len(part.pixels) < len(part):
             break
@@ -107,7 +107,7 @@ def read_window(samples: Path, window_size: int) -> tuple[Samples, int]:
 def _kept_thresholds(
     kept: Path, reference_sha256: str, reference: Samples, window_size: int, *, num_classes: int
 ) -> dict[str, float]:
-    """They take seconds and change with the reference and the window's size only: the last ones are kept."""
+    """Read cached thresholds, or compute and cache them, which takes seconds."""
     key = {
         "reference_sha256": reference_sha256,
         "num_features": reference.features.shape[1],
@@ -129,17 +129,17 @@ def compare(
     labels: list[str],
     limits_of: Callable[..., dict[str, float]],
 ) -> dict[str, Any]:
-    """Measures, thresholds and the verdict, JSON-ready.
+    """Compute measures, thresholds and verdict, JSON-ready.
 
     Args:
         window: n samples.
         reference: m samples.
         labels: the model's classes.
-        limits_of: as `thresholds`.
+        limits_of: `thresholds`, or a function with its signature.
 
     Raises:
         UsageError: too few samples.
-        ArtefactError: the window's classes are not the reference's.
+        ArtefactError: the window has classes that the reference does not have.
     """
     num_classes = len(labels) or int(reference.predicted.max()) + 1
     if window.predicted.max() >= num_classes:
@@ -147,7 +147,7 @@ def compare(
             f"a sample was answered with class {window.predicted.max()}, the reference has {num_classes};"
             " it belongs to another model"
         )
-    if window.features.shape[1] != reference.features.shape[1]:  # no limit may be set with them in mind
+    if window.features.shape[1] != reference.features.shape[1]:  # then thresholds must not include features
         reference = replace(reference, features=reference.features[:, :0])
     limits = limits_of(reference, len(window), num_classes=num_classes)
     values = measure(window, reference, num_classes=num_classes)
@@ -176,7 +176,7 @@ def compare(
 
 
 def prometheus_text(result: dict[str, Any]) -> bytes:
-    """The result in Prometheus' exposition format."""
+    """Format the result for Prometheus."""
     registry, version = CollectorRegistry(), str(result["version"])
 
     def gauge(name: str, words: str, *labels: str) -> Gauge:
@@ -227,7 +227,7 @@ def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
 
 
 def _examples(window: Samples, reference: Samples) -> str:
-    """The kept images that are farthest from the reference, by the statistic that is farthest."""
+    """Show the kept images that are farthest from the reference in any image statistic."""
     if not len(window.pixels):
         return "<p>No images: the server keeps them only with FRUITSTAND_SAMPLES_KEEP_IMAGES=1.</p>"
     from PIL import Image

@@ -1,4 +1,4 @@
-"""`fruitstand drift watch`: a report every few minutes, and a page of it that Prometheus reads."""
+"""`fruitstand drift watch`: write a drift report at an interval, and serve the newest over HTTP."""
 
 import contextlib
 import json
@@ -32,18 +32,18 @@ def watch_drift(
     interval_s: float,
     port: int,
 ) -> None:
-    """Report until SIGTERM or SIGINT; one line of JSON on stdout says where the pages are.
+    """Report until SIGTERM or SIGINT; prints one line of JSON with the URLs.
 
-    What cannot be compared yet is logged and tried again: a server that has just started has no samples.
+    An error, such as no samples after the server's start, is logged, and the next report tries again.
 
     Args:
         samples: the folder that servers fill.
-        repository: as for `drift_report`; so are `reference`, `window_size` and `out`.
-        reference: clean samples; None takes those of the version.
-        window_size: the newest so many samples.
-        out: gets the report, and is what the pages show.
-        interval_s: from one report to the next.
-        port: on loopback; 0 takes a free one.
+        repository: the model repository, whose versions hold their references.
+        reference: a file of clean samples to compare with; None uses the version's reference.
+        window_size: number of newest samples to compare.
+        out: the folder of the report.
+        interval_s: seconds between reports.
+        port: port on loopback; 0 uses a free one.
 
     Raises:
         UsageError: the port is taken.
@@ -72,7 +72,7 @@ def watch_drift(
 
 @contextlib.contextmanager
 def _pages(out: Path, port: int) -> Iterator[str]:
-    """Serve the newest report; the URL."""
+    """Serve the newest report; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,7 +81,7 @@ def _pages(out: Path, port: int) -> Iterator[str]:
                 self.send_error(404)
                 return
             path = out / name
-            content = path.read_bytes() if path.is_file() else b""  # there is no report yet
+            content = path.read_bytes() if path.is_file() else b""  # empty before the first report
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
@@ -89,7 +89,7 @@ def _pages(out: Path, port: int) -> Iterator[str]:
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """A scrape every few seconds is nothing to log."""
+            """Log nothing: Prometheus scrapes every few seconds."""
 
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), Handler)

@@ -171,5 +171,5 @@ def test_the_planted_cause_is_named(
 
 def test_without_a_load_there_is_nothing_to_explain(server: EmbeddedServer) -> None:
     """It says so, and what to do."""
-    with pytest.raises(UsageError, match="nothing to explain"):
+    with pytest.raises(UsageError, match="only 0 requests in"):
         diagnose(server.url, seconds=0.2)

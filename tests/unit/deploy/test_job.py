@@ -110,7 +110,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"thesis\.txt.*no scoring job"), open_job(tmp_path, RECORD):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is no folder"), open_job(tmp_path / "file", RECORD):
+    with pytest.raises(UsageError, match="not a folder"), open_job(tmp_path / "file", RECORD):
         pass
 
 

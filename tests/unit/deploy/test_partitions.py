@@ -194,8 +194,8 @@ def _other_columns(folder: Path) -> Path:
         pytest.param(_empty, UsageError, "holds no image", id="empty"),
         pytest.param(_mixed, UsageError, "several kinds", id="mixed"),
         pytest.param(_compressed, UsageError, "compressed tar", id="compressed_tar"),
-        pytest.param(_no_tar, DataError, "no tar file", id="no_tar"),
-        pytest.param(_no_parquet, DataError, "no parquet file", id="no_parquet"),
+        pytest.param(_no_tar, DataError, "not a tar file", id="no_tar"),
+        pytest.param(_no_parquet, DataError, "not a Parquet file", id="no_parquet"),
         pytest.param(_other_columns, UsageError, "no column 'image', it has picture, path", id="columns"),
     ],
 )

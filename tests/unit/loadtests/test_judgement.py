@@ -172,7 +172,7 @@ def test_a_busy_or_late_generator_is_the_limit() -> None:
     calm = [(float(moment), 0.3, 2.0) for moment in range(9)]
     assert limits_found([*calm, (9.0, 1.0, 500.0)], 0, 10) == []
     assert "core" in limits_found([(moment, 0.97, lag) for moment, _, lag in calm], 0, 10)[0]
-    assert "late" in limits_found([(moment, share, 80.0) for moment, share, _ in calm], 0, 10)[0]
+    assert "lagged" in limits_found([(moment, share, 80.0) for moment, share, _ in calm], 0, 10)[0]
 
 
 @pytest.mark.parametrize("loads", ["", "0", "8,", "-1", "8/m", "fast"])
