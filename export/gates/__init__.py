@@ -1,1 +1,1 @@
-"""What a file has to pass before it is published."""
+"""The gates that a model file has to pass before it is published."""

@@ -1,13 +1,13 @@
-"""What a person can get wrong in a `config.pbtxt` of their own without being told clearly by the server.
+"""Find faults in hand-written `config.pbtxt` files that the server does not report clearly.
 
     findings = lint_repository(Path("model_repository"))
 
-It reads the files without a server. What Triton refuses with a clear message, such as an unknown model, a
-wrong type or a missing file, is left to Triton.
+It needs no server. Faults that Triton reports clearly, such as an unknown model, a wrong type or a missing
+file, are left to Triton.
 
 Source:
     triton-inference-server/server `docs/user_guide/model_configuration.md`; onnxruntime_backend
-    `src/onnxruntime.cc`, as of 24.10: unknown model parameters are ignored in silence.
+    `src/onnxruntime.cc`, as of 24.10: unknown model parameters are ignored silently.
 """
 
 import re
@@ -31,7 +31,7 @@ from fruitstand.repository.triton_keys import (
 )
 
 Fault = tuple[str, str]
-"""The rule's name, and a message: what, got, expected, what to do."""
+"""Name of the rule, and a message: what, got, expected, what to do."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -39,11 +39,11 @@ class Finding:
     """One fault in one file."""
 
     file: Path
-    """Relative to the repository."""
+    """Path relative to the repository."""
     rule: str
-    """What was broken, in one word."""
+    """Name of the rule, one word."""
     message: str
-    """What, got, expected, and what to do; one line."""
+    """One line: what, got, expected, and what to do."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.rule}: {self.message}"
@@ -61,12 +61,12 @@ class _Model:
 
     @property
     def has_own_queue(self) -> bool:
-        """Whether the embedded server's own backend reads it, which queues and batches by itself."""
+        """Whether the embedded server's own backend reads it; that backend has its own queue and batching."""
         return self.file.stem == HOST_CONFIG
 
 
 def lint_repository(repository: Path) -> list[Finding]:
-    """Check every model's `config.pbtxt` and `configs/*.pbtxt`, and what they make together.
+    """Check every model's `config.pbtxt` and `configs/*.pbtxt`, separately and together.
 
     Returns:
         The findings, sorted by file; none when all is well.
@@ -85,7 +85,7 @@ def lint_repository(repository: Path) -> list[Finding]:
 
 
 def _lint_set(directories: list[Path], config_name: str | None) -> Iterator[Finding]:
-    """The models as a server with that `--model-config-name` sees them."""
+    """The models as a server with this `--model-config-name` reads them."""
     models: dict[str, _Model] = {}
     for directory in directories:
         path = directory / "configs" / f"{config_name}.pbtxt"
@@ -95,7 +95,7 @@ def _lint_set(directories: list[Path], config_name: str | None) -> Iterator[Find
         try:
             config = text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
-            # An OSError's own text has the whole path.
+            # The text of an OSError contains the whole path.
             reason = " ".join(str(getattr(exc, "strerror", None) or exc).split())
             yield Finding(file, "unreadable", f"{reason}; render it again from export/templates")
             continue
@@ -114,7 +114,7 @@ def _ensemble_findings(ensemble: _Model, models: Mapping[str, _Model]) -> Iterat
             continue
         for field, mapped, tensors in (
             ("input_map", step.input_map, model.config.input),
-            # Triton ends in "unexpected deadlock", and DALI refuses, when an output is not asked for.
+            # If an output is not requested, Triton fails with "unexpected deadlock" and DALI refuses.
             ("output_map", step.output_map, model.config.output),
         ):
             expected = sorted(tensor.name for tensor in tensors)
@@ -126,14 +126,14 @@ def _ensemble_findings(ensemble: _Model, models: Mapping[str, _Model]) -> Iterat
                 )
         for fault in _queue_faults(model, is_first=not first.isdisjoint(step.input_map.values())):
             yield Finding(model.file, *fault)
-        if model.config.backend == "python":  # a guard: work piles up in the step behind it as well
+        if model.config.backend == "python":  # a guard: requests also queue in the step after it
             first.update(step.output_map.values())
 
 
 def _queue_faults(model: _Model, *, is_first: bool) -> Iterator[Fault]:
-    """Every step refuses what waits too long, and the first what is too much; so does one behind a guard.
+    """Every step needs a queue timeout, and the first one, or the one after a guard, a queue limit.
 
-    A later step that refuses what is too much can hang the ensemble before 26.02.
+    A queue limit in a later step can hang the ensemble before 26.02.
     """
     if model.has_own_queue:
         policy = _own_policy(model.config)
@@ -148,7 +148,7 @@ def _queue_faults(model: _Model, *, is_first: bool) -> Iterator[Fault]:
         )
     expected = {
         "timeout_action: REJECT": policy.timeout_action == pb.ModelQueuePolicy.REJECT,
-        # An override counts only when it is below the default, and the default of 0 switches it off.
+        # An override only applies if it is below the default; a default of 0 turns the timeout off.
         "default_timeout_microseconds above 0": policy.default_timeout_microseconds > 0,
         "allow_timeout_override: true": policy.allow_timeout_override,
         "max_queue_size above 0": policy.max_queue_size > 0 or not is_first,
@@ -159,7 +159,7 @@ def _queue_faults(model: _Model, *, is_first: bool) -> Iterator[Fault]:
 
 
 def _own_policy(config: pb.ModelConfig) -> pb.ModelQueuePolicy:
-    """The limits that a model's parameters give the embedded server's own backend."""
+    """The queue limits in a model's parameters, for the embedded server's own backend."""
     given = {key: one.string_value for key, one in config.parameters.items()}
 
     def number(key: str) -> int:
@@ -173,7 +173,7 @@ def _own_policy(config: pb.ModelConfig) -> pb.ModelQueuePolicy:
 
 
 def _model_faults(model: _Model) -> Iterator[Fault]:
-    """What shows without a look at the other models."""
+    """Faults of one model, independent of the others."""
     config = model.config
     for tensor in config.input:
         variable = list(tensor.dims) == [-1] and tensor.data_type == pb.TYPE_UINT8

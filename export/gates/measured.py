@@ -103,7 +103,7 @@ def compare(
 
     Args:
         new: whose speed is asked for.
-        old: what it is held against.
+        old: the session to compare with.
         pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
     """
     batch = np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))

@@ -1,4 +1,4 @@
-"""fp16 for GPUs: half the bytes, twice the rate, and fp32 where it has to stay."""
+"""Convert a model to fp16 for GPUs, with fp32 where it is necessary."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,17 +14,17 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 def convert_fp16(fp32: Path, fp16: Path) -> None:
-    """Write the fp16 version of an fp32 ONNX file; inputs and outputs stay what they are.
+    """Write the fp16 version of an fp32 ONNX file with the same inputs and outputs.
 
-    The normalisation in front of the first weights stays fp32, for a pixel's 256 steps times its scale need
-    more than 11 bits. So does the softmax that makes the probabilities, whose sum has to be 1; a transformer
-    has a softmax in every attention besides, and those are converted.
+    The normalisation before the first weights stays fp32, because a pixel's 256 steps times its scale need
+    more than 11 bits. The last softmax stays fp32, because probabilities have to sum to 1; softmaxes in a
+    transformer's attention are converted.
 
-    ONNX Runtime's own converter (`onnxruntime.transformers.float16`) puts a cast to fp16 and back between
-    two neighbours that both stay fp32; so the network is converted here, with one cast on each side.
+    ONNX Runtime's own converter (`onnxruntime.transformers.float16`) puts casts to fp16 and back between two
+    neighbours that both stay fp32. This one puts one cast on each side of the network.
 
     Args:
-        fp32: the file that `export_onnx` wrote; its nodes stand in the order in which they run.
+        fp32: the file that `export_onnx` wrote, with nodes in execution order.
         fp16: the file to write.
     """
     model = onnx.load(fp32)
@@ -51,14 +51,14 @@ def convert_fp16(fp32: Path, fp16: Path) -> None:
 
 
 def _parts(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto], list[onnx.NodeProto]]:
-    """The nodes up to the first weights, the network, and the last softmax with all that makes outputs."""
+    """Split the nodes: before the first weights, the network, and the last softmax with all output nodes."""
     nodes = list(graph.node)
     maker = {name: index for index, node in enumerate(nodes) for name in node.output}
     first = next(index for index, node in enumerate(nodes) if node.op_type in _WEIGHTED)
     head = _ancestors(nodes, maker, first) - {first}
     answers = {maker[output.name] for output in graph.output}
     softmax = maker[graph.output[0].name]
-    while nodes[softmax].op_type != "Softmax":  # from the output back, past what only reshapes
+    while nodes[softmax].op_type != "Softmax":  # walk back from the output, past reshapes
         softmax = maker[nodes[softmax].input[0]]
     tail = answers | {softmax}
     for index, node in enumerate(nodes):
@@ -72,7 +72,7 @@ def _parts(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], list[onnx.Node
 
 
 def _ancestors(nodes: list[onnx.NodeProto], maker: dict[str, int], index: int) -> set[int]:
-    """A node and all that it is computed from."""
+    """A node and all nodes that it depends on."""
     found, todo = set(), [index]
     while todo:
         one = todo.pop()
@@ -83,7 +83,7 @@ def _ancestors(nodes: list[onnx.NodeProto], maker: dict[str, int], index: int) -
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the fp32 tensors between nodes; shapes and indices are integers, which nothing casts."""
+    """Names of the fp32 tensors between nodes; integers such as shapes need no cast."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
         value.name
@@ -95,10 +95,10 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 def _convert_weights(
     graph: onnx.GraphProto, body: Iterable[onnx.NodeProto], others: Iterable[onnx.NodeProto]
 ) -> set[str]:
-    """Halve the network's weights; one that other nodes read too gets a copy, `<name>_fp16`.
+    """Convert the network's weights; a weight that other nodes read too gets a copy, `<name>_fp16`.
 
     Returns:
-        The names of those.
+        The names of the copied weights.
     """
     read = {name for node in body for name in node.input}
     read_elsewhere = {name for node in others for name in node.input}
@@ -115,7 +115,7 @@ def _convert_weights(
 
 
 def _convert_attributes(node: onnx.NodeProto) -> None:
-    """Constants and casts to fp32 inside the network become fp16."""
+    """Convert constants, and casts to fp32, inside the network to fp16."""
     for attribute in node.attribute:
         if attribute.t.data_type == FLOAT:
             half = numpy_helper.to_array(attribute.t).astype(np.float16)
@@ -125,7 +125,7 @@ def _convert_attributes(node: onnx.NodeProto) -> None:
 
 
 def _crossing(producers: Iterable[onnx.NodeProto], consumers: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names of the tensors that go from one group of nodes to the other."""
+    """Names of the tensors that one group of nodes produces and the other consumes."""
     return {name for node in producers for name in node.output} & {
         name for node in consumers for name in node.input
     }

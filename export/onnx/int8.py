@@ -1,7 +1,7 @@
-"""Find an int8 file that holds: try the ways to quantise until one passes on an engine installed here.
+"""Find an int8 file that passes its gates: try ways to quantise until one passes on an installed engine.
 
-Engines may disagree on one int8 file: kernels differ by processor, and some are wrong. So every attempt is
-measured on every engine, and the engine that serves is chosen with the file.
+Engines may disagree on an int8 file: kernels depend on the CPU, and some are wrong. So every attempt is
+measured on every engine, and the engine that serves is chosen together with the file.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger("fruitstand.export")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One choice, made and measured."""
+    """One way to quantise, with its measurements."""
 
     choice: Int8Choice
     path: Path
@@ -32,17 +32,17 @@ class Attempt:
 
     @property
     def served(self) -> Measured | None:
-        """On the preferred engine whose kernels answer rightly on this processor; None when none does."""
+        """The measurement on the most preferred engine that passes on this CPU; None if none passes."""
         return next((one for one in self.engines if one.passed), None)
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Greater is better: passing, then agreement, then speed."""
+        """Sort key, larger is better: passing, then agreement, then speed."""
         one = self.served or max(self.engines, key=lambda measured: measured.agreement)
         return self.served is not None, one.agreement, one.speed.images_per_s
 
     def to_json(self) -> dict[str, Any]:
-        """For the report."""
+        """Values for the report."""
         return {
             "choice": self.choice.name,
             "engines": {measured.engine: measured.to_json() for measured in self.engines},
@@ -58,7 +58,7 @@ def make_int8(
         fp32: the file that `export_onnx` wrote.
         int8: the file to write.
         calibration_nhwc_u8: (N, H, W, 3) uint8 training images that set the activations' ranges.
-        validation: the held-back images.
+        validation: the validation images.
         compare: measure every choice and take the best, instead of the first that passes.
 
     Returns:
@@ -67,7 +67,7 @@ def make_int8(
     """
     fp32_sessions = {engine: open_session(fp32, engine) for engine in installed_engines()}
     attempts: list[Attempt] = []
-    # Beside the file to write: where that is swept after a kill, so is this.
+    # In the same folder as the file, which is swept after a kill.
     with TemporaryDirectory(dir=int8.parent) as name:
         scratch = Path(name)
         quantizer = Quantizer(fp32, calibration_nhwc_u8, scratch=scratch)
@@ -101,7 +101,7 @@ def _measure(
     fp32_sessions: dict[str, onnxruntime.InferenceSession],
     validation: Validation,
 ) -> Attempt:
-    """The file's answers and rate on every engine."""
+    """Measure the file's answers and speed on every engine."""
     engines = []
     for engine, fp32_session in fp32_sessions.items():
         measured = measure(f"int8_{engine}", engine, open_session(path, engine), fp32_session, validation)

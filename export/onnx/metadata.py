@@ -1,6 +1,6 @@
-"""What an ONNX file says of itself: where it comes from and under which licence.
+"""Metadata of an ONNX file: its origin and licence.
 
-No times and no paths: the same checkpoint gives the same bytes.
+It contains no times and no paths, so that the same checkpoint gives the same bytes.
 """
 
 import json

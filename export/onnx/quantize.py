@@ -49,11 +49,11 @@ class Int8Choice:
     calibration: str = "minmax"
     """minmax, percentile_P with P in percent, or entropy; see `ActivationRanges`."""
     additions: bool = True
-    """Compute the residual additions in int8 too; without, they are exact and cost time."""
+    """Compute residual additions in int8 too; fp32 additions are exact but slower."""
     last_in_fp32: bool = False
     """Keep the classifier, the last layer, in fp32."""
     weight_bits: int = 7
-    """8 only for a comparison: such a file is wrong on processors without VNNI or AMX."""
+    """8 only for comparison: such a file gives wrong answers on CPUs without VNNI or AMX."""
 
     def __post_init__(self) -> None:
         if self.calibration.partition("_")[0] not in ("minmax", "percentile", "entropy"):
@@ -65,7 +65,7 @@ class Int8Choice:
 
     @property
     def name(self) -> str:
-        """For reports, such as percentile_99.99+last_in_fp32."""
+        """Name for reports, such as percentile_99.99+last_in_fp32."""
         return (
             self.calibration
             + ("" if self.additions else "+additions_in_fp32")
@@ -86,14 +86,14 @@ CHOICES = (
 )
 """In the order in which export tries them; the numbers are in docs/decisions/quantisation.md."""
 ONLY_COMPARED = (Int8Choice(weight_bits=8),)
-"""Measured beside the others to see what they cost here, and never served."""
+"""Measured for comparison only, never served."""
 
 
 class Quantizer:
-    """Makes int8 files from one fp32 file; what the choices share is computed once.
+    """Makes int8 files from one fp32 file; computes what the choices share once.
 
-    Weights that are served keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two
-    products in 16 bits, and full 8-bit weights overflow there without a word.
+    Served weights keep 7 bits (`reduce_range`): kernels for AVX2 and AVX-512 without VNNI add two products in
+    16 bits, where full 8-bit weights overflow silently.
 
     Source:
         ONNX Runtime, "Quantize ONNX models", section on U8S8 saturation.
@@ -105,7 +105,7 @@ class Quantizer:
         Args:
             fp32: the file that `export_onnx` wrote.
             calibration_nhwc_u8: (N, H, W, 3) uint8 training images that set the activations' ranges.
-            scratch: an empty folder for files in between.
+            scratch: an empty folder for temporary files.
         """
         self._prepared = scratch / "prepared.onnx"
         self._metadata = {prop.key: prop.value for prop in onnx.load(fp32).metadata_props}
@@ -115,7 +115,7 @@ class Quantizer:
         )
 
     def write(self, choice: Int8Choice, int8: Path) -> None:
-        """Write the int8 file that a choice makes."""
+        """Write the int8 file of a choice."""
         with _full_disk_named(self._prepared, self._prepared.parent):
             model = load_model_with_shape_infer(self._prepared)
         operators = [name for name in QUANTIZED_OPERATORS if choice.additions or name != "Add"]
@@ -140,10 +140,10 @@ class Quantizer:
 
 
 class ActivationRanges:
-    """The ranges of one fp32 file's activations, by method, each computed once: int8 has 256 steps for each.
+    """Activation ranges of one fp32 file by method, each computed once.
 
-    minmax: from the smallest to the largest value seen.
-    percentile_P: what P percent of the values fit in, half of the rest cut off at each end.
+    minmax: from the smallest to the largest value.
+    percentile_P: contains P percent of the values; half of the rest is cut off at each end.
     entropy: the range whose 128 steps lose the least information.
     """
 
@@ -156,11 +156,11 @@ class ActivationRanges:
     def __call__(self, method: str):
         """ONNX Runtime's `TensorsData` for minmax, percentile_P or entropy."""
         kind, _, percentile = method.partition("_")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and stdout is the command's result
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, but stdout is for the command's result
             calibrator = self._collected(CalibrationMethod[_METHODS[kind]])
             if percentile:
                 calibrator.collector.percentile = float(percentile)
-            # A copy: the quantiser adjusts the ranges that it is given.
+            # A copy, because the quantiser changes the ranges that it gets.
             return copy.deepcopy(calibrator.compute_data())
 
     def _collected(self, method: CalibrationMethod):
@@ -173,7 +173,7 @@ class ActivationRanges:
                 calibrate_method=method,
                 extra_options={"symmetric": False, "num_bins": bins},
             )
-            # Strided, so that every batch has all kinds: the first one sets the histograms' width.
+            # Strided, so that every batch has all classes: the first batch sets the width of the histograms.
             num_batches = max(1, len(self._pixels) // CALIBRATION_BATCH)
             batches = [self._pixels[start::num_batches] for start in range(num_batches)]
             for batch in track(batches, total=num_batches, description="calibrate"):
@@ -183,7 +183,7 @@ class ActivationRanges:
 
 
 class _One(CalibrationDataReader):
-    """One batch: the calibrators keep what a whole reader gives until it is empty."""
+    """Reads a single batch, because the calibrators keep everything in memory until a reader is empty."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._feeds = [{PIXELS: pixels}]
@@ -193,7 +193,7 @@ class _One(CalibrationDataReader):
 
 
 def _optimize(fp32: Path, prepared: Path) -> None:
-    """What ONNX Runtime's `quant_pre_process` does, without its folder that a kill would leave behind."""
+    """As ONNX Runtime's `quant_pre_process`, without a temporary folder that a kill would leave behind."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(prepared)
@@ -205,9 +205,9 @@ def _optimize(fp32: Path, prepared: Path) -> None:
 
 @contextlib.contextmanager
 def _full_disk_named(model: Path, writes_to: Path) -> Iterator[None]:
-    """Around tools that write a copy of a model: they fail without a reason, or not at all.
+    """Report a full disk around tools that write a copy of a model.
 
-    Where the disk is full they leave half a file, and what reads it next does not understand it.
+    On a full disk they leave half a file, with an unclear error or none, and the next reader fails.
     """
     try:
         yield
@@ -219,7 +219,7 @@ def _full_disk_named(model: Path, writes_to: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_root_logger() -> Iterator[None]:
-    """The quantiser tells the root logger of everything that it leaves alone on purpose."""
+    """Silence the root logger, where the quantiser reports every node that it skips on purpose."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -229,7 +229,7 @@ def _quiet_root_logger() -> Iterator[None]:
 
 
 def _kept_in_fp32(graph: onnx.GraphProto, choice: Int8Choice) -> list[str]:
-    """Names of the stem's convolutions, and of the classifier where it is to stay."""
+    """Names of the stem's convolutions, and of the classifier if the choice keeps it in fp32."""
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     stem = [
         node.name

@@ -50,14 +50,14 @@ def watch(number: int, canary: str, others: Sequence[str], seconds: float) -> No
     """Compare one server with the others while both receive calls.
 
     Args:
-        number: of the version on the one, for the message.
-        canary: URL of its metrics.
+        number: number of the new version, for the message.
+        canary: URL of the metrics of the server with the new version.
         others: URLs of the metrics of servers with the old version.
-        seconds: how long; what is clearly worse is told earlier.
+        seconds: length of the comparison; a clearly worse version fails earlier.
 
     Raises:
-        GateFailed: the new version is worse, or nobody asked it.
-        ServerError: a page of metrics cannot be read.
+        GateFailed: the new version is worse, or got too few calls.
+        ServerError: the metrics cannot be read.
     """
     began = time.monotonic()
     before = _seen([canary]), _seen(others)

@@ -1,7 +1,7 @@
 """Build a candidate in a run's folder: ONNX files, golden images, and `candidate.json` with every gate.
 
-The folder appears whole. When a gate fails, the building ends there and `candidate.json` says so: what has
-not passed can be looked at, and is not published.
+The folder appears whole. If a gate fails, the build stops and `candidate.json` records it: the candidate can
+be inspected, but not published.
 """
 
 import logging
@@ -125,14 +125,14 @@ def build_candidate(
     compare_int8: bool = False,
     network: Network | None = None,
 ) -> Path:
-    """Build and check a run's candidate; an older one stays until this one is there.
+    """Build and check a run's candidate, which then replaces an older one.
 
     Args:
         run: a finished run.
         data: prepared images of the run's classes; train calibrates int8, val is what the gates measure on.
-        variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
+        variants: some of fp32, int8 and fp16; fp32 is always made, because the others are made from it.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
-        network: what the files are made of; None takes the run's weights.
+        network: source of the files; None takes the run's weights.
 
     Returns:
         The candidate's folder.
@@ -194,7 +194,7 @@ def _add_fp32(draft: _Draft, validation: Validation) -> None:
     answers = run_batches(open_session(fp32), pixels)
     share = None if network.max_abs_diff <= MAX_ABS_DIFF else MIN_AGREEMENT
     draft.require([agreement_gate("fp32", answers, validation.reference, share)])
-    log.info("decode with the pipeline that will be served, and with the yardstick")
+    log.info("decode with the pipeline that will be served, and with the reference decode")
     draft.require(decode_gates(fp32, run.preprocessing, validation, min_margin=network.min_margin))
 
 

@@ -1,6 +1,6 @@
 """A candidate: the folder in a run that export fills and publishing reads, and its gates.
 
-`candidate.json` is what makes the folder a candidate, and names every gate with value and limit.
+The folder contains `candidate.json`, which lists every gate with value and limit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Ite
     Args:
         files: the names of its files.
         cpu_engine: that int8 is served by.
-        reference: what the fp32 file was held against: torch, or the original of an adopted model.
+        reference: what the fp32 file was compared with: torch, or the original of an adopted model.
     """
     variants = {FP16_MODEL: "fp16", INT8_MODEL: f"int8_{cpu_engine}"}
     for gate in GATES:

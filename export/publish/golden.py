@@ -20,14 +20,14 @@ def write_golden(directory: Path, model: Path, engine: str, validation: Validati
     """Choose golden images and write them with their answers.
 
     Args:
-        directory: the candidate's.
-        model: the file that will be served on the processor.
-        engine: that it will be served by.
-        validation: the held-back images; answers are to the pixels of the served decode.
+        directory: folder of the candidate.
+        model: the file that will be served on a CPU.
+        engine: the engine that will serve it.
+        validation: the validation images; the served decode's pixels are used.
         labels: the classes.
 
     Returns:
-        The number of images; fewer than `NUM_IMAGES` where fewer are answered rightly.
+        The number of images; below `NUM_IMAGES` if too few answers are correct.
     """
     answers = run_batches(open_session(model, engine), validation.served_nhwc_u8)
     right = (answers.argmax(axis=1) == validation.targets) & (

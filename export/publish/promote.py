@@ -1,11 +1,10 @@
-"""`fruitstand models promote` and `rollback`: another version is served, without a failed request.
+"""`fruitstand models promote` and `rollback`: change the served version without a failed request.
 
-On a running server: load the new version beside the old one, replay its golden images on it, switch the
-ensemble. The old version answers until the switch and the new one after it; Triton keeps a queue for each
-version, so no batch mixes them. The old one stays loaded until the next promotion, so that going back loads
-nothing; a server that starts loads what is served. Whatever goes wrong before the switch is undone, and the
-old version answers throughout. Servers behind a gateway take each step together; while the ensembles are
-switched, one after the other in half a second, both versions answer.
+On a running server: load the new version beside the old one, check its golden images, switch the ensemble.
+Triton keeps a queue for each version, so no batch mixes them. The old version stays loaded until the next
+promotion, so that a rollback loads nothing; a server that starts loads only the served version. A failure
+before the switch is undone, and the old version keeps answering. Servers behind a gateway take each step
+together; both versions answer for half a second while their ensembles are switched one after the other.
 """
 
 import contextlib
@@ -51,21 +50,21 @@ def promote(
 
     Args:
         repository: the model repository, the same folder that the server reads.
-        number: of a published version.
+        number: number of a published version.
         url: HOST:PORT of the running server's gRPC endpoint.
-        control: of servers behind a gateway: the file that its ready line names. Without it and without a
-            url the next server to start serves the version.
-        watch_s: of several servers one serves it for so long before the others do; where it fails more often
-            or is slower than they are, it is taken back. 0: all at once.
-        trusted_keys: a folder with public keys, one of which must have signed the version.
+        control: for servers behind a gateway, the control file from the ready line. Without it and without a
+            url, the next server that starts serves the version.
+        watch_s: seconds that one of several servers serves the version before the others do; if it fails more
+            often or is slower, it is taken back. 0 switches all servers at once.
+        trusted_keys: folder of public keys, one of which must have signed the version.
 
     Returns:
-        What is served now, and what was.
+        The served and the previous version.
 
     Raises:
         UsageError: no model repository, no such version, or no such file.
-        ArtefactError: the version was altered or is not signed as asked, or somebody else changes the
-            repository.
+        ArtefactError: the version was altered or lacks the required signature, or another command is changing
+            the repository.
         GateFailed: the golden images got other answers, or the version was worse while it was watched.
         ServerError: the server refuses, does not answer, or reads another repository.
     """
@@ -86,7 +85,7 @@ def rollback(
     """Serve the previous version; see `promote`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no previous version.
     """
     with locked(repository), audited(repository, "rollback", None) as details:
         state = serving_state(repository)

@@ -1,7 +1,7 @@
 """`fruitstand models publish`: a checked candidate becomes the next version of a model repository.
 
-The candidate's own gates are in its `candidate.json`. Here is checked what depends on the repository, and
-once more what can be checked without the training data: nobody has to believe a file.
+The candidate's own gates are in its `candidate.json`. Publication checks what depends on the repository, and
+repeats all checks that need no training data, so that it does not rely on that file.
 """
 
 import itertools
@@ -64,23 +64,23 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a candidate; its version folder appears whole or not at all.
 
-    The first version of a repository is served at once; a later one when it is promoted. It has to agree
-    with the version that is served, or with the newest where none is.
+    The first version of a repository is served at once, later ones after their promotion. A version has to
+    match the served one, or the newest if none is served.
 
     Args:
         repository: the model repository; made if missing.
         candidate: the folder that `fruitstand export` made.
-        max_slowdown: how many times as slow as the served version it may be.
+        max_slowdown: largest time per image, relative to the served version.
         sign_key: an Ed25519 private key, PEM.
 
     Returns:
         The manifest of the new version.
 
     Raises:
-        ArtefactError: no candidate, half written, altered, or of other classes, preprocessing or files than
-            the repository's versions; or somebody else is changing the repository.
+        ArtefactError: not a complete, unaltered candidate; or other classes, preprocessing or files than the
+            repository's versions; or another command is changing the repository.
         GateFailed: a gate missed its limit.
-        UsageError: the key cannot be used, or `max_slowdown` is no such number.
+        UsageError: the key cannot be used, or `max_slowdown` is not above 0.
     """
     if not 0 < max_slowdown < math.inf:
         raise UsageError(f"--max-slowdown: got {max_slowdown}, allowed a number above 0")

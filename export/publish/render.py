@@ -48,9 +48,9 @@ COPIES = {
 """Rendered files that are copies of another one, by the template they are made from."""
 
 UNNAMED = Path(contract.FRUIT_RESNET, "config.pbtxt")
-"""For a server that is told no `--model-config-name`. No promotion may change it: where anything in a model's
-folder is newer than it was, besides `configs` and the folders of versions, Triton loads every version again
-(core, `ModelTimestamp`), and only the new one where it is not."""
+"""For a server without `--model-config-name`. Promotions must not change it: if a file in a model's folder
+outside of `configs` and the version folders is newer, Triton reloads every version instead of only the new
+one (core, `ModelTimestamp`)."""
 
 SWITCH = Path(contract.FRUIT_CLASSIFIER, "config.pbtxt")
 """Pins the served version, so it is rendered last."""
@@ -75,10 +75,10 @@ def render_repository(
 
     Args:
         preprocessing: the contract of the model to be served.
-        labels: its classes, in the order of its outputs.
-        files: what of it is served; None: int8 by OpenVINO, and fp16 on a GPU.
-        state: what is to be served; None where nothing was published yet.
-        tuning: how the steps are queued and computed on processors.
+        labels: its classes in output order.
+        files: the files to serve; None serves int8 by OpenVINO, and fp16 on a GPU.
+        state: the version to serve; None if nothing is published yet.
+        tuning: settings of queues, threads and instances on CPUs.
 
     Returns:
         Content by path relative to the repository.

@@ -1,7 +1,7 @@
 """Change a model repository: one writer at a time, one file that switches versions, a log of changes.
 
 The ensemble's configuration pins the served version and is written last: until then the old version is
-served, from then on the new one. What a killed command left half done is put right by the next one.
+served, then the new one. The next command completes the work of a killed one.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
 
     Args:
         repository: the model repository.
-        create: make it when it is missing.
+        create: create the repository if it is missing.
 
     Raises:
         UsageError: no model repository there.
-        ArtefactError: somebody else is changing it now.
+        ArtefactError: another command is changing it.
     """
     if create:
         repository.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def configure(repository: Path, tuning: Tuning) -> None:
 
     Raises:
         UsageError: nothing is published there.
-        ArtefactError: somebody else is changing it, or the served version is damaged.
+        ArtefactError: another command is changing it, or the served version is damaged.
     """
     with locked(repository), audited(repository, "configure", None) as details:
         details |= tuning.to_dict()
