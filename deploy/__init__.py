@@ -1,1 +1,1 @@
-"""What runs fruitstand on other machines: its images, Compose, Kubernetes, and the loop of retraining."""
+"""Deployment: container images, Compose, Kubernetes, and the retraining loop."""

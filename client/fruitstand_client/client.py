@@ -46,20 +46,20 @@ class _Connection:
         """Prepare a connection; the first call opens it.
 
         Args:
-            url: HOST:PORT of the server's gRPC endpoint; several with commas between take turns, and one that
-                is down is left out. So do several addresses behind one name.
+            url: HOST:PORT of the server's gRPC endpoint. Requests rotate over several comma-separated
+                endpoints, or several addresses of one name, and skip those that are down.
             batch_size: images in one request, 1 to 64.
-            batch_bytes: bytes in one request, at least 8 MiB, the longest image; images in it are padded to
-                the longest of them.
-            in_flight: requests under way at once. Memory holds at most so many, and no more images are taken
-                than twice that many requests hold.
-            deadline_s: for each request with its repetitions, seconds. It also limits the time in the
-                server's queue, where the server's own limit is not shorter.
+            batch_bytes: bytes in one request, at least 8 MiB, the largest image; images are padded to the
+                largest one in their request.
+            in_flight: requests in flight. Memory holds at most this many, and the images read ahead fill at
+                most as many again.
+            deadline_s: seconds for each request with its retries. It also limits the time in the server's
+                queue, unless the server's own limit is shorter.
             tls: encrypts the connection.
-            api_key: sent with each request; without `tls` only to this machine itself.
-            keepalive_s: ping the server when nothing was said for so long, seconds. Triton ends the
-                connection of a client that pings more often than every 300 s, unless it is told otherwise.
-            shrink: send large pictures as JPEGs of 512 pixels on the shorter side; needs Pillow.
+            api_key: sent with each request; without `tls` only on loopback.
+            keepalive_s: seconds without traffic before a ping. By default, Triton closes the connection of a
+                client that pings more often than every 300 s.
+            shrink: send large images as JPEGs of 512 pixels on the shorter side; needs Pillow.
 
         Raises:
             ValueError: a number outside what is allowed.
@@ -183,7 +183,7 @@ class Client(_Connection):
 
         async def pause(seconds: float) -> None:
             if stopped.wait(seconds):
-                raise RequestCancelled("nobody waits for it any more")
+                raise RequestCancelled("the caller stopped waiting")
 
         return _finished(self._exchange.answer(group, top_k, Transport(self._ask, read, pause)))
 
@@ -199,9 +199,9 @@ def _finished(work: Coroutine[Any, Any, list[Prediction]]) -> list[Prediction]:
 
 
 class AsyncClient(_Connection):
-    """Awaits; may be made before its event loop, and used in several.
+    """The async client; may be created outside of an event loop, and used in several.
 
-    Each loop has a connection of its own, which ends with the loop or with `close` in it.
+    Each event loop gets its own connection, which closes with the loop or with `close` in it.
     """
 
     _asynchronous = True

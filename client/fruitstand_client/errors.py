@@ -5,13 +5,13 @@ ClientError                       base, a FruitstandError
     ├── ImageRejected             one image is refused, here or by the server; also a DataError
     ├── RequestRejected           the server refuses this request; sending it again will not help
     ├── Unauthenticated           the server does not know the caller: API key or client certificate
-    ├── PermissionDenied          the server knows the caller and refuses
-    ├── ModelNotFound             the server does not serve the model asked for
-    ├── ServerUnreachable         nothing answers there, or the connection broke
+    ├── PermissionDenied          the caller is not allowed to do this
+    ├── ModelNotFound             the server does not serve the requested model
+    ├── ServerUnreachable         no server answers, or the connection broke
     ├── ServerUntrusted           TLS failed: a certificate is expired, unknown, or for another name
     ├── Overloaded                the server's queue is full, or the request waited in it too long
-    ├── DeadlineExceeded          no answer in time
-    ├── RequestCancelled          somebody gave the request up before it was answered
+    ├── DeadlineExceeded          the deadline passed without an answer
+    ├── RequestCancelled          the request was cancelled before it was answered
     └── ServerFailure             the server failed on the request
 """
 

@@ -106,7 +106,7 @@ class Transport:
     read: Callable[[Iterator[list[EncodedImage]]], Awaitable[list[EncodedImage] | None]]
     """Take the next batch of images; None at the end."""
     pause: Callable[[float], Awaitable[object]]
-    """Wait for so many seconds."""
+    """Wait for this many seconds."""
 
 
 class Exchange:

@@ -49,13 +49,13 @@ def read_batches(
 ) -> Iterator[list[EncodedImage]]:
     """Read images in order and group them into requests below the size limit.
 
-    A file without its end is a request of its own: the zeros that pad it to its neighbours' length would be
-    decoded as the rest of it, and a truncated image be answered.
+    A truncated file gets its own request: otherwise the zeros that pad it to its neighbours' size would be
+    decoded as its end, and the server would answer a truncated image.
 
     Args:
         images: see `Image`.
-        batch_bytes: of one request; every image counts as much as the longest, to which it is padded.
-        shrink: make large pictures small, see `fruitstand_client.shrink`.
+        batch_bytes: size of one request; every image counts as much as the largest, to which it is padded.
+        shrink: shrink large images, see `fruitstand_client.shrink`.
     """
     batch: list[EncodedImage] = []
     longest = 0

@@ -1,1 +1,1 @@
-"""What computes answers: the DALI decoder and the ONNX Runtime session, without Triton."""
+"""The inference engine without Triton: the DALI decoder and the ONNX Runtime session."""

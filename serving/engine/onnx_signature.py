@@ -17,7 +17,7 @@ class TensorType:
     triton_number: int
     onnx_number: int
     size_bytes: int
-    """Of one element; 0 where it varies."""
+    """Size of one element; 0 if it varies."""
     numpy_name: str
     """Empty where NumPy has no such type."""
     onnxruntime_name: str
