@@ -6,12 +6,11 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from fruitstand.errors import UsageError
 from serving.gateway.access import check_exposure
 from serving.gateway.envoy import Gateway
-from serving.tracing import Tracing
 from serving.triton.embedded import claim_ports
 
 log = logging.getLogger("fruitstand.gateway")
@@ -26,10 +25,8 @@ def serve_gateway(
     port: int,
     http_port: int,
     metrics_port: int,
-    log_path: Path | None,
-    access_directory: Path | None,
     insecure: bool,
-    tracing: Tracing | None = None,
+    **of_gateway: Any,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; changed keys and certificates apply without a restart.
 
@@ -42,10 +39,8 @@ def serve_gateway(
         port: port for gRPC and HTTP; 0 takes a free one.
         http_port: a second port that answers as `port` does; 0 takes a free one.
         metrics_port: loopback port of the Prometheus page; 0 takes a free one.
-        log_path: file for Envoy's log and the access log; None writes to stderr.
-        access_directory: certificates and API keys, see `serving.gateway.access`.
         insecure: listen beyond loopback without TLS.
-        tracing: collector for spans; None turns tracing off.
+        of_gateway: further arguments of `Gateway`.
 
     Raises:
         UsageError: no server or one twice, a port is taken, or it would listen in clear text.
@@ -57,15 +52,7 @@ def serve_gateway(
     port, http_port, metrics_port = claim_ports(
         {"--port": port, "--http-port": http_port, "--metrics-port": metrics_port}
     )
-    gateway = Gateway(
-        listen=listen,
-        port=port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        access_directory=access_directory,
-        log_path=log_path,
-        tracing=tracing,
-    )
+    gateway = Gateway(listen=listen, port=port, http_port=http_port, metrics_port=metrics_port, **of_gateway)
     check_exposure(listen, gateway.access, insecure=insecure)
     ended = threading.Event()
     with signals_set({signal.SIGTERM: ended, signal.SIGINT: ended}):

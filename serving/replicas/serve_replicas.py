@@ -8,6 +8,7 @@ import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fruitstand.errors import UsageError
 from serving.gateway.access import check_exposure
@@ -29,12 +30,11 @@ def serve_replicas(
     port: int,
     http_port: int,
     metrics_port: int,
-    config_name: str,
     log_path: Path | None,
-    trusted_keys: Path | None,
     access_directory: Path | None,
     insecure: bool,
     tracing: Tracing | None = None,
+    **of_each: Any,
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP restarts the replicas one after the other.
 
@@ -48,12 +48,11 @@ def serve_replicas(
         http_port: a second port of the gateway that answers as `port` does; 0 takes a free one.
         metrics_port: metrics port of the first replica, the next ones 10 apart; 0 takes free ones, also for
             the gateway's metrics.
-        config_name: name of `configs/<name>.pbtxt`; a model without it takes `config.pbtxt`.
         log_path: log file of the servers; None writes to stderr.
-        trusted_keys: folder of public keys, one of which must have signed the served version.
         access_directory: certificates and API keys, see `serving.gateway.access`.
         insecure: listen beyond loopback without TLS.
         tracing: collector for spans; None turns tracing off.
+        of_each: further arguments of each `EmbeddedServer`.
 
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
@@ -84,10 +83,9 @@ def serve_replicas(
         count=replicas,
         metrics_port=metrics_port,
         log_path=log_path,
-        config_name=config_name,
-        trusted_keys=trusted_keys,
         announce=lambda: gateway.place(servers.ports),
         tracing=tracing and replace(tracing, share=0.0),  # the gateway samples
+        **of_each,
     )
     _run(gateway, servers)
 
