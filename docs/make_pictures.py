@@ -39,9 +39,9 @@ def main() -> None:
     data, run, repository = WORK / "data", WORK / "run", WORK / "repository"
     if "--keep" not in sys.argv[1:]:
         shutil.rmtree(WORK, ignore_errors=True)
-        fruitstand("data", "prepare", "--source", "generated", "--out", data, "--images-per-class", 60)
+        fruitstand("data", "prepare", "--source", "generated", "--out", data, "--images-per-class", 120)
         # Little data and a small model: one that still makes mistakes has something to show in its report.
-        settings = ("--epochs", 6, "--set", "batch_size=8", "--set", "lr=0.02")
+        settings = ("--epochs", 3, "--set", "batch_size=8", "--set", "lr=0.02")
         fruitstand("train", "--data", data, "--out", run, "--model", "resnet10t", *settings)
         fruitstand("export", "--run", run, "--repository", repository)
     fruitstand("data", "check", data, allowed=(0, 1))
@@ -112,6 +112,9 @@ def sized(page: webdriver.Chrome, size: tuple[int, int]) -> None:
     """Width and height of what is seen, CSS pixels, on any machine alike."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = {"prefers-color-scheme": "light", "prefers-reduced-motion": "reduce"}  # no bar half way
+    media = {"features": [{"name": name, "value": value} for name, value in features.items()]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
 
 
 def screenshot(page: webdriver.Chrome, path: Path, size: tuple[int, int]) -> bytes:
