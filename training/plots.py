@@ -11,6 +11,7 @@ from fruitstand.artefacts import atomic_file
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 MAX_TICK_LABELS = 100
 
@@ -92,7 +93,9 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
     figure.legend(loc="outside lower center", ncols=3)
     bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
+    bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     save_figure(figure, path)

@@ -210,16 +210,18 @@ def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
         for name, one in result["measures"].items()
     )
     classes = "".join(
-        f"<tr><td>{escape(one['label'])}<td>{one['window']:.3f}<td>{one['reference']:.3f}</tr>"
+        f"<tr><td>{escape(one['label'])}<td>{one['window']:.1%}<td>{one['reference']:.1%}</tr>"
         for one in result["classes"]
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Drift</title><style>"
         "body{font:15px sans-serif;max-width:60rem;margin:2rem auto}"
-        "td,th{padding:.2rem .8rem;text-align:left}.bad td:last-child{color:#b00020;font-weight:bold}"
+        "td,th{padding:.2rem 1.6rem .2rem 0;text-align:left}td{font-variant-numeric:tabular-nums}"
+        ".bad td:last-child{color:#b00020;font-weight:bold}"
         "img{width:100px;image-rendering:pixelated;margin:2px}</style>"
         f"<h1>Version {result['version']}: {verdict}</h1><p>{result['num_samples']} samples against"
-        f" {result['num_reference']} of the reference, {result['time']}.</p>"
+        f" {result['num_reference']} of the reference, {result['time']}. 0 is no"
+        " difference from the reference; a value above its threshold is drift.</p>"
         f"<table><tr><th>measure<th>value<th>threshold<th>verdict</tr>{rows}</table>"
         "<h2>Classes whose share moved most</h2>"
         f"<table><tr><th>class<th>window<th>reference</tr>{classes}</table>{_examples(window, reference)}"

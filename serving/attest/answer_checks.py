@@ -123,7 +123,7 @@ async def _both(subject: Subject, images: list[bytes], references: list[Referenc
             status=Status.FAILED,
             expected=expected,
             got=f"{len(failed)} of {len(images)} images not answered, {failed[0]}",
-            advice="the server has to classify every one of these images: see docs/inputs.md",
+            advice="the server has to classify every one of these images: see docs/reference/input-kinds.md",
         )
     got = np.concatenate([answer.array() for answer in answers])
     return _nearest("parity", expected, got, references, "see the lines 'decode' and 'model'", decoded=True)

@@ -1,7 +1,7 @@
 """Every kind of file a caller may send as an image, each with the expected verdict.
 
 The files are stored in `kinds.tar.xz`, so that every server gets the same bytes whatever Pillow is installed.
-`tests/kinds` makes the archive; `python -m serving.attest.kinds` prints the table of `docs/inputs.md`.
+`tests/kinds` makes the archive; `python -m serving.attest.kinds` prints the table of `docs/reference/input-kinds.md`.
 """
 
 import functools
@@ -24,7 +24,7 @@ class ImageKind:
     verdict: str
     """First words of the refusal's reason; empty when the image is classified."""
     remark: str
-    """What the server does with it, for `docs/inputs.md`."""
+    """What the server does with it, for `docs/reference/input-kinds.md`."""
 
     @property
     def is_accepted(self) -> bool:
@@ -41,7 +41,7 @@ def image_kinds() -> tuple[ImageKind, ...]:
 
 
 def table() -> str:
-    """The Markdown table of `docs/inputs.md`."""
+    """The Markdown table of `docs/reference/input-kinds.md`."""
     rows = ["| input | verdict | remark |", "|---|---|---|"]
     rows += [f"| `{kind.name}` | {kind.verdict or 'answered'} | {kind.remark} |" for kind in image_kinds()]
     return "\n".join(rows)

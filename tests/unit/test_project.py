@@ -1,5 +1,6 @@
 """The project as a whole: packaging, names, commands and documents."""
 
+import functools
 import json
 import re
 import shlex
@@ -116,6 +117,9 @@ def test_no_verb_has_more_than_twelve_options() -> None:
 
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*GUIDES, *sorted((ROOT / "docs").glob("*/*.md"))]
+LOOKED_UP = {"runbook.md", "log.md"}
+"""Documents that nobody reads from the beginning to the end."""
 
 
 def documented_commands(guide: Path) -> list[str]:
@@ -123,6 +127,14 @@ def documented_commands(guide: Path) -> list[str]:
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", guide.read_text(), re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith(("fruitstand ", "make ", "python -m ", "locust "))]
+
+
+@functools.cache
+def help_of(*verb: str) -> str:
+    """What `fruitstand VERB --help` prints."""
+    done = fruitstand(*verb, "--help")
+    assert done.returncode == 0, verb
+    return done.stdout
 
 
 @pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
@@ -141,10 +153,8 @@ def test_every_command_of_a_guide_exists(guide: Path) -> None:
         elif program == "fruitstand":
             groups = ("data", "models", "drift", "certs", "keys")
             verb = words[:2] if words[0] in groups else words[:1]
-            done = fruitstand(*verb, "--help")
-            assert done.returncode == 0, command
             flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-            assert all(flag in done.stdout for flag in flags), command
+            assert all(flag in help_of(*verb) for flag in flags), command
 
 
 @pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
@@ -157,6 +167,27 @@ def test_links_of_a_guide_lead_somewhere(guide: Path) -> None:
         r"`((?:docs|monitoring|training|export|serving|deploy|benchmarks)/[\w./-]+\.\w+)`", text
     )
     assert missing + [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", [pytest.param(one, id=one.stem) for one in DOCUMENTS])
+def test_a_document_can_be_read(document: Path) -> None:
+    """At most 250 lines, and prose of at most 120 characters a line; tables and code may be wider."""
+    text = document.read_text()
+    written, _, _ = text.partition("<!-- rendered")  # the rest is written by benchmarks.results_page
+    prose = re.sub(r"```.*?```", "", written, flags=re.DOTALL).splitlines()
+    wide = ("|", "!", "    ")
+    assert [line for line in prose if len(line) > 120 and not line.startswith(wide)] == []
+    assert document.name in LOOKED_UP or len(text.splitlines()) <= 250
+
+
+def test_the_site_has_every_document_and_only_small_pictures() -> None:
+    """A page that the navigation forgets is found by nobody; a large picture makes every clone slow."""
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [one.relative_to(ROOT / "docs").as_posix() for one in DOCUMENTS[1:]]
+    assert [page for page in pages if page not in navigation] == []
+    shown = "".join(one.read_text() for one in DOCUMENTS)
+    pictures = sorted((ROOT / "docs" / "pictures").iterdir())
+    assert [one.name for one in pictures if one.stat().st_size > 150_000 or one.name not in shown] == []
 
 
 def test_modules_stay_short() -> None:

@@ -98,5 +98,5 @@ def test_the_corpus_is_what_its_makers_make() -> None:
 
 
 def test_the_documentation_lists_them() -> None:
-    """`docs/inputs.md` holds the very table."""
-    assert table() in Path("docs/inputs.md").read_text()
+    """`docs/reference/input-kinds.md` holds the very table."""
+    assert table() in Path("docs/reference/input-kinds.md").read_text()

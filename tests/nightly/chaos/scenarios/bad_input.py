@@ -88,7 +88,7 @@ class _Caller:
 
 
 def _faults(kind: ImageKind, answer: Prediction | RequestFailed, caller: _Caller) -> list[dict[str, str]]:
-    """What is not as `docs/inputs.md` says."""
+    """What is not as `docs/reference/input-kinds.md` says."""
     if kind.is_accepted:
         if isinstance(answer, RequestFailed):
             return [{"kind": kind.name, "answer": _short(answer)}]
