@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename; and their sha256."""
+"""Write files and folders atomically (temporary name, fsync, rename), and compute their sha256."""
 
 import contextlib
 import hashlib
@@ -32,10 +32,10 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well it becomes `path`.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
-    The old content stays until that moment, and for ever if the block raises. A link is followed; a device
-    such as /dev/stdout is written to as it is.
+    If the block raises, the old content stays. Symbolic links are followed. A device such as /dev/stdout is
+    written to directly.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -53,14 +53,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give an empty temporary directory beside `path`; when the block ends well it becomes `path`.
+    """Yield an empty temporary directory beside `path`, and rename it to `path` if the block succeeds.
 
     Args:
-        path: the directory to make.
-        replace: take the place of a directory that is there, which stays until then.
+        path: the directory to create.
+        replace: replace an existing directory, which stays until the block has succeeded.
 
     Raises:
-        ArtefactError: `path` exists already and is not to be replaced; it is left as it is.
+        ArtefactError: `path` exists already and `replace` is not set.
     """
     if path.exists() and not replace:
         raise ArtefactError(f"{path} exists already and is never changed; choose another name")
@@ -81,7 +81,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Take a directory out of sight at once, then delete it; a killed deletion is swept later."""
+    """Rename a directory to a temporary name, then delete it; `sweep_temporaries` finishes after a kill."""
     if path.exists():
         hidden = _temporary_for(path)
         path.rename(hidden)
@@ -89,11 +89,11 @@ def remove_directory(path: Path) -> None:
 
 
 def sweep_temporaries(directory: Path, *, of_anyone: bool = False) -> list[Path]:
-    """Remove what a killed process left half written in `directory`; return what was removed.
+    """Remove temporary files that killed processes left in `directory`; return the removed paths.
 
     Args:
-        directory: where to look, not below it.
-        of_anyone: also what belongs to a living process; for a caller that holds the directory's lock.
+        directory: the folder to clean; sub-folders are not searched.
+        of_anyone: also remove files of running processes; for callers that hold the directory's lock.
     """
     removed = []
     for path in directory.glob(".tmp-*"):
@@ -111,7 +111,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, readable by a person."""
+    """Write an indented JSON file atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ArtefactError: missing or not a JSON object.
+        ArtefactError: the file is missing or not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""The `fruitstand` command: a table of verbs, each loaded when it is called.
+"""The `fruitstand` command: a table of verbs, whose code is imported when it is called.
 
-stdout is the result, stderr the log. Exit 0 done, 1 failed, 2 used wrongly. A verb's code lives with its
-stage, in `<room>/commands.py`; nothing of it is imported for `--help`, so no verb needs another's packages.
+stdout carries the result, stderr the log. Exit code 0 is success, 1 failure, 2 wrong usage. The code of a
+verb is in the `commands.py` of its stage. `--help` imports none of it, so a verb needs only its own packages.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from fruitstand.errors import FruitstandError
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """Where a verb's code is, and its line in `fruitstand --help`."""
+    """Where the code of a verb is, and its line in `fruitstand --help`."""
 
     module: str
     attribute: str
@@ -36,7 +36,7 @@ VERBS: dict[str, dict[str, Verb]] = {
     "Data and training": {
         "data": Verb("training.commands", "data_app", "Prepare image folders, and check them."),
         "train": Verb("training.commands", "train", "Train a timm image classifier."),
-        "evaluate": Verb("training.commands", "evaluate", "Measure a run or a server: the same report."),
+        "evaluate": Verb("training.commands", "evaluate", "Measure the accuracy of a run or of a server."),
     },
     "Versions": {
         "export": Verb("export.commands", "export", "Turn a run into ONNX, check it, and publish it."),
@@ -45,10 +45,10 @@ VERBS: dict[str, dict[str, Verb]] = {
     },
     "Serving": {
         "serve": Verb("serving.commands", "serve", "Serve a model repository in the foreground."),
-        "gateway": Verb("serving.commands", "gateway", "Put Envoy before servers that run already."),
+        "gateway": Verb("serving.commands", "gateway", "Put Envoy in front of running servers."),
         "attest": Verb("serving.attest.commands", "attest", "Check a running server against its repository."),
-        "certs": Verb("serving.gateway.commands", "certs_app", "Certificates for TLS."),
-        "keys": Verb("serving.gateway.commands", "keys_app", "API keys of the gateway."),
+        "certs": Verb("serving.gateway.commands", "certs_app", "Make certificates for TLS."),
+        "keys": Verb("serving.gateway.commands", "keys_app", "Manage the gateway's API keys."),
     },
     "Answers": {
         "classify": Verb("fruitstand_client.commands", "classify", "Classify images with a served model."),
@@ -58,42 +58,42 @@ VERBS: dict[str, dict[str, Verb]] = {
         "loadtest": Verb("loadtests.commands", "loadtest", "Run a load profile with Locust."),
         "profile": Verb("loadtests.commands", "profile", "Sweep loads and batches with perf_analyzer."),
         "tune": Verb("loadtests.commands", "tune", "Find the fastest settings within a p99 budget."),
-        "diagnose": Verb("loadtests.commands", "diagnose", "Say what limits a server under load."),
-        "drift": Verb("monitoring.commands", "app", "Compare what was served with what the model knows."),
+        "diagnose": Verb("loadtests.commands", "diagnose", "Find what limits a server under load."),
+        "drift": Verb("monitoring.commands", "app", "Compare served images with the training data."),
     },
 }
-"""By heading, in the order of a project."""
+"""The verbs by heading of `--help`, in the order of a project."""
 
 
 class LazyGroup(TyperGroup):
-    """The verbs of `VERBS`, each imported when it is called."""
+    """Imports the code of a verb when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All verbs, in the order of the table."""
         return [name for verbs in VERBS.values() for name in verbs]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import one verb; None where there is no such verb."""
+        """Import one verb; None if there is no such verb."""
         verb = next((verbs[cmd_name] for verbs in VERBS.values() if cmd_name in verbs), None)
         return None if verb is None else load(verb)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As Typer does, with the table's names as near matches of a typing error."""
+        """Let Typer suggest the verbs of the table for a misspelt one."""
         self.commands = dict.fromkeys(self.list_commands(ctx))  # type: ignore[assignment]  # only keys are read
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The table, without importing anything of it."""
+        """Print the table without importing any verb."""
         for heading, verbs in VERBS.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
 
 
 def load(verb: Verb) -> Any:
-    """Import a verb's code; a click command.
+    """Import a verb as a click command.
 
     Raises:
-        UsageError: its stage is not installed: only a checkout has it.
+        UsageError: its stage is not installed; only a checkout has all stages.
     """
     from fruitstand.cli_options import needs
 
@@ -108,7 +108,7 @@ def load(verb: Verb) -> Any:
 
 app = typer.Typer(
     cls=LazyGroup,
-    help="Train an image classifier, prove it, and serve it at high throughput.",
+    help="Train an image classifier, check it, and serve it at high throughput.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -118,18 +118,18 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Options of the command itself."""
+    """Handle the options of the command itself."""
     if version:
         print(__version__)
         raise typer.Exit
 
 
 def main() -> None:
-    """Run the command; turn every error of ours into one line and an exit code."""
+    """Run the command; a `FruitstandError` becomes one line on stderr and an exit code."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for chatty in ("matplotlib", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold bytes that are no UTF-8
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold bytes that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()

@@ -1,4 +1,4 @@
-"""What several verbs of the command share: flags, JSON output, and a word on missing packages."""
+"""What the commands share: flags, JSON output, and the message about missing packages."""
 
 import contextlib
 import json
@@ -15,29 +15,30 @@ from fruitstand.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Url = Annotated[str, typer.Option(envvar="FRUITSTAND_URL", help="HOST:PORT of the server's gRPC endpoint.")]
 Ca = Annotated[
-    Path | None, typer.Option(help="TLS: PEM file of the CA to trust, 'system' for the usual ones.")
+    Path | None, typer.Option(help="TLS: PEM file of the CA to trust, or 'system' for public CAs.")
 ]
 Cert = Annotated[Path | None, typer.Option(help="TLS: PEM file with this client's certificate and key.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
 Repository = Annotated[Path, typer.Option(help="Model repository.")]
 SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
 MaxSlowdown = Annotated[
-    float, typer.Option(min=0, help="How many times as slow as the served version it may be.")
+    float, typer.Option(min=0, help="Largest slowdown against the served version, as a factor.")
 ]
 TrustedKeys = Annotated[
     Path | None,
     typer.Option(
-        envvar="FRUITSTAND_TRUSTED_KEYS", help="Folder with public keys: refuse what none of them signed."
+        envvar="FRUITSTAND_TRUSTED_KEYS",
+        help="Folder with public keys; refuse versions that none of them signed.",
     ),
 ]
 
 
 @contextlib.contextmanager
 def needs(extra: str | None = None) -> Iterator[None]:
-    """Turn a failed import into one line that says what to install.
+    """Turn a failed import into an error that says what to install.
 
     Args:
-        extra: the one whose packages the code needs; None where only a stage may be missing.
+        extra: the extra with the packages that the code needs; None if only a stage can be missing.
 
     Raises:
         UsageError: a stage or a package is missing.
@@ -48,11 +49,11 @@ def needs(extra: str | None = None) -> Iterator[None]:
         from fruitstand.cli import VERBS
 
         missing = (exc.name or "").partition(".")[0]
-        # The rooms of a checkout; the wheel has the client alone.
+        # A checkout has all of these; the wheel has only the client.
         rooms = {verb.module.partition(".")[0] for verbs in VERBS.values() for verb in verbs.values()}
         if missing in rooms:
             raise UsageError(
-                f"the {missing} stage runs from a checkout: clone the project and 'make setup'"
+                f"the {missing} stage runs from a checkout: clone the project and run 'make setup'"
             ) from exc
         if extra is None:
             raise
@@ -60,23 +61,23 @@ def needs(extra: str | None = None) -> Iterator[None]:
 
 
 def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str, Any]:
-    """Settings of a client: TLS as the flags say, and the API key of the environment.
+    """Client settings: TLS from the flags, and the API key from the environment.
 
     Raises:
-        UsageError: flags for TLS, but no server to use them with.
+        UsageError: TLS flags without a server.
     """
     tls = None
     if ca is not None or cert is not None:
         if url is None:
-            raise UsageError("--ca and --cert are for a server: name it with --url, or leave them out")
+            raise UsageError("--ca and --cert need a server: give it with --url, or omit them")
         from fruitstand.network.tls import Tls
 
-        # Absolute: processes that are started elsewhere open them too.
+        # Absolute paths, because processes with another working directory open them too.
         trusted = None if ca is None or ca == Path("system") else ca.absolute()
         tls = Tls(ca=trusted, certificate=None if cert is None else cert.absolute())
     return {"tls": tls, "api_key": os.environ.get(API_KEY_VARIABLE)}
 
 
 def print_json(value: Any) -> None:
-    """A verb's result as one JSON document on stdout."""
+    """Print a result as one JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,48 +1,48 @@
-"""Every error a user can meet.
+"""All errors that a user can get.
 
 FruitstandError               exit code 1
-├── UsageError                exit code 2: the command itself cannot be carried out as written
+├── UsageError                exit code 2: the command cannot run as written
 ├── DataError                 images, folders, manifests
-│   └── ImageRejected         one image; the reason is fit to be shown to whoever sent it
-├── ArtefactError             run folders, model versions, labels: missing, half written or altered
-├── TrainingError             training cannot start or cannot go on
+│   └── ImageRejected         one image; the message is safe to send to a caller
+├── ArtefactError             run folders, model versions, labels: missing, incomplete or altered
+├── TrainingError             training cannot start or continue
 ├── GateFailed                an export check missed its limit; nothing was published
 ├── ServerError               the embedded server did not start, or stopped by itself
 └── ClientError               a served model did not answer; the tree is in fruitstand_client.errors
 
-A message is one line: what, got, expected, what to do.
+A message is one line that says what was got, what was expected, and what to do.
 """
 
 
 class FruitstandError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of all errors that this project raises deliberately."""
 
     exit_code = 1
 
 
 class UsageError(FruitstandError):
-    """The command cannot be carried out as written."""
+    """The command cannot run as written."""
 
     exit_code = 2
 
 
 class DataError(FruitstandError):
-    """Images, folders or manifests are not what they should be."""
+    """Images, folders or manifests are missing or invalid."""
 
 
 class ImageRejected(DataError):
-    """One image is refused.
+    """One image is rejected.
 
-    The message carries no path, so that a server may send it to a caller as it is.
+    The message contains no path, so a server may send it to a caller.
     """
 
 
 class ArtefactError(FruitstandError):
-    """A run folder, model version or label file is missing, half written or altered."""
+    """A run folder, model version or label file is missing, incomplete or altered."""
 
 
 class TrainingError(FruitstandError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class GateFailed(FruitstandError):

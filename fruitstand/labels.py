@@ -1,4 +1,4 @@
-"""Class names in the order of the model's outputs: one UTF-8 line each, as `label_filename` wants."""
+"""Class names in the order of the model's outputs, one UTF-8 line each, as Triton's `label_filename`."""
 
 import hashlib
 import unicodedata
@@ -10,28 +10,30 @@ from fruitstand.errors import ArtefactError
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse labels that a label file cannot carry.
+    """Check that a label file can hold the labels.
 
-    Any other text reaches the client as it is: colons, quotes, leading zeros, blanks at the end, any script.
+    All other text reaches the client unchanged: colons, quotes, leading zeros, trailing blanks, any script.
 
     Raises:
-        ArtefactError: fewer than two, an empty one, a repeated one, or one with a line break, another control
-            character or bytes that are not UTF-8.
+        ArtefactError: fewer than two labels, an empty or repeated one, or one with a line break, another
+            control character or bytes that are not UTF-8.
     """
     if len(labels) < 2:
         raise ArtefactError(f"labels: got {len(labels)}, a classifier needs at least two")
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise ArtefactError(f"labels: {twice!r} stands there twice")
+        raise ArtefactError(f"labels: {twice!r} occurs twice; rename one of the classes")
     for label in labels:
         if not label.strip() or label.splitlines() != [label]:
             raise ArtefactError(f"labels: {label!r} is empty or has a line break; rename the class")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label):
-            raise ArtefactError(f"labels: {label!r} has a control character or is no UTF-8; rename the class")
+            raise ArtefactError(
+                f"labels: {label!r} has a control character or is not UTF-8; rename the class"
+            )
 
 
 def labels_text(labels: Sequence[str]) -> str:
-    """The label file's content."""
+    """The content of the label file."""
     check_labels(labels)
     return "".join(f"{label}\n" for label in labels)
 
@@ -58,5 +60,5 @@ def read_labels(path: Path) -> list[str]:
 
 
 def labels_sha256(labels: Sequence[str]) -> str:
-    """Identity of a list of labels and its order, as hex."""
+    """sha256 of the labels in their order, as hex."""
     return hashlib.sha256(labels_text(labels).encode()).hexdigest()

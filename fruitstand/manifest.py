@@ -1,7 +1,7 @@
-"""The data manifest: one parquet row an image, written by `fruitstand data prepare`, read by every stage.
+"""The data manifest: one Parquet row per image, written by `fruitstand data prepare`.
 
-A prepared folder holds `manifest.parquet`, `labels.txt`, `report.json` and `images/`. The parquet file's
-metadata say how the images were split. pyarrow is imported inside the functions.
+A prepared folder holds `manifest.parquet`, `labels.txt`, `report.json` and `images/`. The metadata of the
+Parquet file records how the images were split. pyarrow is imported inside the functions.
 """
 
 import json
@@ -26,33 +26,33 @@ class ManifestRow:
     path: str
     """Relative to the prepared folder."""
     sha256: str
-    """Of the encoded file, hex."""
+    """sha256 of the encoded file, hex."""
     label: str
-    """Class name; its index is its line in labels.txt."""
+    """Class name; its output index is its line in labels.txt."""
     object: str
-    """The photographed object: in Fruits-360 the variety's folder."""
+    """The photographed object; in Fruits-360 the variety's folder."""
     film: str
-    """The rotation film a frame was cut from: the file name's prefix, empty when it has none."""
+    """The film that the frame belongs to; the prefix of the file name, or empty."""
     frame: int
-    """Frame number inside the film."""
+    """Number of the frame in its film."""
     split: str
     """train, val or test."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """A prepared folder, read."""
+    """The content of a prepared folder."""
 
     directory: Path
     labels: list[str]
     rows: list[ManifestRow]
     source: str
-    """Where the images came from: "generated", or the folder's or zip's name."""
+    """"generated", or the name of the source folder, zip or data set."""
     manifest_sha256: str
     split_kind: str
-    """What the split claims: classic, object or film; empty in a manifest from before this was recorded."""
+    """What the split claims: classic, object, film or random; empty in manifests of old versions."""
     split_details: dict[str, Any]
-    """How it was made, see `training.data.splits`."""
+    """How the split was made, see `training.data.splits`."""
 
     def split(self, name: str) -> list[ManifestRow]:
         """The rows of one split, in manifest order.
@@ -66,21 +66,14 @@ class PreparedData:
         return rows
 
     def label_index(self) -> dict[str, int]:
-        """Class name to output index."""
+        """Map class names to output indices."""
         return {label: index for index, label in enumerate(self.labels)}
 
 
 def write_manifest(
     directory: Path, rows: list[ManifestRow], *, split_kind: str, split_details: dict[str, Any]
 ) -> None:
-    """Write `manifest.parquet` atomically.
-
-    Args:
-        directory: the prepared folder.
-        rows: its images.
-        split_kind: what the split claims.
-        split_details: how it was made, JSON-ready.
-    """
+    """Write `manifest.parquet` atomically; `split_details` must be JSON-ready."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -98,7 +91,7 @@ def read_prepared(directory: Path) -> PreparedData:
     """Read a prepared folder.
 
     Raises:
-        DataError: no or a damaged manifest, or labels it does not match.
+        DataError: the manifest is missing, damaged, or does not match the labels.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

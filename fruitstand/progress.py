@@ -1,4 +1,4 @@
-"""One progress bar for everything over two seconds: on stderr, silent when stderr is no terminal."""
+"""A progress bar on stderr for everything over two seconds; silent if stderr is not a terminal."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -7,13 +7,13 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], *, total: int | None, description: str, completed: int = 0) -> Iterator[T]:
-    """Yield `items` while showing how many were done, how many a second, and the time left.
+    """Yield `items` and show progress, rate and remaining time.
 
     Args:
-        items: what is worked on.
-        total: how many there are, with those done earlier; None where nobody knows.
+        items: the items to work on.
+        total: number of items including `completed`; None if unknown.
         description: one word.
-        completed: done earlier.
+        completed: number of items done earlier.
     """
     from rich.console import Console
 
@@ -33,7 +33,7 @@ def track(items: Iterable[T], *, total: int | None, description: str, completed:
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Items a second."""
+        """Items per second."""
 
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.0f}/s" if task.speed else "")

@@ -1,6 +1,6 @@
-"""A training run's folder, as the stages after training read it.
+"""Read the folder of a training run.
 
-`meta.json` is written last: a folder without it is half written, and nobody uses it.
+`meta.json` is written last: a folder without it is an unfinished run.
 """
 
 from dataclasses import dataclass
@@ -36,15 +36,15 @@ class Run:
 
 
 def read_run_data(run: Run, directory: Path | None) -> PreparedData:
-    """The prepared folder to use with a run.
+    """Read the prepared folder of a run.
 
     Args:
         run: a finished run.
-        directory: another folder than the run's own; None takes the run's own.
+        directory: a folder to use instead of the one the run was trained on.
 
     Raises:
-        DataError: no prepared folder, or the run's own was prepared again since.
-        UsageError: it has other classes than the run.
+        DataError: not a prepared folder, or the run's own was prepared again since.
+        UsageError: the folder has other classes than the run.
     """
     data = read_prepared(directory or run.data_directory)
     if data.labels != run.labels:
@@ -54,24 +54,24 @@ def read_run_data(run: Run, directory: Path | None) -> PreparedData:
         )
     if directory is None and data.manifest_sha256 != run.meta["data"]["manifest_sha256"]:
         raise DataError(
-            f"{data.directory}: was prepared again since the run, its splits may differ;"
-            " give the folder with --data if that is what you want"
+            f"{data.directory}: was prepared again since the run, so its splits may differ;"
+            " to use it anyway, give it with --data"
         )
     return data
 
 
 def read_run(directory: Path) -> Run:
-    """Read a finished run and check that its weights are those it was finished with.
+    """Read a finished run and check the sha256 of its weights.
 
     Raises:
-        ArtefactError: not a run, half written, or altered.
+        ArtefactError: not a run, unfinished, or altered.
     """
     if not directory.is_dir():
         raise ArtefactError(f"{directory}: no such run; train one with 'fruitstand train --out {directory}'")
     if not (directory / META_NAME).is_file():
         raise ArtefactError(
-            f"{directory}: half written, {META_NAME} is missing; finish it with 'fruitstand train --resume'"
-            " and the flags it was started with"
+            f"{directory}: unfinished, {META_NAME} is missing; finish it with 'fruitstand train --resume"
+            f" --out {directory}'"
         )
     meta = read_json(directory / META_NAME)
     try:

@@ -1,8 +1,8 @@
-"""Samples of classified images, which drift is measured on: numbers, and the image only if asked.
+"""Samples of classified images for drift detection: statistics, answers, and optionally the pixels.
 
-The server writes them while it serves (`serving.engine.sampler`), export writes those of the validation
-images into each version (`drift_reference.npz`), `fruitstand drift record` makes them from a folder. numpy is
-imported inside, as everywhere in this package.
+The server writes samples while it serves (`serving.engine.sampler`). The export writes those of the
+validation images into each version (`drift_reference.npz`). `fruitstand drift record` writes those of any
+images. numpy is imported inside the functions.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 REFERENCE_NAME = "drift_reference.npz"
-"""In a version's folder."""
+"""File name in a version's folder."""
 UNNUMBERED = 0
-"""In place of a version's number, before it is published."""
+"""Version number of samples that were written before their version was published."""
 IMAGE_STATISTICS = ("brightness", "contrast", "saturation", "sharpness", "border_whiteness")
-"""Of one decoded image, in this order; `sharpness` is the Laplacian's variance, the others are 0 to 1."""
+"""Statistics of a decoded image; `sharpness` is the variance of the Laplacian, the others are 0 to 1."""
 WHITE = 240
-"""A border pixel whose three values all reach it is white, as the background of Fruits-360 is."""
+"""A border pixel is white if all three values reach this, as in the background of Fruits-360."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,21 +34,21 @@ class Samples:
     statistics: "npt.NDArray[np.float32]"
     """(N, 5), see `IMAGE_STATISTICS`."""
     predicted: "npt.NDArray[np.int32]"
-    """(N,) index of the most probable class."""
+    """(N,), index of the most probable class."""
     confidence: "npt.NDArray[np.float32]"
-    """(N,) its probability, 0 to 1."""
+    """(N,), probability of this class, 0 to 1."""
     entropy: "npt.NDArray[np.float32]"
-    """(N,) of all probabilities, nats."""
+    """(N,), entropy of the probabilities, nats."""
     features: "npt.NDArray[np.float32]"
-    """(N, D) the model's pooled features; D is 0 where the model does not export them."""
+    """(N, D), the model's pooled features; D is 0 if the model does not export them."""
     pixels: "npt.NDArray[np.uint8]"
-    """(M, H, W, 3) RGB of the first M images; M is 0 where no image is kept."""
+    """(M, H, W, 3), RGB of the first M images; M is 0 if no images are kept."""
 
     def __len__(self) -> int:
         return len(self.predicted)
 
     def rows(self, indices: "npt.NDArray[np.intp]") -> "Samples":
-        """Some of them, by index, without their pixels."""
+        """Select samples by index, without their pixels."""
         return Samples(
             statistics=self.statistics[indices],
             predicted=self.predicted[indices],
@@ -84,13 +84,13 @@ def describe(
     *,
     num_kept: int = 0,
 ) -> Samples:
-    """Describe classified images.
+    """Compute the samples of classified images.
 
     Args:
-        pixels_nhwc_u8: (N, H, W, 3) RGB, as the model got them.
-        probabilities: (N, C), what it answered.
-        features: (N, D), where the model exports them.
-        num_kept: of so many the pixels are kept.
+        pixels_nhwc_u8: (N, H, W, 3) RGB, the model's input.
+        probabilities: (N, C), the model's answers.
+        features: (N, D), if the model exports them.
+        num_kept: number of images whose pixels are kept.
     """
     import numpy as np
 
@@ -112,9 +112,9 @@ def write_samples(path: Path, samples: Samples, *, version: int, labels: Sequenc
 
     Args:
         path: an .npz file.
-        samples: at least one.
-        version: of the model that answered.
-        labels: its classes; empty where the writer does not know them.
+        samples: at least one sample.
+        version: the model version that answered.
+        labels: its classes; empty if unknown.
     """
     import numpy as np
 
@@ -124,10 +124,10 @@ def write_samples(path: Path, samples: Samples, *, version: int, labels: Sequenc
 
 
 def read_samples(path: Path) -> tuple[Samples, int, list[str]]:
-    """Samples, the version that answered, and its classes where they were written.
+    """Read samples, the version that answered, and its classes if they were written.
 
     Raises:
-        ArtefactError: no such file, damaged, or nothing in it.
+        ArtefactError: the file is missing, damaged, or empty.
     """
     import io
     import zipfile
@@ -147,10 +147,10 @@ def read_samples(path: Path) -> tuple[Samples, int, list[str]]:
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:
-    """One after the other.
+    """Concatenate samples.
 
     Raises:
-        ArtefactError: they come from models of different sizes.
+        ArtefactError: they come from different models.
     """
     import numpy as np
 

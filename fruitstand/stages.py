@@ -1,4 +1,4 @@
-"""The product as a user runs it: `fruitstand` verbs as processes."""
+"""Run `fruitstand` verbs as processes, as a user would."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def command_line(measure: Callable[..., object]) -> None:
-    """A benchmark's command line: what goes wrong is one line on stderr, and the exit code that fits it."""
+    """Run a function as a command line; an error becomes one line on stderr and its exit code."""
     try:
         typer.run(measure)
     except FruitstandError as exc:
@@ -29,7 +29,7 @@ def command_line(measure: Callable[..., object]) -> None:
 
 
 def step(*arguments: object) -> dict[str, Any]:
-    """Run one `fruitstand` verb and return its JSON result; its log goes to stderr as it comes."""
+    """Run one `fruitstand` verb and return its JSON result; its log goes to stderr."""
     command = [sys.executable, "-m", "fruitstand", *map(str, arguments), "--json"]
     console.print(f"[bold]{arguments[0]}[/]  fruitstand {' '.join(command[3:])}")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -48,17 +48,17 @@ def served(
     environment: Mapping[str, str] = MappingProxyType({}),
     python: str = sys.executable,
 ) -> Iterator[str]:
-    """`fruitstand serve` on free ports; its gRPC address.
+    """Run `fruitstand serve` on free ports; yields its gRPC address.
 
     Args:
         repository: the model repository.
-        log: tritonserver's log goes there.
-        config_name: of `configs/<name>.pbtxt`.
-        environment: variables of the server besides this process's own.
-        python: of the environment that serves.
+        log: file for tritonserver's log.
+        config_name: the name in `configs/<name>.pbtxt`.
+        environment: environment variables of the server, besides those of this process.
+        python: Python interpreter that runs the server.
 
     Raises:
-        ServerError: it ended instead of serving.
+        ServerError: the server exited instead of serving.
     """
     # -P: another environment's Python must not import this process's checkout from the working directory.
     command = [python, "-P", "-m", "fruitstand", "serve", "--repository", str(repository)]
@@ -73,7 +73,7 @@ def served(
             assert process.stdout is not None
             ready = process.stdout.readline()
             if not ready:
-                raise ServerError(f"'fruitstand serve' ended with status {process.wait()}; see {log}")
+                raise ServerError(f"'fruitstand serve' exited with status {process.wait()}; see {log}")
             yield json.loads(ready)["grpc"]
         finally:
             process.terminate()

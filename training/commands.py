@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,64 +18,45 @@ data_app = typer.Typer(
 )
 
 
-class SplitKind(StrEnum):
-    """What is held out for the test."""
-
-    classic = "classic"
-    object = "object"
-    film = "film"
-
-
-class Validation(StrEnum):
-    """How validation is cut from Training."""
-
-    film = "film"
-    frame = "frame"
-
-
-class LabelLevel(StrEnum):
-    """Which folder level is the class, where a data set has two."""
-
-    fruit = "fruit"
-    variety = "variety"
-
-
 @data_app.command()
 def prepare(
     source: Annotated[
         str, typer.Option(help="generated, kaggle, a folder or zip of class folders, or a CSV of path,label.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
     split: Annotated[
-        SplitKind,
-        typer.Option(help="For Test: the data set's own if it has one, whole varieties, or whole films."),
-    ] = SplitKind.classic,
+        Literal["classic", "object", "film"],
+        typer.Option(help="Test images: the data set's own split, whole varieties, or whole films."),
+    ] = "classic",
     validation: Annotated[
-        Validation,
-        typer.Option(help="Whole films or the middle of each, or one frame in ten."),
-    ] = Validation.film,
+        Literal["film", "frame"],
+        typer.Option(help="Validation images: whole films (or the middle of each), or one frame in ten."),
+    ] = "film",
     subset: Annotated[
-        str, typer.Option(help="Of several data sets the one with this in its path, such as original-size.")
+        str,
+        typer.Option(help="Pick the data set with this text in its path, such as original-size."),
     ] = "",
     label_level: Annotated[
-        LabelLevel, typer.Option(help="Class level of two-level data.")
-    ] = LabelLevel.fruit,
+        Literal["fruit", "variety"], typer.Option(help="Folder level that is the class, if there are two.")
+    ] = "fruit",
     num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
-    images_per_class: Annotated[int, typer.Option(help="Images to paint a class (generated only).")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the painter and of the split.")] = 0,
+    images_per_class: Annotated[
+        int, typer.Option(help="Images to paint for each class (generated only).")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the painter and of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Arrange images and labels, split them, write the manifest and a report."""
+    """Copy the images, split them, and write the labels, the manifest and a report."""
     with needs("train"):
         from training.data.prepare import prepare_data
 
         report: dict[str, Any] = prepare_data(
             source=source,
             out=out,
-            split=split.value,
-            validation=validation.value,
+            split=split,
+            validation=validation,
             subset=subset,
-            label_level=label_level.value,
+            label_level=label_level,
             num_classes=num_classes,
             images_per_class=images_per_class,
             seed=seed,
@@ -85,16 +65,16 @@ def prepare(
         print_json(report)
         return
     if report["generated"]:
-        print("generated images: painted by a program, no real fruit; good for a trial, not for conclusions")
+        print("the images are painted by a program: use them to try the pipeline, not to judge accuracy")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
     details = report["split_details"]
     print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
     for label in details["left_out"]:
-        print(f"left out class {label!r}: nothing of it can be held out, it has only one variety or film")
+        print(f"left out class {label!r}: it has only one variety or film, so none can be held out")
     for label, images in report["images_per_class"].items():
         if not images.get("test") and label not in details["left_out"]:
-            print(f"class {label!r} has no image in Test: no evaluation will see it")
+            print(f"class {label!r} has no image in Test, so no evaluation covers it")
     for twin in report["twins"]:
         print(
             f"left out {twin['object']!r}: its {twin['num_images']} images are"
@@ -115,7 +95,7 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look for damage, duplicates and leaks; exit 1 when a split is not what it claims."""
+    """Find damaged files, duplicates and leaks between splits; exit 1 if the split's claim is broken."""
     with needs("train"):
         from training.data.check.check import check_data
 
@@ -132,26 +112,18 @@ def check(
 
 
 MAX_CLASSES = 1 << 16
-"""A server answers with all of its classes when it is asked for more than it has."""
-
-
-class Split(StrEnum):
-    """Parts of a prepared folder."""
-
-    train = "train"
-    val = "val"
-    test = "test"
+"""More classes than any model has: a request for the top MAX_CLASSES returns all of them."""
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to make, such as runs/first.")],
+    out: Annotated[Path, typer.Option(help="Run folder to create, such as runs/first.")],
     data: Annotated[Path | None, typer.Option(help="Prepared folder.")] = None,
     model: Annotated[str | None, typer.Option(help="Any timm image classifier; default: resnet18.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the train split; default: the recipe's.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="classic, object, or auto: what suits the data's split.")
+        str, typer.Option(help="classic, object, or auto, which picks one to match the data's split.")
     ] = "auto",
     weights: Annotated[
         str | None,
@@ -162,11 +134,13 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of training/fit/config.py; repeatable."),
     ] = None,
     finetune_from: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
-    devices: Annotated[int, typer.Option(help="Processes, each with a GPU or its share of the cores.")] = 1,
+    devices: Annotated[
+        int, typer.Option(help="Processes; each gets one GPU or an equal share of the cores.")
+    ] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run; needs --out only.")
+        bool, typer.Option("--resume", help="Continue an interrupted run; needs --out only.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a timm image classifier."""
@@ -198,7 +172,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
         )
-    if meta is None:  # another process reports
+    if meta is None:  # only the first process has the result
         return
     split, metrics = next(iter(meta["metrics"].items()))
     if as_json:
@@ -208,24 +182,26 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Option(help="Evaluate a run offline.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Evaluate this run folder offline.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="Evaluate a server, HOST:PORT of its gRPC endpoint.")
+        str | None, typer.Option(help="Evaluate a server: HOST:PORT of its gRPC endpoint.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
-    split: Annotated[Split, typer.Option(help="Which part.")] = Split.test,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "test",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the report; default: RUN/evaluation/DATA-SPLIT, and the model card."),
+        typer.Option(
+            help="Folder for the report; default: RUN/evaluation/DATA-SPLIT, and update the model card."
+        ),
     ] = None,
     ca: Ca = None,
     cert: Cert = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a run, or a server; the same numbers and the same report for both.
+    """Measure the accuracy of a run or of a server; both get the same numbers and the same report.
 
-    A server's API key is read from the environment variable FRUITSTAND_API_KEY; it leaves this machine only
-    with --ca or --cert.
+    The API key for a server comes from the environment variable FRUITSTAND_API_KEY. It is sent only over TLS,
+    which --ca or --cert switches on.
     """
     if (run is None) == (url is None):
         raise UsageError("give either --run or --url")
@@ -234,12 +210,12 @@ def evaluate(
         from training.evaluate.evaluate import evaluate_answers, evaluate_run
 
         if run is not None:
-            result = evaluate_run(run, data_directory=data, split=split.value, out=out)
+            result = evaluate_run(run, data_directory=data, split=split, out=out)
         elif data is None or url is None:
             raise UsageError("--url needs --data: the prepared folder whose images to send")
         else:
             result = evaluate_answers(
-                data, split.value, lambda paths: _ask_server(url, paths, settings), out=out, url=url
+                data, split, lambda paths: _ask_server(url, paths, settings), out=out, url=url
             )
     if as_json:
         print_json(result.to_json())
@@ -248,7 +224,7 @@ def evaluate(
 
 
 def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterator[dict[str, float] | str]:
-    """For each image the served probabilities by label, or why there are none."""
+    """For each image, the served probabilities by label, or the error message."""
     with needs("client"):
         from fruitstand_client import Client
     from fruitstand.progress import track
@@ -260,7 +236,7 @@ def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterat
 
 
 def _print_evaluation(result: "Evaluation") -> None:
-    """The numbers, each beside what needs no training."""
+    """Print the scores beside those of the baselines."""
     baseline = result.baseline
     nearest, majority = baseline["nearest_neighbour"], baseline["majority"]
     what = f"{result.data_source}, {result.split_kind} split, {result.split}"
@@ -271,12 +247,12 @@ def _print_evaluation(result: "Evaluation") -> None:
     for key in ("top5", "ece"):
         print(f"{key:12} {getattr(result, key):8.4f}")
     low, high = result.top1_interval
-    print(f"top1 is between {low:.4f} and {high:.4f} with 95 % confidence, if images were independent")
+    print(f"95 % confidence interval of top1: {low:.4f} to {high:.4f}, assuming independent images")
     seen = result.seen_in_training
     if seen is not None:
         counts = ", ".join(f"{what} {count}" for what, count in seen.items())
-        print(f"images whose file, film or object was in training: {counts}")
+        print(f"images whose file, film or object was in the training split: {counts}")
     worst = sorted(result.per_class.items(), key=lambda item: (item[1]["recall"], item[0]))[:5]
     print("lowest recall: " + ", ".join(f"{label} {row['recall']:.3f}" for label, row in worst))
     for pair in result.confusions[:3]:
-        print(f"mistaken {pair.count} times: {pair.truth!r} for {pair.answer!r}")
+        print(f"{pair.truth!r} answered as {pair.answer!r}: {pair.count} times")

@@ -1,4 +1,4 @@
-"""The plots of a run and of an evaluation: learning curves, confusion matrix, reliability."""
+"""Plots of a run and of an evaluation: learning curves, confusion matrix, reliability."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ MAX_TICK_LABELS = 100
 
 
 def plot_curves(path: Path, epochs: list[dict[str, float]]) -> None:
-    """Loss and validation top-1 over the epochs."""
+    """Plot loss and validation top-1 over the epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     x = [row["epoch"] + 1 for row in epochs]
     left.plot(x, [row["train_loss"] for row in epochs], marker="o", label="train (smoothed targets)")
@@ -33,7 +33,7 @@ def plot_curves(path: Path, epochs: list[dict[str, float]]) -> None:
 
 
 def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str) -> None:
-    """The confusion matrix, each row as shares of its class."""
+    """Plot the confusion matrix; each row is normalised by the images of its class."""
     side = min(20.0, 5 + 0.15 * len(labels))
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -53,27 +53,8 @@ def plot_confusion(path: Path, matrix: np.ndarray, labels: list[str], title: str
     save_figure(figure, path)
 
 
-def plot_pictures(path: Path, pictures_nhwc_u8: np.ndarray) -> None:
-    """A sheet of pictures, eight in a row, each in its own pixels."""
-    columns = min(8, len(pictures_nhwc_u8))
-    rows = -(-len(pictures_nhwc_u8) // columns)
-    _, height, width, _ = pictures_nhwc_u8.shape
-    sheet = np.full((rows * (height + 4), columns * (width + 4), 3), 128, np.uint8)
-    for number, picture in enumerate(pictures_nhwc_u8):
-        top, left = (height + 4) * (number // columns) + 2, (width + 4) * (number % columns) + 2
-        sheet[top : top + height, left : left + width] = picture
-    with atomic_file(path) as temporary:
-        plt.imsave(temporary, sheet, format="png")
-
-
 def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> None:
-    """How often answers of each confidence are right, and how many there are.
-
-    Args:
-        path: PNG to write.
-        bins: see `training.evaluate.metrics.reliability_bins`.
-        title: of the plot.
-    """
+    """Plot accuracy over confidence, and the number of images in each of `reliability_bins`."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6, 7), height_ratios=(3, 1), sharex=True, layout="constrained"
     )
@@ -89,7 +70,7 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
         label="at the bin's mean confidence",
     )
     words = f"{plain(title, 200)}\ngood: bars end at the dashed line"
-    top.set(ylabel="share of right answers", title=words, xlim=(0, 1), ylim=(0, 1))
+    top.set(ylabel="accuracy", title=words, xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=3)
     bottom.bar(left, [one["count"] for one in bins], width, align="edge", edgecolor="white", color="tab:grey")
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log")
@@ -102,14 +83,14 @@ def plot_reliability(path: Path, bins: list[dict[str, float]], title: str) -> No
 
 
 def plain(text: str, letters: int = 40) -> str:
-    """Text in which matplotlib sees no formula, cut off after some letters."""
+    """Escape the dollar signs that matplotlib reads as formulas, and cut the text to `letters`."""
     return (text if len(text) <= letters else f"{text[: letters - 1]}…").replace("$", r"\$")
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:
     """Write a PNG atomically and free the figure."""
     with atomic_file(path) as temporary, warnings.catch_warnings():
-        # A class name in a script that the font lacks shows as boxes; the tables have it right.
+        # The font lacks some scripts: such class names show as boxes here and correctly in the CSV tables.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

@@ -1,7 +1,7 @@
-"""Formats that people have and the server does not read, converted to PNG by Pillow.
+"""Convert formats that the server does not read to PNG: HEIC, AVIF, TIFF, GIF, JPEG 2000 and ICO.
 
-HEIC, AVIF, TIFF, GIF, JPEG 2000 and ICO. `fruitstand classify` and `fruitstand data prepare` convert; the
-server keeps its four formats. Pillow is imported inside the functions.
+`fruitstand classify`, `fruitstand score` and `fruitstand data prepare` convert; the server reads only its
+four formats. Pillow is imported inside the functions.
 """
 
 import importlib.util
@@ -26,41 +26,41 @@ PILLOW_FORMATS = {
     "JPEG2000": "JPEG 2000",
     "TIFF": "TIFF",
 }
-"""Pillow's names of the formats that are converted, and ours. For others Pillow may start another program."""
+"""Formats that are converted, with Pillow's name and ours; for others Pillow may start another program."""
 CONVERTED_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jp2", ".ico"})
 ICON_START = b"\0\0\1\0"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1")
 UNSUPPORTED = "unsupported format"
-"""With this begins the reason for which a file may be converted."""
+"""Start of the error messages after which a conversion is tried."""
 _PNG_MODES = {"1": "1", "L": "L", "LA": "L", "La": "L", "P": "P", "PA": "RGB", "I;16": "I;16", "RGB": "RGB"}
 _MEAN_MODES = {"1": "L", "P": "RGB"}
-"""In which the mean of some pixels can be stored."""
+"""Modes that can hold a mean of pixels, for modes that cannot."""
 _RGB_MODES = ("RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 
 class Converted(NamedTuple):
-    """A file that the server reads, and what it was made of."""
+    """A file in a format that the server reads."""
 
     content: bytes
     converted_from: str | None
-    """Its format, and by how much the picture was reduced, where it was; None: it was not converted."""
+    """The original format, and the factor if the picture was reduced; None if it was not converted."""
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as one of an image that is read or converted."""
+    """Whether the suffix is that of an image that is read or converted."""
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES | CONVERTED_SUFFIXES
 
 
 def as_supported(content: bytes, preprocessing: Preprocessing) -> Converted:
-    """A file that the server reads: the same one, or a PNG made of it.
+    """Return a file that the server reads: the same one, or a PNG converted from it.
 
-    The PNG has the first frame, upright, every pixel as it is. Alpha and colour profiles are dropped, as the
-    server drops those of PNG. Where the PNG is longer than the server takes, the picture is reduced by the
-    smallest whole factor that makes it short enough, averaging pixels.
+    The PNG holds the first frame, upright, with unchanged pixels. Alpha and colour profiles are dropped, as
+    the server drops those of PNG. If the PNG exceeds `max_encoded_bytes`, the picture is reduced by the
+    smallest whole factor that makes it fit, by averaging pixels.
 
     Args:
         content: an image file.
-        preprocessing: the contract, for its limits; they hold before anything is decoded.
+        preprocessing: the contract; its limits are checked before anything is decoded.
 
     Raises:
         ImageRejected: not an image, too many pixels or bytes, damaged, or a format that is not converted.
@@ -99,10 +99,10 @@ def _convert(content: bytes, preprocessing: Preprocessing, refusal: ImageRejecte
 
 
 def _known_formats() -> list[str]:
-    """Those of `PILLOW_FORMATS` that this Pillow reads; HEIC where pillow-heif is installed."""
+    """The `PILLOW_FORMATS` that this Pillow can read; HEIC needs pillow-heif."""
     from PIL import Image
 
-    # Not a dependency: it is used where the user installed it.
+    # pillow-heif is not a dependency: it is used if the user installed it.
     if importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
@@ -110,7 +110,7 @@ def _known_formats() -> list[str]:
 
 
 def _check_icon(content: bytes, preprocessing: Preprocessing) -> None:
-    """Hold the limit against each picture of an icon, for Pillow decodes the largest as it opens the file."""
+    """Check the size of each picture in an icon, because Pillow decodes the largest on opening the file."""
     (num_pictures,) = struct.unpack_from("<H", content, 4)
     for entry in range(6, 6 + 16 * num_pictures, 16):
         (at,) = struct.unpack_from("<I", content, entry + 12)
@@ -131,7 +131,7 @@ def _check_pixels(width: int, height: int, preprocessing: Preprocessing) -> None
 
 
 def _as_png_has_it(picture: "Image") -> "Image":
-    """The picture in a mode that PNG stores without loss and the server reads as the same colours."""
+    """Convert to a mode that PNG stores losslessly and the server reads as the same colours."""
     if picture.mode in ("I;16B", "I;16L"):
         picture = picture.convert("I").convert("I;16")
     mode = "RGB" if picture.mode in _RGB_MODES else _PNG_MODES.get(picture.mode)

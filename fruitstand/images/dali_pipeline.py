@@ -13,7 +13,7 @@ SERIALIZED_FILE = "model.dali"
 
 
 def served_pipeline(repository: Path) -> Path:
-    """The `dali.py` that a model repository serves: of its latest version, Triton's own choice.
+    """Path of the served `dali.py` in a model repository: the one of the latest version, as Triton chooses.
 
     Raises:
         ArtefactError: no version has one.
@@ -27,23 +27,22 @@ def served_pipeline(repository: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class PipelineDefinition:
-    """What a pipeline file holds."""
+    """The content of a pipeline file."""
 
     define: Callable[..., Any]
-    """Makes the pipeline; takes `batch_size`, `device_id`, `num_threads`."""
+    """Creates the pipeline; takes `batch_size`, `device_id`, `num_threads`."""
     preprocessing: Preprocessing | None
-    """The contract that the file was rendered from; None where it names none."""
+    """The contract that the file was rendered from; None if it has none."""
 
 
 def load_pipeline_definition(path: Path) -> PipelineDefinition:
     """Read a pipeline file.
 
     Args:
-        path: Python with exactly one function under `@autoserialize`, or a serialised pipeline.
+        path: a Python file with exactly one function under `@autoserialize`, or a serialised pipeline.
 
     Raises:
-        ArtefactError: no such file, not exactly one such function in it, no pipeline, or a contract that is
-            not allowed.
+        ArtefactError: no such file, not exactly one such function, not a pipeline, or an invalid contract.
     """
     if not path.is_file():
         raise ArtefactError(f"{path.name}: no DALI pipeline file in the model's version folder")
@@ -54,10 +53,10 @@ def load_pipeline_definition(path: Path) -> PipelineDefinition:
 
 
 def pipeline_definition(source: bytes, name: str) -> PipelineDefinition:
-    """The same from the content of a Python file of this name.
+    """Read a pipeline from the content of a Python file; `name` is for error messages.
 
     Raises:
-        ArtefactError: not exactly one such function in it, or a contract that is not allowed.
+        ArtefactError: not exactly one function under `@autoserialize`, or an invalid contract.
     """
     module: dict[str, Any] = {"__name__": "fruitstand_dali_pipeline"}
     exec(compile(source, name, "exec"), module)
@@ -79,6 +78,6 @@ def _serialized(content: bytes, name: str) -> Callable[..., Any]:
         try:
             return Pipeline.deserialize(content, **options)
         except RuntimeError as exc:
-            raise ArtefactError(f"{name}: is no serialised DALI pipeline") from exc
+            raise ArtefactError(f"{name}: not a serialised DALI pipeline; export the run again") from exc
 
     return define

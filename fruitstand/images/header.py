@@ -1,4 +1,4 @@
-"""Format and size of an encoded image from its first bytes: the limits are checked before any decode."""
+"""Read format and size of an encoded image from its first bytes, to check the limits before decoding."""
 
 import struct
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _KNOWN_UNSUPPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the first bytes of a file announce."""
+    """Format and size from the header of a file."""
 
     format: str
     """One of `SUPPORTED_FORMATS`."""
@@ -39,15 +39,15 @@ class ImageHeader:
 
 
 def read_header(encoded: bytes | memoryview, preprocessing: Preprocessing) -> ImageHeader:
-    """Find out what an encoded image is, and refuse what the contract does not allow.
+    """Read the header of an encoded image, and check it against the contract.
 
     Args:
-        encoded: the whole file; trailing zero bytes do no harm.
+        encoded: the whole file; trailing zero bytes are allowed.
         preprocessing: the contract, for `max_encoded_bytes` and `max_pixels`.
 
     Raises:
-        ImageRejected: empty, too large, not an image, an unsupported format, cut off inside its header,
-            or more pixels than allowed.
+        ImageRejected: empty, too large, not an image, an unsupported format, truncated in the header, or more
+            pixels than allowed.
 
     Source:
         ITU-T T.81 annex B (JPEG markers), PNG specification section 11.2.2, WebP container
@@ -68,7 +68,7 @@ def read_header(encoded: bytes | memoryview, preprocessing: Preprocessing) -> Im
         raise ImageRejected("truncated: the file ends inside its header") from exc
     if width <= 0 or height <= 0:
         raise ImageRejected(f"not an image: its header says {width} x {height} pixels")
-    # A picture of one pixel by 65,535 is small until its short side is scaled up.
+    # The limit also holds after the resize: 1 x 65,535 pixels are few until the short side is scaled up.
     resized = preprocessing.resized_size(width, height)
     if max(width * height, resized[0] * resized[1]) > preprocessing.max_pixels:
         raise ImageRejected(

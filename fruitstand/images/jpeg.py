@@ -1,4 +1,4 @@
-"""JPEG: the segments are walked, and what is no part of the picture is left out."""
+"""Check the segments of a JPEG, and remove those that do not belong to the picture."""
 
 import re
 import struct
@@ -9,13 +9,13 @@ from fruitstand.images.jpeg_tables import DAC, DHT, DQT, DRI, MAX_SIDE, PROGRESS
 from fruitstand.images.orientation import exif_block, turn
 
 MAX_MARKERS = 1000
-"""Real files have a dozen, and a hostile one may not cost us time."""
+"""Real files have about a dozen; the limit bounds the time that a hostile file can cost."""
 MAX_SCANS = 32
-"""A progressive file has about ten; each one more costs a pass over all pixels."""
+"""A progressive file has about ten; each scan costs a pass over all pixels."""
 MAX_STRAY_BYTES = 2**16
-"""Between two segments; decoders skip them."""
+"""Stray bytes between two segments that are skipped, as decoders do."""
 MAX_WALKED_SCAN_BYTES = 2**18
-"""Of a sequential picture's data, searched for markers that do not belong there: 1 ns a byte."""
+"""Bytes of a sequential picture that are searched for misplaced markers, at 1 ns per byte."""
 
 _TRUNCATED = "truncated: the file ends before the image does"
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
@@ -28,17 +28,17 @@ _DECODABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # sequential, pro
 _METADATA = frozenset((*range(0xE0, 0xF0), _COM))
 _BETWEEN_SCANS = _METADATA | {DHT, DAC, SOS, DQT, _DNL, DRI}
 _NEEDED_METADATA = {_APP0: (b"JFIF\0", 16), _APP14: (b"Adobe", 14)}
-"""Segments that tell the colour space: how they begin, and their least length in bytes."""
+"""Segments that define the colour space: how they begin, and their minimum length in bytes."""
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
 def segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment down to the first scan's header, which comes last.
+    """Yield marker, start and end of each segment up to and including the header of the first scan.
 
-    Stray bytes, fill bytes and markers without content are skipped, as decoders skip them.
+    Stray bytes, fill bytes and markers without content are skipped, as decoders do.
 
     Raises:
-        ImageRejected: no segment where one has to be, or one that the file cuts off.
+        ImageRejected: a segment is missing or truncated.
         IndexError: the file ends inside a segment's length.
     """
     position = 2
@@ -69,10 +69,10 @@ def segments(view: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def read_size(view: memoryview) -> tuple[int, int]:
-    """Width and height in pixels, before any turn.
+    """Read width and height in pixels, before the EXIF orientation is applied.
 
     Raises:
-        ImageRejected: no frame header, or one of a JPEG that decoders do not read.
+        ImageRejected: no frame header, or a kind of JPEG that decoders do not read.
         IndexError, struct.error: the file ends inside its header.
     """
     for marker, start, _ in segments(view):
@@ -93,7 +93,7 @@ def read_size(view: memoryview) -> tuple[int, int]:
 
 
 def is_progressive(view: memoryview) -> bool:
-    """Whether the picture comes in several passes, so that a decoder keeps all of it in memory.
+    """Whether the picture is progressive, so that a decoder must keep all of it in memory.
 
     Raises:
         ImageRejected, IndexError: as `segments`.
@@ -102,10 +102,10 @@ def is_progressive(view: memoryview) -> bool:
 
 
 def picture_only(view: memoryview) -> memoryview | bytes:
-    """The file without stray bytes and metadata; its turn, if any, is all that its EXIF says.
+    """Return the file without stray bytes and metadata, except an EXIF block with the orientation.
 
     Raises:
-        ImageRejected: the file ends before the picture does, or contradicts itself.
+        ImageRejected: the file is truncated or inconsistent.
         IndexError: the file ends inside a segment's length.
     """
     kept: list[memoryview | bytes] = []
@@ -158,20 +158,20 @@ def _exif_segment(orientation: int) -> bytes:
 
 
 def _end_of_scans(view: memoryview, position: int, coding: Coding) -> int:
-    """Where the picture ends: at the end marker, or where the next picture of the file begins.
+    """Find the end of the picture: the end marker, or the start of another picture in the file.
 
     Args:
         view: the file.
-        position: where the first scan's data begin.
-        coding: of the file. In a progressive one many scans are usual; else there is nearly always one,
-            whose end is found from behind.
+        position: start of the first scan's data.
+        coding: tables and frame of the file. A progressive file has many scans, which are all walked. Others
+            nearly always have one, whose end is searched from the end of the file.
     """
     num_scans, is_progressive = 1, coding.frame in PROGRESSIVE
     limit = len(view) if is_progressive else min(len(view), position + MAX_WALKED_SCAN_BYTES)
     for _ in range(MAX_MARKERS):
         found = _AFTER_A_SCAN.search(view, position, limit)
         if found is None:
-            rest = max(position, limit - 1)  # the marker may lie across the limit
+            rest = max(position, limit - 1)  # a marker may straddle the limit
             end = bytes(view[rest:]).rfind(b"\xff\xd9")
             if end < 0:
                 raise ImageRejected("truncated: the JPEG has no end marker, so a part of it may be missing")

@@ -1,7 +1,7 @@
-"""The reference decode: Pillow decodes and resizes one image as the served DALI pipeline does.
+"""The reference decode: decode and resize images with Pillow as the served DALI pipeline does.
 
-Training reads its images with it, and export compares the DALI pipeline with it. It also decodes large JPEGs
-at a reduced size, which DALI cannot on a CPU. Pillow and numpy are imported inside the functions.
+Training reads its images with it, and the export compares the DALI pipeline with it. It can also decode large
+JPEGs at a reduced size, which DALI cannot do on a CPU. Pillow and numpy are imported inside the functions.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 EXIF_ORIENTATION = 0x0112
 FIRST_ORIENTATION_ON_ITS_SIDE = 5
-"""From here to 8 width and height change places."""
+"""Orientations from this to 8 swap width and height."""
 NUM_THREADS = 4
-"""Pillow decodes outside Python's lock; more threads than cores hide the reading of files."""
+"""Pillow decodes without holding the GIL; more threads than cores hide the time to read files."""
 
 
 def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArray[np.uint8]":
@@ -34,7 +34,7 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
 
     Args:
         encoded: a JPEG, PNG, WebP or BMP file, at most `preprocessing.max_encoded_bytes`.
-        preprocessing: the contract; every number used here comes from it.
+        preprocessing: the contract; all sizes and limits come from it.
 
     Returns:
         (H, W, 3) uint8, RGB, 0 to 255. EXIF orientation is applied, alpha is dropped, 16 bits become 8.
@@ -43,8 +43,8 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
         ImageRejected: not an image, damaged, too many pixels or bytes, or an unsupported format.
 
     Source:
-        timm `create_transform` for evaluation: same keys, same order of operations. Two roundings are DALI's:
-        the longer side after the resize, and the odd pixel of the center crop.
+        timm `create_transform` for evaluation: same keys, same order of operations. Two roundings follow
+        DALI: the longer side after the resize, and the odd pixel of the center crop.
     """
     return decode_inspected(inspect_image(encoded, preprocessing), preprocessing)
 
@@ -52,7 +52,7 @@ def decode_reference(encoded: bytes, preprocessing: Preprocessing) -> "npt.NDArr
 def decode_inspected(
     inspected: Inspected, preprocessing: Preprocessing, *, reduced: bool = False
 ) -> "npt.NDArray[np.uint8]":
-    """Decode an image that was found whole.
+    """Decode an image that `inspect_image` has checked.
 
     Args:
         inspected: the image.
@@ -60,10 +60,10 @@ def decode_inspected(
         reduced: decode a JPEG at `preprocessing.jpeg_scale` instead of its full size.
 
     Returns:
-        As `decode_reference`.
+        The same as `decode_reference`.
 
     Raises:
-        ImageRejected: it cannot be decoded to its end.
+        ImageRejected: the image cannot be decoded to its end.
     """
     import numpy as np
 
@@ -78,10 +78,10 @@ def decode_inspected(
 def resized_picture(
     inspected: Inspected, preprocessing: Preprocessing, *, reduced: bool = False
 ) -> "Image.Image":
-    """The same before the crop: RGB, upright, of `preprocessing.resized_size`.
+    """Decode and resize without the crop: RGB, upright, `preprocessing.resized_size`.
 
     Raises:
-        ImageRejected: it cannot be decoded to its end.
+        ImageRejected: the image cannot be decoded to its end.
     """
     from PIL import Image
 
@@ -97,7 +97,7 @@ def resized_picture(
                 opened.draft(None, (header.width // scale, header.height // scale))
             opened.load()
             image = _rgb(opened if scale > 1 else _upright(opened))
-    except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
+    except Exception as exc:  # Pillow raises many types of errors for damaged files
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     if scale > 1:
         return _resize_reduced(image, header, scale, preprocessing)
@@ -106,7 +106,7 @@ def resized_picture(
 
 
 def is_reduced(header: ImageHeader, preprocessing: Preprocessing) -> bool:
-    """Whether `decode_inspected` with `reduced` decodes such an image at less than its full size."""
+    """Whether `decode_inspected` with `reduced` decodes an image with this header at a reduced size."""
     return header.format == "JPEG" and preprocessing.jpeg_scale(header.width, header.height) > 1
 
 
@@ -117,7 +117,7 @@ def _resize_reduced(
     is_on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_ORIENTATION_ON_ITS_SIDE
     turn = -1 if is_on_its_side else 1
     size = preprocessing.resized_size(*(header.width, header.height)[::turn])
-    # The last pixel of a row or column covers a whole block, also where the picture ends inside of it.
+    # The last pixel of a row or column stands for a whole block, even if the picture ends inside the block.
     picture = (0, 0, header.width / scale, header.height / scale)
     return _upright(_resize(image, size[::turn], preprocessing, picture))
 
@@ -134,12 +134,13 @@ def _resize(
     target = size[0], size[1]
     if preprocessing.interpolation == "bilinear":
         return image.resize(target, Image.Resampling.BILINEAR, box)
-    # Bicubic overshoots at edges. Of 8-bit pixels Pillow clips that between its two passes; DALI does not.
+    # Bicubic overshoots at edges. Pillow clips 8-bit pixels between its two passes, DALI does not: use
+    # floats.
     bands = [
         np.asarray(one.convert("F").resize(target, Image.Resampling.BICUBIC, box)) for one in image.split()
     ]
     resized = Image.fromarray(np.stack(bands, axis=-1).round().clip(0, 255).astype(np.uint8))
-    resized.info = image.info  # says how it has to be turned
+    resized.info = image.info  # keeps the orientation
     return resized
 
 
@@ -148,7 +149,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the picture; DALI ignores it too
+    except Exception:  # ignore a broken EXIF block, as DALI does
         return image
 
 
@@ -158,7 +159,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
 
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:  # Pillow warns about the direct way
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns about the direct conversion
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 

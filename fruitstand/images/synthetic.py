@@ -1,6 +1,6 @@
-"""Encoded images made by code, small ones and painted photographs: for gates, warm-up and health checks.
+"""Generate encoded images, small patterns and photograph-like ones, for gates, warm-up and health checks.
 
-numpy and Pillow are imported inside, as everywhere in `fruitstand`.
+numpy and Pillow are imported inside the functions.
 """
 
 import io
@@ -22,18 +22,18 @@ SIZES = (
 """Width and height, pixels."""
 QUALITIES = (30, 60, 75, 85, 95, 100)
 LARGEST = (2401, 1603)
-"""Width and height, pixels; like the others no multiple of a JPEG's blocks."""
+"""Width and height, pixels; not multiples of the JPEG block size."""
 _COARSEST_CELLS, _COARSEST_CONTRAST, _FALLOFF, _GRAIN = 4, 60.0, 0.62, 3.0
 
 
 def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -> "Image.Image":
-    """A smooth colourful picture.
+    """Make a smooth colourful picture.
 
     Args:
         width: pixels.
         height: pixels.
-        mode: one of Pillow's.
-        phase: shifts the picture; others give other pictures.
+        mode: Pillow's pixel mode.
+        phase: shifts the pattern, so that each value gives another picture.
     """
     import numpy as np
     from PIL import Image
@@ -48,7 +48,7 @@ def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -
 
 
 def encode(image: "Image.Image", image_format: str = "JPEG", **options: Any) -> bytes:
-    """The picture as a file's content."""
+    """Encode a picture."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
@@ -57,7 +57,7 @@ def encode(image: "Image.Image", image_format: str = "JPEG", **options: Any) -> 
 def with_orientation(
     orientation: int, size: tuple[int, int] = (150, 120), image_format: str = "JPEG"
 ) -> bytes:
-    """A file whose EXIF says how to turn it, 1 to 8."""
+    """Make an image file with an EXIF orientation, 1 to 8."""
     image = pattern(*size)
     exif = image.getexif()
     exif[EXIF_ORIENTATION] = orientation
@@ -65,9 +65,9 @@ def with_orientation(
 
 
 def supported_images() -> dict[str, bytes]:
-    """More than 200 images by name: all formats, modes, sizes, aspect ratios, qualities, orientations.
+    """Make over 200 images, keyed by name: all formats, modes, sizes, aspect ratios, qualities, orientations.
 
-    Every decoder has to make the same pixels of them, but for rounding.
+    All decoders must produce the same pixels from them, up to rounding.
     """
     import numpy as np
     from PIL import Image
@@ -97,21 +97,16 @@ def supported_images() -> dict[str, bytes]:
 
 
 def canary_image() -> bytes:
-    """A grey PNG of 16 x 16 pixels: every decoder has to make the same pixels of it."""
+    """Make a grey PNG of 16 x 16 pixels, from which all decoders produce the same pixels."""
     side = 16
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)  # 8 bits per channel, RGB
     rows = zlib.compress((b"\0" + b"\x80" * 3 * side) * side)
     chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
     return png.SIGNATURE + b"".join(png.chunk(kind, content) for kind, content in chunks)
 
 
 def photograph(width: int, height: int, *, seed: int = 0) -> "Image.Image":
-    """A picture with structure of every size, whose contrast falls with the size as in nature, and grain.
-
-    Args:
-        width: pixels.
-        height: pixels.
-        seed: others give other pictures.
+    """Make a picture with the frequency spectrum of natural photographs, and grain.
 
     Source:
         D. J. Field, Relations between the statistics of natural images and the response properties of
@@ -135,7 +130,7 @@ def photograph(width: int, height: int, *, seed: int = 0) -> "Image.Image":
 
 
 def photographs() -> dict[str, bytes]:
-    """Large JPEGs by name: sizes, qualities, colour spaces, turned and upright."""
+    """Make large JPEGs, keyed by name: sizes, qualities, colour spaces, orientations."""
     whole = photograph(*LARGEST)
     part = whole.crop((0, 0, 1203, 901))
     images = {

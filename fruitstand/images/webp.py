@@ -1,4 +1,4 @@
-"""WebP: the chunks are walked, and what is no part of the picture is left out."""
+"""Check the chunks of a WebP, and remove those that do not belong to the picture."""
 
 import struct
 
@@ -7,7 +7,7 @@ from fruitstand.images.orientation import exif_block, turn
 
 MAX_CHUNKS = 1000
 MIN_DECODER_BYTES = 32
-"""What DALI's decoder wants to read at once, also of a picture that is smaller."""
+"""DALI's decoder needs at least this many bytes, so smaller files are padded."""
 
 _TRUNCATED = "truncated: the file ends before the image does"
 _EXTENDED_BYTES = 10
@@ -18,10 +18,10 @@ _BEFORE_A_PICTURE = frozenset((b"ALPH", b"ANIM"))
 
 
 def read_size(view: memoryview) -> tuple[int, int]:
-    """Width and height in pixels, before any turn.
+    """Read width and height in pixels, before the EXIF orientation is applied.
 
     Raises:
-        ImageRejected: it begins with a chunk that no decoder knows.
+        ImageRejected: the first chunk is unknown.
         struct.error, IndexError: the file ends inside its header.
     """
     kind = bytes(view[12:16])
@@ -38,17 +38,17 @@ def read_size(view: memoryview) -> tuple[int, int]:
 
 
 def picture_only(view: memoryview) -> memoryview | bytes:
-    """The file without metadata; its turn, if any, is all that its EXIF says.
+    """Return the file without metadata, except an EXIF block with the orientation if there is one.
 
     Raises:
-        ImageRejected: the file ends before the picture does, or contradicts itself.
+        ImageRejected: the file is truncated or inconsistent.
         struct.error, IndexError: the file ends inside its header.
     """
     (size,) = struct.unpack_from("<I", view, 4)
     end = size + 8
     if end > len(view):
         raise ImageRejected(_TRUNCATED)
-    view = view[:end]  # of a damaged picture DALI would read on behind its end
+    view = view[:end]  # DALI would read past the end of a damaged picture
     if bytes(view[12:16]) == b"VP8X":
         return _without_metadata(view)
     _check_start_code(bytes(view[12:16]), view[20:26])

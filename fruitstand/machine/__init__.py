@@ -1,1 +1,1 @@
-"""The machine a command runs on: threads, memory, hardware, and the provenance of a measurement."""
+"""The machine that a command runs on: threads, memory, hardware, provenance."""

@@ -1,4 +1,4 @@
-"""How much memory this machine, or this container, has, and how much of it a process takes."""
+"""Memory of this machine or container, and memory that a process uses."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 def memory_budget_mib() -> float:
-    """What the container may have, at most the machine's memory, MiB.
+    """Memory of the machine, or the container's limit if that is smaller, MiB.
 
     Source:
         Linux `Documentation/admin-guide/cgroup-v2.rst` (memory.max), `cgroup-v1/memory.rst`.
@@ -25,7 +25,7 @@ def memory_budget_mib() -> float:
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and everything below it, as far as it still runs."""
+    """Process ids of a process and all its descendants that still run."""
     found, unseen = [], [pid]
     while unseen:
         pid = unseen.pop()
@@ -39,12 +39,12 @@ def process_tree(pid: int) -> list[int]:
 
 
 def resident_mib(pid: int) -> float:
-    """Memory of a process and everything below it, MiB."""
+    """Resident memory of a process and all its descendants, MiB."""
     return sum(map(own_mib, process_tree(pid)))
 
 
 def own_mib(pid: int) -> float:
-    """Memory of a process alone, MiB; 0 when it has just ended."""
+    """Resident memory of a process, MiB; 0 if it has just ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):

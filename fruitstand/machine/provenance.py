@@ -1,4 +1,4 @@
-"""Where an artefact or a number comes from: machine, commit, lock, date, command."""
+"""The provenance of an artefact or a measurement: machine, commit, lock, date, command."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ from fruitstand.machine.threads import thread_budget
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores this process may use, memory, architecture and GPUs if there are any, JSON-ready."""
+    """CPU model, cores this process may use, memory, architecture, and GPUs if there are any; JSON-ready."""
     gpus = _gpus()
     return {
         "cpu": _cpu_model(),
@@ -25,7 +25,7 @@ def hardware() -> dict[str, object]:
 
 
 def _gpus() -> list[str]:
-    """Name, memory and driver of each, as nvidia-smi says them; none without it."""
+    """Name, memory and driver of each GPU from nvidia-smi; empty without nvidia-smi."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
@@ -42,7 +42,7 @@ def _cpu_model() -> str:
 
 
 def git_commit(directory: Path) -> str | None:
-    """The commit of the checkout around `directory`, with "+" when it has changes; None outside one."""
+    """The commit of the checkout around `directory`, with "+" if it has changes; None outside a checkout."""
     command = ["git", "-C", str(directory), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -57,12 +57,12 @@ def lock_sha256(directory: Path) -> str | None:
 
 
 def provenance() -> dict[str, object]:
-    """Hardware, date, commit and command of this process, as every result file carries them."""
+    """Hardware, date, commit and command of this process; every result file carries them."""
     return {
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git_commit(Path(__file__).parent),
-        # Of an absolute path only its last part: where a machine keeps its data is nobody's business.
+        # Absolute paths are cut to their last part, because results are published.
         "command": shlex.join(
             [
                 "python",

@@ -1,4 +1,4 @@
-"""What is installed here, as a CycloneDX document on stdout: the images carry it as /venv/sbom.json."""
+"""Print the installed packages as a CycloneDX document; the container images carry it as /venv/sbom.json."""
 
 import json
 from importlib.metadata import PackageMetadata, distributions
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def sbom() -> dict[str, Any]:
-    """Every installed distribution, by name.
+    """List every installed distribution, sorted by name.
 
     Source:
         CycloneDX 1.6 and the package-URL type `pypi`.
     """
-    read = (one.metadata for one in distributions())  # each look at `metadata` reads the file again
+    read = (one.metadata for one in distributions())  # each access to `metadata` reads the file again
     found = {one["Name"].lower().replace("_", "-"): one for one in read}
     return {
         "bomFormat": "CycloneDX",

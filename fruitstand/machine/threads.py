@@ -1,7 +1,7 @@
-"""One budget of threads for the machine: what this process may use, written to every place that asks.
+"""The thread budget: how many threads this process may run at the same time.
 
-`fruitstand serve` puts it into the server's environment; decode and inference take it from there where their
-configuration names no number. Whoever asks how many processors there are asks here as well.
+`fruitstand serve` puts it into the server's environment. Decode and inference read it there if their
+configuration sets no number. All other code that needs the number of cores uses it too.
 """
 
 import math
@@ -19,18 +19,18 @@ def thread_budget() -> int:
     """Threads that can run at the same time: FRUITSTAND_THREADS, else affinity and the cgroup's quota.
 
     Raises:
-        UsageError: FRUITSTAND_THREADS is no whole number from 1.
+        UsageError: FRUITSTAND_THREADS is not a positive whole number.
     """
     told = os.environ.get(THREADS_VARIABLE)
     if told is not None:
         if not told.isdecimal() or int(told) < 1:
-            raise UsageError(f"{THREADS_VARIABLE}: got {told!r}, allowed a whole number from 1")
+            raise UsageError(f"{THREADS_VARIABLE}: got {told!r}, allowed a positive whole number")
         return int(told)
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cgroup_cpus())))
 
 
 def cgroup_cpus(root: Path = CGROUP) -> float:
-    """Processors the cgroup's quota pays for; infinite without one.
+    """Cores that the cgroup's CPU quota allows; infinite without a quota.
 
     Source:
         Linux `Documentation/admin-guide/cgroup-v2.rst` (cpu.max), `scheduler/sched-bwc.rst` (version 1).
@@ -47,5 +47,5 @@ def cgroup_cpus(root: Path = CGROUP) -> float:
 
 
 def thread_environment(budget: int) -> dict[str, str]:
-    """The variables that tell a process, and the libraries in it, its budget."""
+    """Environment variables that set the budget of a process and of its libraries."""
     return dict.fromkeys((THREADS_VARIABLE, *_LIBRARY_VARIABLES), str(budget))

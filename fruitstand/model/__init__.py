@@ -1,1 +1,1 @@
-"""The model itself: its weights in PyTorch, its normalisation, and its ONNX files in ONNX Runtime."""
+"""The model: weights in PyTorch, normalisation, and ONNX Runtime sessions."""

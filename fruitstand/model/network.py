@@ -1,6 +1,6 @@
-"""The timm network of a run, and the numbers that normalise its pixels.
+"""The timm network of a run, and the normalisation of its input.
 
-torch, timm and safetensors are imported inside the functions: reading this module costs nothing.
+torch, timm and safetensors are imported inside the functions, so importing this module is cheap.
 """
 
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def create_network(
     model_name: str, *, num_classes: int, input_size: tuple[int, int], **arguments: Any
 ) -> "torch.nn.Module":
-    """A timm model.
+    """Create a timm model.
 
     Args:
         model_name: timm's name, such as resnet18.
         num_classes: outputs.
-        input_size: height and width in pixels; a model that is built for one size, as a ViT, gets this.
+        input_size: height and width in pixels; used for models with a fixed input size, such as a ViT.
         **arguments: passed on to timm, such as pretrained and drop_rate.
     """
     import timm
@@ -37,14 +37,14 @@ def create_network(
 
 
 def read_weights(path: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a safetensors file, by name."""
+    """Read the tensors of a safetensors file, keyed by name."""
     import safetensors.torch
 
     return safetensors.torch.load_file(path)
 
 
 def load_network(run: Run) -> "torch.nn.Module":
-    """The run's network with its weights, on the CPU and in training mode, as timm makes it."""
+    """Load a run's network with its weights, on the CPU and in training mode, as timm creates it."""
     size = run.preprocessing.input_size
     network = create_network(run.model_name, num_classes=len(run.labels), input_size=size)
     network.load_state_dict(read_weights(run.weights))
@@ -52,11 +52,7 @@ def load_network(run: Run) -> "torch.nn.Module":
 
 
 def mean_and_std(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Mean and std of pixels from 0 to 255, for `normalise`.
-
-    Returns:
-        Two (1, 3, 1, 1) float32.
-    """
+    """Mean and std for pixels from 0 to 255, each (1, 3, 1, 1) float32."""
     import torch
 
     mean, std = (
@@ -66,15 +62,11 @@ def mean_and_std(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Ten
 
 
 def normalise(batch_nchw_f32: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
-    """A network's input for pixels from 0 to 255."""
+    """Normalise pixels from 0 to 255 to the network's input."""
     return (batch_nchw_f32 - mean) / std
 
 
 def scale_and_shift(preprocessing: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The same as one multiplication and one addition, for the ONNX graph: pixels * scale + shift.
-
-    Returns:
-        Two (1, 3, 1, 1) float32.
-    """
+    """`normalise` as pixels * scale + shift, for the ONNX graph; each (1, 3, 1, 1) float32."""
     mean, std = mean_and_std(preprocessing)
     return 1 / std, -mean / std

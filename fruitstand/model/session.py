@@ -1,6 +1,6 @@
-"""ONNX Runtime sessions: opened in one place, run in batches.
+"""Open ONNX Runtime sessions, and run them in batches.
 
-onnxruntime and torch are imported inside the functions: reading this module costs nothing.
+onnxruntime and torch are imported inside the functions, so importing this module is cheap.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def create_session(
 
     Args:
         model: the file.
-        options: ONNX Runtime's.
-        providers: by ONNX Runtime's names, the preferred one first.
+        options: ONNX Runtime's session options.
+        providers: ONNX Runtime's provider names, the preferred one first.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load it; the cause has its own words.
+        ArtefactError: ONNX Runtime cannot load the file; includes its reason.
     """
     import onnxruntime
 
@@ -55,12 +55,12 @@ def open_session(
 
     Args:
         model: the file.
-        engine: what computes.
-        num_threads: of one computation; 0 lets ONNX Runtime choose.
-        can_spin: idle threads keep their core busy. Sessions that take turns would slow each other.
+        engine: the engine that computes.
+        num_threads: intra-op threads; 0 lets ONNX Runtime choose.
+        can_spin: let idle threads spin. Sessions that run in turns slow each other by spinning.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load it.
+        ArtefactError: ONNX Runtime cannot load the file.
     """
     import onnxruntime
 
@@ -73,12 +73,12 @@ def open_session(
 
 
 def installed_engines() -> list[str]:
-    """Those of `CPU_ENGINES` that this machine's ONNX Runtime has."""
+    """The `CPU_ENGINES` that this machine's ONNX Runtime has."""
     return [engine for engine in CPU_ENGINES if has_engine(engine)]
 
 
 def has_engine(engine: str) -> bool:
-    """Whether this machine's ONNX Runtime has an engine, and the hardware for it."""
+    """Whether this machine has the hardware for an engine and its ONNX Runtime supports it."""
     import onnxruntime
 
     if engine == GPU_ENGINE:
@@ -94,16 +94,16 @@ def run_batches(
     pixels_nhwc_u8: npt.NDArray[np.uint8],
     output: str = PROBABILITIES,
 ) -> npt.NDArray[np.float32]:
-    """Run a served model on any number of images, at most `MAX_BATCH_SIZE` a call.
+    """Run a served model on any number of images, in batches of at most `MAX_BATCH_SIZE`.
 
     Returns:
         (N, C) float32 probabilities, or another output.
 
     Raises:
-        ArtefactError: the model fails while it computes.
+        ArtefactError: the model fails to run.
     """
     parts = np.array_split(pixels_nhwc_u8, -(-len(pixels_nhwc_u8) // MAX_BATCH_SIZE))
     try:
         return np.concatenate([session.run([output], {PIXELS: part})[0] for part in parts])
-    except Exception as exc:  # as above
+    except Exception as exc:  # no common base class, as in create_session
         raise ArtefactError(f"the model cannot be run by ONNX Runtime: {' '.join(str(exc).split())}") from exc

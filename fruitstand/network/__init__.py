@@ -1,1 +1,1 @@
-"""Connections that this project opens: gRPC channels, pages, TLS."""
+"""Network connections of this project: gRPC channels, HTTP pages, TLS."""

@@ -1,10 +1,10 @@
-"""Every connection this project opens by itself: gRPC channels and HTTP pages.
+"""Open gRPC channels and fetch HTTP pages, with the right use of proxies.
 
-gRPC and urllib both obey the proxies of the environment (`grpc_proxy`, `https_proxy`, `http_proxy`), even for
-127.0.0.1. A proxy cannot reach this machine's loopback, and would read what is sent in clear text. So
-loopback is always reached directly; elsewhere the proxy is used, unless `no_proxy` names the host.
+gRPC and urllib use the proxies of the environment (`grpc_proxy`, `https_proxy`, `http_proxy`) even for
+127.0.0.1. A proxy cannot reach this machine's loopback, and could read clear text. So loopback is always
+reached directly; for other hosts the proxy is used unless `no_proxy` names the host.
 
-gRPC and tritonclient are imported inside the functions, so that this module costs nothing to import.
+gRPC and tritonclient are imported inside the functions, so importing this module is cheap.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ from fruitstand.errors import UsageError
 log = logging.getLogger("fruitstand.network.connections")
 
 GRPC_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""Where gRPC looks for a proxy, in its order."""
+"""Variables in which gRPC looks for a proxy, in its order."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 Options = Sequence[tuple[str, Any]]
 
@@ -35,7 +35,7 @@ class Endpoint(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it can only be this machine."""
+        """Whether the host is always this machine."""
         return is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -43,24 +43,24 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoints(url: str) -> list[Endpoint]:
-    """Parse HOST:PORT, or several with commas between.
+    """Parse HOST:PORT, or several separated by commas.
 
     Raises:
-        UsageError: an address of another form.
+        UsageError: an address has another form.
     """
     endpoints = []
     for one in url.split(","):
         match = re.fullmatch(r"\s*(?:\[([^\]]+)\]|([^\s/:\[\]]+)):(\d{1,5})\s*", one)
         if match is None or not 0 < int(match[3]) < 65536:
             raise UsageError(
-                f"{one.strip() or 'an empty address'}: no gRPC address; write HOST:PORT[,HOST:PORT...]"
+                f"{one.strip() or 'an empty address'}: not a gRPC address; write HOST:PORT[,HOST:PORT...]"
             )
         endpoints.append(Endpoint(match[1] or match[2], int(match[3])))
     return endpoints
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is always this machine: localhost, 127.0.0.0/8, ::1."""
+    """Whether a host name or address is always this machine: localhost, 127.0.0.0/8, ::1."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -70,16 +70,16 @@ def is_loopback(host: str) -> bool:
 def open_channel(
     url: str, *, credentials: Any = None, options: Options = (), asynchronous: bool = False
 ) -> Any:
-    """Open a gRPC channel; nothing is sent before its first call.
+    """Open a gRPC channel; it connects with its first call.
 
     Args:
-        url: HOST:PORT, or several with commas between.
+        url: HOST:PORT, or several separated by commas.
         credentials: `grpc.ChannelCredentials` for TLS; None sends clear text.
-        options: gRPC channel arguments besides those of `channel_options`.
+        options: gRPC channel arguments in addition to `channel_options`.
         asynchronous: open a `grpc.aio` channel, which belongs to the running event loop.
 
     Raises:
-        UsageError: no address, or none of several names is found.
+        UsageError: invalid address, or none of several host names is found.
     """
     import grpc
     import grpc.aio
@@ -93,7 +93,7 @@ def open_channel(
 
 
 def open_triton(url: str, options: Options = ()) -> Any:
-    """A `tritonclient.grpc.InferenceServerClient` on a channel of ours, in clear text.
+    """Open a `tritonclient.grpc.InferenceServerClient` with our channel options, in clear text.
 
     Raises:
         UsageError: `url` is not HOST:PORT.
@@ -104,30 +104,30 @@ def open_triton(url: str, options: Options = ()) -> Any:
 
 
 def channel_options(url: str) -> list[tuple[str, Any]]:
-    """The gRPC channel arguments that every channel of ours has.
+    """The gRPC channel arguments of all our channels.
 
     Raises:
-        UsageError: no address.
+        UsageError: invalid address.
     """
     endpoints = parse_endpoints(url)
     options: list[tuple[str, Any]] = [
-        # gRPC's own limit is 4 MiB; the server's is its operator's to set.
+        # Lift the client's default limit of 4 MiB; the server sets its own limit.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
-        # Otherwise channels to one address share their connection, and its back-off after a refusal.
+        # Otherwise channels to the same address share a connection and its back-off after a failure.
         ("grpc.use_local_subchannel_pool", 1),
     ]
     is_list = len(endpoints) > 1
     if is_list or endpoints[0].is_loopback:
         options.append(("grpc.enable_http_proxy", 0))
-    # gRPC would ask the proxy for one connection to the whole list.
+    # Through a proxy, gRPC would request one connection to the whole list.
     if is_list and (proxies := {one for one in map(proxy_variable, url.split(",")) if one}):
         log.warning("%s: a list of addresses is reached without the proxy in %s", url, *proxies)
     return options
 
 
 def proxy_variable(url: str) -> str | None:
-    """The environment variable whose proxy a channel to HOST:PORT goes through; None where it is direct."""
+    """The environment variable with the proxy that a channel to HOST:PORT uses; None without a proxy."""
     endpoints = parse_endpoints(url)
     (host, _), is_list = endpoints[0], len(endpoints) > 1
     if is_list or is_loopback(host) or urllib.request.proxy_bypass(host):
@@ -136,7 +136,7 @@ def proxy_variable(url: str) -> str | None:
 
 
 def _target(endpoints: list[Endpoint]) -> str:
-    """The channel's target: gRPC resolves one host by itself, a list has to be one of addresses."""
+    """The target string of a channel; a list must consist of IP addresses, which gRPC does not resolve."""
     if len(endpoints) == 1:
         return str(endpoints[0])
     found: set[Endpoint] = set()
@@ -144,7 +144,7 @@ def _target(endpoints: list[Endpoint]) -> str:
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as exc:
-            log.warning("%s: not found (%s); going on with the other addresses", host, exc.strerror)
+            log.warning("%s: not found (%s); using the other addresses", host, exc.strerror)
             continue
         found.update(Endpoint(str(info[4][0]), port) for info in infos)
     for family, version in (("ipv4", 4), ("ipv6", 6)):
@@ -159,20 +159,20 @@ def _target(endpoints: list[Endpoint]) -> str:
 
 
 class EnvironmentProxies(urllib.request.ProxyHandler):
-    """urllib's proxies of the environment, except for loopback."""
+    """Uses the proxies of the environment, except for loopback."""
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
-        """Send a request through `proxy`; None leaves it to the direct connection."""
+        """Send a request through `proxy`; None makes urllib connect directly."""
         if is_loopback(urlsplit(req.full_url).hostname or ""):
             return None
         return super().proxy_open(req, proxy, type)
 
 
 def fetch_page(url: str, *, timeout_s: float) -> bytes:
-    """The content of an http page, such as a server's metrics.
+    """Fetch an HTTP page, such as a server's metrics.
 
     Raises:
-        OSError: no answer, or a status of failure (`urllib.error.URLError` is one).
+        OSError: no answer, or an HTTP error status (`urllib.error.URLError` is an OSError).
     """
     with urllib.request.build_opener(EnvironmentProxies()).open(url, timeout=timeout_s) as answer:
         content: bytes = answer.read()
@@ -180,12 +180,12 @@ def fetch_page(url: str, *, timeout_s: float) -> bytes:
 
 
 def metric_total(page: str, name: str, **labels: str) -> float:
-    """The sum of one metric's series that have these labels; 0 without one.
+    """Sum all series of a metric that have the given labels; 0 if there are none.
 
     Args:
         page: metrics in Prometheus's text format.
-        name: as the page has it.
-        labels: a series may have others beside them.
+        name: name of the metric as on the page.
+        labels: labels to match; a series may have more.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -199,7 +199,7 @@ def metric_total(page: str, name: str, **labels: str) -> float:
 
 
 def direct_environment() -> dict[str, str]:
-    """The environment for another program that connects to this machine: loopback is direct there too."""
+    """The environment for a program that connects to this machine, with loopback excluded from proxies."""
     environment = dict(os.environ)
     names = ["no_proxy", *(["no_grpc_proxy"] if "no_grpc_proxy" in environment else [])]
     for name in names:

@@ -1,31 +1,31 @@
-"""Triton's statistics of its models, as counters that can be subtracted."""
+"""Triton's model statistics, as counters that can be added and subtracted."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
-"""What a request goes through in one model, in Triton's words."""
+"""The stages of a request in one model, with Triton's names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCounters:
-    """One model's counters, or what they grew by between two readings."""
+    """One model's counters, or their growth between two readings."""
 
     num_requests: int = 0
-    """Answered."""
+    """Answered requests."""
     num_failed: int = 0
     num_images: int = 0
     num_executions: int = 0
     request_ns: int = 0
-    """From arrival to answer, summed over the requests."""
+    """Time from arrival to answer, summed over the requests."""
     queue_ns: int = 0
-    """This and the next three are summed over the requests: each counts its batch's whole time."""
+    """This and the next three are summed over the requests; each request counts its batch's whole time."""
     compute_input_ns: int = 0
     compute_infer_ns: int = 0
     compute_output_ns: int = 0
     busy_ns: int = 0
-    """Of all instances, summed over the executions."""
+    """Compute time of all instances, summed over the executions."""
 
     def __add__(self, other: "ModelCounters") -> "ModelCounters":
         names = [field.name for field in fields(self)]
@@ -37,7 +37,7 @@ class ModelCounters:
 
     @property
     def mean_batch(self) -> float:
-        """Images in one execution; 0 without any."""
+        """Mean number of images in one execution; 0 without executions."""
         return self.num_images / self.num_executions if self.num_executions else 0.0
 
     def stage_ms(self) -> dict[str, float]:
@@ -47,11 +47,7 @@ class ModelCounters:
 
 
 def read_counters(model_stats: Iterable[Any]) -> dict[str, ModelCounters]:
-    """The counters of each model, its versions added up.
-
-    Args:
-        model_stats: of a `ModelStatisticsResponse`.
-    """
+    """Read the counters of each model from `ModelStatisticsResponse.model_stats`; versions are added up."""
     counters: dict[str, ModelCounters] = {}
     for one in model_stats:
         stats = one.inference_stats

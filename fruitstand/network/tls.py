@@ -1,4 +1,4 @@
-"""Whom to trust and who one is: the certificates of a connection."""
+"""TLS settings of a connection: trusted CAs and the client's own certificate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +8,22 @@ from fruitstand.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tls:
-    """Encrypt the connection; with a certificate of one's own it is mutual."""
+    """TLS settings; with a client certificate, both sides authenticate."""
 
     ca: Path | None = None
-    """PEM file with the certificates to trust; None takes gRPC's own list of public ones."""
+    """PEM file with the CA certificates to trust; None uses gRPC's list of public CAs."""
     certificate: Path | None = None
     """PEM file with the client's certificate chain."""
     key: Path | None = None
     """PEM file with the client's private key; None looks for it in `certificate`."""
     server_name: str | None = None
-    """Name in the server's certificate, where it is not the host of the address."""
+    """Name in the server's certificate, if it differs from the host of the address."""
 
     def read(self) -> dict[str, bytes | None]:
-        """The arguments of `grpc.ssl_channel_credentials`.
+        """Read the arguments of `grpc.ssl_channel_credentials`.
 
         Raises:
-            UsageError: a file that cannot be read or is no PEM.
+            UsageError: a file cannot be read or is not PEM.
         """
         key = self.key or self.certificate
         return {
@@ -41,5 +41,5 @@ def _pem(path: Path | None, kind: str) -> bytes | None:
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
     if f"{kind}-----".encode() not in content:
-        raise UsageError(f"{path}: no {kind.lower()} in it; a PEM file with one is needed")
+        raise UsageError(f"{path}: no {kind.lower()} in it; give a PEM file with one")
     return content

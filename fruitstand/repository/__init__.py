@@ -1,1 +1,1 @@
-"""What a model repository is: versions, manifests, signatures, and what its configurations may say."""
+"""The model repository: versions, manifests, signatures, and allowed configuration keys."""

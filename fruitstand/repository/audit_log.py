@@ -1,4 +1,4 @@
-"""The audit log of a model repository: what was published, promoted, refused, removed, by whom and when."""
+"""The audit log of a model repository: who published, promoted, refused or removed a version, and when."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ AUDIT_NAME = "audit.jsonl"
 
 
 def read_audit(repository: Path) -> list[dict[str, Any]]:
-    """The audit log's entries, oldest first; a line that a crash tore is left out."""
+    """Read the entries of the audit log, oldest first; a line truncated by a crash is skipped."""
     path = repository / AUDIT_NAME
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -26,7 +26,7 @@ def read_audit(repository: Path) -> list[dict[str, Any]]:
 
 
 def published_at(repository: Path, version: int) -> datetime.datetime | None:
-    """When a version was published; None where the log does not say."""
+    """When a version was published; None if the log has no such entry."""
     for entry in read_audit(repository):
         if (entry.get("action"), entry.get("version"), entry.get("done")) == ("publish", version, True):
             return datetime.datetime.fromisoformat(entry["time"])
@@ -34,7 +34,7 @@ def published_at(repository: Path, version: int) -> datetime.datetime | None:
 
 
 def record(repository: Path, action: str, version: int | None, **details: Any) -> None:
-    """Append one line to the audit log, whole or, after a crash, marked off by the next one."""
+    """Append one line to the audit log; a line truncated by a crash is ended first."""
     entry = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "user": _user(),
@@ -55,9 +55,9 @@ def record(repository: Path, action: str, version: int | None, **details: Any) -
 
 @contextlib.contextmanager
 def audited(repository: Path, action: str, version: int | None) -> Iterator[dict[str, Any]]:
-    """Record what the block did, or why it was not done; the block may add details.
+    """Record the success or failure of the block, which may add details to the yielded dict.
 
-    A log that cannot be written is a warning: what was done is done.
+    If the log cannot be written, a warning is logged, because the action itself is done.
     """
     details: dict[str, Any] = {}
     outcome: dict[str, Any] = {"done": True}
@@ -70,7 +70,7 @@ def audited(repository: Path, action: str, version: int | None) -> Iterator[dict
         try:
             record(repository, action, details.pop("version", version), **outcome, **details)
         except OSError as exc:
-            log.warning("%s: the %s is not in the log: %s", repository / AUDIT_NAME, action, exc.strerror)
+            log.warning("%s: the %s was not logged: %s", repository / AUDIT_NAME, action, exc.strerror)
 
 
 def _user() -> str:

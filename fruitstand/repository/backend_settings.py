@@ -1,7 +1,7 @@
-"""Which settings of a Triton model configuration our two stand-in backends do not honour, and why.
+"""Settings of a Triton model configuration that our two stand-in backends do not support, and why.
 
-`docs/backends.md` holds the table; `python -m fruitstand.repository.backend_settings` prints it. The
-stand-ins, and the test that tries every line of it on them, read the same.
+`python -m fruitstand.repository.backend_settings` prints the table for `docs/backends.md`. The stand-ins and
+the test that tries every line on them use the same table.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ class Setting:
     backend: str
     """`onnxruntime`, `dali` or `both`."""
     path: str
-    """Where it stands in `config.pbtxt`; `parameters.KEY` for a model parameter."""
+    """Path in `config.pbtxt`; `parameters.KEY` for a model parameter."""
     verdict: str
     """`no effect`, with a warning in the log; or `refused`, with an error."""
     why: str
     example: str = "1"
-    """A value that is not the default, as the protobuf's text."""
+    """A value other than the default, in protobuf's text format."""
 
     def applies_to(self, backend: str) -> bool:
-        """Whether that backend meets it."""
+        """Whether the setting concerns that backend."""
         return self.backend in (backend, BOTH)
 
 
@@ -68,7 +68,7 @@ SETTINGS = (
 
 
 def table() -> str:
-    """The table of `docs/backends.md`, Markdown."""
+    """The Markdown table of `docs/backends.md`."""
     rows = ["| backend | setting | here | why |", "|---|---|---|---|"]
     rows += [f"| {one.backend} | `{one.path}` | {one.verdict} | {one.why} |" for one in SETTINGS]
     return "\n".join(rows)

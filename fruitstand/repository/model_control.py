@@ -1,7 +1,7 @@
-"""The file by which `fruitstand models promote` reaches the servers behind a gateway.
+"""The file that `fruitstand models promote` uses to reach the servers behind a gateway.
 
-`fruitstand serve --gateway` writes it, readable for its own user alone, and names it in its ready line; it is
-gone when the servers are.
+`fruitstand serve --gateway` writes it, readable only by its own user, prints its path in the ready line, and
+removes it when it stops.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,21 +13,21 @@ from fruitstand.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class ModelControl:
-    """Where the servers are, and what a call has to carry that changes their models."""
+    """Addresses of the servers, and the headers that authorise model changes."""
 
     servers: tuple[str, ...]
-    """HOST:PORT of each one's gRPC endpoint."""
+    """HOST:PORT of each server's gRPC endpoint."""
     metrics: tuple[str, ...]
-    """URL of each one's Prometheus page."""
+    """URL of each server's Prometheus page."""
     headers: dict[str, str]
 
     @property
     def key(self) -> str:
-        """What the servers ask for, whatever the header is called."""
+        """The secret in the header."""
         return next(iter(self.headers.values()))
 
     def write(self, path: Path) -> None:
-        """Write the file into a folder that nobody else may enter."""
+        """Write the file; the folder must be accessible only to its owner."""
         write_json(path, asdict(self))
 
 
@@ -35,13 +35,15 @@ def read_control(path: Path) -> ModelControl:
     """Read the file.
 
     Raises:
-        UsageError: it is not there, or is another kind of file.
+        UsageError: the file is missing or of another kind.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; the ready line of 'fruitstand serve --gateway' names it")
+        raise UsageError(
+            f"{path}: no such file; its path is in the ready line of 'fruitstand serve --gateway'"
+        )
     document = read_json(path)
     try:
         servers, metrics = (tuple(map(str, document[key])) for key in ("servers", "metrics"))
         return ModelControl(servers, metrics, dict(document["headers"]))
     except (KeyError, TypeError, ValueError) as exc:
-        raise UsageError(f"{path}: is not written by 'fruitstand serve --gateway'") from exc
+        raise UsageError(f"{path}: was not written by 'fruitstand serve --gateway'") from exc

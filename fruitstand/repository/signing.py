@@ -1,7 +1,7 @@
-"""Ed25519 signatures of manifests, through the package `cryptography`.
+"""Ed25519 signatures of manifests, with the package `cryptography`.
 
-The manifest names the sha256 of every file of its version, so its signature covers them all. The key pair is
-PEM, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write it.
+A manifest holds the sha256 of every file of its version, so its signature covers them all. Keys are PEM
+files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
 """
 
 import base64
@@ -20,10 +20,10 @@ SIGNATURE_NAME = "manifest.sig"
 
 
 def make_key(private_key: Path) -> Path:
-    """Write a new key pair: `private_key`, for its owner only, and beside it `<name>.pub`.
+    """Write a new key pair: `private_key`, readable only by its owner, and beside it `<name>.pub`.
 
     Returns:
-        The public key's path.
+        The path of the public key.
 
     Raises:
         UsageError: one of the two files exists; keys are never replaced.
@@ -44,7 +44,7 @@ def make_key(private_key: Path) -> Path:
     )
     write_bytes(public_key, public_bytes)
     with atomic_file(private_key) as temporary:
-        # Readable by its owner alone from the first byte on.
+        # Create the file with these permissions, so that others cannot read it at any time.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(private_bytes)
@@ -58,7 +58,7 @@ def sign_manifest(manifest: Path, private_key: "Ed25519PrivateKey") -> None:
 
 
 def check_signature(manifest: Path, trusted_keys: Path) -> None:
-    """Refuse a manifest that no trusted key has signed.
+    """Check that a trusted key has signed a manifest.
 
     Args:
         manifest: the signed file.
@@ -66,7 +66,7 @@ def check_signature(manifest: Path, trusted_keys: Path) -> None:
 
     Raises:
         UsageError: no key in that folder.
-        ArtefactError: not signed, or signed by another key, or altered since.
+        ArtefactError: not signed, signed by another key, or altered since.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -93,7 +93,7 @@ def check_signature(manifest: Path, trusted_keys: Path) -> None:
 
 
 def read_private_key(path: Path) -> "Ed25519PrivateKey":
-    """Read the key to sign with.
+    """Read a private key.
 
     Raises:
         UsageError: no such file, or not an Ed25519 private key.

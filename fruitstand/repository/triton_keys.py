@@ -1,6 +1,6 @@
-"""Keys and values the backends take in a Triton model configuration, for the linter and the stand-ins.
+"""Keys and values that the backends accept in a Triton model configuration, for the linter and the stand-ins.
 
-A key's value is the pattern (of `re.fullmatch`) of the text it may have.
+Each key maps to a regular expression that its whole value must match.
 
 Source:
     triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` and README, dali_backend
@@ -14,7 +14,7 @@ BOOLEAN = "0|1|true|false"
 INTEGER = "[0-9]+"
 
 DALI_PARAMETERS = MappingProxyType({"num_threads": "-1|[1-9][0-9]*"})
-"""Model parameters that both servers honour; `split_along_outer_axis`, for video, exists only natively."""
+"""Model parameters that both servers support; `split_along_outer_axis`, for video, exists only natively."""
 
 HOST_PARAMETERS = MappingProxyType(
     {
@@ -24,20 +24,20 @@ HOST_PARAMETERS = MappingProxyType(
         "max_queue_delay_microseconds": INTEGER,
     }
 )
-"""Queue limits of our own C++ backend, in `configs/host.pbtxt`, under the names of Triton's batcher."""
+"""Queue limits of our own C++ backend, in `configs/host.pbtxt`, with the names of Triton's batcher."""
 
 HOST_INFER_PARAMETERS = MappingProxyType(
     {"num_workers": INTEGER, "threads_per_worker": "[1-9][0-9]*", "max_part_images": "[1-9][0-9]*"}
 )
-"""How that backend computes a model of `onnxruntime`: batches at the same time, threads and images of each.
+"""Parameters of this backend for `onnxruntime` models: parallel batches, and threads and images of each.
 
-`num_workers` 0 is as many as the instance's threads allow.
+`num_workers` 0 uses as many as the instance's threads allow.
 """
 
 GRAPH_LEVELS = MappingProxyType(
     {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 )
-"""`optimization.graph.level` by ONNX Runtime's name for it; 2 is less, not more."""
+"""ONNX Runtime's name of each `optimization.graph.level`; level 2 optimises less, not more."""
 
 DEPRECATED_CUDA_PARAMETERS = MappingProxyType(
     {
@@ -47,9 +47,10 @@ DEPRECATED_CUDA_PARAMETERS = MappingProxyType(
         "do_copy_in_default_stream": BOOLEAN,
     }
 )
-"""Model parameters the "cuda" accelerator replaces.
+"""Model parameters that the "cuda" accelerator replaces.
 
-As soon as a model has any parameter, the native backend writes all four over the accelerator's values.
+If a model has any of its own parameters, the native backend overwrites the accelerator's values with all
+four.
 """
 
 DEPRECATED_CUDA_VALUES = MappingProxyType(
@@ -59,7 +60,7 @@ DEPRECATED_CUDA_VALUES = MappingProxyType(
         "do_copy_in_default_stream": {"true": "1", "false": "0"},
     }
 )
-"""ONNX Runtime's words for their values."""
+"""ONNX Runtime's names of these parameters' values."""
 
 ONNXRUNTIME_PARAMETERS = MappingProxyType(
     {
@@ -73,7 +74,7 @@ ONNXRUNTIME_PARAMETERS = MappingProxyType(
         **DEPRECATED_CUDA_PARAMETERS,
     }
 )
-"""Model parameters; an unknown one is ignored by the native backend in silence, and refused by ours."""
+"""Model parameters; the native backend silently ignores unknown ones, ours refuses them."""
 
 CPU_ACCELERATORS = ("openvino",)
 
@@ -88,7 +89,8 @@ CUDA_PARAMETERS = MappingProxyType({
     "arena_extend_strategy": "kNextPowerOfTwo|kSameAsRequested",
     "cudnn_conv_algo_search": "EXHAUSTIVE|HEURISTIC|DEFAULT",
 })  # fmt: skip
-"""Of the "cuda" accelerator, handed to ONNX Runtime as they are; the device is the instance group's."""
+"""Parameters of the "cuda" accelerator, passed to ONNX Runtime unchanged; the instance group sets the
+device."""
 
 REMOVED_TENSORRT_PARAMETERS = (
     "precision_mode",
@@ -96,10 +98,10 @@ REMOVED_TENSORRT_PARAMETERS = (
     "int8_use_native_calibration_table",
     "trt_layer_norm_fp32_fallback",
 )
-"""What TensorRT 11 has no counterpart for: it computes in the types that the ONNX file has.
+"""Parameters that TensorRT 11 no longer has, because it computes in the types of the ONNX file.
 
 The backend still accepts them. With TensorRT 10 a precision mode lets TensorRT change the types; without one
-ONNX Runtime asks for a strongly typed network.
+ONNX Runtime requests a strongly typed network.
 
 Source:
     microsoft/onnxruntime#28611; `tensorrt_execution_provider.cc`, network flags.
@@ -124,7 +126,7 @@ TENSORRT_PARAMETERS = MappingProxyType({
     "trt_builder_optimization_level": "[0-5]",
     "trt_ep_context_embed_mode": "0|1",
 })  # fmt: skip
-"""Of the "tensorrt" accelerator; an unknown one keeps the model from loading."""
+"""Parameters of the "tensorrt" accelerator; with an unknown one the model does not load."""
 
 TENSORRT_OPTION_NAMES = MappingProxyType({"max_workspace_size_bytes": "trt_max_workspace_size"})
-"""ONNX Runtime's name for the one it calls something else."""
+"""The parameter that has another name in ONNX Runtime."""

@@ -1,8 +1,8 @@
-"""How a repository's two steps are queued and computed on processors: what `fruitstand tune` finds.
+"""CPU settings for queues, instances and threads of the two steps, as `fruitstand tune` finds them.
 
 `export/publish/render.py` writes the settings of `tuning.json` into `config.pbtxt`; a promotion keeps them.
-Without the file the defaults hold. The greatest batch is no setting: it is the contract's, a client may send
-that many images a request.
+Without the file the defaults apply. The largest batch is not a setting, because the contract lets clients
+send that many images in a request.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -20,26 +20,26 @@ class Tuning:
     """Settings of the decode and the infer step."""
 
     decode_queue_delay_us: int = 1000
-    """How long the first image waits for others to be decoded with it."""
+    """Longest time an image waits for others to be decoded in the same batch."""
     decode_instances: int = 1
     decode_threads: int = -1
-    """Of each instance; -1 is the machine's budget."""
+    """Decode threads per instance; -1 uses the thread budget."""
     infer_queue_delay_us: int = 1000
-    """How long decoded images wait for others in Triton's batcher."""
+    """Longest time decoded images wait for others in Triton's dynamic batcher."""
     infer_preferred_batch: int = 0
-    """The batch that ends that wait early; 0 prefers none but the greatest."""
+    """Batch size that ends this wait early; 0 waits for the largest batch."""
     infer_instances: int = 1
     infer_threads: int = 0
-    """Of each instance; 0 is its share of the machine's budget."""
+    """Intra-op threads per instance; 0 uses an equal share of the thread budget."""
     infer_workers: int = 0
-    """Batches that our own C++ backend computes at the same time; 0 is as many as the threads allow."""
+    """Batches that our C++ backend computes at the same time; 0 uses as many as the threads allow."""
     infer_threads_per_worker: int = 1
     infer_part_images: int = 16
-    """Images that one of its workers takes at a time."""
+    """Images that a worker of our C++ backend computes at a time."""
     infer_wait_us: int = 4000
-    """How long decoded images wait there for others, and only while some are still in decode."""
+    """Longest time decoded images wait for others in our C++ backend, if others are still being decoded."""
     max_queue_size: int = 1024
-    """Requests that may wait for the first step; what is over it is refused at once."""
+    """Requests that may wait for the first step; further requests are rejected immediately."""
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -65,7 +65,7 @@ class Tuning:
                 raise ValueError(f"{name}: got {value!r}, allowed a whole number from {least} to {most}")
 
     def to_dict(self) -> dict[str, int]:
-        """For JSON."""
+        """Convert to JSON-ready values."""
         return asdict(self)
 
 
@@ -76,10 +76,10 @@ def read_tuning(path: Path) -> Tuning:
     """Read settings.
 
     Args:
-        path: the file, or a model repository; one without the file has the defaults.
+        path: the file, or a model repository; a repository without the file has the defaults.
 
     Raises:
-        ArtefactError: no such file, or not settings.
+        ArtefactError: no such file, or invalid settings.
     """
     if path.is_dir():
         path = path / TUNING_NAME
@@ -89,7 +89,7 @@ def read_tuning(path: Path) -> Tuning:
     known = {field.name for field in fields(Tuning)}
     if unknown := set(settings) - known:
         raise ArtefactError(
-            f"{path}: unknown {', '.join(sorted(unknown))}; allowed {', '.join(sorted(known))}"
+            f"{path}: unknown settings {', '.join(sorted(unknown))}; allowed {', '.join(sorted(known))}"
         )
     try:
         return Tuning(**settings)

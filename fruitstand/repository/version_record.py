@@ -1,7 +1,7 @@
-"""What a version says of itself: `candidate.json` before it is published, `manifest.json` afterwards.
+"""The record of a model version: `candidate.json` before it is published, `manifest.json` afterwards.
 
-Both are files that anybody may have written. Their names end up in paths and in `config.pbtxt`, so what
-cannot be true is refused before anything of it is used.
+These files are untrusted input: their names end up in paths and in `config.pbtxt`. So the record is validated
+before anything in it is used.
 """
 
 import re
@@ -26,7 +26,7 @@ _GATE_KEYS = {"name", "kind", "value", "limit"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedFiles:
-    """What of a version is served where."""
+    """Which file of a version is served on which hardware."""
 
     cpu_model: str = INT8_MODEL
     """The file served without a GPU."""
@@ -46,7 +46,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What a candidate and a version say of themselves; what is None is not written."""
+    """The content of `candidate.json` and `manifest.json`; fields that are None are not written."""
 
     version: int | None = None
     """None in a candidate."""
@@ -57,25 +57,25 @@ class Record:
     labels: list[str]
     labels_sha256: str
     preprocessing: dict[str, Any]
-    """As JSON, so that what an earlier version of fruitstand wrote is passed on as it was."""
+    """Kept as JSON, so that records of earlier versions of fruitstand are passed on unchanged."""
     source_run: dict[str, Any]
     gates_data: dict[str, Any] | None = None
     """The prepared folder that the gates measured on."""
     gates: list[dict[str, Any]]
     reports: dict[str, Any] | None = None
     requires: dict[str, Any] | None = None
-    """The oldest server, and opset and IR version of the files."""
+    """Oldest supported server, and opset and IR version of the files."""
     files: dict[str, FileEntry]
-    """By name relative to the folder."""
+    """Keyed by name relative to the folder."""
     serve: ServedFiles
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `candidate.json` and `manifest.json`."""
+        """Convert to JSON-ready values."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
-    """An entry for every file in a folder, in the order of their names."""
+    """Make an entry for every file in a folder, sorted by name."""
     return {
         path.relative_to(directory).as_posix(): FileEntry(
             sha256=sha256_file(path), size_bytes=path.stat().st_size
@@ -88,7 +88,7 @@ def read_record(path: Path) -> Record:
     """Read a candidate's or a version's record.
 
     Raises:
-        ArtefactError: it cannot be read, lacks something, or names what cannot be.
+        ArtefactError: the record cannot be read, is incomplete, or has invalid values.
     """
     document = read_json(path)
     try:
@@ -106,7 +106,7 @@ def read_record(path: Path) -> Record:
 
 
 def _problems(record: Record, document: dict[str, Any]) -> Iterator[str]:
-    """What is wrong; what is of another type raises."""
+    """Describe invalid values; a value of a wrong type raises instead."""
     for name, entry in record.files.items():
         if not _FILE_NAME.fullmatch(name):
             yield f"the file name {name!r}"

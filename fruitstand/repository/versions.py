@@ -1,14 +1,15 @@
-"""Published model versions: what export writes into a model repository and serving reads from it.
+"""The published model versions in a model repository.
 
     model_repository/
-    ├── audit.jsonl                    what was published, promoted, refused, removed, and when
-    ├── fruit_classifier/config.pbtxt  pins the version that is served: this one file is the switch
+    ├── audit.jsonl                    log of published, promoted, refused and removed versions
+    ├── fruit_classifier/config.pbtxt  pins the served version; a promotion switches this file
     └── fruit_resnet/<N>/
         ├── manifest.json              sha256 of every file, gates, source run; signed by manifest.sig
         ├── model*.onnx
         └── golden/                    images with the answers expected for them
 
-A version folder appears whole and is never changed; a file that is altered, missing or added is found here.
+A version folder is created atomically and never changed. This module detects altered, missing and added
+files.
 """
 
 import re
@@ -29,22 +30,22 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 GOLDEN_LIST = Path("golden", "golden.json")
 MAX_GOLDEN_DISTANCE = 0.1
-"""Total variation, 0 to 1, between an expected and a served answer; processors round int8 differently."""
+"""Allowed total variation, 0 to 1, between expected and served answer; CPUs round int8 differently."""
 
 LOADED_CONFIG = Path(FRUIT_RESNET, "configs", f"{CPU_CONFIG}.pbtxt")
-"""Names the classifier's versions that a server loads, as those for GPUs do."""
+"""The classifier's CPU configuration; like those for GPUs, it lists the versions that a server loads."""
 
 _NUMBER = re.compile(r"[1-9][0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
 class ServingState:
-    """What a repository serves: the value that a promotion changes, step by step."""
+    """Which version a repository serves; a promotion goes through several states."""
 
     version: int
-    """The served one: the ensemble's configuration pins it."""
+    """The served version, which the ensemble's configuration pins."""
     previous: int | None = None
-    """The one served before; what a rollback goes to."""
+    """The version served before, to which a rollback returns."""
     loaded: tuple[int, ...] = field(default=(), compare=False)
     """Versions of the classifier that a server loads: the served one, and others during a promotion."""
 
@@ -52,18 +53,18 @@ class ServingState:
         object.__setattr__(self, "loaded", tuple(sorted({self.version, *self.loaded})))
 
     def alone(self) -> "ServingState":
-        """The same with no other version loaded."""
+        """The same state with only the served version loaded."""
         return replace(self, loaded=())
 
 
 def transition(old: ServingState | None, new: ServingState) -> list[ServingState]:
-    """The states a repository goes through from one to another.
+    """The states from one served version to another.
 
-    The ensemble never pins a version that the classifier would not load.
+    The ensemble never pins a version that the classifier does not load.
 
     Args:
-        old: what is served; None where nothing is, as at the first publication.
-        new: what is to be served.
+        old: the current state; None before the first publication.
+        new: the state to reach.
 
     Returns:
         The new version loaded beside the old one, the new one pinned, the old one no longer loaded.
@@ -76,13 +77,13 @@ def transition(old: ServingState | None, new: ServingState) -> list[ServingState
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """An image and the answer that is expected for it."""
+    """An image and its expected answer."""
 
     path: Path
     probabilities: list[float]
 
     def distance(self, answer: Sequence[float]) -> float:
-        """Total variation, 0 to 1, between an answer and the expected one; 1 for another length or NaN."""
+        """Total variation, 0 to 1, between an answer and the expected one; 1 for a wrong length or NaN."""
         if len(answer) != len(self.probabilities):
             return 1.0
         distance = sum(abs(a - b) for a, b in zip(answer, self.probabilities, strict=True)) / 2
@@ -90,7 +91,7 @@ class Golden:
 
 
 def farthest_golden(golden: Sequence[Golden], answers: Iterable[Sequence[float]]) -> tuple[Golden, float]:
-    """The golden image whose answer is farthest from the expected one, and how far, 0 to 1."""
+    """The golden image whose answer is farthest from the expected one, and this distance, 0 to 1."""
     distances = [one.distance(answer) for one, answer in zip(golden, answers, strict=True)]
     worst = max(range(len(golden)), key=distances.__getitem__)
     return golden[worst], distances[worst]
@@ -111,7 +112,7 @@ class Version:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The contract that it was trained with."""
+        """The preprocessing contract it was trained with."""
         return Preprocessing.from_dict(self.record.preprocessing)
 
     @property
@@ -125,7 +126,7 @@ class Version:
         return self.record.serve
 
     def golden(self) -> list[Golden]:
-        """Its golden images, at least one.
+        """Read its golden images, at least one.
 
         Raises:
             ArtefactError: there are none, or their list cannot be read.
@@ -147,7 +148,7 @@ class Version:
 
 
 def version_numbers(model: Path) -> list[int]:
-    """The versions in one model's folder, ascending; none where there is no folder."""
+    """The version numbers in a model's folder, ascending; empty if there is no folder."""
     if not model.is_dir():
         return []
     return sorted(
@@ -161,7 +162,7 @@ def published_versions(repository: Path) -> list[int]:
 
 
 def serving_state(repository: Path) -> ServingState | None:
-    """What the repository serves; None when nothing was published yet.
+    """Read what the repository serves; None if nothing is published.
 
     Raises:
         ArtefactError: a configuration cannot be read.
@@ -179,7 +180,7 @@ def serving_state(repository: Path) -> ServingState | None:
 
 
 def loaded_versions(repository: Path) -> list[int]:
-    """The classifier's versions that a server loads: the served one, and others during a promotion.
+    """Read which classifier versions a server loads: the served one, and others during a promotion.
 
     Raises:
         ArtefactError: the configuration cannot be read.
@@ -188,7 +189,7 @@ def loaded_versions(repository: Path) -> list[int]:
 
 
 def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
-    """A model's configuration; an empty one where there is no file."""
+    """Read a model's configuration; empty if there is no file."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
@@ -198,27 +199,27 @@ def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
     except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
         reason = " ".join(str(exc).split())
         raise ArtefactError(
-            f"{path}: cannot be read ({reason}); remove it, and promote the version that is to be served"
+            f"{path}: cannot be read ({reason}); remove it, and promote the version to serve"
         ) from exc
 
 
 def on_trial(model: Path, number: int) -> bool:
-    """Whether a version is loaded beside the one that is served, as while it is promoted.
+    """Whether a version is not the served one, so that it is loaded only for a promotion.
 
     Args:
         model: the model's folder.
-        number: of the version.
+        number: the version number.
     """
     state = serving_state(model.parent)
     return model.name == FRUIT_RESNET and state is not None and state.version != number
 
 
 def read_version(repository: Path, number: int) -> Version:
-    """Read a version's manifest, without looking at its files.
+    """Read a version's manifest without checking its files.
 
     Raises:
         UsageError: no such version.
-        ArtefactError: its manifest cannot be read, or is another version's.
+        ArtefactError: the manifest cannot be read, or belongs to another version.
     """
     directory = repository / FRUIT_RESNET / str(number)
     if not directory.is_dir():
@@ -227,19 +228,19 @@ def read_version(repository: Path, number: int) -> Version:
     record = read_record(directory / MANIFEST_NAME)
     if record.version != number:
         raise ArtefactError(
-            f"{directory / MANIFEST_NAME}: is that of version {record.version}; remove the folder"
+            f"{directory / MANIFEST_NAME}: belongs to version {record.version}; remove the folder"
         )
     return Version(number, directory, record)
 
 
 def verify_version(repository: Path, number: int, *, trusted_keys: Path | None = None) -> Version:
-    """Read a version and hold every file against its manifest.
+    """Read a version and check every file against its manifest.
 
     Args:
         repository: the model repository.
-        number: of the version.
-        trusted_keys: a folder with public keys; the manifest has to be signed by one of them. None asks for
-            no signature.
+        number: the version number.
+        trusted_keys: a folder with public keys, one of which must have signed the manifest; None requires no
+            signature.
 
     Raises:
         UsageError: no such version.
@@ -253,14 +254,15 @@ def verify_version(repository: Path, number: int, *, trusted_keys: Path | None =
 
 
 def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
-    """Hold one file of a version against its manifest: what a backend does before it loads.
+    """Check one file of a version against the manifest, as a backend does before it loads the file.
 
     Args:
-        path: of the file, in its version's folder.
-        trusted_keys: as for `verify_version`.
+        path: the file in its version's folder.
+        trusted_keys: see `verify_version`.
 
     Raises:
-        ArtefactError: no manifest or another version's, a file that is not in it, altered, or not signed.
+        ArtefactError: the manifest is missing, unsigned or of another version, or the file is altered or not
+            in it.
     """
     version = read_version(path.parents[2], int(path.parent.name))
     if path.name not in version.record.files:
@@ -271,20 +273,20 @@ def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
 
 
 def verify_files(directory: Path, expected: dict[str, FileEntry], *, besides: set[str]) -> None:
-    """Hold a folder against the sha256 in its manifest.
+    """Check a folder against the sha256 values in its manifest.
 
     Args:
-        directory: of the files.
-        expected: by relative name.
-        besides: names that the manifest does not list: itself and its signature.
+        directory: the folder.
+        expected: entries of the manifest, keyed by relative name.
+        besides: further allowed names: the manifest itself and its signature.
 
     Raises:
-        ArtefactError: a file is altered, missing, a link, or listed nowhere.
+        ArtefactError: a file is altered, missing, a link, or not in the manifest.
     """
     there = {str(path.relative_to(directory)): path for path in directory.rglob("*") if not path.is_dir()}
     for name, path in there.items():
         if path.is_symlink():
-            raise ArtefactError(f"{path}: is a link; a version holds its own files only")
+            raise ArtefactError(f"{path}: is a link; a version may hold only its own files")
         if name not in expected and name not in besides:
             raise ArtefactError(f"{path}: is not in the manifest; remove it, or publish again")
     for name in expected:
@@ -294,10 +296,10 @@ def verify_files(directory: Path, expected: dict[str, FileEntry], *, besides: se
 
 
 def verify_file(path: Path, expected: str) -> None:
-    """Hold one file against its sha256.
+    """Check one file against its sha256.
 
     Raises:
-        ArtefactError: it was altered.
+        ArtefactError: the file was altered.
     """
     got = sha256_file(path)
     if got != expected:

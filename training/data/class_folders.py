@@ -1,9 +1,9 @@
-"""Find the images of a tree of class folders, with or without folders for training and test above them.
+"""Find the images in a tree of class folders, with or without split folders above them.
 
-Fruits-360 is some nesting around `Training/<class>/*.jpg` and `Test/<class>/*.jpg`; the original-size set
-adds `Validation`, the 3-body set one level more, `Training/<fruit>/<variety>/*.jpg`. A download from Kaggle
-holds several of them side by side; `subset` picks one. Other data sets write `train`, `valid` or `dev`, or
-have `<class>/*.jpg` alone, which `training.data.splits` then splits.
+Fruits-360 has `Training/<class>/*.jpg` and `Test/<class>/*.jpg` inside some other folders. Its original-size
+set adds `Validation`; its 3-body set has two levels, `Training/<fruit>/<variety>/*.jpg`. A download from
+Kaggle holds several of these sets; `subset` picks one. Other data sets write `train`, `valid` or `dev`, or
+have only `<class>/*.jpg`, which `training.data.splits` then splits.
 """
 
 import os
@@ -22,23 +22,23 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Lower-case names of folders, and of what stands in a table's split column."""
+"""Lower-case names of split folders, and values of a table's split column."""
 SPLITS = ("train", "val", "test")
 
 _FILE_NAME = re.compile(r"^(?:(?P<film>r\d*)_)?(?P<frame>\d+)(?:_\d+)?$")
 _NUMBERED = re.compile(r"^(?P<film>.*?)[\W_]*(?P<frame>\d{1,18})\W?$")
-"""A name with a number at its end: "patient07_003", "scan (14)"."""
+"""Names that end with a number, such as "patient07_003" or "scan (14)"."""
 _WORD_END = re.compile(r"[ _]")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image file and what its place in the tree says about it."""
+    """An image file, with label, object, film and frame as its path gives them."""
 
     name: str
-    """In the tree."""
+    """Path in the tree."""
     relative: str
-    """Below the root: split folder, class folder (or two), file name."""
+    """Path below the data set's root: split folder, one or two class folders, file name."""
     label: str
     object: str
     film: str
@@ -47,17 +47,17 @@ class FoundImage:
 
 
 def find_root(listing: Listing, *, subset: str = "") -> tuple[str, bool]:
-    """The folder that holds the split folders, or else the class folders.
+    """Find the folder that holds the split folders, or else the class folders.
 
     Args:
-        listing: of the tree.
-        subset: of several, the one with this in its path; upper or lower case.
+        listing: the files and folders of the tree.
+        subset: picks the data set with this text in its path; case does not matter.
 
     Returns:
         The folder, and whether it has split folders.
 
     Raises:
-        DataError: none, or several that the caller has to choose from.
+        DataError: there is no data set, or several without a `subset` that picks one.
     """
     splits: dict[str, dict[str, str]] = defaultdict(dict)
     for folder in listing.folders:
@@ -78,14 +78,14 @@ def find_root(listing: Listing, *, subset: str = "") -> tuple[str, bool]:
     root = _class_root(listing)
     if splits[root]:
         raise DataError(
-            f"{' and '.join(splits[root].values())} in it, but no Training and Test folders: name them"
-            " train and test, or give a folder that holds class folders alone"
+            f"has a folder {' and '.join(splits[root].values())}, but not both Training and Test: rename the"
+            " folders to train and test, or give a folder that holds only class folders"
         )
     return root, False
 
 
 def _class_root(listing: Listing) -> str:
-    """The folder below which all images lie, each in a class folder."""
+    """Find the folder whose sub-folders are the classes."""
     folders = {os.path.dirname(name) for name in listing.files if is_image_name(name)}
     if not folders:
         raise _no_images()
@@ -106,16 +106,18 @@ def _no_images() -> DataError:
 def find_images(
     listing: Listing, *, label_level: str = "fruit", group_varieties: bool = False, subset: str = ""
 ) -> list[FoundImage]:
-    """Every image of a tree, ordered by split, object, film and frame; without split folders all are train.
+    """Find every image of a tree, ordered by split, object, film and frame.
+
+    Without split folders the split of all images is train.
 
     Args:
-        listing: of a tree with the data set somewhere inside.
-        label_level: for trees with a fruit and a variety level, which of the two is the class.
-        group_varieties: for trees with one level, whether the class is the fruit, the name's first word.
+        listing: the files and folders of a tree with the data set somewhere inside.
+        label_level: which level is the class, if there are a fruit and a variety level.
+        group_varieties: for one level, use its first word, the fruit, as the class.
         subset: see `find_root`.
 
     Raises:
-        DataError: no tree, no images, or files outside any class folder.
+        DataError: no data set, no images, or images outside a class folder.
     """
     root, has_splits = find_root(listing, subset=subset)
     prefix = f"{root}/" if root else ""
@@ -145,19 +147,19 @@ def find_images(
         split_folder, _, levels = relative.partition("/") if has_splits else ("train", "", relative)
         is_class = folder.startswith(prefix) and levels and split_folder.lower() in SPLIT_FOLDERS
         if is_class and relative not in filled:
-            raise DataError(f"{relative}: a class folder without images; add some or remove it")
+            raise DataError(f"{relative}: this class folder has no images; add some or remove it")
     if not found:
         raise _no_images()
     return sorted(found, key=order)
 
 
 def order(image: FoundImage) -> tuple[int, str, str, int, str]:
-    """By split, object, film and frame."""
+    """Sort key: split, object, film, frame, path."""
     return SPLITS.index(image.split), image.object, image.film, image.frame, image.relative
 
 
 def fruit_of(variety: str) -> str:
-    """The fruit of a variety's folder: "Apple" of "Apple Braeburn 1" and of "apple_6"."""
+    """The fruit in a variety's name: "Apple" for "Apple Braeburn 1", "apple" for "apple_6"."""
     return _WORD_END.split(variety)[0]
 
 
@@ -168,12 +170,12 @@ def _variety(levels: tuple[str, ...]) -> str:
 
 
 def film_and_frame(stem: str, *, numbered: bool) -> tuple[str, int]:
-    """The series that a file belongs to, and its number there.
+    """The film (series of images) that a file belongs to, and its number in it.
 
     Args:
-        stem: the file's name without its ending.
-        numbered: any name with a number at its end counts, not only Fruits-360's. What has no number is a
-            series of its own, so that no split cuts through one.
+        stem: the file's name without its suffix.
+        numbered: accept any name that ends with a number, not only those of Fruits-360. A file without a
+            number is a film of its own, so that no split cuts through a series.
     """
     match = _FILE_NAME.match(stem) or (_NUMBERED.match(stem) if numbered else None)
     return (match["film"] or "", int(match["frame"])) if match else (stem, 0)

@@ -1,6 +1,6 @@
-"""Copy the images that decode into a prepared folder, on all cores.
+"""Copy all images that can be decoded into a prepared folder, on all cores.
 
-Processes, not threads: for small images most of the work is Python's own, and one core would do it all.
+Uses processes because for small images most of the time is spent in Python code, which threads cannot share.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from training.data.thumbnails import thumbnail
 
 
 class Copied(NamedTuple):
-    """An image that was copied."""
+    """A copied image."""
 
     row: ManifestRow
     thumbnail: np.ndarray
@@ -34,27 +34,27 @@ class Copied(NamedTuple):
 
 
 CHUNK = 128
-"""Images a process takes at a time."""
+"""Images that a process takes at a time."""
 MIN_POOLED = 1000
-"""Fewer images are done before other processes have started."""
+"""With fewer images, starting processes takes longer than copying."""
 
 
 def copy_images(
     source: Path, found: list[FoundImage], staged: Path
 ) -> tuple[list[ManifestRow], np.ndarray, list[dict[str, str]], dict[str, int]]:
-    """Copy every image that decodes; formats that the server does not read become PNG.
+    """Copy every image that can be decoded; formats that the server does not read become PNG.
 
     Args:
-        source: the folder or zip they are in.
+        source: the folder or zip with the images.
         found: the images.
-        staged: the folder that gets them, in `images/`.
+        staged: the folder to copy to, into its `images/`.
 
     Returns:
         A row and a thumbnail (see `training.data.thumbnails`) for each copied image, in the order of `found`;
-        file and reason for each of the others; how many were converted, by format.
+        file and reason for each skipped one; the number of converted images by format.
 
     Raises:
-        DataError: not one image can be decoded, or the zip is damaged.
+        DataError: no image can be decoded, or the zip is damaged.
     """
     for folder in {(staged / "images" / image.relative).parent for image in found}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ def copy_images(
 
 @contextlib.contextmanager
 def _results(source: Path, found: list[FoundImage], staged: Path) -> Iterator[Iterator[Copied | str]]:
-    """What became of each image; all processes have started when the block begins.
+    """The result for each image; all processes have started when the block begins.
 
-    The progress bar in the block has a thread, and a process that is forked beside a thread may wait for ever
-    for what the thread held.
+    The caller's progress bar starts a thread. Forking a process after that could deadlock on a lock the
+    thread held.
     """
     if len(found) < MIN_POOLED:
         with open_tree(source) as tree:
@@ -92,13 +92,13 @@ def _results(source: Path, found: list[FoundImage], staged: Path) -> Iterator[It
 
 
 class _Copier:
-    """One process's reader and writer."""
+    """Copies images in one process."""
 
     def __init__(self, tree: FolderTree | ZipTree, staged: Path) -> None:
         self._tree, self._staged, self._preprocessing = tree, staged, Preprocessing()
 
     def copy(self, image: FoundImage) -> Copied | str:
-        """The copied image's row and thumbnail, or why it was not copied."""
+        """Copy an image, or return the reason why it is skipped."""
         try:
             image.relative.encode()
             encoded = self._tree.read(image.name, self._preprocessing.max_encoded_bytes)
@@ -110,7 +110,7 @@ class _Copier:
             return str(exc)
         except OSError as exc:
             return f"cannot be read: {exc.strerror}"
-        # A converted file keeps its name: another one may be called the same but for its ending.
+        # Append .png to the whole name: another file may differ only in its suffix.
         target = f"images/{image.relative}{'.png' if converted_from else ''}"
         (self._staged / target).write_bytes(encoded)
         digest = hashlib.sha256(encoded).hexdigest()
@@ -119,7 +119,7 @@ class _Copier:
 
 
 _copier: _Copier
-"""In each process of the pool, set when it starts."""
+"""Set in each process of the pool when it starts."""
 
 
 def _start(source: Path, staged: Path) -> None:

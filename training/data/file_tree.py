@@ -1,7 +1,7 @@
-"""The files of a data set as names and bytes: a folder or a zip, read in place.
+"""List and read the files of a data set in a folder or a zip.
 
-Names are relative to the tree's root, with `/` between their parts. Nothing is unpacked, and no image is held
-longer than its own turn, so memory and scratch space do not grow with the data.
+Names are relative to the root, with `/` between their parts. A zip is read without unpacking it, one file at
+a time, so memory and disk space do not grow with the data.
 """
 
 import os
@@ -11,32 +11,30 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Self
 
 from fruitstand.errors import DataError
 
 _NO_DATA = ("__MACOSX", ".")
-"""Parts of names that start so are a file system's own notes, not data."""
+"""Files and folders with these prefixes are metadata of macOS or hidden; they are skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is in a tree."""
+    """The names in a tree."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    """The root itself is the empty name."""
+    """The root is the empty name."""
 
 
 class FolderTree(AbstractContextManager["FolderTree"]):
-    """A folder; links to folders and files are followed."""
+    """A folder; symbolic links are followed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def listing(self) -> Listing:
-        """All files and folders.
+        """List all files and folders.
 
         Raises:
             DataError: a link leads to a folder above itself, or a folder cannot be read.
@@ -47,25 +45,23 @@ class FolderTree(AbstractContextManager["FolderTree"]):
         return listing
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A file's content, cut off one byte after `max_bytes`.
+        """Read at most `max_bytes` + 1 bytes, so that the caller can tell a larger file.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
         with (self._folder / name).open("rb") as file:
             return file.read(max_bytes + 1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; only a zip stays open."""
 
     def _walk(self, name: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, bool]]:
         folder = self._folder / name
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) in above:
-                raise DataError(f"{folder}: a link to a folder above it, without end; remove the link")
+                raise DataError(f"{folder}: a link to a folder above it, an endless loop; remove the link")
             above = (*above, (status.st_dev, status.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             kinds = [(entry, entry.is_dir()) for entry in entries if not entry.name.startswith(_NO_DATA)]
@@ -76,7 +72,7 @@ class FolderTree(AbstractContextManager["FolderTree"]):
             if is_folder:
                 yield below, True
                 yield from self._walk(below, above)
-            elif entry.is_symlink() or entry.is_file():  # a broken link is named later, as unreadable
+            elif entry.is_symlink() or entry.is_file():  # a broken link is reported later as unreadable
                 yield below, False
 
 
@@ -84,7 +80,7 @@ class ZipTree(AbstractContextManager["ZipTree"]):
     """A zip, read without unpacking it.
 
     Raises:
-        DataError: no readable zip, or one with names that point outside it.
+        DataError: not a readable zip, or a name in it points outside.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,11 +96,11 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             name = PurePosixPath(info.filename)
             if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
                 self._archive.close()
-                raise DataError(f"{path}: refuses to read {info.filename!r}, it points outside the archive")
-            self._members[str(name)] = info  # some programs write "./Training/..."
+                raise DataError(f"{path}: unsafe zip: {info.filename!r} points outside the archive")
+            self._members[str(name)] = info  # PurePosixPath drops the "./" that some programs write
 
     def listing(self) -> Listing:
-        """All files and folders, also folders that only stand in a file's name."""
+        """List all files and folders, including folders without an entry of their own."""
         listing, folders = Listing(), {""}
         for name, info in self._members.items():
             path = PurePosixPath(name)
@@ -119,10 +115,10 @@ class ZipTree(AbstractContextManager["ZipTree"]):
         return listing
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A file's content, cut off one byte after `max_bytes`.
+        """Read at most `max_bytes` + 1 bytes, so that the caller can tell a larger file.
 
         Raises:
-            DataError: the archive is damaged there.
+            DataError: the archive is damaged at this file.
         """
         try:
             with self._archive.open(self._members[name]) as file:
@@ -131,22 +127,16 @@ class ZipTree(AbstractContextManager["ZipTree"]):
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
             raise DataError(f"{self._path}: {name} cannot be unpacked ({exc}); download it again") from exc
 
-    def __enter__(self) -> Self:
-        """The zip stays open until the block ends."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the zip."""
         self._archive.close()
 
 
 def open_tree(source: Path) -> FolderTree | ZipTree:
-    """The folder or zip at `source`.
+    """Open the folder or zip at `source`.
 
     Raises:
-        DataError: there is none, or the zip is damaged or hostile.
+        DataError: nothing is there, or the zip is damaged or unsafe.
     """
     if not source.exists():
         raise DataError(f"{source}: no such folder or zip")

@@ -1,6 +1,7 @@
-"""Which images are alike: the nearest of each, and all pairs that differ in a few bits; in bounded memory.
+"""Find similar images in bounded memory: nearest neighbours, and all pairs whose hashes differ in few bits.
 
-Both are products of blocks of rows. Levels around 0 make them sums of whole numbers, exact in float32.
+Both multiply blocks of rows. Values are shifted to be around 0, so the sums of whole numbers are exact in
+float32.
 """
 
 from collections.abc import Iterator
@@ -19,20 +20,20 @@ Ints = npt.NDArray[np.int64]
 
 
 class _Block(NamedTuple):
-    """Some queries times some references."""
+    """The products of a block of queries and a block of references."""
 
     start: int
-    """Number of the first query."""
+    """Index of the first query."""
     first: int
-    """Number of the first reference."""
+    """Index of the first reference."""
     squares: np.ndarray
-    """(R,) float32, of the references."""
+    """(R,) float32, squared norms of the references."""
     products: np.ndarray
-    """(Q, R) float32."""
+    """(Q, R) float32, dot products."""
 
 
 def _blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[_Block]:
-    """All queries times all references, (Q, D) and (R, D) uint8."""
+    """Multiply all queries with all references, (Q, D) and (R, D) uint8, block by block."""
     starts = range(0, len(queries), QUERIES_AT_ONCE)
     for start in track(starts, total=len(starts), description="compare"):
         block = queries[start : start + QUERIES_AT_ONCE].astype(np.float32) - 128
@@ -42,21 +43,23 @@ def _blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[_Block]:
 
 
 def nearest_neighbours(queries: np.ndarray, references: np.ndarray, *, excluded: Ints | None = None) -> Ints:
-    """The nearest reference of each query by Euclidean distance, the first of equals.
+    """Find the nearest reference of each query by Euclidean distance; of equals, the one that comes first.
+
+    Memory does not grow with Q or R: at most two blocks are held as floats.
 
     Args:
         queries: (Q, D) uint8.
         references: (R, D) uint8.
-        excluded: (Q,) for each query a reference that may not be its answer.
+        excluded: (Q,) for each query, the index of a reference to leave out, such as the query itself.
 
     Returns:
-        (Q,) int64. At no time are more than two blocks held as floats, so memory does not grow with Q or R.
+        (Q,) int64.
     """
     result = np.zeros(len(queries), np.int64)
     smallest = np.full(len(queries), np.inf, np.float32)
     for start, first, squares, products in _blocks(queries, references):
         inside = slice(start, start + len(products))
-        # Half of the squared distance, less what is the same for every reference.
+        # Half of the squared distance, without the query's own norm, which does not change the order.
         distances = squares / 2 - products
         if excluded is not None:
             columns = excluded[inside] - first
@@ -71,17 +74,18 @@ def nearest_neighbours(queries: np.ndarray, references: np.ndarray, *, excluded:
 
 
 def close_pairs(hashes: npt.NDArray[np.uint64], max_distance: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """All pairs of hashes that differ in at most `max_distance` bits.
+    """Find all pairs of hashes that differ in at most `max_distance` bits.
 
     Args:
         hashes: (N,) uint64.
         max_distance: bits.
 
     Yields:
-        First and second positions and distances in bits, (M,) each; every pair once, the lower first.
+        First index, second index and distance in bits, (M,) each; every pair once, with first < second.
     """
     bits = np.unpackbits(hashes.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1)
-    # One level to either side of the middle: a product is the number of equal bits less that of the others.
+    # _blocks subtracts 128, so bits become -1 and 1: a product is (number of equal bits) - (number of
+    # others).
     levels = bits * 2 + 127
     for start, other, _, agreement in _blocks(levels, levels):
         first, second = np.nonzero(agreement >= HASH_BITS - 2 * max_distance)

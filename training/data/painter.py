@@ -1,7 +1,7 @@
-"""A deterministic painter of fruit-like JPEGs in the Fruits-360 layout, for machines without the data.
+"""Paint fruit-like JPEGs in the Fruits-360 layout, for machines without the data set.
 
-Each class is a textured ellipsoid, filmed on a turning shaft against white as the real fruits were. It is
-a stand-in to run the pipeline on, no data set to draw conclusions from; everything made from it says
+Each class is a textured ellipsoid that turns on a shaft in front of white, as the real fruits do. The images
+are for trying the pipeline; accuracies on them mean nothing. All results made from them carry the name
 "generated".
 """
 
@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from fruitstand.errors import UsageError
 from fruitstand.progress import track
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 SIZE = 100
 FILMS = ("", "r")
@@ -26,13 +25,13 @@ _COLOURS = ("red", "orange", "lime", "green", "teal", "blue", "violet", "magenta
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fruit:
-    """What one class looks like."""
+    """The appearance of one class."""
 
     name: str
     hue: float
-    """Of the skin, 0 to 1."""
+    """Hue of the skin, 0 to 1."""
     second_hue: float
-    """Of the patches, 0 to 1."""
+    """Hue of the patches, 0 to 1."""
     saturation: float
     value: float
     half_width: float
@@ -42,9 +41,9 @@ class Fruit:
     roundness: float
     """Exponent of the outline: 2 is an ellipse, more is squarer, less is more pointed."""
     waves: tuple[tuple[int, int, float], ...]
-    """Texture: times round the equator, times from pole to pole, phase."""
+    """Texture waves: periods around the equator, periods from pole to pole, phase."""
     threshold: float
-    """Texture above this takes the second hue."""
+    """Where the texture is above this, the skin has the second hue."""
     stem: bool
 
 
@@ -52,10 +51,10 @@ def paint_dataset(directory: Path, *, num_classes: int, images_per_class: int, s
     """Write a Fruits-360 tree of painted images and return its root.
 
     Args:
-        directory: an existing folder; the tree goes into `generated/` in it.
+        directory: an existing folder; the tree is written to its `generated/`.
         num_classes: at least 2.
-        images_per_class: at least 8; every second frame is for Test, as in Fruits-360.
-        seed: the same seed paints the same bytes.
+        images_per_class: at least 8; every second frame goes to Test, as in Fruits-360.
+        seed: the same seed gives the same bytes.
 
     Raises:
         UsageError: too few classes or images.
@@ -82,7 +81,8 @@ def _paint_class(task: tuple[Path, int, int, int]) -> None:
         prefix = f"{film}_" if film else ""
         turn = frame / (num_images / len(FILMS))
         image = paint(fruit, turn=turn, tilt=0.9 if film else 0.0, seed=(seed, index, number))
-        _save(image, root / folder / fruit.name / f"{prefix}{frame}_{SIZE}.jpg")
+        path = root / folder / fruit.name / f"{prefix}{frame}_{SIZE}.jpg"
+        Image.fromarray(image).save(path, quality=90)
 
 
 def _frames(num_images: int) -> Iterator[tuple[str, int, int]]:
@@ -90,18 +90,10 @@ def _frames(num_images: int) -> Iterator[tuple[str, int, int]]:
         yield FILMS[number * len(FILMS) // num_images], number % -(-num_images // len(FILMS)), number
 
 
-def _save(image: "npt.NDArray[np.uint8]", path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(image).save(path, quality=90)
-
-
 def invent_fruit(index: int, seed: int) -> Fruit:
-    """The class number `index`: the same for the same seed, different from its neighbours."""
-    import numpy as np
-
+    """Draw the appearance of class number `index` from the seed."""
     rng = np.random.default_rng((seed, index))
-    hue = (index * 0.382 + rng.uniform(-0.02, 0.02)) % 1.0  # golden ratio: neighbours far apart
+    hue = (index * 0.382 + rng.uniform(-0.02, 0.02)) % 1.0  # golden ratio: consecutive hues are far apart
     colour = _COLOURS[round(hue * len(_COLOURS)) % len(_COLOURS)]
     half_height, half_width = rng.uniform(26, 46), rng.uniform(26, 46)
     waves = tuple(
@@ -122,20 +114,18 @@ def invent_fruit(index: int, seed: int) -> Fruit:
     )
 
 
-def paint(fruit: Fruit, *, turn: float, tilt: float, seed: tuple[int, ...]) -> "npt.NDArray[np.uint8]":
-    """One frame of a fruit's film.
+def paint(fruit: Fruit, *, turn: float, tilt: float, seed: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Paint one frame of a fruit's film.
 
     Args:
         fruit: the class.
         turn: rotation about the shaft, 0 to 1.
-        tilt: how the fruit is stuck on the shaft, radians in the picture's plane.
-        seed: of this frame's light and sensor noise.
+        tilt: angle of the fruit on the shaft, radians in the image plane.
+        seed: seed of this frame's light and sensor noise.
 
     Returns:
         (100, 100, 3) uint8, RGB on white.
     """
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     axis = (np.arange(SIZE) - (SIZE - 1) / 2).astype(np.float64)
     x, y = np.meshgrid(axis, axis)

@@ -1,4 +1,4 @@
-"""`fruitstand data prepare`: arrange images and labels, split them, write the manifest and a report."""
+"""`fruitstand data prepare`: copy the images, split them, and write labels, manifest and report."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from training.data.tables import SUFFIXES, find_listed, find_tables
 from training.data.twins import find_same_films, without_twins
 
 MAX_NAMED = 5
-"""Classes in an error message."""
+"""Classes listed in an error message."""
 
 
 def prepare_data(
@@ -43,27 +43,31 @@ def prepare_data(
     Args:
         source: "generated", "kaggle", or the path of a folder or zip of class folders, or of a table (see
             `training.data.tables`).
-        out: the folder to make; must not exist.
+        out: the folder to create; must not exist.
         split: what is held out, see `training.data.splits`.
         validation: "film", or "frame" for one frame in ten.
-        subset: of a source with several data sets, the one with this in its path.
-        label_level: "fruit" or "variety" for trees that have both levels.
+        subset: picks the data set with this text in its path, if the source has several.
+        label_level: "fruit" or "variety", for trees that have both levels.
         num_classes: classes to paint (generated only).
-        images_per_class: images to paint for each, half of them for the test split (generated only).
-        seed: of the painter and of the split.
+        images_per_class: images to paint for each class, half of them for Test (generated only).
+        seed: seed of the painter and of the split.
 
     Returns:
-        The report that is also written to `report.json`.
+        The content of `report.json`.
 
     Raises:
-        DataError: nothing usable in the source, classes that cannot be learned or tested, or a full disk.
+        DataError: nothing usable in the source, a class without training images, or a full disk.
         ArtefactError: `out` exists.
-        UsageError: an unknown split, or varieties both as classes and held out.
+        UsageError: an unknown split, or `split="object"` with varieties as classes.
     """
     _check_choices(split, validation, label_level)
     sweep_temporaries(out.parent)
-    # What is painted lies in the staged folder, so that it is swept with it after a kill.
-    with _full_disk_told(out), atomic_directory(out) as staged, TemporaryDirectory(dir=staged) as scratch:
+    # Painted images go into the staged folder, so that after a kill they are removed with it.
+    with (
+        _full_disk_translated(out),
+        atomic_directory(out) as staged,
+        TemporaryDirectory(dir=staged) as scratch,
+    ):
         if source == "generated":
             path, name = Path(scratch), source
             paint_dataset(path, num_classes=num_classes, images_per_class=images_per_class, seed=seed)
@@ -80,15 +84,14 @@ def prepare_data(
 
 
 @contextlib.contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
+def _full_disk_translated(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
         if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{out}: the disk is full; nothing was made and nothing that was there is changed;"
-            " free some space or choose another --out"
+            f"{out}: the disk is full; nothing was written; free some space or choose another --out"
         ) from exc
 
 
@@ -96,7 +99,7 @@ def _check_choices(split: str, validation: str, label_level: str) -> None:
     if split not in SPLIT_KINDS:
         raise UsageError(f"--split: got {split!r}, allowed {', '.join(SPLIT_KINDS)}")
     if split == "object" and label_level == "variety":
-        raise UsageError("--split object holds whole varieties out, so they cannot be the classes too")
+        raise UsageError("--split object holds out whole varieties; use it with --label-level fruit")
     if validation not in VALIDATION_KINDS:
         raise UsageError(f"--validation: got {validation!r}, allowed {', '.join(VALIDATION_KINDS)}")
 
@@ -104,7 +107,7 @@ def _check_choices(split: str, validation: str, label_level: str) -> None:
 def _arrange(
     path: Path, staged: Path, *, split: str, validation: str, subset: str, label_level: str, seed: int
 ) -> dict[str, object]:
-    """Fill the staged folder, all but the report, which is returned."""
+    """Fill the staged folder; return the report, which is left to the caller to write."""
     table = path.name if path.is_file() and path.suffix.lower() in SUFFIXES else ""
     path = path.parent if table else path
     with open_tree(path) as tree:
@@ -164,7 +167,7 @@ def _checked_labels(rows: list[ManifestRow]) -> list[str]:
     untrained = [label for label, count in counts.items() if count["train"] + count["val"] == 0]
     untested = [label for label, count in counts.items() if count["test"] == 0]
     if untrained:
-        renamed = f" (in Training but not in Test: {_names(untested)}; renamed?)" if untested else ""
+        renamed = f" (only in Training: {_names(untested)}; perhaps renamed)" if untested else ""
         raise DataError(
             f"class {_names(untrained)} is in Test but not in Training{renamed}; remove it, rename it or add"
             " training images"
@@ -177,7 +180,7 @@ def _checked_labels(rows: list[ManifestRow]) -> list[str]:
             )
     if len(counts) < 2:
         only = f"only one class ({next(iter(counts))!r})" if counts else "no class"
-        raise DataError(f"{only} can be split this way; a classifier needs at least two")
+        raise DataError(f"{only} can be split this way; a classifier needs at least two classes")
     return list(counts)
 
 

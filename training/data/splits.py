@@ -1,24 +1,24 @@
-"""Which image is for training, for validation and for the test: `--split classic`, `object` or `film`.
+"""Split images into training, validation and test: `--split classic`, `object` or `film`.
 
-    classic   Test is the data set's own. It is cut from the same films as Training: good for comparing with
-              published figures, not for conclusions.
-    object    Whole varieties are for Test only: the data set's own Test where it keeps to that, else one
-              variety in five of each fruit. The classes are the fruits.
-    film      Whole films are for Test only: one in four of each class.
+    classic   Test is the data set's own. It comes from the same films as Training, so its accuracy compares
+              with published figures but says little about new fruit.
+    object    Test holds whole varieties: the data set's own Test if it does that, else one variety in five of
+              each fruit. The classes are the fruits.
+    film      Test holds whole films: one in four of each class.
 
-A source that has no Test of its own is split like film where its file names show series of images in every
-class ("patient07_003.jpg"; sub-folders count too), else image by image:
+With --split classic, a source without a Test of its own is split like film if the file names of every class
+show series of images ("patient07_003.jpg"; sub-folders count too), else image by image:
 
-    random    One image in five of each class is for Test; files of equal bytes stay together.
+    random    Test holds one image in five of each class; files with equal bytes stay together.
 
-Validation is a tenth of what is left, cut from it the same way where a class has varieties or films enough.
-Where it has not, a tenth from the middle of each film is taken, and some frames on either side of it are left
-out. Not from the end: films are a little longer than a turn, and their last frames show the first side again.
+Validation is a tenth of the remaining images, whole varieties or films if a class has enough of them.
+Otherwise it is the middle tenth of each film, and a few frames on both sides are left out. It is not the end
+of the film: films are a little longer than a turn, so the last frames show the same side as the first ones.
 
-`--validation frame` takes one frame in ten instead: such a validation has its neighbours in Training, as the
-classic Test has, and leaves Training every variety, every film and every part of the turn.
+`--validation frame` takes one frame in ten instead. Its neighbours are in Training, as with the classic Test,
+but Training keeps every variety, every film and every part of the turn.
 
-The same seed and data give the same split: units are ordered by a hash of seed and name.
+Equal seed and data give an equal split: varieties and films are ordered by a hash of seed and name.
 """
 
 import hashlib
@@ -36,39 +36,39 @@ VALIDATION_KINDS = ("film", "frame")
 VALIDATION_SHARE = 0.1
 TEST_SHARE = {"object": 0.2, "film": 0.25, "random": 0.2}
 MIN_UNITS = {"object": 3, "film": 5, "random": 5}
-"""With fewer varieties or films, a whole one for validation would cost the class too much of its training."""
+"""A class with fewer varieties or films would lose too many training images to a whole one for validation."""
 MAX_SERIES_SHARE = 0.75
-"""A series with more of a class's images is no series: all its files have one name."""
+"""A series with a larger share of a class's images does not count: its files merely share a base name."""
 MAX_GAP = 5
-"""Frames left out on either side of a block; a film of fewer than 100 gives a twentieth."""
+"""Frames left out on each side of a validation block; at most a twentieth of the film."""
 
 Unit = Callable[[ManifestRow], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """The outcome of a split."""
+    """The result of a split."""
 
     rows: list[ManifestRow]
     """Ordered by split, object, film and frame."""
     kind: str
     """What the split claims: classic, object, film or random."""
     details: dict[str, object]
-    """What was done, for manifest and report."""
+    """How the rows were split, for manifest and report."""
 
 
 def variety_of(row: ManifestRow) -> tuple[str, ...]:
-    """The photographed object."""
+    """Key of the photographed object."""
     return (row.object,)
 
 
 def film_of(row: ManifestRow) -> tuple[str, ...]:
-    """One turn of one object."""
+    """Key of one turn of one object."""
     return (row.object, row.film)
 
 
 def file_of(row: ManifestRow) -> tuple[str, ...]:
-    """One file's content."""
+    """Key of one file's content."""
     return (row.sha256,)
 
 
@@ -76,13 +76,13 @@ UNITS: dict[str, Unit] = {"classic": film_of, "object": variety_of, "film": film
 
 
 def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str = "film") -> Division:
-    """Give every image its split.
+    """Assign every image to a split.
 
     Args:
-        rows: as the data set has split them.
+        rows: the images, with the data set's own splits.
         kind: one of `SPLIT_KINDS`.
         validation: one of `VALIDATION_KINDS`.
-        seed: chooses the varieties or films that are held out.
+        seed: decides which varieties or films are held out.
     """
     rows = list(rows)
     left_out: list[str] = []
@@ -91,7 +91,7 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     if kind == "classic" and not has_test and any(row.split == "val" for row in rows):
         rows = [replace(row, split="test") if row.split == "val" else row for row in rows]
         has_test, test = True, "the data set's own validation images"
-    without_test = "" if has_test else ", as the data set has no Test of its own"
+    without_test = "" if has_test else ", because the data set has no Test of its own"
     if kind == "classic" and not has_test:
         kind = "film" if _shows_series(rows) else "random"
         if kind == "random":
@@ -105,7 +105,7 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
     if any(row.split == "val" for row in rows):
         details |= {"validation": "the data set's own", "validation_blocks": [], "num_gap": 0}
     elif validation == "frame":
-        # Nothing is claimed of train against validation then, whatever Test is.
+        # Single frames void the claim between train and validation, so list every class as an exception.
         blocks = [] if kind == "classic" else sorted({row.label for row in rows})
         details |= {"validation": "one frame in ten", "validation_blocks": blocks, "num_gap": 0}
         rows = _with_every_tenth(rows)
@@ -125,7 +125,7 @@ def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str
 
 
 def _shows_series(rows: list[ManifestRow]) -> bool:
-    """Whether every class has several films, of two images or more in the mean."""
+    """Whether every class has several films with a mean of two or more images."""
     for members in _by_label(rows).values():
         sizes = Counter(film_of(row) for row in members)
         largest = max(sizes.values())
@@ -144,12 +144,12 @@ def _is_disjoint(rows: list[ManifestRow], unit: Unit) -> bool:
 def _with_test(
     rows: list[ManifestRow], *, kind: str, unit: Unit, seed: int
 ) -> tuple[list[ManifestRow], list[str]]:
-    """Hold whole units of each class out; return the rows and the classes that have only one unit."""
+    """Hold out whole units of each class; return the rows, and the classes with only one unit."""
     result, left_out = [], []
     for label, members in _by_label(rows).items():
         units = _shuffled({unit(row) for row in members}, seed)
         if len(units) == 1:
-            if kind == "random":  # too few images: that is said of the whole class
+            if kind == "random":  # the caller reports that the class has too few images
                 result += members
             else:
                 left_out.append(label)
@@ -162,7 +162,7 @@ def _with_test(
 def _with_validation(
     rows: list[ManifestRow], *, kind: str, unit: Unit, seed: int
 ) -> tuple[list[ManifestRow], list[str]]:
-    """Take a tenth of Training; return the rows and the classes for which whole units were too much."""
+    """Take a tenth of Training; return the rows, and the classes too small to hold out whole units."""
     result = [row for row in rows if row.split == "test"]
     blocks = []
     for label, members in _by_label(row for row in rows if row.split == "train").items():
@@ -177,7 +177,7 @@ def _with_validation(
 
 
 def _with_every_tenth(rows: list[ManifestRow]) -> list[ManifestRow]:
-    """The second of every ten training frames, so that a class of two images has one of each kind."""
+    """Take the second of every ten training frames, so that a class of two images gets one in each split."""
     result = [row for row in rows if row.split == "test"]
     for members in _by_label(row for row in rows if row.split == "train").values():
         ordered = sorted(members, key=_order)
@@ -192,13 +192,13 @@ def _order(row: ManifestRow) -> tuple[int, str, str, int, str]:
 
 
 def _cut_blocks(members: list[ManifestRow]) -> list[ManifestRow]:
-    """A tenth from the middle of each film for validation; the frames next to it are left out."""
+    """Take the middle tenth of each film for validation, and leave out the frames next to it."""
     films: dict[tuple[str, ...], list[ManifestRow]] = defaultdict(list)
     for row in sorted(members, key=_order):
         films[film_of(row)].append(row)
     train, val = [], []
     for film in films.values():
-        size = round(VALIDATION_SHARE * len(film) + 0.01)  # five frames give one
+        size = round(VALIDATION_SHARE * len(film) + 0.01)  # rounds .5 up, so that five frames give one
         gap = min(MAX_GAP, len(film) // 20) if size else 0
         start = (len(film) - size) // 2
         train += film[: start - gap] + film[start + size + gap :]

@@ -1,4 +1,4 @@
-"""Images that a table lists: a CSV, TSV, JSON-lines or parquet file with a path and a label in each row.
+"""Find the images listed in a CSV, TSV, JSON-lines or Parquet table, with a path and a label in each row.
 
 Source:
     Hugging Face datasets, `imagefolder`: `metadata.csv`, `.jsonl` or `.parquet` beside the images, with the
@@ -23,26 +23,26 @@ MAX_BYTES = 1 << 30
 
 
 def find_tables(tree: FolderTree | ZipTree, listing: Listing) -> list[str]:
-    """The `imagefolder` tables of a tree."""
+    """Find the `imagefolder` tables of a tree."""
     names = {f"metadata{suffix}" for suffix in SUFFIXES}
     tables = sorted(name for name in listing.files if os.path.basename(name) in names)
     return [name for name in tables if "file_name" in next(iter(_read(tree, name)), {})]
 
 
 def find_listed(tree: FolderTree | ZipTree, tables: list[str]) -> list[FoundImage]:
-    """The images of tables, ordered by split, object, film and frame.
+    """Read the images of tables, ordered by split, object, film and frame.
 
-    The split is the row's own where there is a column `split`, else that of the folder that the table or the
-    image lies in (train, val, test in any spelling), else train.
+    The split is the row's value in a column `split`, else the name of a folder in the image's path (train,
+    val or test in any spelling), else train.
 
     Raises:
-        DataError: a table is damaged or lacks a column, or a row cannot be used.
+        DataError: a table is damaged or lacks a column, or a row is invalid.
     """
     found: dict[str, FoundImage] = {}
     for table in tables:
         rows = _read(tree, table)
         if not rows:
-            raise DataError(f"{table}: no row in it; expected a line path,label and one for each image")
+            raise DataError(f"{table}: has no rows; expected the header path,label and a row for each image")
         path_column, label_column = _columns(table, list(rows[0]))
         for number, row in enumerate(rows, start=1):
             where = f"{table}, row {number}"
@@ -52,7 +52,7 @@ def find_listed(tree: FolderTree | ZipTree, tables: list[str]) -> list[FoundImag
             name = os.path.normpath(os.path.join(os.path.dirname(table), name.replace("\\", "/")))
             image = _image(name, str(label), str(row.get("split") or ""), where)
             if image.relative in found:
-                raise DataError(f"{where}: {image.relative} is listed twice; each image has one row")
+                raise DataError(f"{where}: {image.relative} is listed twice; list each image once")
             found[image.relative] = image
     return sorted(found.values(), key=order)
 
@@ -68,20 +68,20 @@ def _image(name: str, label: str, split: str, where: str) -> FoundImage:
 
 
 def _columns(table: str, names: list[str]) -> tuple[str, str]:
-    """Those that hold the path and the label."""
+    """Names of the path column and the label column."""
     path = next((name for name in PATH_COLUMNS if name in names), None)
     others = [name for name in names if name not in (path, "split")]
     label = next((name for name in LABEL_COLUMNS if name in names), others[0] if len(others) == 1 else None)
     if path is None or label is None:
         raise DataError(
             f"{table}: its columns are {', '.join(map(repr, names))}; expected path (or file_name)"
-            " and label, and split where the rows have one"
+            " and label, and optionally split"
         )
     return path, label
 
 
 def _read(tree: FolderTree | ZipTree, table: str) -> list[dict[str, Any]]:
-    """A table's rows; the text of a CSV stays as it is, leading zeros and blanks included."""
+    """Read a table's rows. CSV values stay strings, so labels keep leading zeros."""
     try:
         content = tree.read(table, MAX_BYTES)
         if table.endswith(".parquet"):
@@ -93,5 +93,5 @@ def _read(tree: FolderTree | ZipTree, table: str) -> list[dict[str, Any]]:
             return [dict(json.loads(line)) for line in text.split("\n") if line.strip()]
         delimiter = "\t" if table.endswith(".tsv") else ","
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except (ValueError, TypeError, OSError, csv.Error) as exc:  # pyarrow's errors are such ones
+    except (ValueError, TypeError, OSError, csv.Error) as exc:  # pyarrow raises subclasses of these
         raise DataError(f"{table}: not a readable {table.rpartition('.')[2]} table ({exc})") from exc

@@ -1,4 +1,4 @@
-"""Small images: 12x12 pixels to compare, kept for a whole prepared folder; and pictures to look at."""
+"""12x12 thumbnails to compare images with, cached for a prepared folder; and small pictures for reports."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,13 @@ from fruitstand.manifest import PreparedData
 from fruitstand.progress import track
 
 THUMBNAIL_SIDE = 12
-"""Pixels. Source: on 12x12 thumbnails a nearest neighbour finds 96.7 % of Fruits-360's own Test split."""
+"""Pixels. With 12x12 thumbnails a nearest neighbour gets 96.7 % of Fruits-360's own Test split right."""
 WHITE = 235
-"""A pixel whose darkest channel is at least this is background: Fruits-360 has it at 255, JPEG moves it."""
+"""A pixel is background if its darkest channel is at least this; Fruits-360 has 255, less JPEG noise."""
 
 
 def thumbnail(pixels_hwc_u8: np.ndarray) -> np.ndarray:
-    """Shrink an image to what is compared.
+    """Shrink an image to a thumbnail.
 
     Args:
         pixels_hwc_u8: (H, W, 3) uint8, at least `THUMBNAIL_SIDE` on both sides.
@@ -30,14 +30,14 @@ def thumbnail(pixels_hwc_u8: np.ndarray) -> np.ndarray:
     side = THUMBNAIL_SIDE
     height, width = (n // side for n in pixels_hwc_u8.shape[:2])
     whole = pixels_hwc_u8[: side * height, : side * width]
-    # One axis after the other: numpy's mean over both takes as long as the decoding.
+    # One axis at a time: numpy's mean over both axes takes as long as decoding the image.
     rows = whole.reshape(side, height, side * width, 3).sum(axis=1, dtype=np.uint32)
     cells = rows.reshape(side, side, width, 3).sum(axis=2)
     return (cells // (height * width)).astype(np.uint8).ravel()
 
 
 def thumbnails(data: PreparedData) -> np.ndarray:
-    """All images of a prepared folder, small; made once and kept there under `cache/`, 432 bytes an image.
+    """Thumbnails of all images of a prepared folder, cached there under `cache/` with 432 bytes per image.
 
     Returns:
         (N, 432) uint8, in manifest order.
@@ -49,11 +49,11 @@ def thumbnails(data: PreparedData) -> np.ndarray:
     if path.exists():
         return np.load(path, mmap_mode="r")
     small = np.empty((len(data.rows), 3 * THUMBNAIL_SIDE**2), np.uint8)
-    # The contract's default size, whatever the model's: the baseline is the data's, not the run's.
+    # The contract's default size: the baseline depends on the data only, not on the model's input size.
     decoded = decode_rows(data, data.rows, Preprocessing())
     for index, image in enumerate(track(decoded, total=len(data.rows), description="thumbnails")):
         small[index] = thumbnail(image)
-    if os.access(data.directory, os.W_OK):  # a data set may be mounted for reading only
+    if os.access(data.directory, os.W_OK):  # a data set may be mounted read-only
         path.parent.mkdir(exist_ok=True)
         sweep_temporaries(path.parent)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -62,13 +62,13 @@ def thumbnails(data: PreparedData) -> np.ndarray:
 
 
 def brightness(small: np.ndarray) -> np.ndarray:
-    """Mean luma of what is not background.
+    """Mean luma of each image's foreground.
 
     Args:
         small: (N, 432) uint8 thumbnails.
 
     Returns:
-        (N,) float32, 0 to 255; of an image that is all background, that of the background.
+        (N,) float32, 0 to 255; the mean over all pixels where an image has no foreground.
 
     Source:
         Luma weights of ITU-R BT.601.
@@ -81,7 +81,7 @@ def brightness(small: np.ndarray) -> np.ndarray:
 
 
 def picture(path: Path, side: int) -> Image.Image:
-    """An image to look at that fits into a square of `side` pixels, RGB."""
+    """Read an image and shrink it to fit into a square of `side` pixels, RGB."""
     with Image.open(path) as opened:
         small = opened.convert("RGB")
     small.thumbnail((side, side))

@@ -1,7 +1,7 @@
-"""Objects that stand in a data set twice under two names: byte for byte, or as the same films cut out again.
+"""Find objects that are in a data set twice: byte for byte, or as the same films encoded again.
 
-Nobody can tell such classes apart: whoever keeps both measures a coin. In Fruits-360 "Cherry 4" holds the
-films of "Cherry 2", every frame with other bytes.
+No classifier can tell such classes apart, so keeping both lowers the accuracy at random. In Fruits-360,
+"Cherry 4" holds the films of "Cherry 2" with other bytes in every frame.
 """
 
 from collections import Counter, defaultdict
@@ -12,21 +12,22 @@ from fruitstand.manifest import ManifestRow
 from training.data.neighbours import nearest_neighbours
 
 MAX_QUERIES = 64
-"""Images of each class that are looked up."""
+"""Images of each class that are compared."""
 MIN_SHARE = 1 / 3
-"""Of a class's images whose nearest neighbour is in the other class, in both directions; half is a coin."""
+"""Two classes show the same films if this share of each has its nearest neighbour in the other. For identical
+classes it is one half."""
 MAX_DIFFERENCE = 6.0
-"""Mean difference of the thumbnails, of 255 levels. Two pictures that differ more are not the same."""
+"""Largest mean difference of two thumbnails of the same frame, in levels of 255."""
 
 
 def without_twins(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict[str, object]]]:
-    """Drop objects whose every image stands byte for byte in another object's folder.
+    """Drop objects whose every image is also in another object's folder, byte for byte.
 
-    Fruits-360 has such twins. Two classes of them cannot be told apart, and one in Training with its twin in
-    Test tells the answers. Of two, the one that is in Test alone stays, else the alphabetically first.
+    Fruits-360 has such twins. They leak answers if one is in Training and the other in Test. Of two twins,
+    the one that is only in Test stays, or else the alphabetically first.
 
     Returns:
-        The rows that stay; for each dropped object its name, its class, whose twin it is, and its images.
+        The remaining rows; and for each dropped object its name, class, twin and number of images.
     """
     files: dict[str, set[str]] = defaultdict(set)
     labels: dict[str, str] = {}
@@ -54,15 +55,15 @@ def _twin(name: str, label: str, same_as: str, num_images: int) -> dict[str, obj
 
 
 def find_same_films(thumbnails: np.ndarray, labels: list[str]) -> list[dict[str, object]]:
-    """Find the classes that a nearest neighbour cannot tell from another one, as they show the same pictures.
+    """Find classes that show the same films as another class, by nearest neighbours of their thumbnails.
 
     Args:
         thumbnails: (N, D) uint8.
         labels: N class names.
 
     Returns:
-        For each class to be left out its name, whose films it shows, its images, and the share of them whose
-        nearest neighbour is in the other class. Of two, the alphabetically first stays.
+        For each class to leave out: its name, the class with the same films, its number of images, and the
+        share of these whose nearest neighbour is in the other class. Of two, the alphabetically first stays.
     """
     names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}
@@ -89,7 +90,7 @@ def find_same_films(thumbnails: np.ndarray, labels: list[str]) -> list[dict[str,
 
 
 def _spread(positions: np.ndarray) -> np.ndarray:
-    """At most `MAX_QUERIES` of them, evenly."""
+    """At most `MAX_QUERIES` of the positions, evenly spaced."""
     if len(positions) <= MAX_QUERIES:
         return positions
     return positions[np.linspace(0, len(positions) - 1, MAX_QUERIES).round().astype(int)]

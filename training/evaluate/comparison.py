@@ -1,7 +1,7 @@
-"""What stands beside an accuracy: two baselines that need no training, and the accuracy of parts of a split.
+"""Put an accuracy into context: two baselines without training, confidence intervals, and accuracy by slice.
 
-A nearest neighbour on 12x12 thumbnails finds nearly all of Fruits-360's own Test, as neighbouring frames of a
-film are so alike: a model's accuracy says little without it.
+Neighbouring frames of a film are so similar that a nearest neighbour on 12x12 thumbnails gets nearly all of
+Fruits-360's own Test right. A model's accuracy there means little without this baseline.
 """
 
 from collections import Counter, defaultdict
@@ -17,9 +17,9 @@ from training.data.class_folders import fruit_of
 from training.data.neighbours import nearest_neighbours
 
 SMALL = 30
-"""Images; with fewer the interval is so wide that the slice is flagged."""
+"""Slices with fewer images are flagged, because their interval is wide."""
 BRIGHTNESS_EDGES = (0, 64, 96, 128, 160, 256)
-"""Luma of the fruit; fixed, so that two data sets have the same slices."""
+"""Bounds of the brightness slices in luma of the foreground; fixed, so that data sets can be compared."""
 Z_95 = 1.959964
 
 
@@ -33,33 +33,33 @@ class Slice:
     interval: list[float]
     """Bounds of `top1` with 95 % confidence."""
     nearest_neighbour: float
-    """Top-1 of the nearest neighbour."""
+    """Top-1 accuracy of the nearest-neighbour baseline."""
     small: bool
     """Fewer than `SMALL` images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The answers for one split."""
+    """The answers of the baselines for one split."""
 
     majority: str
-    """The commonest class of the train split."""
+    """The most common class of the train split."""
     nearest: list[str]
-    """For each image of the split the class of the train image that is nearest to it."""
+    """For each image of the split, the class of its nearest train image."""
     num_train: int
-    """Train images."""
+    """Number of train images."""
 
 
 def find_baseline(data: PreparedData, split: str, small: np.ndarray) -> Baseline:
-    """Answer every image of a split without a model.
+    """Classify every image of a split without a model.
 
     Args:
         data: the prepared folder.
-        split: train, val or test; in train an image's nearest neighbour is another one than itself.
-        small: (N, D) uint8 thumbnails of all its rows.
+        split: train, val or test; in train, an image is not its own nearest neighbour.
+        small: (N, D) uint8 thumbnails of all rows.
 
     Raises:
-        DataError: no train split.
+        DataError: there is no train split.
     """
     train = np.array([index for index, row in enumerate(data.rows) if row.split == "train"], np.int64)
     if len(train) < 2:
@@ -73,7 +73,7 @@ def find_baseline(data: PreparedData, split: str, small: np.ndarray) -> Baseline
 
 
 def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
-    """The range that holds the true share with 95 % confidence, each image taken as independent.
+    """The 95 % confidence interval of a share, assuming independent images.
 
     Source:
         E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
@@ -81,7 +81,7 @@ def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
     share, extra = num_right / num, Z_95**2 / num
     middle = (share + extra / 2) / (1 + extra)
     half = Z_95 / (1 + extra) * sqrt(share * (1 - share) / num + extra / (4 * num))
-    # Rounded, so that all right is at most 1 and none right at least 0.
+    # Rounding removes floating-point errors at the bounds 0 and 1.
     return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
 
 
@@ -93,11 +93,11 @@ def slice_accuracies(
     Args:
         rows: N images.
         brightness: (N,) float32, 0 to 255.
-        right: (N,) bool, whether the answer is right.
-        nearest_right: (N,) bool, whether the nearest neighbour's is.
+        right: (N,) bool, whether the model's answer is right.
+        nearest_right: (N,) bool, whether the nearest neighbour's answer is right.
 
     Returns:
-        `fruit` and `variety`, the least accurate first, and `brightness`, the darkest first.
+        `fruit` and `variety`, the least accurate first; `brightness`, the darkest first.
     """
     ranges = np.searchsorted(BRIGHTNESS_EDGES, brightness, side="right") - 1
     names = {

@@ -1,4 +1,4 @@
-"""`fruitstand evaluate`: how good a run is, or a server; the same numbers and files for both."""
+"""`fruitstand evaluate`: measure a run or a server; both get the same numbers and files."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,10 +25,10 @@ def evaluate_run(
 
     Args:
         run_directory: a finished run.
-        data_directory: a prepared folder whose classes the run knows; None takes the one it was trained on.
+        data_directory: a prepared folder with classes that the run knows; None is the one it was trained on.
         split: train, val or test.
-        out: folder for the report. None takes `evaluation/<data>-<split>` in the run, and then the run's
-            `meta.json` and `MODEL_CARD.md` tell of it too.
+        out: folder for the report. None is `evaluation/<data>-<split>` in the run, and then the run's
+            `meta.json` and `MODEL_CARD.md` are updated too.
 
     Raises:
         ArtefactError: the run is not usable.
@@ -43,7 +43,7 @@ def evaluate_run(
     if out is None:
         from training.evaluate.model_card import add_evaluation
 
-        # Read again: another evaluation may have been recorded meanwhile.
+        # Read meta.json again: another evaluation may have changed it meanwhile.
         meta = add_evaluation(run.directory, read_json(run.directory / META_NAME), result.to_json())
         write_json(run.directory / META_NAME, meta)
     return result
@@ -54,12 +54,12 @@ def finish_evaluation(run_directory: Path, meta: dict[str, Any], data: PreparedD
 
     Args:
         run_directory: holds the weights.
-        meta: all that `meta.json` is to hold, but for the evaluation.
-        data: what the run was trained on.
+        meta: the content of `meta.json` without the evaluation.
+        data: the data the run was trained on.
 
     Returns:
-        `meta` with `metrics` (of the test split, or of validation where there is no test) and `evaluations`.
-        Writing `meta.json` is left to the caller: it says that a run is finished.
+        `meta` with `metrics` (of Test, or of validation if there is no Test) and `evaluations`. The caller
+        writes `meta.json` last, because it marks the run as finished.
     """
     from training.evaluate.model_card import add_evaluation
 
@@ -83,18 +83,18 @@ def evaluate_answers(
     out: Path | None = None,
     url: str = "",
 ) -> "Evaluation":
-    """Evaluate what a server answers for the images of a split.
+    """Evaluate a server's answers for the images of a split.
 
     Args:
-        data_directory: a prepared folder whose classes are served.
+        data_directory: a prepared folder with classes that the server knows.
         split: train, val or test.
-        ask: gives for each image the probabilities of all classes by label, or why there are none.
+        ask: returns for each image the probabilities of all classes by label, or an error message.
         out: folder for the report; None writes none.
-        url: whom it asks.
+        url: the server's address, for the report.
 
     Raises:
-        DataError: the data are not usable, or an image got no answer.
-        UsageError: the data have classes that are not served.
+        DataError: the data are not usable, or the server rejected an image.
+        UsageError: the data have classes that the server does not know.
     """
     data = read_prepared(data_directory)
     rows = data.split(split)
@@ -120,12 +120,12 @@ def evaluate_answers(
 
 
 def _check_classes(data: PreparedData, known: list[str], who: str) -> None:
-    """A class that was never learned can only be answered wrongly: that is no evaluation."""
+    """Refuse data with classes that the model was not trained on."""
     unknown = sorted(set(data.labels) - set(known))
     if unknown:
         raise UsageError(
-            f"{data.directory}: {len(unknown)} of its {len(data.labels)} classes, such as {unknown[0]!r}, are"
-            f" none of the {len(known)} of {who}; evaluate on data with the classes it knows"
+            f"{data.directory}: {who} knows {len(known)} classes, but not {len(unknown)} of the"
+            f" {len(data.labels)} in these data, such as {unknown[0]!r}; evaluate on data with known classes"
         )
 
 
@@ -134,7 +134,7 @@ def _report_folder(run_directory: Path, data: PreparedData, split: str) -> Path:
 
 
 def _report_run(run: Run, data: PreparedData, split: str, out: Path) -> "Evaluation":
-    # Only now: these take seconds to import, and what can be refused has been.
+    # Imported here because they take seconds to import; usage errors are reported before.
     from training.evaluate.predict import predict_probabilities
     from training.evaluate.report import check_report_folder, report_answers
 
@@ -147,7 +147,7 @@ def _report_run(run: Run, data: PreparedData, split: str, out: Path) -> "Evaluat
 
 
 def _seen_in_training(run: Run, rows: list[ManifestRow]) -> dict[str, int] | None:
-    """How many of the images are files, of films, of objects the run was trained on; None: unknown."""
+    """How many images the run has seen in training: the same file, film or object; None if unknown."""
     try:
         own = read_prepared(run.data_directory)
     except (DataError, ArtefactError):

@@ -1,4 +1,4 @@
-"""How good a classifier is: the same numbers from a run and from a server."""
+"""Accuracy, F1 and calibration of a classifier from its probabilities."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ NUM_BINS = 15
 
 
 def classification_metrics(probabilities: np.ndarray, targets: np.ndarray, labels: list[str]) -> dict:
-    """Accuracy, F1 and calibration.
+    """Compute all scores.
 
     Args:
         probabilities: (N, C) float32, rows sum to 1.
         targets: (N,) int64, indices into `labels`.
-        labels: C class names; those without an image count in no mean over classes.
+        labels: C class names; classes without images do not count in means over classes.
 
     Returns:
         `top1`, `top5`, `macro_f1`, `ece` (15 bins), all 0 to 1; `num_images`; `per_class` with recall,
@@ -34,12 +34,7 @@ def classification_metrics(probabilities: np.ndarray, targets: np.ndarray, label
 
 
 def class_scores(confusion: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
-    """Recall, precision, F1 and count of each class that has images.
-
-    Args:
-        confusion: (C, C) int64, see `confusion_matrix`.
-        labels: C class names.
-    """
+    """Recall, precision, F1 and count of each class that has images, from the confusion matrix."""
     counts, answered = confusion.sum(axis=1), confusion.sum(axis=0)
     return {
         label: {
@@ -54,25 +49,25 @@ def class_scores(confusion: np.ndarray, labels: list[str]) -> dict[str, dict[str
 
 
 def confusion_matrix(probabilities: np.ndarray, targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) int64: row is the truth, column the answer."""
+    """The confusion matrix, (C, C) int64: rows are the truth, columns the answers."""
     p, t = torch.from_numpy(probabilities), torch.from_numpy(targets)
     return multiclass_confusion_matrix(p, t, num_classes).numpy()
 
 
 def reliability_bins(probabilities: np.ndarray, targets: np.ndarray) -> list[dict[str, float]]:
-    """How often an answer of some confidence is right; bins without an answer are left out.
+    """Accuracy by confidence, in 15 equal bins; empty bins are left out.
 
     Args:
         probabilities: (N, C) float32.
         targets: (N,) int64.
 
     Returns:
-        For each of 15 equal bins its bounds, count, mean confidence and accuracy. The expected calibration
-        error is their mean difference, weighted by count.
+        Bounds, count, mean confidence and accuracy of each bin. The expected calibration error is the mean of
+        their absolute difference, weighted by count.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == targets
-    # A confidence of exactly 1 belongs into the last bin.
+    # A confidence of exactly 1 belongs to the last bin.
     bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     return [
         {

@@ -1,4 +1,4 @@
-"""The images a classifier gets wrong, on one sheet: picture, truth, answer, and how sure it was."""
+"""A contact sheet of the images that a classifier gets wrong, with truth, answer and confidence."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MAX_LETTERS = 24
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One image."""
+    """One misclassified image."""
 
     path: str
     """Relative to the prepared folder."""
@@ -28,17 +28,17 @@ class Mistake:
     truth: str
     answer: str
     confidence: float
-    """Of the answer, 0 to 1."""
+    """Probability of the answer, 0 to 1."""
 
 
 def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake], title: str) -> None:
-    """Write the sheet.
+    """Write the contact sheet.
 
     Args:
-        path: PNG to write.
+        path: the PNG to write.
         directory: the prepared folder.
-        mistakes: all there are, the surest first.
-        title: a line above them; their number is added.
+        mistakes: all mistakes, the most confident first.
+        title: the headline; the number of mistakes is added.
     """
     shown = _spread(mistakes)[: NUM_COLUMNS * NUM_LINES]
     height = PICTURE_SIDE + 3 * LINE_HEIGHT + 10
@@ -63,7 +63,7 @@ def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake]
 
 
 def _spread(mistakes: Sequence[Mistake]) -> list[Mistake]:
-    """The surest of each object, then the second of each: one bad object does not fill the sheet."""
+    """Order by rank within the object, so that one bad object does not fill the sheet."""
     met: Counter[str] = Counter()
     ranked = []
     for one in mistakes:
@@ -74,9 +74,9 @@ def _spread(mistakes: Sequence[Mistake]) -> list[Mistake]:
 
 def _count(num_shown: int, num: int) -> str:
     if num == 0:
-        return "no image is answered wrongly"
-    return f"{num} answered wrongly" + (
-        f", the surest {num_shown} are shown, every object in turn" if num_shown < num else ""
+        return "no mistakes"
+    return f"{num} mistakes" + (
+        f", the most confident {num_shown} are shown, taking turns between objects" if num_shown < num else ""
     )
 
 

@@ -1,7 +1,4 @@
-"""`MODEL_CARD.md` of a run: what it is for, how good it is, and how it came to be, all from `meta.json`.
-
-The words are in `model_card.md.jinja`.
-"""
+"""Render a run's `MODEL_CARD.md` from its `meta.json` and the template `model_card.md.jinja`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +9,19 @@ from fruitstand.artefacts import write_bytes
 
 CARD_NAME = "MODEL_CARD.md"
 NUM_WORST = 5
-"""Classes, confusions and slices a card names."""
+"""Number of classes, confusions and slices listed in a card."""
 
 
 def add_evaluation(run_directory: Path, meta: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Add an evaluation to what is known of a run, and render its model card.
+    """Add an evaluation to a run's metadata, and write its model card.
 
     Args:
         run_directory: the run.
-        meta: what its `meta.json` holds, or is to hold.
-        result: what the report's `evaluation.json` holds.
+        meta: the content of its `meta.json`.
+        result: the content of the report's `evaluation.json`.
 
     Returns:
-        What `meta.json` is to hold now; an earlier evaluation of the same data and split is replaced.
+        The new content of `meta.json`; an earlier evaluation of the same data and split is replaced.
     """
     name = f"{result['data']}-{result['split']}"
     meta = {**meta, "evaluations": {**meta.get("evaluations", {}), name: _brief(result)}}
@@ -33,7 +30,7 @@ def add_evaluation(run_directory: Path, meta: dict[str, Any], result: dict[str, 
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation without its long tables: those are in the report's folder."""
+    """An evaluation without its long tables, which are in the report's folder."""
     per_class = sorted(result["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))
     nearest = {
         key: value for key, value in result["baseline"]["nearest_neighbour"].items() if key != "recall"
@@ -50,11 +47,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def render_card(meta: dict[str, Any]) -> str:
-    """The card.
-
-    Args:
-        meta: what `meta.json` holds, with at least one evaluation.
-    """
+    """Render the card from the content of `meta.json`, which must have at least one evaluation."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown
@@ -91,10 +84,10 @@ def _kind(one: dict[str, Any]) -> str:
 
 
 def _novelty(one: dict[str, Any]) -> str:
-    """What of the evaluated images the run has not met in training."""
+    """Describe which of the evaluated images were not in training."""
     seen, num_images = one["seen_in_training"], one["num_images"]
     if seen is None:
-        return "not known: the training data are gone"
+        return "unknown: the training data are no longer available"
     if seen["objects"] == 0:
         return "every object: none was in training (object-disjoint)"
     return (
@@ -104,13 +97,13 @@ def _novelty(one: dict[str, Any]) -> str:
 
 
 def _confidence(one: dict[str, Any]) -> float:
-    """The mean over the images."""
+    """Mean confidence over all images."""
     total: float = sum(row["count"] * row["confidence"] for row in one["reliability"])
     return total / one["num_images"]
 
 
 def _facts(meta: dict[str, Any]) -> dict[str, str | None]:
-    """How the run came to be; what is not known is None."""
+    """Facts about the training; unknown ones are None."""
     tuned = meta.get("finetuned_from")
     return {
         "time": f"{len(meta['epochs'])} epochs in {meta['train_s']:.0f} s",
@@ -125,5 +118,5 @@ def _facts(meta: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _listed(values: dict[str, Any]) -> str:
-    """Name and value of each; what is empty is left out."""
+    """Names and values in one line, without empty ones."""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in ([], (), None, ""))

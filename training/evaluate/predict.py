@@ -1,4 +1,4 @@
-"""A run's probabilities for images of a prepared folder, offline, from its saved weights."""
+"""Compute a run's probabilities for images of a prepared folder, offline in PyTorch."""
 
 from itertools import islice
 
@@ -16,7 +16,7 @@ BATCH_SIZE = 128
 
 
 def predict_probabilities(run: Run, data: PreparedData, rows: list[ManifestRow]) -> np.ndarray:
-    """(N, C) float32 for every row, in fp32; only a batch of images is held at a time.
+    """Probabilities of all rows, (N, C) float32, computed in fp32.
 
     Raises:
         DataError: an image is missing or was changed.

@@ -1,15 +1,14 @@
-"""The report on a classifier's answers for one split: numbers, tables and pictures in one folder.
+"""Write the report on a classifier's answers for one split: numbers, tables and pictures in one folder.
 
-evaluation.json    everything below as numbers
+evaluation.json    all numbers
 per_class.csv      recall, precision, F1 and count of each class
-confusion.csv      a line for each class that has images, a column for each answer
+confusion.csv      a row for each class that has images, a column for each answer
 slices.csv         accuracy of each fruit, variety and range of brightness
-mistakes.csv       every wrong answer, the surest first
+mistakes.csv       every wrong answer, the most confident first
 confusion.png  reliability.png  mistakes.png
 """
 
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fruitstand.artefacts import atomic_directory, write_bytes, write_json
+from fruitstand.artefacts import atomic_directory, write_json
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
@@ -31,24 +30,25 @@ EVALUATION_NAME = "evaluation.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """Images of one class that were answered with another."""
+    """Images of one class that were classified as another."""
 
     truth: str
     answer: str
     count: int
     share: float
-    """Of the class's images, 0 to 1."""
+    """Share of the true class's images, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What `evaluation.json` holds; accuracies are 0 to 1."""
+    """The content of `evaluation.json`; accuracies are 0 to 1."""
 
     model_name: str | None = None
-    """Of a run; a server is known by its `url`."""
+    """Set if a run was evaluated."""
     url: str | None = None
+    """Set if a server was evaluated."""
     seen_in_training: dict[str, int] | None = None
-    """Images whose file, film or object was in the train split; None is unknown."""
+    """Number of images whose file, film or object was in the train split; None if unknown."""
     data: str
     """The prepared folder's name."""
     data_source: str
@@ -61,11 +61,11 @@ class Evaluation:
     ece: float
     num_images: int
     per_class: dict[str, dict[str, float]]
-    """By label: recall, precision, f1, count."""
+    """Recall, precision, f1 and count, keyed by label."""
     top1_interval: list[float]
-    """With 95 % confidence, each image taken as independent."""
+    """95 % confidence interval of `top1`, assuming independent images."""
     baseline: dict[str, dict[str, Any]]
-    """What needs no training: `nearest_neighbour` and `majority`."""
+    """Scores of the baselines `nearest_neighbour` and `majority`."""
     reliability: list[dict[str, float]]
     """See `training.evaluate.metrics.reliability_bins`."""
     slices: dict[str, list[Slice]]
@@ -73,7 +73,7 @@ class Evaluation:
     """The most frequent first."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready values; of `model_name` and `url` the one there is."""
+        """Convert to JSON-ready values, with either `model_name` or `url`."""
         values = asdict(self)
         return {key: one for key, one in values.items() if one is not None or key == "seen_in_training"}
 
@@ -87,15 +87,15 @@ def report_answers(
     out: Path | None,
     **about: Any,
 ) -> Evaluation:
-    """Measure answers, and write the report.
+    """Compute all scores, and write the report.
 
     Args:
         data: the prepared folder.
         split: train, val or test.
-        labels: C class names the classifier knows; those of the data are among them.
+        labels: C class names that the classifier knows, which include those of the data.
         probabilities: (N, C) float32 for the split's rows, in manifest order.
-        out: the folder to write, replaced when it holds an earlier report; None writes nothing.
-        **about: what answered: the first fields of `Evaluation`.
+        out: the folder to write; an earlier report there is replaced. None writes nothing.
+        **about: `model_name`, `url` and `seen_in_training` of `Evaluation`.
 
     Raises:
         UsageError: `out` holds something else.
@@ -143,19 +143,19 @@ def report_answers(
 
 
 def check_report_folder(out: Path) -> None:
-    """Refuse to replace a folder that is no earlier report.
+    """Check that `out` is free or holds an earlier report.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it holds something else.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / EVALUATION_NAME).is_file()):
-        raise UsageError(f"{out}: exists and is no evaluation, so it is left alone; choose another --out")
+        raise UsageError(f"{out}: exists and is not an evaluation report; choose another --out")
 
 
 def _baseline_scores(
     baseline: Baseline, nearest: np.ndarray, targets: np.ndarray, number: dict[str, int], labels: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """The same numbers for the nearest neighbour and for the commonest class."""
+    """Scores of the nearest neighbour and of the most common class."""
     answered = {"nearest_neighbour": nearest, "majority": np.full_like(targets, number[baseline.majority])}
     scores: dict[str, dict[str, Any]] = {}
     for name, answers in answered.items():
@@ -165,13 +165,13 @@ def _baseline_scores(
         recalls = {label: row["recall"] for label, row in metrics["per_class"].items()}
         scores[name] = {"top1": metrics["top1"], "macro_f1": metrics["macro_f1"], "recall": recalls}
     scores["majority"] = {"label": baseline.majority, **scores["majority"]}
-    del scores["majority"]["recall"]  # 1 for that class, 0 for the others
+    del scores["majority"]["recall"]  # always 1 for that class and 0 for the others
     scores["nearest_neighbour"] |= {"num_train_images": baseline.num_train, "side_px": THUMBNAIL_SIDE}
     return scores
 
 
 def _confusions(confusion: np.ndarray, labels: list[str]) -> list[Confusion]:
-    """Every pair of classes that was confused, the most frequent first."""
+    """All pairs of confused classes, the most frequent first."""
     wrong = confusion - np.diag(np.diag(confusion))
     pairs = [
         Confusion(
@@ -230,8 +230,7 @@ def _write(
 
 
 def _write_csv(path: Path, head: list[str], lines: Iterable[list]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
-    write_bytes(path, text.getvalue().encode())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(lines)

@@ -1,8 +1,7 @@
-"""Augmentation on whole batches of pixels: geometry and light, in a few tensor operations.
+"""Augment whole batches: geometry and light, as tensor operations.
 
-timm's transforms work on one Pillow image at a time: they would take the cores from the model. So geometry
-and light are tensor operations on the batch here; what timm offers for batches (random erasing, mixup,
-cutmix) is taken from timm, in `training.fit.steps`.
+timm's transforms handle one Pillow image at a time, which would take CPU time from the model. Random erasing,
+mixup and cutmix work on batches in timm, so `training.fit.steps` uses timm's.
 """
 
 import math
@@ -16,7 +15,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def to_size(pixels_nhwc_u8: torch.Tensor, size: int) -> torch.Tensor:
-    """Shrink a batch for an epoch on small images.
+    """Resize a batch to this epoch's image size.
 
     Args:
         pixels_nhwc_u8: (N, H, W, C) uint8.
@@ -27,19 +26,19 @@ def to_size(pixels_nhwc_u8: torch.Tensor, size: int) -> torch.Tensor:
     """
     batch = pixels_nhwc_u8.permute(0, 3, 1, 2)
     if batch.shape[-1] != size:
-        if batch.is_cuda:  # knows no bytes here; a processor is much faster with them
+        if batch.is_cuda:  # interpolate takes uint8 on CPUs only, where it is much faster than float
             batch = batch.float()
         batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
     return batch.float()
 
 
 def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
-    """Vary a batch; what moves in from outside is white, as Fruits-360's background.
+    """Augment a batch; areas that move in from outside are white, like the background of Fruits-360.
 
     Args:
         batch_nchw_f32: (N, 3, S, S) float32, 0 to 255.
-        config: how much of what.
-        generator: of all random numbers used, on the CPU.
+        config: the ranges of each augmentation.
+        generator: CPU generator of all random numbers.
 
     Returns:
         (N, 3, S, S) float32, 0 to 255.
@@ -50,13 +49,13 @@ def augment(batch_nchw_f32: torch.Tensor, config: TrainConfig, generator: torch.
     if config.quarter_turn:
         turned = (torch.rand(n, 1, 1, 1, generator=generator) < config.quarter_turn).to(device)
         batch_nchw_f32 = torch.where(turned, batch_nchw_f32.transpose(2, 3), batch_nchw_f32)
-    # Colours are inverted for the move, so that the zeros from outside become white.
+    # grid_sample fills with zeros. Inverting the colours before and after turns these white.
     inverted = (255 - batch_nchw_f32).contiguous()
     return _light(255 - F.grid_sample(inverted, grid, align_corners=False), config, generator)
 
 
 def _geometry(shape: torch.Size, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
-    """Where each output pixel comes from, (n, 2, 3), as `affine_grid` takes it."""
+    """Random affine matrices for `affine_grid`, (n, 2, 3)."""
     n = shape[0]
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -64,7 +63,7 @@ def _geometry(shape: torch.Size, config: TrainConfig, generator: torch.Generator
 
     angle = uniform(-config.rotation_deg, config.rotation_deg) * (math.pi / 180)
     size = uniform(config.min_scale, config.max_scale)
-    # affine_grid's coordinates span 2 from edge to edge. Whole pixels: a shift alone blurs nothing.
+    # affine_grid's coordinates span 2 from edge to edge. Shifts by whole pixels do not blur.
     pixels = [uniform(-config.shift, config.shift) * shape[-1] for _ in range(2)]
     shift = torch.stack(pixels).round() * (2 / shape[-1])
     mirror_x, mirror_y = (1 - 2 * (uniform(0, 1) < share).float() for share in (config.hflip, config.vflip))
@@ -75,7 +74,7 @@ def _geometry(shape: torch.Size, config: TrainConfig, generator: torch.Generator
 
 
 def _light(batch: torch.Tensor, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
-    """Brightness, contrast, colour cast and loss of colour, (N, 3, S, S), 0 to 255."""
+    """Vary gamma, brightness, colour, contrast and saturation: (N, 3, S, S), 0 to 255."""
     n = len(batch)
 
     def around_one(share: float, channels: int = 1) -> torch.Tensor:

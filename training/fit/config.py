@@ -1,6 +1,7 @@
-"""Every setting of one training run; saved with the run, so that `--resume` and the export know it.
+"""All settings of a training run, and the presets.
 
-The presets are functions at the end of the file. `--set FIELD=VALUE` reaches every field.
+`--set FIELD=VALUE` sets any field. The resolved settings are saved with the run, where `--resume` and the
+export read them. The presets are functions at the end of the file.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,7 +37,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
 }
 RECIPES = ("auto", "classic", "object")
 NOT_A_RESNET: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
-"""Transformers, ConvNeXt and mobile networks are trained with AdamW, as their authors did."""
+"""Defaults for transformers, ConvNeXt and mobile networks: AdamW, as their authors used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,109 +45,112 @@ class TrainConfig:
     """Settings of one training run."""
 
     recipe: str = "classic"
-    """The preset the other settings started from."""
+    """The preset that the settings started from."""
     model_name: str = "resnet18"
     """timm's name of an image classifier."""
     pretrained: bool = False
     """Start from timm's own weights for that name."""
     weights: str = ""
-    """Start from the weights in a safetensors file or torch checkpoint, or of hf-hub:OWNER/NAME."""
+    """Start from the weights in a safetensors file, a torch checkpoint, or hf-hub:OWNER/NAME."""
     drop_rate: float = 0.0
-    """Dropout before the classifier, share of features; 0 leaves it to the model."""
+    """Dropout before the classifier, share of features; 0 keeps the model's default."""
     drop_path_rate: float = 0.0
-    """Stochastic depth, share of residual branches left out; 0 leaves it to the model."""
+    """Stochastic depth, share of residual branches left out; 0 keeps the model's default."""
     epochs: int = 8
     """Passes over the train split."""
     batch_size: int = 32
-    """Images an update, over all processes and pieces together."""
+    """Images in one update, over all processes and gradient-accumulation steps."""
     sampling: str = "uniform"
-    """uniform shows each image once an epoch; balanced draws classes, and in them objects, equally often."""
+    """uniform uses each image once per epoch; balanced draws classes, and objects within them, equally
+    often."""
     grad_accum_steps: int = 1
-    """Pieces in which an update's images are computed, to need less memory."""
+    """Gradient-accumulation steps in one update; more steps need less memory."""
 
     opt: str = "sgd"
-    """timm's name of the optimiser; its sgd has Nesterov momentum."""
+    """timm's name of the optimiser; sgd has Nesterov momentum."""
     lr: float = 0.05
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of the optimisers that have one."""
+    """Momentum, for optimisers that have one."""
     weight_decay: float = 5e-4
-    """On weights, not on biases and norms."""
+    """Weight decay; biases and norm weights have none."""
     clip_grad: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest gradient norm; 0 does not clip."""
     sched: str = "cosine"
-    """timm's name of the schedule, stepped each update."""
+    """timm's name of the learning-rate schedule, stepped each update."""
     warmup_share: float = 0.25
-    """Share of all updates in which lr rises from nothing to its peak."""
+    """Share of all updates in which lr rises linearly from min_lr to lr."""
     min_lr: float = 1e-5
-    """Where the schedule begins and ends."""
+    """Learning rate at the start and the end of the schedule."""
     ema_decay: float = 0.0
-    """Of the moving average of the weights, an update; 0 keeps none. It is what is evaluated and saved."""
+    """Decay per update of a moving average of the weights, which is then evaluated and saved; 0 is off."""
     label_smoothing: float = 0.1
-    """Share of each target spread over all classes."""
+    """Share of each target that is spread over all classes."""
     patience: int = 0
-    """Epochs without a better validation top-1 after which training stops; 0 never stops early."""
+    """Epochs without a better validation top-1 before training stops early; 0 never stops early."""
     keep: str = "last"
-    """The epoch whose weights are saved: last, or best by validation top-1."""
+    """Which epoch's weights are saved: last, or best by validation top-1."""
 
     input_size: int = 100
     """Height and width of the model's input, pixels."""
     preprocessing: str = "whole"
-    """whole resizes bilinearly and crops nothing off a square picture; timm takes the model's own filter,
+    """whole resizes bilinearly and keeps all of a square image; timm uses the model's own interpolation,
     crop_pct and crop_mode."""
     small_share: float = 0.5
-    """Share of the epochs, the first ones, that train on smaller images; 0 trains on full size alone."""
+    """Share of the epochs that train on smaller images, from the first one; 0 trains only on full size."""
     small_scale: float = 0.64
-    """Side of those smaller images, as a share of `input_size`."""
+    """Side of these smaller images, as a share of `input_size`."""
     rotation_deg: float = 8.0
-    """Turn by at most this much to either side."""
+    """Largest rotation in either direction, degrees."""
     min_scale: float = 0.92
-    """Smallest size of the fruit, as a share of its own."""
+    """Smallest scale factor."""
     max_scale: float = 1.08
-    """Largest size of the fruit, as a share of its own."""
+    """Largest scale factor."""
     shift: float = 0.04
-    """Move by at most this share of the side, in whole pixels."""
+    """Largest shift as a share of the side, rounded to whole pixels."""
     light: float = 0.1
-    """Brighter or darker by at most this share."""
+    """Largest change of brightness, as a share."""
     gamma: float = 0.0
-    """Darker or lighter without touching black and white: the logarithm of gamma goes up to this."""
+    """Largest absolute logarithm of gamma; black and white stay as they are."""
     contrast: float = 0.0
-    """More or less contrast by at most this share."""
+    """Largest change of contrast, as a share."""
     color: float = 0.0
-    """Each of red, green and blue stronger or weaker by at most this share."""
+    """Largest change of each of red, green and blue, as a share."""
     gray_prob: float = 0.0
-    """Share of images that lose their colour."""
+    """Share of images converted to grey."""
     hflip: float = 0.0
     """Share of images mirrored left to right."""
     vflip: float = 0.0
     """Share of images mirrored top to bottom."""
     quarter_turn: float = 0.0
-    """Share of images mirrored along the diagonal; with both mirrors, all symmetries of the square."""
+    """Share of images mirrored along the diagonal; with hflip and vflip, all symmetries of the square."""
     random_erasing: float = 0.0
-    """Share of images that lose a rectangle to noise."""
+    """Share of images in which a rectangle is replaced by noise."""
     mixup: float = 0.0
     """Alpha of mixup's beta distribution; 0 is off."""
     cutmix: float = 0.0
     """Alpha of cutmix's beta distribution; 0 is off."""
     mix_prob: float = 1.0
-    """Share of updates that mixup or cutmix is applied to, if either is on."""
+    """Share of updates with mixup or cutmix, if either is on."""
 
     precision: str = "auto"
-    """auto: bf16-mixed on processors with AMX and GPUs that have it, 16-mixed on other GPUs, else 32-true."""
+    """auto is bf16-mixed on CPUs with AMX and GPUs with bf16, 16-mixed on other GPUs, else 32-true."""
     loader: str = "cache"
-    """cache decodes every image once and keeps its pixels; dali decodes in each epoch, if it can on a GPU."""
+    """cache decodes every image once and keeps the pixels; dali decodes in each epoch, on a GPU if there is
+    one."""
     workers: int = 0
-    """Processes that read ahead; 0 reads in the training process, which costs a CPU under 1 % of its time."""
+    """Processes that read ahead; 0 reads in the training process, which takes under 1 % of the time on a
+    CPU."""
     checkpoint_seconds: float = 60.0
-    """At most so much work is lost when the process is killed; 0 writes a checkpoint each update."""
+    """Seconds between checkpoints, the most work a kill can lose; 0 writes one after each update."""
     loggers: tuple[str, ...] = ()
-    """Beside metrics.csv: tensorboard, mlflow."""
+    """Trackers besides metrics.csv: tensorboard, mlflow."""
     seed: int = 0
-    """Of initial weights, order and augmentation."""
+    """Seed of initial weights, image order and augmentation."""
 
     def __post_init__(self) -> None:
         if self.pretrained and self.weights:
-            raise ValueError("weights: pretrained is set too, but weights come from one place")
+            raise ValueError("weights: pretrained is set too; give one source of weights")
         for name, (low, high) in RANGES.items():
             self._within(name, low, high)
         self._within("max_scale", self.min_scale, 4)
@@ -196,16 +200,15 @@ class TrainConfig:
     def train_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (from 0), pixels.
 
-        Small images teach most of what is to be learned at less than half of the cost; the rest lets
-        the network settle on the size that is served. One epoch is too short for that, see
-        docs/decisions/training.md.
+        Small images give most of the accuracy at less than half of the cost. The last epochs adapt the
+        network to the size that is served; one epoch is too short for that, see docs/decisions/training.md.
         """
         if epoch >= self.epochs * self.small_share or epoch == self.epochs - 1:
             return self.input_size
         return max(32, round(self.input_size * self.small_scale / 16) * 16)
 
     def first_full_size_epoch(self) -> int:
-        """The epoch (from 0) from which on the training images have the size that is served."""
+        """The first epoch (from 0) whose training images have the size that is served."""
         return next(epoch for epoch in range(self.epochs) if self.train_size(epoch) == self.input_size)
 
 
@@ -213,11 +216,11 @@ def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
     """Apply `FIELD=VALUE` settings.
 
     Args:
-        config: what they change.
+        config: the settings to start from.
         settings: such as "lr=0.1", "pretrained=true", "loggers=tensorboard,mlflow".
 
     Raises:
-        ValueError: not of that form, no such field, or a value of the wrong type or outside what is allowed.
+        ValueError: not of that form, no such field, or an invalid value.
     """
     defaults = {field.name: field.default for field in fields(TrainConfig) if field.name != "recipe"}
     values: dict[str, Any] = {}
@@ -232,7 +235,7 @@ def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
 
 
 def _parsed(name: str, text: str, kind: type) -> Any:
-    """A setting's text as a value of its field's type."""
+    """Convert a setting's text to its field's type."""
     if kind is tuple:
         return tuple(part for part in text.split(",") if part)
     if kind is bool:
@@ -246,7 +249,7 @@ def _parsed(name: str, text: str, kind: type) -> Any:
 
 
 def resolved_precision(precision: str) -> str:
-    """Replace "auto" by what this machine computes in hardware."""
+    """Replace "auto" by the fastest precision that this machine has in hardware."""
     if precision != "auto":
         return precision
     import torch
@@ -255,22 +258,22 @@ def resolved_precision(precision: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         flags = file.read().split()
-    # Only AMX makes bf16 faster: with avx512_bf16 alone fp32 is 1.18 times as fast (resnet18, batch 32, one
-    # core), and without either bf16 is emulated: 2.5 against 38 images/s on 2 cores with AVX2.
+    # bf16 is faster only with AMX. With avx512_bf16 alone, fp32 is 1.18 times as fast (resnet18, batch 32,
+    # one core). Without either, bf16 is emulated: 2.5 images/s against 38 for fp32 on 2 cores with AVX2.
     return "bf16-mixed" if "amx_bf16" in flags else "32-true"
 
 
 def classic(**values: Any) -> TrainConfig:
-    """For a test split of the same films: little augmentation, as the films show every side already."""
+    """Preset for tests on the same films: little augmentation, as the films already show every side."""
     return TrainConfig(recipe="classic", **values)
 
 
 def object_disjoint(**values: Any) -> TrainConfig:
-    """For fruits that were never seen: all symmetries of the square, and light, but nothing that blurs.
+    """Preset for tests on unseen fruits: symmetries of the square and light changes, nothing that blurs.
 
     Source:
-        docs/decisions/training.md: rotation and scale for all images, or strong colour changes, did not help
-        on varieties that were held out.
+        docs/decisions/training.md: rotation, scaling and strong colour changes did not help on held-out
+        varieties.
     """
     settings: dict[str, Any] = {
         "recipe": "object",
@@ -297,23 +300,23 @@ def object_disjoint(**values: Any) -> TrainConfig:
 def resolve_config(
     recipe: str, data_directory: Path, settings: list[str], given: dict[str, Any]
 ) -> TrainConfig:
-    """The settings of a run: the preset, over it `--set`, over it the flags that have a name of their own.
+    """Resolve the settings of a run: the preset, changed by the flags in `given`, changed by `--set`.
 
     Args:
-        recipe: one of `RECIPES`; auto takes object where whole varieties are held out, else classic.
+        recipe: one of `RECIPES`; auto is object if the split holds out whole varieties, else classic.
         data_directory: a prepared folder.
         settings: such as "lr=0.1".
-        given: fields and values.
+        given: fields and values that have a flag of their own, such as `--epochs`.
 
     Raises:
-        ValueError: no such recipe or field, or a value outside what is allowed.
+        ValueError: no such recipe or field, or an invalid value.
         DataError: the prepared folder is not usable.
     """
     if recipe not in RECIPES:
         raise ValueError(f"--recipe: got {recipe!r}, allowed {', '.join(RECIPES)}")
     if not given.get("model_name", "resnet").startswith("resnet"):
         given = {**NOT_A_RESNET, **given}
-    # What is wrong with the values themselves is said before the data are read.
+    # Check the values before reading the data, which takes longer.
     with_settings(TrainConfig(**given), settings)
     if recipe == "auto":
         recipe = "object" if read_prepared(data_directory).split_kind == "object" else "classic"

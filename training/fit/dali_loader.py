@@ -1,6 +1,7 @@
-"""Batches decoded by DALI in each epoch, if it can on a GPU: for data too large for the pixel cache.
+"""Load batches that DALI decodes anew in each epoch, on a GPU if there is one.
 
-The operators are those of the served pipeline, so a JPEG becomes the same pixels in training and in serving.
+This is for data sets too large for the pixel cache. The operators are those of the served pipeline, so a JPEG
+becomes the same pixels in training and in serving.
 """
 
 import functools
@@ -16,7 +17,7 @@ from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.manifest import PreparedData
 
 AHEAD = 2
-"""Batches under way beside the one that is trained on."""
+"""Batches that DALI prefetches while one is in use."""
 
 
 class DaliLoader:
@@ -33,16 +34,16 @@ class DaliLoader:
         device: torch.device,
         num_threads: int,
     ) -> None:
-        """Take what the pipeline needs.
+        """Prepare paths and targets; each epoch builds its own pipeline.
 
         Args:
             data: the prepared folder.
             split: train, val or test.
-            preprocessing: the contract; every number of the geometry comes from it.
-            batches: lists of positions in the split, iterated anew for each epoch.
-            batch_size: length of the longest of them.
-            device: where decoding ends: a GPU decodes itself (`mixed`).
-            num_threads: of the processor, for decoding or for feeding the GPU.
+            preprocessing: the contract; the geometry comes from it.
+            batches: lists of positions in the split, iterated again for each epoch.
+            batch_size: length of the longest of these lists.
+            device: where the batches go; with a GPU, DALI decodes on it (`mixed`).
+            num_threads: CPU threads that decode, or that feed the GPU.
         """
         index = data.label_index()
         rows = data.split(split)
@@ -61,7 +62,7 @@ class DaliLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch; the next batches are decoded while one is in use.
+        """Yield the batches of one epoch.
 
         Raises:
             DataError: an image cannot be decoded.
@@ -74,7 +75,7 @@ class DaliLoader:
                 read.append(positions)
                 yield [np.fromfile(self._paths[position], np.uint8) for position in positions]
 
-        # A new pipeline each time: one that was left before its end keeps what it decoded ahead.
+        # Reusing the pipeline of an unfinished epoch would yield the batches it prefetched.
         pipeline = self._build(encoded)
         while True:
             try:
@@ -83,11 +84,11 @@ class DaliLoader:
                 return
             except RuntimeError as exc:
                 raise DataError(
-                    f"DALI cannot decode {self._paths[read[0][0]]} or an image of its batch;"
-                    " 'fruitstand data check' finds which"
+                    f"DALI cannot decode {self._paths[read[0][0]]} or another image of its batch;"
+                    " find it with 'fruitstand data check'"
                 ) from exc
             positions = read.popleft()
-            # A copy: DALI writes the next batch into the same memory, so the copy has to be done before that.
+            # DALI reuses this memory for the next batch, so the copy must finish before the next run().
             pixels = torch.from_dlpack(output.as_tensor()).clone()
             if pixels.is_cuda:
                 torch.cuda.current_stream(pixels.device).synchronize()

@@ -1,4 +1,4 @@
-"""One training run, from the first step to `meta.json`."""
+"""One training run in an already claimed run folder, from loading the model to writing `meta.json`."""
 
 import datetime
 import logging
@@ -16,6 +16,7 @@ import torch
 from lightning.fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
+from torchvision.utils import save_image
 
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_file, sha256_file, write_json
@@ -47,7 +48,7 @@ from training.fit.pixel_cache import (
 )
 from training.fit.steps import seed_step
 from training.fit.trackers import create_trackers
-from training.plots import plot_curves, plot_pictures
+from training.plots import plot_curves
 
 NUM_PICTURES = 32
 log = logging.getLogger("fruitstand.train")
@@ -56,43 +57,43 @@ log = logging.getLogger("fruitstand.train")
 def fit(
     config: TrainConfig, data: PreparedData, out: Path, *, resume: bool, devices: int, source: Run | None
 ) -> dict | None:
-    """Train one model into a run folder that is ours.
+    """Train one model.
 
     Args:
-        config: the settings, precision resolved.
+        config: the settings, with a resolved precision.
         data: the prepared folder.
         out: the run folder.
-        resume: go on from its last checkpoint.
-        devices: processes on this machine, each with a GPU or its share of the cores.
-        source: a run whose weights to start from.
+        resume: continue from the last checkpoint in `out`.
+        devices: processes on this machine; each gets one GPU or an equal share of the cores.
+        source: the run whose weights to start from, if any.
 
     Returns:
-        What `meta.json` holds; None in all processes but the first.
+        The content of `meta.json`; None in every process but the first.
 
     Raises:
         UsageError: the settings do not fit the machine or the model.
-        TrainingError: pretrained weights cannot be had, or loss or weights are no numbers any more.
+        TrainingError: pretrained weights cannot be downloaded, or a loss or weight became infinite or NaN.
     """
     fabric = _launched(config, devices)
-    # Those of the initial weights; each step seeds anew.
+    # This seed is for the initial weights. Each training step seeds the generators again.
     seed_step(config.seed, 0, 0)
     model, finetuned = _model(config, data, source, resume=resume)
     config = with_sizes_it_takes(config, model)
     preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        # On processors gloo would exchange statistics layer by layer; there the first process's count.
+        # Not on CPUs: gloo would exchange the statistics layer by layer. The loop copies those of rank 0.
         model = convert_sync_batchnorm(model)
     batches, loader, val_loader = _loaders(fabric, config, data, preprocessing)
-    # The last finished epoch is told again: the kill may have come between checkpoint and trackers.
-    told = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["history"][-1:] if resume else []
-    first_epoch = int(told[0]["epoch"]) if told else 0
+    # Report the last finished epoch again: the kill may have come between its checkpoint and the trackers.
+    repeated = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["history"][-1:] if resume else []
+    first_epoch = int(repeated[0]["epoch"]) if repeated else 0
     trackers = create_trackers(config, out, first_epoch=first_epoch) if fabric.is_global_zero else []
 
     def on_epoch(row: dict[str, float]) -> None:
         for tracker in trackers:
             tracker.epoch(row)
 
-    for row in told:
+    for row in repeated:
         on_epoch(row)
 
     classifier = Classifier(model, preprocessing)
@@ -110,8 +111,7 @@ def fit(
         "device": fabric.device.type,
         "weights_sha256": hashes,
     }
-    # The model card says all of the above.
-    meta = finish_evaluation(out, meta, data)
+    meta = finish_evaluation(out, meta, data)  # after all of the above, which the model card shows
     meta["trackers"] = {}
     for tracker in trackers:
         meta["trackers"] |= tracker.finish(meta)
@@ -123,13 +123,17 @@ def fit(
 def _model(
     config: TrainConfig, data: PreparedData, source: Run | None, *, resume: bool
 ) -> tuple[torch.nn.Module, dict[str, object] | None]:
-    """The model before its first step, and what `meta.json` says of where its weights come from."""
+    """Create the model and load its initial weights.
+
+    Returns:
+        The model, and the `finetuned_from` entry of `meta.json`; None for a fresh or pretrained model.
+    """
     from_hub = "timm" if config.pretrained else config.weights if config.weights.startswith(HUB) else ""
     model = create_model(
         config.model_name,
         num_classes=len(data.labels),
         input_size=config.input_size,
-        hub="" if resume else from_hub,  # the checkpoint has them
+        hub="" if resume else from_hub,  # a resumed run loads its weights from the checkpoint
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
     )
@@ -147,23 +151,21 @@ def _model(
 
 
 def with_sizes_it_takes(config: TrainConfig, model: torch.nn.Module) -> TrainConfig:
-    """The settings without epochs on small images where the model takes images of one size alone."""
+    """Set `small_share` to 0 if the model accepts only its own input size."""
     small = min(config.train_size(epoch) for epoch in range(config.epochs))
     try:
         answer_black(model, small)
-    except Exception:  # each family has its own words and classes of error
-        log.warning("%s takes no smaller images: small_share is 0", config.model_name)
+    except Exception:  # each model family raises errors of its own for a wrong size
+        log.warning("%s takes images of one size only: small_share is set to 0", config.model_name)
         return replace(config, small_share=0.0)
     return config
 
 
 def _launched(config: TrainConfig, devices: int) -> Fabric:
-    """Fabric on this machine's GPUs or cores; with several devices this starts the other processes."""
+    """Launch Fabric on this machine's GPUs or cores; with several devices this starts the other processes."""
     for name in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(
-            logging.WARNING
-        )  # what Lightning says of itself is no part of our log
-    # Lightning 2.6 on PyTorch 2.15 uses a name that PyTorch retires.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 uses a name that PyTorch 2.15 has deprecated.
     warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec", category=FutureWarning)
     nodes = int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
@@ -177,8 +179,8 @@ def _launched(config: TrainConfig, devices: int) -> Fabric:
     share, left = divmod(config.batch_size, fabric.world_size * config.grad_accum_steps)
     if left or ((config.mixup or config.cutmix) and share % 2):
         raise UsageError(
-            f"batch_size: got {config.batch_size}, allowed what {fabric.world_size} processes times"
-            f" {config.grad_accum_steps} grad_accum_steps divide into equal (with mixup even) shares"
+            f"batch_size: got {config.batch_size}, allowed multiples of {fabric.world_size} processes times"
+            f" {config.grad_accum_steps} grad_accum_steps; with mixup or cutmix each share must be even"
         )
     return fabric
 
@@ -186,7 +188,7 @@ def _launched(config: TrainConfig, devices: int) -> Fabric:
 def _loaders(
     fabric: Fabric, config: TrainConfig, data: PreparedData, preprocessing: Preprocessing
 ) -> tuple[ShuffledBatches, Any, Any]:
-    """The order of the batches, the batches, and those of the validation."""
+    """The training sampler, the training loader and the validation loader."""
     place = {"rank": fabric.global_rank, "world": fabric.world_size}
     rows = data.split("train")
     weights = balanced_weights(rows) if config.sampling == "balanced" else None
@@ -210,12 +212,13 @@ def _loaders(
 def _picture_of_augmentation(
     out: Path, config: TrainConfig, loop: Loop, batches: ShuffledBatches, loader: DataLoader
 ) -> None:
-    """Write `augmentation.png`: what the model is shown in its first step."""
+    """Write `augmentation.png`: the augmented images of the first step."""
     batches.start_at(0)
     pixels, _ = loop.fabric.to_device(next(iter(loader)))
     generator = seed_step(config.seed, 0, 0)
     pictures = loop.step.pictures(pixels[:NUM_PICTURES], config.input_size, generator)
-    plot_pictures(out / "augmentation.png", pictures.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    with atomic_file(out / "augmentation.png") as temporary:
+        save_image(pictures / 255, temporary, format="png", padding=4, pad_value=0.5)
 
 
 def _finish(
@@ -226,7 +229,7 @@ def _finish(
     preprocessing: Preprocessing,
     progress: Progress,
 ) -> dict:
-    """Write weights and pictures; return what `meta.json` shall hold, but for the evaluation."""
+    """Write the weights and the learning curves; return `meta.json` without the evaluation."""
     with atomic_file(out / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file(contiguous_state(module.model), temporary)
     epochs = progress.history

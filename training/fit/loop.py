@@ -1,9 +1,10 @@
-"""Epochs, validation and checkpoints. A run killed at any step goes on to the same bits.
+"""The training loop: epochs, validation and checkpoints.
 
-That is why the loop is ours and not Lightning's Trainer: what a run's state consists of has to be a list one
-can read. It is `Progress` and the tensors of model, average and optimiser. The order of the images,
-augmentation, dropout and lr are functions of seed, epoch, step and rank, so they have no state. Lightning
-Fabric brings processes, precision and devices.
+A run that is killed at any step and resumed ends with bit-identical weights. This needs a complete list of
+the run's state, so the loop is written here instead of using Lightning's Trainer. The state is `Progress` and
+the tensors of model, moving average and optimiser. Image order, augmentation, dropout and learning rate are
+functions of seed, epoch, step and rank and need no state. Lightning Fabric handles processes, precision and
+devices.
 """
 
 import hashlib
@@ -36,32 +37,32 @@ from training.fit.trackers import METRICS_NAME, EpochLog, write_history
 
 BEST_NAME = "best.safetensors"
 GPU_LOSSES = 16
-"""Losses read at a time from a GPU: each look makes the CPU wait for it."""
+"""Losses read from the GPU at once; each read makes the CPU wait for the GPU."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a run has come; saved in each checkpoint."""
 
     epoch: int = 0
-    """Epochs done."""
+    """Number of finished epochs, which is the index of the current one."""
     batch: int = 0
-    """Batches done of the one after."""
+    """Finished batches of the current epoch."""
     step: int = 0
-    """Updates done in all."""
+    """Finished updates in all epochs."""
     loss_sum: float = 0.0
-    """Over those batches."""
+    """Sum of the losses of the current epoch's batches."""
     seconds: float = 0.0
-    """Spent on them."""
+    """Time spent on the current epoch's batches."""
     wait_seconds: float = 0.0
-    """Of these, waited for data."""
+    """Part of `seconds` spent waiting for data."""
     best_top1: float = -1.0
-    """On validation."""
+    """Best validation top-1 so far."""
     best_epoch: int = -1
     stopped: bool = False
-    """Ended early, for want of progress."""
+    """Whether `patience` ended the run early."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """A row an epoch."""
+    """One row for each finished epoch."""
 
 
 class Loop:
@@ -79,7 +80,10 @@ class Loop:
         out: Path,
         on_epoch: Callable[[dict[str, float]], None],
     ) -> None:
-        """Take the parts; `on_epoch` gets each epoch's row, in the first process."""
+        """Prepare model, optimiser and schedule.
+
+        The first process calls `on_epoch` with each finished epoch's row.
+        """
         self.fabric, self._config, self._out, self._on_epoch = fabric, config, out, on_epoch
         self._batches, self._loader, self._val_loader = batches, loader, val_loader
         self._classifier = classifier.to(fabric.device)
@@ -91,7 +95,7 @@ class Loop:
             self._ema = ModelEmaV3(self._model, decay=config.ema_decay, use_warmup=True)
         averaged = self._ema.module if self._ema is not None else self._model
         self.evaluated = Classifier(averaged, preprocessing).to(fabric.device)
-        """What is validated and saved: the moving average where there is one."""
+        """The model that is validated and saved: the moving average if there is one."""
         self.step = Step(fabric, self._classifier, self._wrapped, self._optimizer, config)
         self.progress = Progress()
         self._losses: list[torch.Tensor] = []
@@ -99,10 +103,10 @@ class Loop:
         self._log = EpochLog(config.epochs, silent=not fabric.is_global_zero)
 
     def run(self, *, resume: bool) -> Progress:
-        """Train to the end, or from the last checkpoint to the end.
+        """Train all epochs; `resume` starts from the last checkpoint.
 
         Raises:
-            TrainingError: the loss or a weight is no number any more.
+            TrainingError: a loss or weight became infinite or NaN.
             ArtefactError: the checkpoint cannot be read.
         """
         if resume:
@@ -120,10 +124,10 @@ class Loop:
         return self.progress
 
     def check_agreement(self) -> list[str]:
-        """The sha256 of the weights that each process ended with.
+        """The sha256 of each process's final weights.
 
         Raises:
-            TrainingError: they differ, so the processes have trained past each other.
+            TrainingError: the processes ended with different weights.
         """
         digest = hashlib.sha256()
         for tensor in self.evaluated.model.state_dict().values():
@@ -136,7 +140,7 @@ class Loop:
         return hashes
 
     def _train_epoch(self) -> None:
-        """The batches of this epoch that are not done yet."""
+        """Train on the remaining batches of the current epoch."""
         config, progress = self._config, self.progress
         size, total = config.train_size(progress.epoch), len(self._batches)
         self._batches.start_at(progress.epoch, progress.batch)
@@ -165,10 +169,10 @@ class Loop:
                 moment = time.monotonic()
 
     def _read_losses(self) -> None:
-        """Add the losses up over steps and processes, and see that they are numbers.
+        """Add up the losses, averaged over the processes.
 
         Raises:
-            TrainingError: one is not; names its step.
+            TrainingError: a loss is infinite or NaN; names its step.
         """
         losses = torch.stack(self._losses).double()
         first = self.progress.step - len(self._losses)
@@ -178,18 +182,18 @@ class Loop:
         for step, loss in enumerate(losses.tolist(), start=first):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss became {loss} at step {step}; the last good checkpoint stays:"
-                    " train again with a smaller lr, --set lr=..."
+                    f"the loss became {loss} at step {step}; the last good checkpoint is kept."
+                    " Train again with a smaller learning rate: --set lr=..."
                 )
             self.progress.loss_sum += loss
 
     def _end_epoch(self) -> None:
-        """Validate, record, save, and decide whether to go on."""
+        """Validate, record the epoch, write the checkpoint, and check for early stopping."""
         config, progress = self._config, self.progress
         self._log.stop()
         if self.fabric.world_size > 1:
-            # Each process normalised by its own images: from here on the first one's statistics count.
-            # The same order in each: they would receive each other's otherwise.
+            # Each process has batch-norm statistics of its own images. Copy those of rank 0 to all. Every
+            # process must call these in the same order, or one receives the other model's tensors.
             distribute_bn(self._model, self.fabric.world_size)
             if self._ema is not None:
                 distribute_bn(self._ema.module, self.fabric.world_size)
@@ -214,7 +218,7 @@ class Loop:
                 with atomic_file(self._out / BEST_NAME) as temporary:
                     safetensors.torch.save_file(contiguous_state(self.evaluated.model), temporary)
         if config.patience:
-            # While the images are small, a standstill says nothing.
+            # Epochs on small images do not count: top-1 often stands still until the full size is used.
             best_epoch = max(progress.best_epoch, config.first_full_size_epoch())
             progress.stopped = progress.epoch - best_epoch >= config.patience
         progress.history.append(row)
@@ -223,14 +227,14 @@ class Loop:
         self._save()
         self._log.print(row)
         if progress.stopped:
-            self._log.note(f"stopped early: no better validation in {config.patience} epochs")
+            self._log.note(f"stopped early: validation top-1 did not improve in {config.patience} epochs")
         if self.fabric.is_global_zero:
             write_history(self._out / METRICS_NAME, progress.history)
             self._on_epoch(row)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
-        """Mean loss and top-1 at the size that is served."""
+        """Mean validation loss and top-1, at full input size."""
         self.evaluated.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
         for pixels, targets in self._val_loader:
@@ -246,7 +250,7 @@ class Loop:
         return loss / num_images, hits / num_images
 
     def _save(self) -> None:
-        """Write the checkpoint, in the first process; all others hold the same."""
+        """Write the checkpoint in the first process; the others hold the same state."""
         self._saved_at = time.monotonic()
         if self.fabric.is_global_zero:
             write_checkpoint(self._out / CHECKPOINT_NAME, self._state())
@@ -270,7 +274,7 @@ class Loop:
         self._optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.fabric.is_global_zero:
-            # Killed between checkpoint and table, the table lacks a row.
+            # A kill between checkpoint and metrics.csv leaves the file one row short.
             write_history(self._out / METRICS_NAME, self.progress.history)
 
 
@@ -278,7 +282,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-        TrainingError: a weight is not finite; the checkpoint that is there stays.
+        TrainingError: a weight is infinite or NaN; an existing checkpoint is kept.
     """
     check_finite(state["model"].values(), step=state["progress"]["step"])
     with atomic_file(path) as temporary:
@@ -286,31 +290,31 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, onto the CPU. Nothing in it is executed.
+    """Read a checkpoint onto the CPU without executing code from it.
 
     Raises:
-        ArtefactError: not a checkpoint, or damaged.
+        ArtefactError: the file is damaged or not a checkpoint.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as exc:
-        raise ArtefactError(f"{path}: damaged or of another version; start anew with --overwrite") from exc
+        raise ArtefactError(f"{path}: damaged or of another version; start over with --overwrite") from exc
 
 
 def check_finite(tensors: Iterable[torch.Tensor], *, step: int) -> None:
-    """Refuse weights that are no numbers.
+    """Check that all weights are finite.
 
     Raises:
-        TrainingError: one is infinite or NaN.
+        TrainingError: a weight is infinite or NaN.
     """
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
         raise TrainingError(
-            f"the weights became infinite or NaN at step {step}; the last good checkpoint stays:"
-            " train again with a smaller lr, --set lr=..."
+            f"the weights became infinite or NaN at step {step}; the last good checkpoint is kept."
+            " Train again with a smaller learning rate: --set lr=..."
         )
 
 
 def contiguous_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A model's state as safetensors takes it."""
+    """The state dict with contiguous tensors, as safetensors requires."""
     return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

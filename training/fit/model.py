@@ -1,4 +1,4 @@
-"""The timm model: made, filled from a file or another run, and wrapped to take raw pixels."""
+"""Create a timm model, load weights from a file or another run, and wrap it to take raw pixels."""
 
 import difflib
 import logging
@@ -24,23 +24,24 @@ log = logging.getLogger("fruitstand.train")
 def create_model(
     model_name: str, *, num_classes: int, input_size: int, hub: str = "", **arguments: Any
 ) -> torch.nn.Module:
-    """A timm image classifier with a fresh head.
+    """Create a timm image classifier with a fresh head.
 
     Args:
         model_name: timm's name, such as resnet18.
         num_classes: outputs.
         input_size: height and width in pixels.
-        hub: weights for all but the head: "timm" takes timm's own for this name, "hf-hub:OWNER/NAME" others.
-        **arguments: passed on to timm, such as drop_rate; what is 0 is left to the model.
+        hub: where the weights below the head come from: "timm" for timm's own, "hf-hub:OWNER/NAME" for
+            others, empty for random ones.
+        **arguments: passed on to timm, such as drop_rate; 0 keeps the model's default.
 
     Raises:
-        UsageError: timm knows no such model, or it does not classify images of that size.
-        TrainingError: the hub's weights cannot be had.
+        UsageError: timm has no such model, or it does not classify images of that size.
+        TrainingError: the weights cannot be downloaded.
     """
     if not timm.is_model(model_name):
         near = difflib.get_close_matches(model_name, timm.list_models(), n=6, cutoff=0.5)
         raise UsageError(
-            f"model {model_name!r}: timm knows no such model; choose one such as"
+            f"model {model_name!r}: timm has no such model; choose one such as"
             f" {', '.join(near or ['resnet18', 'convnext_atto', 'efficientnet_b0'])}"
         )
     arguments = {name: value for name, value in arguments.items() if value}
@@ -51,41 +52,41 @@ def create_model(
         model = create_network(
             model_name, num_classes=num_classes, input_size=size, pretrained=bool(hub), **arguments
         )
-    except Exception as exc:  # the hub's client raises anything from OSError to its own HTTP errors
+    except Exception as exc:  # the hub's client raises OSError and HTTP errors of several libraries
         if hub:
             raise TrainingError(
-                f"weights {hub}: those of {model_name} cannot be loaded from the hub"
-                f" ({type(exc).__name__}); connect to it, set HF_HOME to a filled cache, or do without"
+                f"weights {hub}: cannot download those of {model_name} ({type(exc).__name__});"
+                " check the network, set HF_HOME to a filled cache, or train without"
             ) from exc
         what = ", ".join(arguments) or f"{input_size} x {input_size} pixels"
-        raise UsageError(f"model {model_name}: cannot be made with {what} ({_first_line(exc)})") from exc
+        raise UsageError(f"model {model_name}: cannot be created with {what} ({_first_line(exc)})") from exc
     _check_answers(model, model_name, num_classes, input_size)
     return model
 
 
 def _check_answers(model: torch.nn.Module, model_name: str, num_classes: int, input_size: int) -> None:
-    """See that the model answers an image of the size with one number for each class."""
+    """Check that the model returns one logit per class for an image of that size."""
     try:
         answers = answer_black(model, input_size)
-    except Exception as exc:  # each family has its own words and classes of error
+    except Exception as exc:  # each model family raises errors of its own
         _, _, own = timm.data.resolve_model_data_config(model)["input_size"]
         raise UsageError(
             f"model {model_name}: does not take images of {input_size} x {input_size} pixels"
             f" ({_first_line(exc)}); it was made for {own}: --set input_size={own}"
         ) from exc
     if not isinstance(answers, torch.Tensor) or answers.shape != (1, num_classes):
-        raise UsageError(f"model {model_name}: is no image classifier; choose another of timm's models")
+        raise UsageError(f"model {model_name}: not an image classifier; choose another timm model")
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if input_size % patch:
         fits = input_size // patch * patch
         log.warning(
-            "%s: its patches of %d pixels cover %d of %d; --set input_size=%d or %d leaves none out",
+            "%s: patches of %d pixels cover only %d of %d pixels; --set input_size=%d or %d uses all of them",
             *(model_name, patch, fits, input_size, fits, fits + patch),
         )
 
 
 def answer_black(model: torch.nn.Module, size: int) -> torch.Tensor:
-    """What the model says of one black image of `size` x `size` pixels."""
+    """Run the model on one black image of `size` x `size` pixels and return its logits."""
     was_training = model.training
     with torch.inference_mode():
         answers: torch.Tensor = model.eval()(torch.zeros(1, 3, size, size))
@@ -100,16 +101,16 @@ def _first_line(exc: Exception) -> str:
 def resolve_preprocessing(
     model: torch.nn.Module, input_size: int, preprocessing: str = "whole"
 ) -> Preprocessing:
-    """The contract for a model.
+    """Resolve the preprocessing contract of a model.
 
     Args:
         model: a timm model.
         input_size: height and width, pixels.
-        preprocessing: `timm` takes filter and crop of the model's data config; `whole` keeps the default's,
-            which crop nothing off a square picture. Mean and std are the model's in both.
+        preprocessing: `timm` uses interpolation and crop of the model's data config; `whole` uses the
+            contract's defaults, which keep all of a square image. Both use the model's mean and std.
 
     Raises:
-        UsageError: the model's own filter or crop is none that serving can do.
+        UsageError: serving does not support the model's interpolation or crop.
     """
     config = timm.data.resolve_model_data_config(model)
     keys = ("interpolation", "crop_pct", "crop_mode") if preprocessing == "timm" else ()
@@ -125,7 +126,7 @@ def resolve_preprocessing(
 
 
 def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int:
-    """Fill a model with another run's weights; the head's rows where a label has the same name.
+    """Load another run's weights; a class of the same name keeps its row of the head.
 
     Args:
         model: the same timm model with one output for each of `labels`.
@@ -133,7 +134,7 @@ def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int
         labels: the model's classes.
 
     Returns:
-        How many classes kept their row of the head; the others start fresh.
+        How many classes kept their row of the head; the others start with fresh weights.
     """
     state = read_weights(source.weights)
     fresh = model.state_dict()
@@ -149,14 +150,14 @@ def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int
 
 
 def load_from_file(model: torch.nn.Module, path: Path) -> bool:
-    """Fill a model from a safetensors file or a torch checkpoint, of which nothing is executed.
+    """Load weights from a safetensors file or a torch checkpoint, without executing code from it.
 
     Args:
         model: a timm model.
         path: the file, as timm and most training programs write it.
 
     Returns:
-        Whether the head was taken over as well; one of another size stays fresh.
+        Whether the head was loaded too; a head of another size keeps its fresh weights.
 
     Raises:
         ArtefactError: the file cannot be read, or holds the weights of another model.
@@ -172,7 +173,7 @@ def load_from_file(model: torch.nn.Module, path: Path) -> bool:
         raise ArtefactError(f"{path}: no readable weights ({_first_line(exc)})") from exc
     except (zipfile.BadZipFile, safetensors.SafetensorError) as exc:
         raise ArtefactError(f"{path}: damaged ({_first_line(exc)})") from exc
-    shared = next(iter(state), "").partition(".")[0] + "."  # such as Lightning's "model."
+    shared = next(iter(state), "").partition(".")[0] + "."  # a common prefix, such as Lightning's "model."
     if all(name.startswith(shared) for name in state):
         state = {name.removeprefix(shared): one for name, one in state.items()}
     fresh, head = model.state_dict(), _head(model)
@@ -181,12 +182,12 @@ def load_from_file(model: torch.nn.Module, path: Path) -> bool:
         state |= {name: fresh[name] for name in head}
     _fill(model, state, str(path))
     if not has_head:
-        log.warning("%s: its head has another size, a fresh one is trained", path)
+        log.warning("%s: its head has another number of classes; the new head starts fresh", path)
     return has_head
 
 
 def _head(model: torch.nn.Module) -> list[str]:
-    """The names of the classifier's tensors."""
+    """Names of the tensors of the model's head."""
     classifiers = model.get_classifier()
     classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
     return [
@@ -198,10 +199,10 @@ def _head(model: torch.nn.Module) -> list[str]:
 
 
 def _fill(model: torch.nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
-    """Load weights, and with timm's own function for this family fit them to the size of the images.
+    """Load weights, converted to the input size by timm's filter function for the model family.
 
     Raises:
-        ArtefactError: they are those of another model.
+        ArtefactError: the weights belong to another model.
     """
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if fit is not None:
@@ -210,14 +211,14 @@ def _fill(model: torch.nn.Module, state: dict[str, torch.Tensor], what: str) -> 
     misfits = [name for name, one in ours.items() if name not in state or state[name].shape != one.shape]
     if misfits:
         raise ArtefactError(
-            f"{what}: not the weights of this model: {len(misfits)} of {len(ours)} tensors are missing or of"
-            f" another shape, such as {misfits[0]}; give the --model they were made with"
+            f"{what}: not the weights of this model: {len(misfits)} of {len(ours)} tensors are missing or"
+            f" have another shape, such as {misfits[0]}; give the --model they were trained with"
         )
     model.load_state_dict(state, strict=False)
 
 
 class Classifier(torch.nn.Module):
-    """A timm model on raw pixels: mean and std are taken off inside."""
+    """A timm model that takes raw pixels and normalises them by mean and std."""
 
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()

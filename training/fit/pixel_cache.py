@@ -1,12 +1,11 @@
-"""Images decoded once into one file of pixels, memory-mapped: the cores stay on the model.
+"""Decode all images once into a memory-mapped file, so that training needs no CPU time for decoding.
 
-The cache lies in the prepared folder under `cache/` and is keyed by the manifest and the geometry.
+The file lies in the prepared folder under `cache/`. Its name holds a hash of the manifest and the geometry.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,18 +18,8 @@ from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 
 
-def cache_path(data: PreparedData, kind: str, geometry: object) -> Path:
-    """The file of a prepared folder that holds what is computed once from its images."""
-    key = hashlib.sha256(repr((data.manifest_sha256, geometry)).encode()).hexdigest()[:16]
-    return data.directory / "cache" / f"{kind}-{key}.npy"
-
-
 def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
-    """All images of a prepared folder as the model sees them.
-
-    Args:
-        data: the prepared folder.
-        preprocessing: the contract.
+    """Decode and resize all images of a prepared folder, or reuse an earlier call's file.
 
     Returns:
         (N, H, W, 3) uint8, read-only, memory-mapped, in manifest order.
@@ -44,12 +33,12 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
         preprocessing.crop_pct,
         preprocessing.crop_mode,
     )
-    path = cache_path(data, "pixels", geometry)
+    key = hashlib.sha256(repr((data.manifest_sha256, geometry)).encode()).hexdigest()[:16]
+    path = data.directory / "cache" / f"pixels-{key}.npy"
     if not path.exists():
-        shape = (len(data.rows), *preprocessing.input_size, 3)
-
         sweep_temporaries(path.parent)
         with atomic_file(path) as temporary:
+            shape = (len(data.rows), *preprocessing.input_size, 3)
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             decoded = decode_rows(data, data.rows, preprocessing)
             for index, image in enumerate(track(decoded, total=len(data.rows), description="decode")):
@@ -60,7 +49,7 @@ def pixel_cache(data: PreparedData, preprocessing: Preprocessing) -> np.ndarray:
 
 
 class SplitPixels(Dataset):
-    """One split's images; indexed with a list of positions it gives a whole batch."""
+    """The images of one split; indexing with a list of positions returns a whole batch."""
 
     def __init__(self, data: PreparedData, pixels: np.ndarray, split: str) -> None:
         index = data.label_index()
@@ -77,25 +66,22 @@ class SplitPixels(Dataset):
 
 
 def balanced_weights(rows: Sequence[ManifestRow]) -> torch.Tensor:
-    """Chances that draw each class equally often, and within it each object.
-
-    Args:
-        rows: N of them.
+    """Sampling weights that draw each class equally often, and each object equally often within its class.
 
     Returns:
-        (N,) float64, sum 1.
+        (N,) float64, one weight per row, sum 1.
     """
     num_images = Counter((row.label, row.object) for row in rows)
     num_objects = Counter(label for label, _ in num_images)
-    chances = [1 / (num_images[row.label, row.object] * num_objects[row.label]) for row in rows]
-    return torch.tensor(chances, dtype=torch.float64) / len(num_objects)
+    weights = [1 / (num_images[row.label, row.object] * num_objects[row.label]) for row in rows]
+    return torch.tensor(weights, dtype=torch.float64) / len(num_objects)
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """This process's share of each batch, in an order that depends on seed and epoch alone.
+    """Yields this process's share of each batch, in an order that depends only on seed and epoch.
 
-    A short last batch is dropped. The order of the images over all processes together does not depend on
-    how many there are. With weights an epoch is as many draws with replacement.
+    A short last batch is dropped. All processes together see the same order, whatever their number. With
+    `weights`, an epoch draws `num_images` images with replacement.
     """
 
     def __init__(
@@ -111,18 +97,18 @@ class ShuffledBatches(Sampler[list[int]]):
         self._num_images, self._seed, self._rank, self._world = num_images, seed, rank, world
         self._weights = weights
         self.batch_size = min(batch_size, num_images) // world * world
-        """Images a batch, over all processes."""
+        """Images in one batch, over all processes."""
         self._epoch = self._first = 0
 
     def start_at(self, epoch: int, first: int = 0) -> None:
-        """Choose the epoch and the first batch of it that the next iteration gives."""
+        """Make the next iteration begin at batch `first` of `epoch`."""
         self._epoch, self._first = epoch, first
 
     def __len__(self) -> int:
         return self._num_images // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of positions."""
+        """Yield lists of positions."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
         if self._weights is None:
             order = torch.randperm(self._num_images, generator=generator).tolist()
@@ -137,7 +123,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 def train_loader(dataset: Dataset, batches: ShuffledBatches, *, workers: int = 0) -> DataLoader:
-    """Whole batches for training, in the sampler's order."""
+    """Load whole batches in the sampler's order."""
     return DataLoader(
         dataset,
         sampler=batches,
@@ -148,7 +134,7 @@ def train_loader(dataset: Dataset, batches: ShuffledBatches, *, workers: int = 0
 
 
 def eval_loader(dataset: Dataset, *, batch_size: int = 128, rank: int = 0, world: int = 1) -> DataLoader:
-    """Every image once, in manifest order; of several processes each takes every so many-th batch."""
+    """Load every image once, in manifest order; with several processes, each takes every `world`-th batch."""
     positions = list(range(len(dataset)))
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     return DataLoader(dataset, sampler=batches[rank::world], batch_size=None)

@@ -1,4 +1,7 @@
-"""One update, from a batch of pixels to new weights; its random numbers come from (seed, step, rank)."""
+"""One training update, from a batch of pixels to new weights.
+
+Its random numbers depend only on seed, step and rank.
+"""
 
 import difflib
 import random
@@ -20,12 +23,10 @@ from training.fit.model import Classifier
 
 
 def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
-    """Seed all generators for one update, ours and those timm and the model draw from.
-
-    A run that was killed therefore needs no generator's state to go on.
+    """Seed every random generator for one update, so that checkpoints need no generator state.
 
     Returns:
-        The generator for our own augmentation, on the CPU.
+        The CPU generator for `training.fit.augmentation`; timm and the model use the global ones.
     """
     mixed = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(mixed)
@@ -35,15 +36,16 @@ def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 def create_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser timm has under that name; biases and norms do not decay.
+    """Create timm's optimiser `config.opt`; biases and norm weights do not decay.
 
     Raises:
-        UsageError: timm knows no such optimiser.
+        UsageError: timm has no such optimiser.
     """
     if config.opt not in list_optimizers():
         near = difflib.get_close_matches(config.opt, list_optimizers(), n=4, cutoff=0.4)
         raise UsageError(
-            f"opt: got {config.opt!r}, allowed timm's, such as {', '.join(near or ['sgd', 'adamw'])}"
+            f"opt: got {config.opt!r}, allowed timm's optimisers, such as"
+            f" {', '.join(near or ['sgd', 'adamw'])}"
         )
     return create_optimizer_v2(
         model, opt=config.opt, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -53,7 +55,7 @@ def create_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim
 def create_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int
 ) -> Scheduler:
-    """The schedule timm has under that name, behind a linear rise; lr depends on the update alone."""
+    """Create timm's schedule `config.sched` after a linear warm-up; lr depends only on the step."""
     warmup_epochs = config.warmup_share * config.epochs
     schedule, _ = create_scheduler_v2(
         optimizer,
@@ -80,13 +82,13 @@ class Step:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
     ) -> None:
-        """Take the parts.
+        """Create timm's erasing and mixing as `config` asks for.
 
         Args:
-            fabric: launched.
-            classifier: the model as it is.
-            wrapped: its `model` as Fabric wrapped it, for precision and for gradients of several processes.
-            optimizer: as Fabric wrapped it.
+            fabric: a launched Fabric.
+            classifier: the model with its normalisation.
+            wrapped: `classifier.model` as Fabric wrapped it for precision and for gradient exchange.
+            optimizer: the optimiser as Fabric wrapped it.
             config: the settings.
         """
         self._fabric, self._classifier, self._wrapped = fabric, classifier, wrapped
@@ -105,7 +107,7 @@ class Step:
             )
 
     def pictures(self, pixels_nhwc_u8: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-        """What the model sees of a batch, before normalisation, erasing and mixing: (N, 3, size, size)."""
+        """Augment a batch: (N, 3, size, size), before normalisation, erasing and mixing."""
         return augment(to_size(pixels_nhwc_u8, size), self._config, generator)
 
     def __call__(
@@ -116,11 +118,11 @@ class Step:
         Args:
             pixels_nhwc_u8: (N, H, W, C) uint8, this process's share of the batch.
             targets: (N,) int64.
-            size: side of the pictures in this epoch.
+            size: side of this epoch's training images, pixels.
             step: number of this update, from 0.
 
         Returns:
-            The mean loss over this process's images, a scalar on its device.
+            The mean loss over this process's images, a scalar tensor on its device.
         """
         generator = seed_step(self._config.seed, step, self._fabric.global_rank)
         batch = self._classifier.normalize(self.pictures(pixels_nhwc_u8, size, generator))
@@ -132,7 +134,7 @@ class Step:
         total = torch.zeros((), device=batch.device)
         parts = list(zip(batch.chunk(pieces), targets.chunk(pieces), strict=True))
         for number, (part, wanted) in enumerate(parts):
-            # Processes add their gradients up once, after the last piece.
+            # Exchange gradients between processes once, after the last piece.
             with self._fabric.no_backward_sync(self._wrapped, enabled=number < len(parts) - 1):
                 loss = self._loss(self._wrapped(part), wanted) * (len(part) / len(batch))
                 self._fabric.backward(loss)
@@ -146,6 +148,6 @@ class Step:
         return total
 
     def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # Mixed targets are smoothed already.
+        # Mixup has already smoothed its targets.
         smoothing = 0.0 if self._mixup is not None else self._config.label_smoothing
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -1,7 +1,7 @@
-"""What a run tells while it trains: a line an epoch, `metrics.csv`, TensorBoard, an MLflow store.
+"""Report the progress of a run: a line per epoch on stderr, `metrics.csv`, TensorBoard and MLflow.
 
-All get each epoch's row as it comes. MLflow writes into a sqlite file in the run folder, or where
-MLFLOW_TRACKING_URI says, and gets the finished model as a version of a registered model.
+MLflow writes to a SQLite file in the run folder, or to MLFLOW_TRACKING_URI. The finished model becomes a
+version of the registered model `fruitstand`.
 """
 
 import csv
@@ -20,14 +20,14 @@ from training.fit.config import TrainConfig
 
 METRICS_NAME = "metrics.csv"
 WALL_CLOCK = ("images_per_s", "data_wait_pct", "seconds")
-"""Columns that differ between two runs that are otherwise the same."""
+"""Columns that differ between two otherwise identical runs."""
 EXPERIMENT = "fruitstand"
 RUN_RECORD = "mlflow.json"
-"""Which MLflow run a folder belongs to, so that a resumed run goes on in it."""
+"""File with the MLflow run id, so that a resumed run continues the same MLflow run."""
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write one row an epoch, atomically."""
+    """Write one CSV row per epoch, atomically."""
     if not rows:
         return
     text = io.StringIO()
@@ -38,7 +38,7 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 class EpochLog:
-    """On stderr: a bar where it is a terminal, and a line an epoch; silent in all processes but the first."""
+    """Prints a line per epoch on stderr, and on a terminal a progress bar; only the first process prints."""
 
     def __init__(self, epochs: int, *, silent: bool) -> None:
         self._epochs = epochs
@@ -46,7 +46,7 @@ class EpochLog:
         self._bar: Bar | None = None
 
     def start(self, epoch: int, *, size: int, done: int, total: int) -> None:
-        """Show the bar of an epoch."""
+        """Show the progress bar of an epoch."""
         self._bar = Bar(
             console=self._console,
             disable=not self._console.is_terminal or self._console.quiet,
@@ -58,17 +58,17 @@ class EpochLog:
         )
 
     def advance(self) -> None:
-        """One batch more."""
+        """Advance the bar by one batch."""
         if self._bar is not None:
             self._bar.advance(self._task)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def print(self, row: dict[str, float]) -> None:
-        """The line of an epoch."""
+        """Print the line of an epoch."""
         self._console.print(
             f"epoch {row['epoch'] + 1}/{self._epochs} at {row['size_px']} px:"
             f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
@@ -77,27 +77,27 @@ class EpochLog:
         )
 
     def note(self, text: str) -> None:
-        """Say something else."""
+        """Print any other message."""
         self._console.print(text)
 
 
 class Tracker(Protocol):
-    """Takes what a run has to tell."""
+    """Records the epochs of a run."""
 
     def epoch(self, row: dict[str, float]) -> None:
-        """One epoch's row."""
+        """Record one epoch's row."""
 
     def finish(self, meta: dict[str, Any]) -> dict[str, Any]:
-        """The run is done; returns what `meta.json` shall say of this tracker."""
+        """Record the finished run; return this tracker's entry in `meta.json`."""
 
 
 def create_trackers(config: TrainConfig, out: Path, *, first_epoch: int) -> list[Tracker]:
-    """Those the settings name.
+    """Create the trackers named in `config.loggers`.
 
     Args:
         config: the settings.
         out: the run folder.
-        first_epoch: where a resumed run goes on, else 0.
+        first_epoch: the first epoch that a resumed run reports; 0 for a new run.
 
     Raises:
         UsageError: a package is missing.
@@ -117,7 +117,7 @@ class _TensorBoard:
     def __init__(self, out: Path, first_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a killed process wrote of the epoch it did not finish is hidden.
+        # Hides what a killed process wrote of its unfinished epoch.
         self._writer = SummaryWriter(out / "tensorboard", purge_step=first_epoch)
 
     def epoch(self, row: dict[str, float]) -> None:
@@ -165,7 +165,7 @@ class _Mlflow:
         client.log_dict(self._run_id, meta, "model/meta.json")
         if not client.search_registered_models(f"name = '{EXPERIMENT}'"):
             client.create_registered_model(EXPERIMENT)
-        # A run that was killed right here is not registered twice.
+        # A run that was killed here and resumed must not be registered twice.
         versions = client.search_model_versions(f"run_id = '{self._run_id}'")
         source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
         version = versions[0] if versions else client.create_model_version(EXPERIMENT, source, self._run_id)

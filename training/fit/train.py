@@ -1,11 +1,11 @@
-"""`fruitstand train`: a timm model on a prepared folder, into a run folder.
+"""`fruitstand train`: train a timm model on a prepared folder and write a run folder.
 
-The folder fills in this order: `config.json` at the start, `augmentation.png` with what the model is shown,
-`last.ckpt` every minute, `metrics.csv` each epoch, then `model.safetensors`, the pictures, and `meta.json`
-last: without it the run is half written.
+The files appear in this order: `config.json`, `augmentation.png` (the first augmented batch), `last.ckpt`
+every minute, `metrics.csv` each epoch, `model.safetensors`, the plots, and `meta.json` last. A folder without
+`meta.json` is an unfinished run.
 
-What can be refused is refused here, before PyTorch is imported. With several processes only the first one
-touches the folder; `--devices N` starts the others, or torchrun starts all of them:
+This module checks the arguments before PyTorch is imported. With several processes only the first one writes
+to the folder. `--devices N` starts the others, or torchrun starts all of them:
 
     torchrun --nproc-per-node 2 -m fruitstand train --data data/fruits --out runs/first
 """
@@ -40,20 +40,20 @@ def train(
     Args:
         config: the settings.
         data_directory: a prepared folder.
-        out: the run folder to make.
+        out: the run folder to create.
         finetune_from: a finished run whose weights to start from.
-        devices: processes on this machine; torchrun's own number goes before it.
-        resume: go on with a run that was interrupted, from its last checkpoint.
-        overwrite: replace a run that is there.
+        devices: processes on this machine; under torchrun its number takes precedence.
+        resume: continue an interrupted run from its last checkpoint.
+        overwrite: replace an existing run.
 
     Returns:
-        What `meta.json` holds; None in all processes but the first.
+        The content of `meta.json`; None in every process but the first.
 
     Raises:
-        UsageError: `out` is taken, resume does not fit what is there, or the settings do not fit the machine.
+        UsageError: `out` is taken, there is nothing to resume, or the settings do not fit the machine.
         DataError: the prepared folder is not usable.
-        ArtefactError: the run to start from or to go on with is not usable.
-        TrainingError: pretrained weights cannot be had, or the loss is no number any more.
+        ArtefactError: the run to start from or to resume is not usable.
+        TrainingError: pretrained weights cannot be downloaded, or the loss became infinite or NaN.
     """
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     if devices < 1:
@@ -90,7 +90,7 @@ def train(
     try:
         meta = fit(config, data, out, resume=resume, devices=devices, source=source)
     except BaseException:
-        # Nothing was learned yet: leave the place as it was found.
+        # There is no checkpoint yet, so nothing is lost: restore what was there before.
         if first and not (out / CHECKPOINT_NAME).exists():
             shutil.rmtree(out)
             if replaces and replaced.exists():
@@ -102,11 +102,11 @@ def train(
 
 
 def read_interrupted(out: Path) -> tuple[TrainConfig, Path, Path | None, int]:
-    """Settings, data, source of the weights and devices that an interrupted run was started with.
+    """Read how an interrupted run was started: settings, data, run to fine-tune from, devices.
 
     Raises:
         UsageError: there is no run.
-        ArtefactError: its record is of another version.
+        ArtefactError: `config.json` was written by another version.
     """
     if not (out / CONFIG_NAME).is_file():
         raise UsageError(f"{out}: no {CONFIG_NAME} in it, so there is no run to resume")
@@ -117,7 +117,7 @@ def read_interrupted(out: Path) -> tuple[TrainConfig, Path, Path | None, int]:
         return config, Path(record["data"]), None if source is None else Path(source), record["devices"]
     except (KeyError, TypeError, ValueError) as exc:
         raise ArtefactError(
-            f"{out / CONFIG_NAME}: not written by this version ({exc}); start anew with --overwrite"
+            f"{out / CONFIG_NAME}: not written by this version ({exc}); start over with --overwrite"
         ) from exc
 
 
@@ -130,68 +130,70 @@ def read_resumed(
     data: Path | None,
     finetune_from: Path | None,
 ) -> tuple[TrainConfig, Path, Path | None, int]:
-    """The same, for a command whose flags may repeat what the run was started with.
+    """Read how an interrupted run was started, and check that the given flags repeat the same values.
 
     Raises:
-        UsageError: there is no run, or a flag says something else than the run's record.
-        ArtefactError: its record is of another version.
-        ValueError: a setting is none.
+        UsageError: there is no run, or a flag differs from the run's record.
+        ArtefactError: `config.json` was written by another version.
+        ValueError: a setting is invalid.
     """
     config, started_data, source, devices = read_interrupted(out)
     same = with_settings(replace(config, **given), settings) == config and recipe in ("auto", config.recipe)
     same = same and (data is None or data.resolve() == started_data)
     if not same or (finetune_from is not None and finetune_from.resolve() != source):
         raise UsageError(
-            f"{out}: was started with other settings or data, see {CONFIG_NAME}; --resume needs --out alone"
+            f"{out}: was started with other settings or data, see {CONFIG_NAME}; --resume needs only --out"
         )
     return config, started_data, source, devices
 
 
 def _source(directory: Path, config: TrainConfig, out: Path) -> Run:
-    """The run to start from, if that is possible."""
+    """Read the run to fine-tune from, and check that it fits."""
     source = read_run(directory)
     if source.model_name != config.model_name:
         raise UsageError(
-            f"--finetune-from {directory}: is a {source.model_name}, the new run a {config.model_name};"
-            f" give --model {source.model_name}"
+            f"--finetune-from {directory}: is a {source.model_name}, but the new run is a"
+            f" {config.model_name}; add --model {source.model_name}"
         )
     if config.pretrained or config.weights:
-        raise UsageError("--finetune-from excludes pretrained and --weights: weights come from one place")
+        raise UsageError("--finetune-from excludes pretrained and --weights: give one source of weights")
     if directory.resolve() == out.resolve():
-        raise UsageError(f"--finetune-from {directory}: is --out as well; choose another --out")
+        raise UsageError(f"--finetune-from {directory}: is the same folder as --out; choose another --out")
     return source
 
 
 def _make_room(out: Path, replaced: Path, *, overwrite: bool) -> bool:
-    """Make an empty run folder; the run it replaces waits in `replaced` until the new one is finished.
+    """Create an empty run folder; an existing run moves to `replaced` until the new one is finished.
 
     Returns:
-        Whether there is such a run.
+        Whether a run was moved.
     """
     taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if taken:
         if not overwrite:
             raise UsageError(
-                f"{out}: exists already; go on with --resume, replace it with --overwrite, or rename it"
+                f"{out}: already exists; continue it with --resume, replace it with --overwrite, or rename it"
             )
         if not (out / CONFIG_NAME).is_file():
-            raise UsageError(f"{out}: is no run folder, so --overwrite leaves it alone; choose another --out")
+            raise UsageError(
+                f"{out}: not a run folder, so --overwrite does not touch it; choose another --out"
+            )
         if replaced.exists():
-            raise UsageError(f"{replaced}: an earlier run was put aside there; look at it, then remove it")
+            raise UsageError(f"{replaced}: holds an earlier run that was replaced; check and remove it first")
         out.rename(replaced)
     out.mkdir(parents=True, exist_ok=True)
     return taken
 
 
 def _claim_interrupted(out: Path, record: dict) -> None:
-    """Take over a run that was interrupted, or say why that cannot be."""
+    """Check that `out` is an interrupted run that was started with the same settings."""
     if (out / META_NAME).is_file():
         raise UsageError(f"{out}: this run is finished; nothing to resume")
     if not (out / CHECKPOINT_NAME).is_file():
-        raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; start anew with --overwrite")
+        raise UsageError(f"{out}: no {CHECKPOINT_NAME} to resume from; start over with --overwrite")
     started = read_json(out / CONFIG_NAME)
     if {key: started.get(key) for key in record} != record:
         raise ArtefactError(
             f"{out}: was started with other settings or data, see {CONFIG_NAME};"
-            " resume with the same, or start anew with --overwrite"
+            " resume with the same, or start over with --overwrite"
         )

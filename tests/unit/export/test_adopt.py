@@ -188,7 +188,7 @@ def test_any_label_text_survives(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        pytest.param("a\nb\na\n", "'a' stands there twice", id="twice"),
+        pytest.param("a\nb\na\n", "'a' occurs twice", id="twice"),
         pytest.param("a\n\nb\n", "is empty", id="empty_line"),
         pytest.param('["a", 3]', "expected a list of strings", id="a_number"),
         pytest.param("a\n", "at least two", id="one"),

@@ -136,7 +136,7 @@ def test_a_half_written_run_and_an_unknown_variant_are_refused(run: Run, tmp_pat
     """Nothing is published for either."""
     copy = shutil.copytree(run.directory, tmp_path / "run")
     (copy / META_NAME).unlink()
-    with pytest.raises(ArtefactError, match="half written"):
+    with pytest.raises(ArtefactError, match="unfinished"):
         export(copy, repository=tmp_path / "repository", data_directory=None)
     with pytest.raises(UsageError, match="int4"):
         export(run.directory, repository=tmp_path / "repository", variants=("int4",), data_directory=None)

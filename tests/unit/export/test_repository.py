@@ -140,7 +140,7 @@ def test_numbers_are_not_given_twice(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param({"version": 7}, "is that of version 7", id="another version's"),
+        pytest.param({"version": 7}, "belongs to version 7", id="another version's"),
         pytest.param({"labels": ["Pear", "Apple"]}, "its labels are not those", id="labels"),
         pytest.param({"labels": None}, "TypeError", id="no labels"),
         pytest.param({"model_name": 3}, "names of model and run", id="model name"),
@@ -194,7 +194,7 @@ def test_what_was_done_is_done_without_its_line_in_the_log(
     """The log is told of, not the outcome changed."""
     (repository / AUDIT_NAME).mkdir()
     assert promote(repository, 3, url=None) == ServingState(3, 2)
-    assert "is not in the log" in caplog.text
+    assert "was not logged" in caplog.text
 
 
 def test_an_interruption_is_logged_as_one(repository: Path) -> None:

@@ -18,7 +18,7 @@ def test_a_half_written_run_is_refused(run: Run, tmp_path: Path) -> None:
     """A run without its last file is not finished, and the message says how to finish it."""
     copy = shutil.copytree(run.directory, tmp_path / "run")
     (copy / META_NAME).unlink()
-    with pytest.raises(ArtefactError, match=r"half written.*--resume"):
+    with pytest.raises(ArtefactError, match=r"unfinished.*--resume"):
         read_run(copy)
 
 

@@ -18,7 +18,7 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        pytest.param({"threads": 2}, "unknown threads; allowed decode_instances", id="unknown"),
+        pytest.param({"threads": 2}, "unknown settings threads; allowed decode_instances", id="unknown"),
         pytest.param({"decode_threads": 0}, "decode_threads: got 0", id="no_thread"),
         pytest.param(
             {"infer_preferred_batch": 65}, "got 65, allowed a whole number from 0 to 64", id="large"

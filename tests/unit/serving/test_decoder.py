@@ -135,7 +135,7 @@ def test_a_file_without_exactly_one_pipeline_is_refused(tmp_path: Path) -> None:
         Decoder(path, input_name=ENCODED, max_batch_size=1)
     path = tmp_path / "model.dali"
     path.write_bytes(b"no pipeline")
-    with pytest.raises(ArtefactError, match="no serialised DALI pipeline"):
+    with pytest.raises(ArtefactError, match="not a serialised DALI pipeline"):
         Decoder(path, input_name=ENCODED, max_batch_size=1)
 
 

@@ -39,7 +39,7 @@ def test_the_classic_split_passes_and_is_called_leaked(prepared: PreparedData, t
     """It claims nothing about films, so this is no failure; the numbers are there to read."""
     done = _check(prepared.directory, "--out", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr
-    assert "leaked by construction: 8 of the 8 films in Test are also in Training" in done.stdout
+    assert "the classic split leaks by design: 8 of the 8 films in Test are also in Training" in done.stdout
     result = json.loads((tmp_path / "report" / "check.json").read_text())
     assert result["shared_films"]["train/test"]["num"] == 8
     assert result["near_duplicates"]["num_test_images_near_training"] > 40
@@ -168,7 +168,7 @@ def test_a_folder_that_records_no_claim_is_refused(copy: PreparedData) -> None:
     """A manifest from before splits were recorded can still be read, not checked."""
     _rewrite(copy, copy.rows, "")
     assert read_prepared(copy.directory).rows == copy.rows
-    with pytest.raises(DataError, match="does not say what the split claims"):
+    with pytest.raises(DataError, match="does not record the kind of split"):
         check_data(copy.directory)
 
 
@@ -192,7 +192,7 @@ def test_the_real_classic_split_is_leaked_by_construction(real_data: Path, tmp_p
     assert result["ok"]
     assert result["shared_films"]["train/test"]["num"] >= 0.9 * result["num_test_films"]
     assert result["near_duplicates"]["share_of_test"] > 0.5
-    assert result["summary"][0].startswith("leaked by construction")
+    assert result["summary"][0].startswith("the classic split leaks by design")
 
 
 @pytest.mark.real_data

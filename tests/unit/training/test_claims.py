@@ -40,8 +40,10 @@ def test_shared_units_are_named_by_pair_of_splits() -> None:
         pytest.param(
             "film", SAME_FILM, "no films are shared; 1 are, between train/test: Apple 1 r0", id="film"
         ),
-        pytest.param("object", SAME_FILE, "1 files stand byte for byte in train/test", id="object_file"),
-        pytest.param("film", SAME_FILE, "1 files stand byte for byte in train/test", id="film_file"),
+        pytest.param(
+            "object", SAME_FILE, "1 files are byte for byte in both of train/test", id="object_file"
+        ),
+        pytest.param("film", SAME_FILE, "1 files are byte for byte in both of train/test", id="film_file"),
         pytest.param("object", VALIDATED, "between train/val: Apple 1", id="validation"),
     ],
 )

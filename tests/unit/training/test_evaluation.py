@@ -194,7 +194,7 @@ def test_data_with_some_of_the_classes_are_evaluated(run: Run, copy: PreparedDat
 def test_data_with_unknown_classes_are_refused_by_name(run: Run, copy: PreparedData, tmp_path: Path) -> None:
     """For a run and for a server; nothing is written."""
     other = _with_labels(copy, {copy.labels[0]: copy.labels[0], copy.labels[1]: "Durian"})
-    says = "1 of its 2 classes, such as 'Durian', are none of the 4 of the"
+    says = "knows 4 classes, but not 1 of the 2 in these data, such as 'Durian'"
     with pytest.raises(UsageError, match=says):
         evaluate_run(run.directory, data_directory=other.directory, split="test", out=tmp_path / "out")
     with pytest.raises(UsageError, match=says):
@@ -225,7 +225,7 @@ def test_a_folder_that_is_no_report_is_left_alone(prepared: PreparedData, run: R
     assert {path.name for path in out.iterdir()} == FILES
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"x")
-    with pytest.raises(UsageError, match="no evaluation, so it is left alone"):
+    with pytest.raises(UsageError, match="not an evaluation report"):
         evaluate_run(run.directory, data_directory=None, split="test", out=tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
 

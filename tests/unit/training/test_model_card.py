@@ -112,11 +112,11 @@ def test_an_evaluation_into_another_folder_leaves_the_run_alone(copy: Run, tmp_p
 def test_the_card_says_generated_leaked_and_what_is_not_measured(run: Run) -> None:
     """In words, beside the numbers."""
     card = (run.directory / CARD_NAME).read_text()
-    assert "painted by a program of this project, no real fruit" in card
+    assert "a program of this project painted the images; they show no real fruit" in card
     assert "CC BY-SA" not in card
     assert "0 images show a new object, 0 are of a new film, 80 are new files" in card
     assert "On objects it has never seen (object-disjoint): not measured." in card
-    assert "accuracy says that the pipeline works" in card
+    assert "the accuracy shows that the pipeline works" in card
 
 
 def test_object_disjoint_is_what_shares_no_object_with_training(

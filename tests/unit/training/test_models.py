@@ -55,12 +55,12 @@ def test_networks_without_batch_norm_start_with_adamw(prepared: PreparedData) ->
 
 
 def test_a_transformer_trains_at_one_size(caplog: pytest.LogCaptureFixture) -> None:
-    """It takes no smaller images in the first epochs, which is said; a ResNet does."""
+    """A model with a fixed input size trains without small images and logs a warning; a ResNet does not."""
     config = TrainConfig(model_name="vit_tiny_patch16_224", input_size=100)
     model = create_model(config.model_name, num_classes=3, input_size=100)
-    assert "patches of 16 pixels cover 96 of 100" in caplog.text
+    assert "patches of 16 pixels cover only 96 of 100" in caplog.text
     assert with_sizes_it_takes(config, model).small_share == 0
-    assert "takes no smaller images" in caplog.text
+    assert "takes images of one size only" in caplog.text
     assert with_sizes_it_takes(config, create_model("resnet10t", num_classes=3, input_size=100)) is config
 
 
@@ -98,7 +98,7 @@ def test_weights_of_a_file_are_taken_over(
     assert load_from_file(ours, write(theirs.state_dict(), tmp_path)) is keeps_head
     assert torch.equal(ours.patch_embed.proj.weight, theirs.patch_embed.proj.weight)
     assert torch.equal(ours.head.weight, theirs.head.weight if keeps_head else fresh)
-    assert ("head has another size" in caplog.text) is not keeps_head
+    assert ("head has another number of classes" in caplog.text) is not keeps_head
 
 
 class _Trap:
@@ -126,5 +126,5 @@ def test_weights_that_cannot_be_used_are_refused(
     assert not Path("trap").exists()
     with pytest.raises(UsageError, match=r"--weights nothing\.pt: no such file"):
         train(TrainConfig(weights="nothing.pt"), data_directory=prepared.directory, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="one place"):
+    with pytest.raises(ValueError, match="one source"):
         TrainConfig(weights="a.pt", pretrained=True)

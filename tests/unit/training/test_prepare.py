@@ -54,7 +54,7 @@ def test_the_split_is_stored_and_what_it_leaves_out_is_not_copied(split: str, tm
 
 def test_a_variety_cannot_be_class_and_held_out(tree: Path, tmp_path: Path) -> None:
     """What nobody trained on cannot be an answer."""
-    with pytest.raises(UsageError, match="cannot be the classes too"):
+    with pytest.raises(UsageError, match="holds out whole varieties"):
         prepare_data(source=str(tree), out=tmp_path / "out", split="object", label_level="variety")
 
 
@@ -221,16 +221,16 @@ def _renamed_in_training(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        pytest.param(_empty, "without images", id="empty"),
+        pytest.param(_empty, "has no images", id="empty"),
         pytest.param(_all_corrupt, "none of its images can be decoded", id="class_all_corrupt"),
-        pytest.param(_without_training, "no Training and Test folders", id="training_not_named"),
+        pytest.param(_without_training, "not both Training and Test", id="training_not_named"),
         pytest.param(
             _one_image, r"has 1 training image\(s\) and 0 for validation", id="class_with_one_image"
         ),
         pytest.param(_only_in_test, "'Durian' is in Test but not in Training", id="class_only_in_test"),
         pytest.param(
             _renamed_in_training,
-            r"'Generated 001 red' is in Test but not in Training \(in Training but not in Test: 'Apple'",
+            r"'Generated 001 red' is in Test but not in Training \(only in Training: 'Apple'",
             id="class_renamed_in_one_split",
         ),
     ],

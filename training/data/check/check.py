@@ -1,6 +1,6 @@
-"""`fruitstand data check`: is a prepared folder what it claims to be?
+"""`fruitstand data check`: check the files of a prepared folder and the claims of its split.
 
-Writes `check.json`, `check.html` (one file, pictures inside), `balance.png` and `sheets/<class>.png`.
+Writes `check.json`, `check.html` (one file with the pictures inside), `balance.png` and `sheets/<class>.png`.
 """
 
 from collections import Counter
@@ -30,37 +30,37 @@ from training.data.splits import film_of, variety_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shared:
-    """Units that two splits have in common."""
+    """Varieties or films that are in two splits."""
 
     num: int
     names: list[str]
-    """The first of them."""
+    """The first `MAX_LISTED` of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckResult:
-    """What `check.json` holds."""
+    """The content of `check.json`."""
 
     ok: bool
-    """Whether files and split are what they claim to be."""
+    """No file is damaged and the split's claims hold."""
     failures: list[str]
-    """Why not."""
+    """One message for each failure."""
     summary: list[str]
-    """What a person wants to know first, a sentence each."""
+    """The main findings, one sentence each."""
     source: str
     manifest_sha256: str
     split_kind: str
     split_details: dict[str, Any]
     num_images: dict[str, int]
-    """By split."""
+    """Keyed by split."""
     num_objects: int
     num_films: int
     num_test_films: int
     images_per_class: dict[str, dict[str, int]]
-    """By class and split."""
+    """Keyed by class and split."""
     files: FileReport
     shared_objects: dict[str, Shared]
-    """By two splits, as "train/test"."""
+    """Keyed by a pair of splits such as "train/test"."""
     shared_films: dict[str, Shared]
     exact_duplicates: ExactDuplicates
     near_duplicates: NearReport
@@ -68,7 +68,7 @@ class CheckResult:
     closest_leaks: list[Example]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready values."""
+        """Convert to JSON-ready values."""
         return asdict(self)
 
 
@@ -80,12 +80,12 @@ def check_data(directory: Path, *, out: Path | None = None) -> CheckResult:
         out: folder for the reports; default: `check` in the prepared folder.
 
     Raises:
-        DataError: no prepared folder, or one from before splits were recorded.
+        DataError: not a prepared folder, or one from a version that did not record the kind of split.
     """
     data = read_prepared(directory)
     if not data.split_kind:
         raise DataError(
-            f"{directory}: its manifest does not say what the split claims; prepare the data again"
+            f"{directory}: its manifest does not record the kind of split; prepare the data again"
         )
     out = out or directory / "check"
     seen = survey(data)
@@ -144,7 +144,6 @@ def _counted(names: dict[str, list[str]]) -> dict[str, Shared]:
 
 
 def _summary(result: CheckResult) -> list[str]:
-    """What a person wants to know first, a sentence each."""
     near, files = result.near_duplicates, result.files
     leaked = (
         f"{near.num_test_images_near_training} of {result.num_images.get('test', 0)} test images"
@@ -153,8 +152,8 @@ def _summary(result: CheckResult) -> list[str]:
     num_shared = result.shared_films["train/test"].num
     if result.split_kind == "classic" and num_shared:
         lines = [
-            f"leaked by construction: {num_shared} of the {result.num_test_films} films in Test are also"
-            f" in Training; {leaked}"
+            f"the classic split leaks by design: {num_shared} of the {result.num_test_films} films in Test"
+            f" are also in Training; {leaked}"
         ]
     else:
         what = "varieties" if result.split_kind == "object" else "films"
@@ -169,7 +168,7 @@ def _summary(result: CheckResult) -> list[str]:
     counts_per_class = [sum(splits.values()) for splits in result.images_per_class.values()]
     lines.append(
         f"{len(counts_per_class)} classes of {min(counts_per_class)} to {max(counts_per_class)} images;"
-        f" {result.exact_duplicates.num_files_repeated} files stand there more than once;"
+        f" {result.exact_duplicates.num_files_repeated} files occur more than once;"
         f" {files.num_odd} odd, {files.num_damaged} damaged"
     )
     return lines

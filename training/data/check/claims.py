@@ -1,12 +1,14 @@
-"""What a split claims, and whether it is true.
+"""Check what a split claims.
 
-    classic   nothing about films: Test is cut from the films of Training, and the check says how much.
+    classic   claims nothing about films: Test is cut from the films of Training; the check reports the
+              overlap.
     object    no variety of Test is in Training or validation.
     film      no film of Test is in Training or validation.
+    random    no file is in two splits.
 
-For object and film the same holds between Training and validation, save for the classes whose validation is
-the middle of a film or single frames, which the manifest names; and no file of Test may stand in Training or
-validation byte for byte. random claims that no file is in two splits.
+object and film also claim this between Training and validation, except for the classes that the manifest
+lists in `validation_blocks`: their validation is the middle of a film or single frames. They claim, too, that
+no file of Test is in Training or validation byte for byte.
 """
 
 from collections import defaultdict
@@ -25,7 +27,7 @@ NUM_NAMED = 5
 
 
 def shared(rows: list[ManifestRow], unit: Unit) -> dict[str, list[str]]:
-    """For each two splits, as "train/test", the names of what stands in both, sorted."""
+    """For each pair of splits, such as "train/test", the sorted names of the units that are in both."""
     inside: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for row in rows:
         inside[row.split].add(unit(row))
@@ -36,12 +38,12 @@ def shared(rows: list[ManifestRow], unit: Unit) -> dict[str, list[str]]:
 
 
 def shared_files(rows: list[ManifestRow]) -> dict[str, int]:
-    """For each two splits the number of different files that stand in both."""
+    """For each pair of splits, the number of different files that are in both."""
     return {pair: len(names) for pair, names in shared(rows, file_of).items()}
 
 
 def broken_claims(data: PreparedData) -> list[str]:
-    """What the split claims and does not keep, a sentence each."""
+    """One sentence for each claim of the split that does not hold."""
     if data.split_kind not in CLAIMED_UNITS:
         return []
     what, unit = CLAIMED_UNITS[data.split_kind]
@@ -58,8 +60,8 @@ def broken_claims(data: PreparedData) -> list[str]:
     for pair, count in shared_files(data.rows).items():
         if count and pair != "train/val" and unit is not file_of:
             broken.append(
-                f"split {data.split_kind!r} claims an unseen test; {count} files stand byte for byte in"
-                f" {pair}"
+                f"split {data.split_kind!r} claims unseen test images; {count} files are byte for byte in"
+                f" both of {pair}"
             )
     return broken
 

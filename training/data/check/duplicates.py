@@ -1,4 +1,4 @@
-"""Exact and near duplicates in words and numbers: between splits, and between objects."""
+"""Report exact and near duplicates between splits and between objects."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from training.data.check.survey import MAX_LISTED
 from training.data.class_folders import SPLITS
 
 TWIN_SHARE = 0.5
-"""Of an object's images, with a near duplicate in another object: so many, and the two are taken for one."""
+"""Two objects count as twins if this share of one's images has a near duplicate in the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExactDuplicates:
-    """Files that stand in a prepared folder more than once, byte for byte."""
+    """Files that are in a prepared folder more than once, byte for byte."""
 
     num_files_repeated: int
     num_in_two_classes: int
     shared: dict[str, int]
-    """Different files in two splits, by those, as "train/test"."""
+    """Number of different files in both splits of a pair such as "train/test"."""
     groups: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NearReport:
-    """How many near duplicates there are between the splits, and how much of Test they touch."""
+    """Number of near duplicates between the splits, and the share of Test that has one outside of it."""
 
     max_distance_bits: int
     max_difference_levels: float
     num_pairs: dict[str, int]
-    """By two splits, as "train/test"."""
+    """Number of near-duplicate pairs for each pair of splits such as "train/test"."""
     num_test_images_near_training: int
     share_of_test: float
     """0 to 1."""
@@ -53,14 +53,14 @@ class Twin:
     objects: list[str]
     classes: list[str]
     splits: list[list[str]]
-    """Of each object."""
+    """The splits of each object."""
     shares: list[float]
-    """Of each object's images, those with a near duplicate in the other, 0 to 1."""
+    """For each object, the share of its images with a near duplicate in the other, 0 to 1."""
     example: Example
 
 
 def exact_duplicates(rows: list[ManifestRow]) -> ExactDuplicates:
-    """Files that stand there more than once, byte for byte."""
+    """Find files that occur more than once, byte for byte."""
     groups: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in rows:
         groups[row.sha256].append(row)
@@ -74,7 +74,7 @@ def exact_duplicates(rows: list[ManifestRow]) -> ExactDuplicates:
 
 
 def near_report(data: PreparedData, near: NearDuplicates) -> NearReport:
-    """How many pairs there are between the splits, and how much of Test they touch."""
+    """Count the pairs between splits, and the test images with a near duplicate in Training or validation."""
     test = [index for index, row in enumerate(data.rows) if row.split == "test"]
     leaked = near.in_split[test][:, [SPLITS.index("train"), SPLITS.index("val")]].any(axis=1)
     return NearReport(
@@ -92,7 +92,7 @@ def near_report(data: PreparedData, near: NearDuplicates) -> NearReport:
 
 
 def twin_objects(data: PreparedData, near: NearDuplicates, objects: list[str]) -> list[Twin]:
-    """Pairs of objects that show the same fruit, by the share of images that are in both."""
+    """Find pairs of objects that show the same fruit, by the share of images with a near duplicate."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(data.rows):
         members[row.object].append(index)
@@ -120,7 +120,7 @@ def twin_objects(data: PreparedData, near: NearDuplicates, objects: list[str]) -
 
 
 def closest_leaks(data: PreparedData, near: NearDuplicates) -> list[Example]:
-    """For each object its test image that is closest to one outside Test, the closest first."""
+    """For each object, the test image that is closest to an image outside Test; the closest first."""
     pairs = sorted(near.closest_leaks.values(), key=lambda pair: pair.difference)
     return [_example(data, pair) for pair in pairs[:MAX_LISTED]]
 

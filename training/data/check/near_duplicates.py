@@ -1,9 +1,9 @@
-"""Images that show nearly the same, found among all pairs in bounded memory.
+"""Find near-duplicate images among all pairs, in bounded memory.
 
-Two images are near duplicates when their dHashes differ in at most `MAX_DISTANCE` of 64 bits and their
-thumbnails in at most `MAX_DIFFERENCE` levels in the mean. The hash sees shapes and shading and no colour; the
-thumbnail tells a red apple from a green one. Pairs are counted as they are found and not kept: neighbouring
-frames of a film alone make millions.
+Two images are near duplicates if their dHashes differ in at most `MAX_DISTANCE` of 64 bits and their
+thumbnails by at most `MAX_DIFFERENCE` levels on average. The hash compares shape and shading but not colour;
+the thumbnails separate a red apple from a green one. Pairs are counted and not kept, because neighbouring
+frames of films alone make millions of them.
 """
 
 from collections.abc import Sequence
@@ -25,32 +25,32 @@ PAIRS_AT_ONCE = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An example."""
+    """Two near duplicates."""
 
     first: int
     """Row number."""
     second: int
     """Row number."""
     distance: int
-    """Bits."""
+    """dHash bits that differ."""
     difference: float
-    """Levels, 0 to 255."""
+    """Mean difference of the thumbnails, 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """What was found among N images of G groups."""
+    """The near duplicates among N images of G groups."""
 
     num_pairs: Ints
     """(3, 3) pairs between splits, in the order of `SPLITS`; each pair counts once, above the diagonal."""
     in_split: npt.NDArray[np.bool_]
-    """(N, 3) whether an image has a near duplicate in a split."""
+    """(N, 3), whether an image has a near duplicate in each split."""
     in_group: npt.NDArray[np.bool_]
-    """(N, G) whether an image has a near duplicate in a group."""
+    """(N, G), whether an image has a near duplicate in each group."""
     closest_groups: dict[tuple[int, int], Pair]
-    """For two groups, lower number first, the closest pair between them."""
+    """The closest pair between two groups, keyed by their numbers with the lower one first."""
     closest_leaks: dict[int, Pair]
-    """For a group, its test image closest to an image outside the test split; the test image first."""
+    """For each group, the closest pair of one of its test images (`first`) and an image outside Test."""
 
 
 def find_near_duplicates(
@@ -59,9 +59,9 @@ def find_near_duplicates(
     """Compare every readable image with every other one.
 
     Args:
-        survey: of the N images.
-        splits: of each image its split.
-        groups: of each image a number from 0 to `num_groups` - 1.
+        survey: hashes and thumbnails of the N images.
+        splits: the split of each image.
+        groups: the group of each image, 0 to `num_groups` - 1.
         num_groups: G.
     """
     found = _Tally(
@@ -80,7 +80,7 @@ def find_near_duplicates(
 
 
 class _Tally:
-    """Counts and closest examples so far."""
+    """Accumulates counts and the closest pairs."""
 
     def __init__(self, splits: Ints, groups: Ints, num_groups: int) -> None:
         self._splits, self._groups, self._num_groups = splits, groups, num_groups
@@ -91,8 +91,7 @@ class _Tally:
         self._closest_leaks: dict[int, Pair] = {}
 
     def add(self, first: Ints, second: Ints, distance: Ints, difference: npt.NDArray[np.float64]) -> None:
-        """Take account of some pairs."""
-        # The row number is the tie-break, so that the order of the search decides nothing.
+        """Add some pairs; ties are broken by row number, so the order of calls does not matter."""
         first, second = np.minimum(first, second), np.maximum(first, second)
         splits, groups = self._splits, self._groups
         low, high = np.sort((splits[first], splits[second]), axis=0)
@@ -109,7 +108,7 @@ class _Tally:
             _keep(self._closest_groups, key, lower, one, other, distance, difference)
 
     def result(self) -> NearDuplicates:
-        """All of it."""
+        """The totals."""
         closest = {divmod(key, self._num_groups): pair for key, pair in sorted(self._closest_groups.items())}
         leaks = dict(sorted(self._closest_leaks.items()))
         square = self._num_pairs.reshape(len(SPLITS), len(SPLITS))
@@ -125,7 +124,7 @@ def _keep(
     distance: Ints,
     difference: npt.NDArray[np.float64],
 ) -> None:
-    """Keep of the chosen pairs the closest for each key."""
+    """Update `best` with the closest of the chosen pairs for each key."""
     chosen_at = np.flatnonzero(chosen)
     order = chosen_at[np.lexsort((second[chosen_at], first[chosen_at], difference[chosen_at]))]
     for key, at in zip(*np.unique(keys[order], return_index=True), strict=True):

@@ -1,11 +1,14 @@
-"""What a data check shows: an HTML page with the pictures inside, class balance, sheets of samples."""
+"""Write what `fruitstand data check` shows: the HTML page, the class-balance plot, and sheets of samples.
+
+`page.html.jinja` holds the page's text. The pictures are inside the page, so it can be sent as one file.
+"""
 
 import base64
 import io
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from PIL import Image, ImageDraw
 
 from fruitstand.artefacts import atomic_file
@@ -27,145 +30,55 @@ NUM_COLUMNS = 8
 MAX_NAME_BYTES = 200
 COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .2rem .9rem .2rem 0; text-align: left }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.ok { color: #176b2c } .bad { color: #a4161a } .verdict { font-weight: 600 }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-figure { margin: 0; border: 1px solid #ddd; border-radius: 4px; padding: .5rem }
-figure img { height: 7rem; margin-right: .3rem } figcaption { font-size: .8rem; overflow-wrap: anywhere }
-img.plot { max-width: 100% }
-"""
-
 
 def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) -> str:
-    """The page.
+    """Render the HTML page.
 
     Args:
-        result: what `check.json` holds.
-        data: the folder it was found in; the pictures come from there.
+        result: the content of `check.json`.
+        data: the prepared folder; the pictures are read from it.
         balance_png: the plot of the class balance.
     """
-    verdict = (
-        '<p class="verdict ok">Files and split are what they claim to be.</p>'
-        if result["ok"]
-        else '<p class="verdict bad">Not what it claims to be:</p>' + _lines(result["failures"])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     files = result["files"]
-    parts = [
-        f"<h1>Data check: {escape(result['source'])}, split {escape(result['split_kind'])}</h1>",
-        verdict,
-        _lines(result["summary"]),
-        f"<p><small>manifest {escape(result['manifest_sha256'])}</small></p>",
-        _splits(result),
-        "<h2>The same fruit under two names</h2>",
-        _twins(result["twin_objects"], data),
-        "<h2>Test images and what is nearest to them in Training or validation</h2>",
-        "<p>The closest pair of each variety: bits of 64 in which the dHashes differ, mean difference in"
-        " levels of 255.</p>",
-        _pairs([(example, _numbers(example)) for example in result["closest_leaks"]], data),
-        "<h2>Odd and damaged files</h2>",
-        _odd(files["odd"] + files["damaged"], files["num_odd"] + files["num_damaged"], data),
-        "<h2>Files</h2>",
-        _table("size", files["sizes"]),
-        _table("mode", files["modes"]),
-        _table("format", files["formats"]),
-        _table("bytes", files["bytes"]),
-        "<h2>Class balance</h2>",
-        f'<img class="plot" alt="images of each class" src="{_data_url(balance_png, "png")}">',
+    twins = [
+        _figure(twin["example"], f"{' = '.join(twin['objects'])}: {max(twin['shares']):.0%} of one; ")
+        for twin in result["twin_objects"][:MAX_PAIRS]
     ]
-    title = escape(f"Data check: {result['source']}")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-
-
-def _lines(lines: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _table(head: str, counts: dict[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><td>{escape(key)}</td><td class="n">{value}</td></tr>' for key, value in counts.items()
-    )
-    return f"<table><tr><th>{escape(head)}</th><th></th></tr>{rows}</table>"
-
-
-def _splits(result: dict[str, Any]) -> str:
-    near, exact = result["near_duplicates"]["num_pairs"], result["exact_duplicates"]["shared"]
-    rows = "".join(
-        f'<tr><td>{pair}</td><td class="n">{result["shared_objects"][pair]["num"]}</td>'
-        f'<td class="n">{result["shared_films"][pair]["num"]}</td><td class="n">{exact[pair]}</td>'
-        f'<td class="n">{near[pair]}</td></tr>'
-        for pair in exact
-    )
-    counts = ", ".join(f"{split} {count}" for split, count in result["num_images"].items())
-    inside = ", ".join(f"{split} {near[f'{split}/{split}']}" for split in SPLITS)
-    return (
-        f"<h2>Within and between the splits</h2><p>{escape(counts)} images;"
-        f" {result['num_objects']} varieties, {result['num_films']} films.</p>"
-        f"<table><tr><th>shared</th><th>varieties</th><th>films</th>"
-        f"<th>files</th><th>near-duplicate pairs</th></tr>{rows}</table>"
-        f"<p>Near-duplicate pairs inside a split: {inside}.</p>"
-    )
-
-
-def _twins(twins: list[dict[str, Any]], data: PreparedData) -> str:
-    return _pairs(
-        [
-            (
-                twin["example"],
-                f"{' = '.join(twin['objects'])}: {max(twin['shares']):.0%} of one;"
-                f" {_numbers(twin['example'])}",
-            )
-            for twin in twins
+    return environment.get_template("page.html.jinja").render(
+        result=result,
+        splits=SPLITS,
+        twins=twins,
+        leaks=[_figure(example) for example in result["closest_leaks"][:MAX_PAIRS]],
+        odd=[
+            {"files": [one["file"]], "caption": one["reason"]}
+            for one in (files["odd"] + files["damaged"])[:MAX_ODD]
         ],
-        data,
+        picture=lambda file: _picture(data.directory / file),
+        balance=_data_url(balance_png, "png"),
     )
 
 
-def _numbers(example: dict[str, Any]) -> str:
-    return f"{example['distance_bits']} bits, {example['difference_levels']} levels"
-
-
-def _pairs(pairs: list[tuple[dict[str, Any], str]], data: PreparedData) -> str:
-    if not pairs:
-        return "<p>None.</p>"
-    figures = "".join(
-        f"<figure>{''.join(_picture(data.directory / file) for file in example['files'])}"
-        f"<figcaption>{'<br>'.join(escape(file) for file in example['files'])}<br>{escape(text)}"
-        "</figcaption></figure>"
-        for example, text in pairs[:MAX_PAIRS]
-    )
-    return f'<div class="pairs">{figures}</div>{_more(len(pairs), MAX_PAIRS)}'
-
-
-def _odd(odd: list[dict[str, str]], total: int, data: PreparedData) -> str:
-    if not odd:
-        return "<p>None.</p>"
-    figures = "".join(
-        f"<figure>{_picture(data.directory / one['file'])}"
-        f"<figcaption>{escape(one['file'])}<br>{escape(one['reason'])}</figcaption></figure>"
-        for one in odd[:MAX_ODD]
-    )
-    return f'<div class="pairs">{figures}</div>{_more(total, MAX_ODD)}'
-
-
-def _more(total: int, shown: int) -> str:
-    return f"<p>{total - shown} more in check.json.</p>" if total > shown else ""
+def _figure(example: dict[str, Any], caption: str = "") -> dict[str, Any]:
+    """Two images and what is written below them."""
+    numbers = f"{example['distance_bits']} bits, {example['difference_levels']} levels"
+    return {"files": example["files"], "caption": caption + numbers}
 
 
 def _picture(path: Path) -> str:
-    """An `img` element, or words where there is no picture to show."""
+    """A small JPEG as a data URL; empty if the file cannot be decoded."""
     buffer = io.BytesIO()
     try:
         picture(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "<em>no picture</em>"
-    return f'<img alt="" src="{_data_url(buffer.getvalue(), "jpeg")}">'
+        return ""
+    return _data_url(buffer.getvalue(), "jpeg")
 
 
 def _data_url(content: bytes, kind: str) -> str:
@@ -173,7 +86,7 @@ def _data_url(content: bytes, kind: str) -> str:
 
 
 def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> None:
-    """Images of each class, the largest first."""
+    """Plot the number of images of each class, the largest class first."""
     labels = sorted(images_per_class, key=lambda label: -sum(images_per_class[label].values()))
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * len(labels)), layout="constrained")
     left = [0] * len(labels)
@@ -190,7 +103,7 @@ def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> Non
 
 
 def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
-    """One PNG a class: a line of samples, spread over its films, for each split."""
+    """Write one PNG per class: a row of samples for each split, spread over the class's films."""
     members: dict[str, dict[str, list[ManifestRow]]] = {
         label: {split: [] for split in SPLITS} for label in data.labels
     }
@@ -203,7 +116,7 @@ def write_sheets(directory: Path, data: PreparedData, seen: Survey) -> None:
             for column, row in enumerate(_spread(members[label][split])):
                 sheet.paste(picture(data.directory / row.path, TILE), (column * TILE, line * TILE))
             ImageDraw.Draw(sheet).text((2, line * TILE), split, "black")
-        # Not every class name can be a file's.
+        # A class name may hold a slash or be too long for a file name.
         fits = "/" not in label and len(label.encode()) <= MAX_NAME_BYTES
         with atomic_file(directory / f"{label if fits else f'class {number}'}.png") as temporary:
             sheet.save(temporary, format="PNG")

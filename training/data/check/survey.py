@@ -1,7 +1,7 @@
-"""Look at every image of a prepared folder once: what kind of file it is, and what it shows in a few numbers.
+"""Read every image of a prepared folder once: file format, size, a perceptual hash and a thumbnail.
 
-The numbers are a perceptual hash and a thumbnail, both from one reduction to 9 x 8 pixels. They are kept for
-all images at once, 224 bytes each; the images themselves are not.
+Hash and thumbnail come from the image reduced to 9 x 8 pixels. They take 224 bytes per image and are kept for
+all images; the pixels are not.
 """
 
 import hashlib
@@ -24,21 +24,21 @@ from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 
 THUMBNAIL_SIZE = (9, 8)
-"""Width and height in pixels: eight differences in each of eight lines."""
+"""Width and height in pixels: eight differences between neighbours in each of eight rows."""
 NUM_THREADS = 4
 USUAL_SHARE = 0.9
-"""When so many images have one size, or one mode, the others are odd."""
+"""If this share of the images has one size or one mode, the others are reported as odd."""
 MAX_LISTED = 200
-"""Of every kind of finding; the counts are complete."""
+"""Findings listed of each kind; the counts are complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one readable image is."""
+    """Format and size of one readable image."""
 
     format: str
     mode: str
-    """Pillow's name."""
+    """Pillow's name of the pixel format, such as RGB."""
     width: int
     """Pixels."""
     height: int
@@ -53,11 +53,11 @@ class Survey:
     looks: list[Look | None]
     """None where the file is missing or damaged."""
     problems: dict[int, str]
-    """Row number to what is wrong with the file."""
+    """What is wrong with a file, by row number."""
     hashes: npt.NDArray[np.uint64]
-    """(N,) dHash; 0 where there is no look."""
+    """(N,) dHash; 0 for unreadable files."""
     thumbnails: npt.NDArray[np.uint8]
-    """(N, 8, 9, 3) RGB; 0 where there is no look."""
+    """(N, 8, 9, 3) RGB; 0 for unreadable files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +70,18 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileReport:
-    """What kind of files a prepared folder holds; lists are cut, counts are complete."""
+    """The files of a prepared folder; lists end at `MAX_LISTED`, counts are complete."""
 
     num_damaged: int
     damaged: list[Finding]
     num_odd: int
     odd: list[Finding]
     sizes: dict[str, int]
-    """Images of each size, the commonest first."""
+    """Number of images of each size, the most common first."""
     modes: dict[str, int]
     formats: dict[str, int]
     bytes: dict[str, float]
-    """Smallest, median and largest file."""
+    """Size of the smallest, median and largest file."""
 
 
 def survey(data: PreparedData) -> Survey:
@@ -123,19 +123,19 @@ def _look(directory: Path, row: ManifestRow) -> tuple[Look, npt.NDArray[np.uint8
             opened.load()
             small = opened.convert("RGB").resize(THUMBNAIL_SIZE, Image.Resampling.BOX)
             seen = Look(inspected.header.format, opened.mode, *opened.size, len(encoded))
-    except Exception as exc:  # Pillow raises a dozen kinds for damaged files; each means the same here
+    except Exception as exc:  # Pillow raises many types of errors for damaged files
         raise ImageRejected("damaged or truncated: the image cannot be decoded to its end") from exc
     return seen, np.asarray(small)
 
 
 def difference_hashes(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The dHash of each thumbnail: one bit for each pixel that is darker than its right neighbour.
+    """The dHash of each thumbnail: a bit is set where a pixel is darker than its right neighbour.
 
     Args:
         thumbnails: (N, 8, 9, 3) uint8, RGB.
 
     Returns:
-        (N,) uint64, the first pixel in the highest bit.
+        (N,) uint64; the first pixel is the highest bit.
 
     Source:
         N. Krawetz, "Kind of Like That", 2013 (dHash); luma weights of ITU-R BT.601.
@@ -147,7 +147,7 @@ def difference_hashes(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint6
 
 
 def file_report(data: PreparedData, seen: Survey) -> FileReport:
-    """Damaged and odd files, and how often each size, mode and format occurs."""
+    """List damaged and odd files, and count sizes, modes and formats."""
     looks = [look for look in seen.looks if look is not None]
     num_bytes = sorted(look.num_bytes for look in looks)
     damaged = [Finding(data.rows[index].path, reason) for index, reason in sorted(seen.problems.items())]
@@ -169,7 +169,7 @@ def file_report(data: PreparedData, seen: Survey) -> FileReport:
 
 
 def _unusual(data: PreparedData, seen: Survey) -> list[Finding]:
-    """Images that differ from nearly all the others in size or mode."""
+    """Find images whose size or mode differs from that of nearly all others."""
     traits = [
         (row.path, f"{look.width} x {look.height} pixels", f"mode {look.mode}")
         for row, look in zip(data.rows, seen.looks, strict=True)

@@ -1,7 +1,7 @@
-"""The contract every stage shares, and the `fruitstand` command.
+"""What all stages share, and the `fruitstand` command.
 
-Modules here use the standard library only; what needs numpy, Pillow or pyarrow imports it inside the
-function. `fruitstand.cli` is the one place that knows the stages.
+Modules here need only the standard library; numpy, Pillow and pyarrow are imported inside functions. Only
+`fruitstand.cli` knows the stages.
 """
 
 __version__ = "0.2.0.dev0"

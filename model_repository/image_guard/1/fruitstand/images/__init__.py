@@ -1,1 +1,1 @@
-"""What an encoded image is, whether it is whole, and which of its bytes a decoder needs."""
+"""Check encoded images before any decoder sees them, decode them, and convert other formats."""

@@ -1,4 +1,4 @@
-"""BMP: the header's numbers are held against each other and against the file's length."""
+"""Check the header of a BMP for consistency, and against the length of the file."""
 
 import struct
 
@@ -21,7 +21,7 @@ _WITH_ALPHA = frozenset(
     )
 )
 _MASKS = {40: _WITHOUT_ALPHA, 52: _WITHOUT_ALPHA, **dict.fromkeys((56, 64, 108, 124), _WITH_ALPHA)}
-"""For each length of the header: the masks of red, green, blue and alpha that decoders agree on."""
+"""The channel masks (red, green, blue, alpha) that decoders agree on, by length of the header."""
 
 
 def read_size(view: memoryview) -> tuple[int, int]:
@@ -38,10 +38,10 @@ def read_size(view: memoryview) -> tuple[int, int]:
 
 
 def picture_only(view: memoryview) -> memoryview:
-    """The file up to the picture's end: a BMP has no metadata.
+    """Return the file up to the end of the picture; a BMP has no metadata to remove.
 
     Raises:
-        ImageRejected: the file ends before the picture does, or is of a kind that decoders read differently.
+        ImageRejected: the file is truncated, or of a kind that decoders read differently.
         struct.error: the file ends inside its header.
     """
     offset, header_bytes = struct.unpack_from("<II", view, 10)

@@ -1,9 +1,9 @@
-"""JPEG: are the tables there that a scan needs, and do frame header and scan header fit together?
+"""Check that a JPEG has the tables its scans need, and that frame header and scan headers are consistent.
 
-libjpeg gives a file up where they do not, and NVIDIA's dali backend then fails the whole batch. The rules are
-libjpeg-turbo's own: what it only warns of is accepted, and so is a broken table that no scan uses.
+libjpeg rejects a file otherwise, and then NVIDIA's dali backend fails the whole batch. The rules are those of
+libjpeg-turbo: problems for which it only warns are accepted, and so is a broken table that no scan uses.
 
-Most files have one of few headers and the standard's Huffman tables, so what was read of them is remembered.
+Most files share a few headers and the standard Huffman tables, so the results of parsing are cached.
 """
 
 import functools
@@ -14,19 +14,20 @@ from fruitstand.errors import ImageRejected
 DHT, DAC, SOS, DQT, DRI = 0xC4, 0xCC, 0xDA, 0xDB, 0xDD
 PROGRESSIVE = frozenset((0xC2, 0xCA))
 MAX_SIDE = 65_500
-"""Pixels. libjpeg reads no wider or higher picture."""
+"""Largest width and height that libjpeg reads, pixels."""
 
 _ARITHMETIC = frozenset((0xC9, 0xCA))
 _MAX_TABLE_NUMBER = 3
 _MAX_HUFFMAN_TABLES, _MAX_QUANTIZATION_BYTES, _MAX_CONDITIONING_BYTES = 8, 4 * 129, 32 * 2
-"""In one segment: each number once. libjpeg takes more, real files have none, and each costs time."""
+"""Limits for one segment, which allow each table number once. libjpeg accepts more, but real files have no
+more."""
 _AC, _QUANTIZATION = 0x10, 0x20
-"""Added to a table's number, so that DC, AC and quantisation tables are 0 to 3, 16 to 19, 32 to 35."""
+"""Offsets of table numbers: DC, AC and quantisation tables are 0 to 3, 16 to 19 and 32 to 35."""
 _STANDARD_TABLES = frozenset((0, 1, _AC, _AC + 1))
-"""libjpeg has these Huffman tables ready for sequential files that leave them out."""
+"""Huffman tables that libjpeg adds to sequential files without them."""
 _MAX_SAMPLING = 4
 _MAX_BLOCKS = 10
-"""Of all components in one unit of an interleaved scan."""
+"""Largest number of blocks of all components in one unit of an interleaved scan."""
 _MAX_DC_SYMBOL = 15
 _LAST_COEFFICIENT = 63
 _MAX_POINT_TRANSFORM = 13
@@ -37,11 +38,11 @@ _BROKEN_FRAME: Final = "damaged: broken JPEG frame header"
 _BROKEN_SCAN: Final = "damaged: broken JPEG scan header"
 
 Components = tuple[tuple[int, int, int], ...]
-"""Of each: identifier, blocks in one interleaved unit, number of its quantisation table."""
+"""Identifier, blocks in one interleaved unit, and quantisation table of each component."""
 
 
 class Coding:
-    """What a file's segments have defined so far.
+    """The frame and the tables that a file's segments have defined so far.
 
     Source:
         ITU-T T.81 annex B.2; libjpeg-turbo's jdmarker.c, jdinput.c, jdhuff.c, jdphuff.c, jdsample.c.
@@ -56,7 +57,7 @@ class Coding:
         self._broken: set[int] = set()
 
     def define_frame(self, marker: int, segment: memoryview) -> None:
-        """Take in the frame header, without its marker and length.
+        """Read the frame header, without its marker and length.
 
         Raises:
             ImageRejected: sampling factors or a length that no decoder accepts.
@@ -65,10 +66,10 @@ class Coding:
         self._components = _components(bytes(segment[5:]))
 
     def define(self, marker: int, segment: memoryview) -> None:
-        """Take in another segment; at a scan's header everything it needs has to be there.
+        """Read another segment; a scan header requires all tables it uses to be defined before.
 
         Raises:
-            ImageRejected: libjpeg gives such a file up.
+            ImageRejected: libjpeg rejects such a file.
         """
         if marker in (DHT, DQT):
             tables = _huffman_tables if marker == DHT else _quantization_tables
@@ -91,7 +92,7 @@ class Coding:
 
 @functools.lru_cache(maxsize=32)
 def _components(header: bytes) -> Components:
-    """A frame header's components, from their number on."""
+    """Parse the components in a frame header, which starts with their number."""
     num_components = header[0] if header else 0
     if not num_components or len(header) != 1 + 3 * num_components:
         raise ImageRejected(_BROKEN_FRAME)
@@ -107,7 +108,7 @@ def _components(header: bytes) -> Components:
 
 @functools.lru_cache(maxsize=32)
 def _needed_tables(frame: int, components: Components, header: bytes) -> frozenset[int]:
-    """The tables without which a scan with this header cannot be decoded."""
+    """Numbers of the tables that a scan with this header needs."""
     num_scanned = header[0] if header else 0
     if not 0 < num_scanned <= 4 or len(header) != 4 + 2 * num_scanned:
         raise ImageRejected(_BROKEN_SCAN)
@@ -135,7 +136,7 @@ def _needed_tables(frame: int, components: Components, header: bytes) -> frozens
 
 
 def _scanned_component(components: Components, identifier: int, *, at_least: int) -> int:
-    """Where libjpeg finds it. A scan's components come in the frame's order."""
+    """Index of a component as libjpeg finds it; the components of a scan follow the frame's order."""
     for n, (own, _, _) in enumerate(components):
         if own == identifier and n >= at_least:
             return n
@@ -143,7 +144,7 @@ def _scanned_component(components: Components, identifier: int, *, at_least: int
 
 
 def _check_conditioning(segment: memoryview) -> None:
-    """Of arithmetic coding: class and number, then for DC two bounds in a byte, for AC one value."""
+    """Check a DAC segment: pairs of class and number, then two bounds in a byte (DC) or one value (AC)."""
     if len(segment) % 2 or len(segment) > _MAX_CONDITIONING_BYTES:
         raise ImageRejected(_BROKEN_TABLES)
     for number, value in zip(segment[::2], segment[1::2], strict=True):
@@ -154,7 +155,7 @@ def _check_conditioning(segment: memoryview) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _quantization_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
-    """Numbers of a segment's tables, and an empty set: none of them can be broken."""
+    """Numbers of a segment's usable tables, and an empty set, since quantisation tables cannot be broken."""
     numbers, position = set(), 0
     if len(segment) > _MAX_QUANTIZATION_BYTES:
         raise ImageRejected(_BROKEN_TABLES)
@@ -169,10 +170,10 @@ def _quantization_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]
 
 @functools.lru_cache(maxsize=32)
 def _huffman_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
-    """Numbers of a segment's tables: those that a decoder can build, and the others.
+    """Numbers of a segment's usable tables, and of those that a decoder cannot build.
 
     Raises:
-        ImageRejected: a table is not as long as it says, or has an unknown number; too many tables.
+        ImageRejected: a table has a wrong length or an unknown number, or there are too many tables.
     """
     usable: set[int] = set()
     broken: set[int] = set()
@@ -196,7 +197,7 @@ def _huffman_tables(segment: bytes) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def _is_prefix_code(counts: bytes) -> bool:
-    """Whether there are enough codes of each length, 1 to 16 bits; the one of ones alone is reserved."""
+    """Whether the counts per length, 1 to 16 bits, form a prefix code; the all-ones code is reserved."""
     num_free = 1
     for count in counts.rstrip(b"\0"):
         num_free = 2 * num_free - count

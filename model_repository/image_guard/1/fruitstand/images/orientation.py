@@ -1,4 +1,4 @@
-"""How a picture has to be turned: read from EXIF or XMP, written as the smallest EXIF block that says so."""
+"""Read the orientation of a picture from EXIF or XMP, and write the smallest EXIF block that holds it."""
 
 import re
 import struct
@@ -7,19 +7,19 @@ _TAG = 0x0112
 _IDENTIFIER = b"Exif\0\0"
 _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
-"""TIFF's field types; the standard allows SHORT (3) only, cameras write others."""
+"""Integer types of TIFF fields; the standard allows only SHORT (3), but cameras write others."""
 _XMP = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)([0-9])")
 
 
 def turn(exif: bytes, xmp: bytes) -> int:
-    """The EXIF orientation of a file's metadata; XMP counts where EXIF says nothing.
+    """The orientation in a file's metadata; XMP is used only if EXIF has none.
 
     Args:
-        exif: the EXIF block, with or without its identifier; empty where the file has none.
-        xmp: the XMP packet; empty where the file has none.
+        exif: the EXIF block, with or without its identifier; empty if the file has none.
+        xmp: the XMP packet; empty if the file has none.
 
     Returns:
-        2 to 8; 1 where the picture stays as it is, which broken metadata and unknown values mean too.
+        The EXIF orientation, 2 to 8; or 1 if there is none, or for broken metadata and unknown values.
 
     Source:
         Pillow 13 `ImageOps.exif_transpose`: the same precedence.
@@ -46,10 +46,10 @@ def _from_exif(block: bytes) -> int | None:
                 number = _INTEGER_FORMATS.get(kind)
                 return int(struct.unpack_from(order + number, block, entry + 8)[0]) if number else 0
     except struct.error:
-        pass  # the block ends early: what was not found until here is not there
+        pass  # the block is truncated and holds no orientation before its end
     return None
 
 
 def exif_block(orientation: int) -> bytes:
-    """A TIFF structure with this tag alone, 26 bytes, without the identifier that JPEG puts in front."""
+    """A TIFF structure with only this tag, 26 bytes, without the identifier that JPEG adds."""
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, _TAG, 3, 1, orientation, 0, 0)

@@ -1,4 +1,4 @@
-"""PNG: the chunks are walked, and what is no part of the picture is left out."""
+"""Check the chunks of a PNG, and remove those that do not belong to the picture."""
 
 import struct
 import zlib
@@ -9,13 +9,13 @@ from fruitstand.images.orientation import exif_block, turn
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 10_000
-"""A file of `max_encoded_bytes` has a thousand of libpng's usual size."""
+"""A file of `max_encoded_bytes` has about a thousand chunks of libpng's default size."""
 MAX_PROFILE_BYTES = 2**20
-"""Of EXIF that is kept as compressed text."""
+"""Largest EXIF that is read from a compressed text chunk."""
 ADAM7_PASSES = (
     (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
 )  # fmt: skip
-"""Of an interlaced PNG: first row, first column, row step, column step."""
+"""First row, first column, row step and column step of each pass of an interlaced PNG."""
 
 _PICTURE = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -25,7 +25,7 @@ _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 
 
 def read_size(view: memoryview) -> tuple[int, int]:
-    """Width and height in pixels, before any turn.
+    """Read width and height in pixels, before the EXIF orientation is applied.
 
     Raises:
         struct.error: the file ends inside its header.
@@ -35,10 +35,10 @@ def read_size(view: memoryview) -> tuple[int, int]:
 
 
 def chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk, IEND included; a chunk of the picture has to match its checksum.
+    """Yield kind, start and end of each chunk up to IEND; checksums of the picture's chunks are checked.
 
     Raises:
-        ImageRejected: a chunk of the picture is altered, or what follows is no chunk.
+        ImageRejected: a checksum does not match, or the file holds something else than chunks.
         struct.error: the file ends inside a chunk.
     """
     position = 8
@@ -65,12 +65,12 @@ def _is_unaltered(view: memoryview, start: int, end: int) -> bool:
 
 
 def picture_only(view: memoryview) -> memoryview | bytes:
-    """The file without ancillary chunks; its turn, if any, is all that its EXIF says.
+    """Return the file without ancillary chunks, except an EXIF chunk with the orientation if there is one.
 
-    So an animation becomes its default image, and metadata that is damaged cannot hurt.
+    An animation becomes its default image, and damaged metadata is removed.
 
     Raises:
-        ImageRejected: the picture is altered, cut off, or contradicts itself.
+        ImageRejected: the picture is damaged, truncated, or inconsistent.
         struct.error: the file ends inside a chunk.
     """
     kept: list[memoryview | bytes] = []
@@ -104,7 +104,7 @@ def picture_only(view: memoryview) -> memoryview | bytes:
 
 
 def _check_header(kind: bytes, content: memoryview) -> int:
-    """The colour type."""
+    """Check the header chunk, and return the colour type."""
     if kind != b"IHDR" or len(content) != 13:
         raise ImageRejected("damaged: a PNG that does not begin with its header")
     depth, colour, compression, filtering, interlace = content[8:13]
@@ -116,7 +116,7 @@ def _check_header(kind: bytes, content: memoryview) -> int:
 def _is_palette_needed(colour: int, num_bytes: int) -> bool:
     if colour == _PALETTE and (not 0 < num_bytes <= 768 or num_bytes % 3):
         raise ImageRejected(f"damaged: a PNG with a palette of {num_bytes} bytes")
-    return colour == _PALETTE  # else a mere suggestion
+    return colour == _PALETTE  # in other colour types a palette is only a suggestion
 
 
 def _from_exif(content: bytes) -> tuple[bytes, bytes]:
@@ -147,18 +147,18 @@ _METADATA = {
     b"zTXt": _from_compressed_text,
     b"iTXt": _from_international_text,
 }
-"""What a chunk's content says as EXIF and as XMP."""
+"""Functions that return (EXIF, XMP) from the content of a chunk."""
 
 
 def _inflate(compressed: bytes) -> bytes:
     try:
         return zlib.decompressobj().decompress(compressed, MAX_PROFILE_BYTES)
     except zlib.error:
-        return b""  # metadata only: the picture stays as it is
+        return b""  # only metadata is lost
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """ImageMagick's: a name and a length, each on its line, then hexadecimal digits."""
+    """Parse ImageMagick's profile text: a line with a name, one with a length, then hexadecimal digits."""
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
@@ -166,14 +166,15 @@ def _raw_profile(text: bytes) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG with its length and checksum."""
+    """Build a chunk with its length and checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def has_broken_rows(view: memoryview) -> bool:
-    """Whether an inspected PNG lacks rows or the end of its data, or a row has a filter that does not exist.
+    """Whether a PNG lacks rows or the end of its data, or has a row with an invalid filter type.
 
-    Costs a decompression. Decoders disagree about such files: Pillow fills with black, libpng refuses.
+    This decompresses the file. Decoders disagree about such files: Pillow fills with black, libpng rejects
+    them.
 
     Raises:
         zlib.error: the compressed data are damaged.
@@ -187,7 +188,7 @@ def has_broken_rows(view: memoryview) -> bool:
         elif kind == b"IDAT":
             rows = stream.decompress(view[start + 8 : end - 4])
             for first, row_bytes, last in passes:
-                # The first byte of a row says which filter it was written with, 0 to 4.
+                # The first byte of each row is its filter type, 0 to 4.
                 at = first + max(0, -(-(num_bytes - first) // row_bytes)) * row_bytes - num_bytes
                 if max(rows[at : max(0, last - num_bytes) : row_bytes], default=0) > 4:
                     return True
@@ -198,7 +199,7 @@ def has_broken_rows(view: memoryview) -> bool:
 def _passes(
     width: int, height: int, depth: int, colour: int, _: int, __: int, interlaced: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Of each pass over the decompressed data: where it begins, bytes a row, where it ends."""
+    """Yield start, bytes per row and end of each pass in the decompressed data."""
     position = 0
     for top, left, down, right in ADAM7_PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // right), max(0, -(-(height - top) // down))

@@ -1,9 +1,9 @@
-"""Is an encoded image whole, and which of its bytes does a decoder need? No pixel is decoded for the answer.
+"""Check that an encoded image is complete, and reduce it to the bytes that a decoder needs, without decoding.
 
-Decoders disagree about damaged files: what one refuses another fills with grey, or with whatever its memory
-held. And DALI 2.4 ends its whole process when a batch holds a file whose header its parser cannot read. So
-training, export and serving ask here first, and every decoder gets the picture alone: what stands around it
-(comments, colour profiles, other frames, broken metadata) can neither hurt nor make decoders disagree.
+Decoders disagree about damaged files: some refuse them, others fill the missing part with grey or with old
+memory. DALI 2.4 even aborts its process if its parser cannot read the header of a file in a batch. So
+training, export and serving call this first, and every decoder gets only the picture. Comments, colour
+profiles, other frames and broken metadata are removed, so they cannot cause harm or make decoders disagree.
 """
 
 import struct
@@ -24,22 +24,22 @@ _PICTURE_ONLY = {
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """An image that is whole."""
+    """A complete image."""
 
     header: ImageHeader
     content: bytes | memoryview
-    """What a decoder gets: the file up to the picture's end, or a copy without what is no part of it."""
+    """The bytes for a decoder: the file up to the picture's end, or a copy with only the picture."""
 
 
 def inspect_image(encoded: bytes | memoryview, preprocessing: Preprocessing) -> Inspected:
-    """Refuse what the contract does not allow and what is not whole, before any decoder sees it.
+    """Check an image against the contract and for completeness.
 
     Args:
-        encoded: the whole file; what follows the image's own end does no harm.
+        encoded: the whole file; bytes after the end of the image are ignored.
         preprocessing: the contract, for `max_encoded_bytes` and `max_pixels`.
 
     Raises:
-        ImageRejected: as `read_header`, and a file that ends too early or contradicts itself.
+        ImageRejected: as `read_header`; and for a truncated or inconsistent file.
 
     Source:
         ITU-T T.81 annex B, PNG specification sections 5 and 11, WebP container specification; at least as
