@@ -21,6 +21,7 @@ from fruitstand.cli_options import MaxSlowdown
 from fruitstand.errors import GateFailed, UsageError
 from fruitstand.labels import labels_sha256
 from fruitstand.manifest import read_prepared
+from fruitstand.repository.model_names import CLASSIFIER, repository_names
 from fruitstand.repository.versions import read_version, serving_state
 from fruitstand.stages import command_line, step
 from monitoring.drift.report import drift_report
@@ -81,7 +82,7 @@ def retrain(
     live = ["--url", url] if url else []
     step("models", "promote", number, "--repository", repository, *live)
     if url:
-        served = top1(url, data, run / "live")
+        served = top1(url, repository, data, run / "live")
         if served < verdict["new_top1"] - MAX_TOP1_LOSS:
             step("models", "rollback", "--repository", repository, *live)
             raise GateFailed(
@@ -115,14 +116,15 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
             if serving_state(copy).version != number:  # type: ignore[union-attr]
                 step("models", "promote", number, "--repository", copy)
             with EmbeddedServer(copy, log_path=Path(name) / "triton.log") as server:
-                result[f"{which}_top1"] = top1(server.url, data, Path(name) / which)
+                result[f"{which}_top1"] = top1(server.url, copy, data, Path(name) / which)
     return result
 
 
-def top1(url: str, data: Path, out: Path) -> float:
-    """Top-1 accuracy of a server on the test split."""
-    found = step("evaluate", "--url", url, "--data", data, "--split", "test", "--out", out)["top1"]
-    return float(found)
+def top1(url: str, repository: Path, data: Path, out: Path) -> float:
+    """Top-1 on the test split of the repository's classifier, as a server answers."""
+    name = repository_names(repository).classifier.removesuffix(CLASSIFIER)
+    asked = ("--url", url, "--name", name, "--data", data, "--split", "test", "--out", out)
+    return float(step("evaluate", *asked)["top1"])
 
 
 if __name__ == "__main__":

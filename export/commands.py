@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_options import Json, MaxSlowdown, Repository, SignKey, TrustedKeys, needs, print_json
+from fruitstand.cli_options import (
+    Json,
+    MaxSlowdown,
+    NewName,
+    Repository,
+    SignKey,
+    TrustedKeys,
+    needs,
+    print_json,
+)
 from fruitstand.repository.tuning import read_tuning
 
 app = typer.Typer(
@@ -35,13 +44,14 @@ def publish(
     repository: Repository = REPOSITORY,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
+    name: NewName = None,
     as_json: Json = False,
 ) -> None:
     """Check a candidate against the repository and publish it as the next version."""
     with needs("export"):
         from export.publish.publish import publish as run_publish
 
-        manifest = run_publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign)
+        manifest = run_publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign, name=name)
     if as_json:
         print_json(manifest)
     else:
@@ -206,6 +216,7 @@ def export(
     ] = False,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
+    name: NewName = None,
     as_json: Json = False,
 ) -> None:
     """Turn a run into ONNX, check it, and publish it as the next version."""
@@ -221,6 +232,7 @@ def export(
             compare_int8=compare_int8,
             sign_key=sign,
             max_slowdown=max_slowdown,
+            name=name,
         )
     if as_json:
         print_json(result)

@@ -20,6 +20,13 @@ Ca = Annotated[
 Cert = Annotated[Path | None, typer.Option(help="TLS: PEM file with this client's certificate and key.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
 Repository = Annotated[Path, typer.Option(help="Model repository.")]
+NewName = Annotated[
+    str | None,
+    typer.Option("--name", help="Of a new repository: birds makes birds_classifier. Default: fruit."),
+]
+ServedName = Annotated[
+    str, typer.Option("--name", envvar="FRUITSTAND_NAME", help="Of one classifier among several: birds.")
+]
 SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
 MaxSlowdown = Annotated[
     float, typer.Option(min=0, help="Largest slowdown against the served version, as a factor.")

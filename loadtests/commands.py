@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fruitstand.cli_options import Json, Repository, Url, needs, print_json
+from fruitstand.cli_options import Json, Repository, ServedName, Url, needs, print_json
 from fruitstand.errors import UsageError
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 
 if TYPE_CHECKING:
     from loadtests.results.result import LoadResult
@@ -19,6 +20,7 @@ def loadtest(
     out: Annotated[Path, typer.Option(help="Folder for the result, the report and the plots.")],
     profile: Annotated[str, typer.Option(help="ramp, break, steady, spike or soak.")] = "ramp",
     url: Url = "127.0.0.1:8001",
+    name: ServedName = DEFAULT_NAME,
     slo: Annotated[Path | None, typer.Option(help="TOML file; default: loadtests/slo.toml.")] = None,
     peak: Annotated[
         str | None, typer.Option(help="Peak throughput in images/s, or the result of a ramp.")
@@ -41,6 +43,7 @@ def loadtest(
         test = LoadTest(
             profile=profile,
             url=url,
+            model_name=names_for(name).classifier,
             images=images,
             out=out,
             slo=slo or DEFAULT_SLO,
@@ -67,6 +70,7 @@ def profile(
     images: Annotated[Path | None, typer.Option(help="Folder with the images to send.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result and the plots.")] = None,
     url: Url = "127.0.0.1:8001",
+    name: ServedName = DEFAULT_NAME,
     loads: Annotated[
         str, typer.Option(help="Requests in flight, such as 1,8, or per second, such as 100/s.")
     ] = "1,4,16,64",
@@ -99,6 +103,7 @@ def profile(
         reference = read_result(baseline) if baseline is not None else None
         result = run_profile(
             url=url,
+            model_name=names_for(name).classifier,
             images=images,
             out=out,
             loads=loads,
@@ -121,6 +126,7 @@ def profile(
 
 def diagnose(
     url: Url = "127.0.0.1:8001",
+    name: ServedName = DEFAULT_NAME,
     seconds: Annotated[float, typer.Option(help="How long to watch the load.")] = 10.0,
     num_cores: Annotated[
         int | None, typer.Option(min=1, help="Cores of the server's machine, if it is not this one.")
@@ -131,7 +137,9 @@ def diagnose(
     with needs("loadtest"):
         from loadtests.diagnose import diagnose as run_diagnose
 
-        result = run_diagnose(url, seconds=seconds, num_cores=num_cores)
+        result = run_diagnose(
+            url, model_name=names_for(name).classifier, seconds=seconds, num_cores=num_cores
+        )
     if as_json:
         print_json(result)
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from fruitstand.contract import IMAGE_GUARD
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import UsageError
 from fruitstand.machine.threads import thread_budget
 from loadtests.server_statistics import Counters, ServedModel, breakdown, growth
@@ -28,7 +28,7 @@ IDLE_STEP = 0.6
 LONG_QUEUE = 0.5
 """Share of a request's time in queues above which the server is overloaded."""
 KIND_GPU = model_config_pb2.ModelInstanceGroup.KIND_GPU
-ONNXRUNTIME = "onnxruntime"
+ONNXRUNTIME, PYTHON = "onnxruntime", "python"
 THREAD_KEYS = ("intra_op_thread_count", "num_threads")
 
 
@@ -66,11 +66,14 @@ class Observed:
         return self.counters[step].busy_ns / 1e9 / self.seconds / at_once
 
 
-def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -> dict[str, Any]:
+def diagnose(
+    url: str, *, model_name: str = FRUIT_CLASSIFIER, seconds: float = 10.0, num_cores: int | None = None
+) -> dict[str, Any]:
     """Watch a server under load, and find out what limits its throughput.
 
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
+        model_name: the classifier.
         seconds: how long to watch.
         num_cores: cores of the server's machine; None takes this machine's if the server runs on it.
 
@@ -82,7 +85,7 @@ def diagnose(url: str, *, seconds: float = 10.0, num_cores: int | None = None) -
     """
     if seconds <= 0:
         raise UsageError(f"seconds: got {seconds:g}, allowed > 0")
-    with ServedModel(url) as model:
+    with ServedModel(url, model_name) as model:
         before, started = model.read(), time.monotonic()
         time.sleep(seconds)
         counters, elapsed_s = growth(before, model.read()), time.monotonic() - started
@@ -151,7 +154,7 @@ def _batching(seen: Observed, step: str) -> Iterator[Finding]:
         yield Finding("batch_size_cap", step, words, "set max_batch_size to 64 and export again")
         return
     # The guard checks images one by one.
-    if step == IMAGE_GUARD or counters.mean_batch > NO_BATCH * request_images:
+    if config.backend == PYTHON or counters.mean_batch > NO_BATCH * request_images:
         return
     observed = f"batches do not form: {counters.mean_batch:.1f} images per execution"
     ragged = [tensor.name for tensor in config.input if -1 in tensor.dims and not tensor.allow_ragged_batch]

@@ -37,6 +37,8 @@ class LoadTest:
     """One of `loadtests.generator.profiles.PROFILES`."""
     url: str
     """HOST:PORT of the server's gRPC endpoint."""
+    model_name: str = FRUIT_CLASSIFIER
+    """Name of the classifier."""
     images: Path
     """Folder with the images to send."""
     out: Path
@@ -79,7 +81,7 @@ def loadtest(test: LoadTest) -> LoadResult:
     profile = named_profile(test.profile, stage_s=test.stage_s, peak=peak)
     objectives = read_slo(test.slo, test.profile)
     sample = read_sample(test.images, 1)
-    with ServedModel(test.url, behind_gateway=True) as model:
+    with ServedModel(test.url, test.model_name, behind_gateway=True) as model:
         model.answer(sample[0])
         test.out.mkdir(parents=True, exist_ok=True)
         with StatisticsLog(model) as statistics:
@@ -106,7 +108,16 @@ def _peak(given: str | None) -> float | None:
 def _run_locust(test: LoadTest, profile: Profile, peak: float | None) -> None:
     """Run Locust in one process, or as a master and its workers."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", test.url]
-    command += ["--images", str(test.images), "--load", test.profile, "--stage-s", str(test.stage_s)]
+    command += [
+        "--model",
+        test.model_name,
+        "--images",
+        str(test.images),
+        "--load",
+        test.profile,
+        "--stage-s",
+        str(test.stage_s),
+    ]
     command += ["--deadline-s", str(test.deadline_s), "--stop-timeout", str(STOP_S)]
     command += [] if peak is None else ["--peak", str(peak)]
     tags = ["--tags", *(f"batch-{size}" for size in test.request_batches)]
@@ -156,7 +167,7 @@ def _result(
     recording, stages = Recording.from_dict(raw), raw["stages"]
     points = [_point(test, profile.loop, stage, recording, model, statistics) for stage in stages]
     reasons = sorted({reason for point in points for reason in point.generator_limits})
-    served, calls = statistics.total().get(FRUIT_CLASSIFIER), recording.total().outcomes
+    served, calls = statistics.total().get(model.name), recording.total().outcomes
     knee = find_knee(points) if test.profile in ("ramp", "break") else None
     return LoadResult(
         tool="locust",

@@ -30,6 +30,7 @@ from locust.env import Environment  # noqa: E402
 from locust.runners import WORKER_REPORT_INTERVAL, WorkerRunner  # noqa: E402
 
 from fruitstand.artefacts import write_json  # noqa: E402
+from fruitstand.contract import FRUIT_CLASSIFIER  # noqa: E402
 from fruitstand.errors import FruitstandError, UsageError  # noqa: E402
 from fruitstand_client import Client  # noqa: E402
 from loadtests.generator.profiles import (  # noqa: E402
@@ -108,6 +109,7 @@ class _Process:
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
     """Add our options to Locust's."""
+    parser.add_argument("--model", default=FRUIT_CLASSIFIER, help="Name of the classifier.")
     parser.add_argument("--images", default="data", help="Folder with the images to send.")
     parser.add_argument("--load", default="", help=f"Load profile: {', '.join(PROFILES)}.")
     parser.add_argument("--stage-s", type=float, default=10.0, help="Length of one stage, seconds.")
@@ -143,7 +145,9 @@ def start(environment: Environment, **_: object) -> None:
     try:
         _Process.images = read_sample(Path(options.images))
         # One connection for all users: HTTP/2 multiplexes their calls.
-        _Process.client = Client(environment.host, batch_size=64, deadline_s=options.deadline_s)
+        _Process.client = Client(
+            environment.host, model=options.model, batch_size=64, deadline_s=options.deadline_s
+        )
     except UsageError as exc:  # Locust would log the error and start anyway
         environment.process_exit_code = _refuse(exc)
         environment.runner.quit()

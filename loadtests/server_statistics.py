@@ -26,19 +26,18 @@ Counters = dict[str, ModelCounters]
 class ServedModel:
     """The classifier on a server; use as a context manager."""
 
-    name = FRUIT_CLASSIFIER
-
-    def __init__(self, url: str, *, behind_gateway: bool = False) -> None:
+    def __init__(self, url: str, name: str = FRUIT_CLASSIFIER, *, behind_gateway: bool = False) -> None:
         """Connect and read the configurations.
 
         Args:
             url: HOST:PORT of the gRPC endpoint.
+            name: name of the classifier.
             behind_gateway: accept a gateway that forbids reading them; then `steps` and counters are empty.
 
         Raises:
             UsageError: no server answers there, or it does not serve the classifier.
         """
-        self.url = url
+        self.url, self.name = url, name
         self._channel = open_channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._has_answered = False
@@ -76,7 +75,7 @@ class ServedModel:
             UsageError: it does not.
         """
         try:
-            with Client(self.url, deadline_s=TIMEOUT_S) as client:
+            with Client(self.url, model=self.name, deadline_s=TIMEOUT_S) as client:
                 client.classify_batch([image])
         except FruitstandError as exc:
             raise UsageError(str(exc)) from exc
@@ -100,10 +99,10 @@ class ServedModel:
         return {name: counters for name, counters in found.items() if name in self.configs}
 
     def _read_configs(self) -> None:
-        ensemble = self._config(FRUIT_CLASSIFIER)
+        ensemble = self._config(self.name)
         steps = dict(self._step_configs(ensemble))
         self.steps = list(steps)
-        self.configs = {FRUIT_CLASSIFIER: ensemble, **steps}
+        self.configs = {self.name: ensemble, **steps}
 
     def _step_configs(self, ensemble: Any) -> Iterator[tuple[str, Any]]:
         """Configurations of the steps; a step that is an ensemble is replaced by its own steps."""

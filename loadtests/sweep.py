@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.contract import FRUIT_CLASSIFIER, MAX_BATCH_SIZE
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
 from loadtests.generator.profiles import CLOSED, OPEN, read_sample
@@ -86,6 +86,7 @@ def parse_loads(text: str, request_batches: tuple[int, ...]) -> list[Cell]:
 def profile(
     *,
     url: str,
+    model_name: str = FRUIT_CLASSIFIER,
     images: Path,
     out: Path,
     loads: str = "1,4,16,64",
@@ -100,6 +101,7 @@ def profile(
 
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
+        model_name: the classifier.
         images: folder with the images to send.
         out: folder for `result.json`, plots and perf_analyzer's CSV files.
         loads: see `parse_loads`.
@@ -115,7 +117,10 @@ def profile(
     if seconds < NUM_WINDOWS or rounds < 1:
         raise UsageError(f"seconds, rounds: got {seconds:g}, {rounds}, allowed >= {NUM_WINDOWS} and >= 1")
     sample = read_sample(images, NUM_IMAGES)
-    with ServedModel(url) as model, TemporaryDirectory(prefix="fruitstand-profile-") as scratch:
+    with (
+        ServedModel(url, model_name) as model,
+        TemporaryDirectory(prefix="fruitstand-profile-") as scratch,
+    ):
         model.answer(sample[0])
         analyzer = install_perf_analyzer()
         plain, checked = Path(scratch, "images.json"), Path(scratch, "checked.json")

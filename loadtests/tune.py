@@ -26,6 +26,7 @@ from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.stages import served
 from loadtests.results.plots import legend_beside, new_figure, save
@@ -101,7 +102,7 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     bench = _Bench(repository, images, out, search)
     in_use = read_tuning(repository)
-    space = _Space(in_use, choose_backends(repository, CPU_CONFIG).kind)
+    space = _Space(in_use, choose_backends([repository], CPU_CONFIG).kind)
     study = _study(out, search, space)
     failures = 0
     while (left := search.trials - len(_finished(study))) > 0:
@@ -160,6 +161,7 @@ class _Bench:
         with served(self.copy, log=self._out / "server.log") as url:
             (point,) = profile(
                 url=url,
+                model_name=repository_names(self.copy).classifier,
                 images=self._images,
                 out=self._out / "load",
                 loads=str(self._search.in_flight),

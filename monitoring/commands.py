@@ -94,9 +94,11 @@ def record(
 
         paths = [one for one in find_images(images) if isinstance(one, Path)]
     with needs("drift"):
+        from fruitstand.repository.model_names import repository_names
         from monitoring.drift.record import record_samples
 
-        answers = _ask(url, paths, ca, cert)
+        model = repository_names(repository).classifier
+        answers = _ask(url, model, paths, ca, cert)
         result = record_samples(paths, answers, repository=repository, out=out, num_kept=keep_images)
     if as_json:
         print_json(result)
@@ -105,13 +107,13 @@ def record(
 
 
 def _ask(
-    url: str, paths: list[Path], ca: Path | None, cert: Path | None
+    url: str, model: str, paths: list[Path], ca: Path | None, cert: Path | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """For each image, the version that answered and the probabilities by label."""
     from fruitstand.progress import track
     from fruitstand_client import Client
 
-    with Client(url, **connection(url, ca, cert)) as client:
+    with Client(url, model=model, **connection(url, ca, cert)) as client:
         answers = client.classify_stream(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="record"):
             if one.failure is not None:

@@ -26,6 +26,7 @@ from fruitstand.errors import ArtefactError, ImageRejected, ServerError
 from fruitstand.images.conversion import as_supported
 from fruitstand.images.dali_pipeline import served_pipeline
 from fruitstand.network.tls import Tls
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
 
 ALL_CLASSES = 2**16
@@ -112,7 +113,7 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
         manifest_sha256=sha256_file(version.directory / MANIFEST_NAME),
         pipeline=pipeline.relative_to(repository),
         pipeline_sha256=sha256_file(pipeline),
-        config=read_config(repository / LOADED_CONFIG),
+        config=read_config(repository / repository_names(repository).place(LOADED_CONFIG)),
     )
 
 

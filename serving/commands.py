@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_options import Json, Port, Repository, TrustedKeys, needs, print_json
+from fruitstand.cli_options import Json, Port, ServedName, TrustedKeys, needs, print_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import UsageError
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 
 Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Listen on FRUITSTAND_LISTEN without TLS.")]
@@ -17,7 +18,9 @@ LOOPBACK = "127.0.0.1"
 
 
 def serve(
-    repository: Repository = Path("model_repository"),
+    repository: Annotated[
+        list[Path] | None, typer.Option(help="Model repository; repeat it for several. [model_repository]")
+    ] = None,
     grpc_port: Port = 8001,
     http_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of POST /classify, REST and the web page.")
@@ -35,7 +38,8 @@ def serve(
     access: Access = None,
     insecure: Insecure = False,
 ) -> None:
-    """Serve a model repository in the foreground; print one JSON line when ready."""
+    """Serve model repositories in the foreground; print one JSON line when ready."""
+    repositories = repository or [Path("model_repository")]
     listen = os.environ.get("FRUITSTAND_LISTEN", LOOPBACK)
     if not gateway and (replicas > 1 or access is not None or insecure or listen != LOOPBACK):
         raise UsageError("--replicas, --access, --insecure and FRUITSTAND_LISTEN need --gateway")
@@ -44,7 +48,7 @@ def serve(
             from serving.replicas.serve_replicas import serve_replicas
 
             serve_replicas(
-                repository,
+                repositories,
                 replicas=replicas,
                 listen=listen,
                 port=grpc_port,
@@ -62,7 +66,7 @@ def serve(
         from serving.triton.serve import serve as run_server
 
         run_server(
-            repository,
+            repositories,
             grpc_port=grpc_port,
             http_port=http_port,
             metrics_port=metrics_port,
@@ -86,6 +90,7 @@ def gateway(
         Path | None, typer.Option(help="Append Envoy's log and the access log to this file.")
     ] = None,
     insecure: Insecure = False,
+    name: ServedName = DEFAULT_NAME,
 ) -> None:
     """Put Envoy in front of running servers; print one JSON line when it listens."""
     with needs("gateway"):
@@ -101,6 +106,7 @@ def gateway(
             access_directory=access,
             insecure=insecure,
             tracing=_tracing(),
+            model=names_for(name).classifier,
         )
 
 

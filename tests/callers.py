@@ -21,11 +21,13 @@ def padded_batch(paths: list[Path]) -> np.ndarray:
     return rows
 
 
-def ask(client: triton.InferenceServerClient, batch: np.ndarray) -> tuple[int, np.ndarray]:
+def ask(
+    client: triton.InferenceServerClient, batch: np.ndarray, model: str = FRUIT_CLASSIFIER
+) -> tuple[int, np.ndarray]:
     """The version that answers, and its probabilities."""
     tensor = triton.InferInput(IMAGE, list(batch.shape), "UINT8")
     tensor.set_data_from_numpy(batch)
-    result = client.infer(FRUIT_CLASSIFIER, [tensor])
+    result = client.infer(model, [tensor])
     return int(result.get_response().model_version), result.as_numpy(PROBABILITIES)
 
 
@@ -51,10 +53,10 @@ class Answer:
 class Caller:
     """Asks again and again, without pause."""
 
-    def __init__(self, server: EmbeddedServer, batch: np.ndarray) -> None:
+    def __init__(self, server: EmbeddedServer, batch: np.ndarray, model: str = FRUIT_CLASSIFIER) -> None:
         self.answers: list[Answer] = []
         self.failures: list[str] = []
-        self._server, self._batch = server, batch
+        self._server, self._batch, self._model = server, batch, model
         self._stop, self._answered = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
@@ -76,7 +78,7 @@ class Caller:
         while not self._stop.is_set():
             sent = time.monotonic()
             try:
-                version, probabilities = ask(client, self._batch)
+                version, probabilities = ask(client, self._batch, self._model)
                 self.answers.append(Answer(sent, time.monotonic(), version, probabilities))
                 self._answered.set()
             except Exception as exc:  # whatever it is, it is what these tests are about

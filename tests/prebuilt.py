@@ -49,6 +49,19 @@ def published() -> Path:
     return built_once("published", build, sources=EXPORT, ingredients=[ingredient])
 
 
+def birds() -> Path:
+    """`model_repository/` named birds with two versions: 1, the less sure head, is served; 2 is the run's."""
+    first, second = published(), two_versions()
+
+    def build(folder: Path) -> None:
+        from export.publish.publish import publish
+
+        for candidate in (second / "second" / "export", first / "tiny" / "export"):
+            publish(folder / "model_repository", candidate, max_slowdown=ANY_SLOWDOWN, name="birds")
+
+    return built_once("birds", build, sources=EXPORT, ingredients=[first, second])
+
+
 def two_versions() -> Path:
     """`second/`, the run with a less sure head, and `model_repository/` with it as version 2; 1 is served."""
     first, ingredient = trained(), published()

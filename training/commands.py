@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
+from fruitstand.cli_options import Ca, Cert, Json, ServedName, connection, needs, print_json
 from fruitstand.errors import UsageError
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 
 if TYPE_CHECKING:
     from training.evaluate.report import Evaluation
@@ -186,6 +187,7 @@ def evaluate(
     url: Annotated[
         str | None, typer.Option(help="Evaluate a server: HOST:PORT of its gRPC endpoint.")
     ] = None,
+    name: ServedName = DEFAULT_NAME,
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "test",
     out: Annotated[
@@ -205,7 +207,7 @@ def evaluate(
     """
     if (run is None) == (url is None):
         raise UsageError("give either --run or --url")
-    settings = connection(url, ca, cert)
+    settings = connection(url, ca, cert) | {"model": names_for(name).classifier}
     with needs("train"):
         from training.evaluate.evaluate import evaluate_answers, evaluate_run
 

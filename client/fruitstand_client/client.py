@@ -14,7 +14,7 @@ from contextvars import copy_context
 from itertools import chain, islice
 from typing import Any
 
-from fruitstand.contract import MAX_BATCH_SIZE
+from fruitstand.contract import FRUIT_CLASSIFIER, MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.network.tls import Tls
 from fruitstand_client.errors import RequestCancelled
@@ -34,6 +34,7 @@ class _Connection:
         self,
         url: str,
         *,
+        model: str = FRUIT_CLASSIFIER,
         batch_size: int = 32,
         batch_bytes: int = BATCH_BYTES,
         in_flight: int = 4,
@@ -48,6 +49,7 @@ class _Connection:
         Args:
             url: HOST:PORT of the server's gRPC endpoint. Requests rotate over several comma-separated
                 endpoints, or several addresses of one name, and skip those that are down.
+            model: name of the classifier, such as birds_classifier, if the server has another or several.
             batch_size: images in one request, 1 to 64.
             batch_bytes: bytes in one request, at least 8 MiB, the largest image; images are padded to the
                 largest one in their request.
@@ -83,6 +85,7 @@ class _Connection:
                 f"{' '.join(str(exc).split())} (pip install --upgrade grpcio protobuf tritonclient)"
             ) from exc
 
+        self._model = model
         self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
         self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, shrink=shrink)
         self._wire: Wire = Wire(
@@ -95,7 +98,7 @@ class _Connection:
         """Send one request; suspends in the async client only."""
         import grpc
 
-        request = self._wire.request(call.encoded, call.top_k, call.timeout_s)
+        request = self._wire.request(call.encoded, call.top_k, call.timeout_s, model=self._model)
         started = time.perf_counter()
         try:
             response = self._wire.infer(

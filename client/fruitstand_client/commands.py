@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Url, connection, needs
+from fruitstand.cli_options import Ca, Cert, ServedName, Url, connection, needs
 from fruitstand.errors import UsageError
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 
 
 def classify(
@@ -15,6 +16,7 @@ def classify(
         typer.Argument(help="Files, folders, patterns, zip, tar, or - for a list of paths on stdin."),
     ],
     url: Url = "127.0.0.1:8001",
+    name: ServedName = DEFAULT_NAME,
     top_k: Annotated[int, typer.Option(min=1, help="Classes in each answer.")] = 5,
     output_format: Annotated[str, typer.Option("--format", help="table, jsonl, csv or parquet.")] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
@@ -25,7 +27,6 @@ def classify(
         Path | None, typer.Option(help="Image file for a contact sheet of the first 200, such as sheet.png.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
-    in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 4,
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Shrink large images to 512 pixels on the shorter side.")
     ] = False,
@@ -49,7 +50,7 @@ def classify(
             top_k=top_k,
             output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
             batch_size=batch_size,
-            in_flight=in_flight,
+            model=names_for(name).classifier,
             shrink=shrink,
             deadline_s=deadline_s,
             **connection(url, ca, cert),

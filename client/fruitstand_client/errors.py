@@ -163,7 +163,10 @@ _TLS_REASONS = {
 
 _ADVICE: dict[type[RequestFailed], tuple[str, str]] = {
     DeadlineExceeded: ("no answer in time", "; allow more time or send less at once"),
-    ModelNotFound: ("no such model", "; is this a fruitstand server, with a published version?"),
+    ModelNotFound: (
+        "no such model",
+        "; does this server have a classifier of that name?",
+    ),
     Unauthenticated: ("not authenticated", "; give a valid API key or client certificate"),
     PermissionDenied: ("permission denied", "; this API key or certificate may not do that"),
     Overloaded: ("overloaded", "; send less at once, or try later"),

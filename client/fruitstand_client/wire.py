@@ -110,12 +110,12 @@ class Wire:
             self._opened[loop] = channel, infer
         return self._opened[loop]
 
-    def request(self, encoded: Sequence[bytes], top_k: int, timeout_s: float) -> Any:
+    def request(
+        self, encoded: Sequence[bytes], top_k: int, timeout_s: float, *, model: str = FRUIT_CLASSIFIER
+    ) -> Any:
         """Build a ModelInferRequest; shorter images are zero-padded to the longest."""
         longest = max(map(len, encoded))
-        request = service_pb2.ModelInferRequest(
-            model_name=FRUIT_CLASSIFIER, id=f"{self._prefix}-{next(self._ids)}"
-        )
+        request = service_pb2.ModelInferRequest(model_name=model, id=f"{self._prefix}-{next(self._ids)}")
         request.parameters["timeout"].int64_param = int(timeout_s * QUEUE_SHARE * 1e6)
         tensor = request.inputs.add(name=IMAGE, datatype="UINT8")
         tensor.shape.extend((len(encoded), longest))

@@ -41,6 +41,7 @@ from fruitstand.artefacts import sha256_file
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.signing import read_private_key
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MIN_MARGIN
 from fruitstand.runs import Run
@@ -62,6 +63,7 @@ def adopt(
     out: Path | None = None,
     sign_key: Path | None = None,
     max_slowdown: float = MAX_SLOWDOWN,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Check an external model and publish it.
 
@@ -75,6 +77,7 @@ def adopt(
         out: folder for the candidate and generated images; None names it after the model.
         sign_key: Ed25519 private key, PEM, to sign the version with.
         max_slowdown: largest time per image, relative to the served version.
+        name: name of a new repository, see `fruitstand.repository.model_names`.
 
     Returns:
         The published version's number, gates and reports, and the properties found in the model.
@@ -86,8 +89,9 @@ def adopt(
     """
     if sign_key is not None:
         read_private_key(sign_key)
-    name = model.removeprefix(TIMM) if model.startswith(TIMM) else Path(model).stem
-    out = out or Path("runs", "adopted-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in name))
+    repository_names(repository, name)
+    title = model.removeprefix(TIMM) if model.startswith(TIMM) else Path(model).stem
+    out = out or Path("runs", "adopted-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in title))
     folder = out / PAINTED if images is None else images
     paths = painted_images(folder) if images is None else find_images(folder)
     as_run = functools.partial(_as_run, out, name, folder)
@@ -108,7 +112,7 @@ def adopt(
     data = as_prepared(folder, paths, run.labels, answers, is_painted=images is None)
     variants = ("fp32",) if images is None else ("fp32", "int8", "fp16")
     candidate = build_candidate(run, data, variants, network=network)
-    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
+    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports", "serve")} | {
         "repository": str(repository),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Json, MaxSlowdown, Repository, SignKey, needs, print_json
+from fruitstand.cli_options import Json, MaxSlowdown, NewName, Repository, SignKey, needs, print_json
 
 
 def adopt(
@@ -31,6 +31,7 @@ def adopt(
     ] = None,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
+    name: NewName = None,
     serve: Annotated[
         bool,
         typer.Option("--serve", help="Then promote the version and serve the repository in the foreground."),
@@ -51,6 +52,7 @@ def adopt(
             out=out,
             sign_key=sign,
             max_slowdown=max_slowdown,
+            name=name,
         )
         if serve:
             from export.publish.promote import promote

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fruitstand.contract import FRUIT_CLASSIFIER
+from export.publish.live_server import LiveServer
 from fruitstand.errors import GateFailed, ServerError
 from fruitstand.network.connections import fetch_page, metric_total
 
@@ -46,13 +46,13 @@ class Seen:
         return self.busy_us / max(1.0, self.answered) / 1e3
 
 
-def watch(number: int, canary: str, others: Sequence[str], seconds: float) -> None:
+def watch(number: int, canary: LiveServer, others: Sequence[LiveServer], seconds: float) -> None:
     """Compare one server with the others while both receive calls.
 
     Args:
         number: number of the new version, for the message.
-        canary: URL of the metrics of the server with the new version.
-        others: URLs of the metrics of servers with the old version.
+        canary: the server with the new version.
+        others: servers with the old version.
         seconds: length of the comparison; a clearly worse version fails earlier.
 
     Raises:
@@ -84,15 +84,16 @@ def worse(new: Seen, old: Seen) -> str:
     return ""
 
 
-def _seen(urls: Sequence[str]) -> Seen:
-    return sum((_page(url) for url in urls), Seen())
+def _seen(servers: Sequence[LiveServer]) -> Seen:
+    return sum(map(_page, servers), Seen())
 
 
-def _page(url: str) -> Seen:
+def _page(server: LiveServer) -> Seen:
+    url, model = server.metrics_url, server.names.classifier
     names = [f"nv_inference_request_{kind}" for kind in ("success", "failure", "duration_us")]
     try:
         page = str(fetch_page(url, timeout_s=5), "utf-8")
-        totals = [metric_total(page, name, model=FRUIT_CLASSIFIER) for name in names]
+        totals = [metric_total(page, name, model=model) for name in names]
     except (OSError, ValueError) as exc:
         raise ServerError(f"{url}: the metrics cannot be read: {exc}") from exc
     return Seen(*totals)

@@ -11,6 +11,7 @@ from export.gates.gate import MAX_SLOWDOWN
 from export.publish.repository import check_same_contract, reference_version
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.signing import read_private_key
 from fruitstand.runs import read_run, read_run_data
 
@@ -28,6 +29,7 @@ def export(
     compare_int8: bool = False,
     sign_key: Path | None = None,
     max_slowdown: float = MAX_SLOWDOWN,
+    name: str | None = None,
 ) -> dict:
     """Export, check and publish a run.
 
@@ -39,16 +41,19 @@ def export(
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
         sign_key: an Ed25519 private key, PEM, to sign the version with.
         max_slowdown: how many times as slow as the served version it may be.
+        name: of a new repository's models, see `fruitstand.repository.model_names`.
 
     Returns:
         The published version's number, path and gates.
 
     Raises:
-        UsageError: an unknown variant, data of other classes than the run's, or the key cannot be used.
+        UsageError: an unknown variant, data of other classes than the run's, a key that cannot be used, or
+            the repository has another name.
         ArtefactError: the run is half written or altered, or the repository serves other classes.
         GateFailed: a check missed its limit; the candidate stays in the run's folder.
     """
     _check_variants(variants, compare_int8=compare_int8)
+    repository_names(repository, name)
     run = read_run(run_directory)
     data = read_run_data(run, data_directory)
     data.split("val")
@@ -66,7 +71,7 @@ def export(
     from export.publish.publish import publish
 
     candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
-    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key)
+    manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}
 

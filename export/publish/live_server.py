@@ -7,17 +7,10 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from fruitstand.contract import (
-    ENCODED,
-    FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
-    IMAGE,
-    IMAGE_DECODE,
-    PIXELS,
-    PROBABILITIES,
-)
+from fruitstand.contract import ENCODED, IMAGE, PIXELS, PROBABILITIES
 from fruitstand.errors import GateFailed, ServerError
 from fruitstand.network.connections import open_triton
+from fruitstand.repository.model_names import ModelNames
 from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, Version, farthest_golden
 
 LOAD_TIMEOUT_S = 300.0
@@ -28,15 +21,18 @@ CALL_TIMEOUT_S = 30.0
 class LiveServer:
     """Model control of one server."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, metrics_url: str = "") -> None:
+    def __init__(
+        self, url: str, names: ModelNames, headers: Mapping[str, str] | None = None, *, metrics_url: str = ""
+    ) -> None:
         """Prepare a connection to HOST:PORT of the gRPC endpoint.
 
         Args:
             url: of the server itself, not of a gateway.
+            names: of the models that are changed.
             headers: what lets a call change models, where the server asks for it.
             metrics_url: of its Prometheus page, for who compares servers.
         """
-        self.metrics_url = metrics_url
+        self.names, self.metrics_url = names, metrics_url
         self._url, self._headers = url, dict(headers or {})
         self._triton = open_triton(url)
 
@@ -71,9 +67,9 @@ class LiveServer:
         files = [golden.path.read_bytes() for golden in known]
         longest = max(map(len, files))
         encoded = np.frombuffer(b"".join(file.ljust(longest, b"\0") for file in files), np.uint8)
-        pixels = self._infer(IMAGE_DECODE, ENCODED, encoded.reshape(len(files), longest), PIXELS)
+        pixels = self._infer(self.names.decode, ENCODED, encoded.reshape(len(files), longest), PIXELS)
         answers = self._infer(
-            FRUIT_RESNET, PIXELS, pixels.as_numpy(PIXELS), PROBABILITIES, version=version.number
+            self.names.model, PIXELS, pixels.as_numpy(PIXELS), PROBABILITIES, version=version.number
         )
         worst, distance = farthest_golden(known, answers.as_numpy(PROBABILITIES).tolist())
         if distance > MAX_GOLDEN_DISTANCE:
@@ -88,7 +84,8 @@ class LiveServer:
         Raises:
             ServerError: none does.
         """
-        result = self._infer(FRUIT_CLASSIFIER, IMAGE, np.frombuffer(encoded, np.uint8)[None], PROBABILITIES)
+        image = np.frombuffer(encoded, np.uint8)[None]
+        result = self._infer(self.names.classifier, IMAGE, image, PROBABILITIES)
         return int(result.get_response().model_version)
 
     def _infer(

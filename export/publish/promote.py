@@ -18,10 +18,10 @@ from pathlib import Path
 from export.publish.canary_watch import watch
 from export.publish.live_server import LiveServer
 from export.publish.repository import locked, write_served
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.repository.audit_log import audited
 from fruitstand.repository.model_control import read_control
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.versions import (
     ServingState,
     Version,
@@ -69,7 +69,7 @@ def promote(
         ServerError: the server refuses, does not answer, or reads another repository.
     """
     with locked(repository), audited(repository, "promote", number) as details:
-        servers = _servers(url, control)
+        servers = _servers(repository, url, control)
         if watch_s and len(servers) < 2:
             raise UsageError("watching a version needs several servers behind a gateway, and --control")
         return _switch(repository, number, servers, trusted_keys, details, watch_s)
@@ -92,15 +92,16 @@ def rollback(
         if state is None or state.previous is None:
             raise UsageError(f"{repository}: there is no previous version")
         details["version"] = state.previous
-        return _switch(repository, state.previous, _servers(url, control), trusted_keys, details)
+        return _switch(repository, state.previous, _servers(repository, url, control), trusted_keys, details)
 
 
-def _servers(url: str | None, control: Path | None) -> list[LiveServer]:
+def _servers(repository: Path, url: str | None, control: Path | None) -> list[LiveServer]:
+    names = repository_names(repository)
     if control is not None:
         told = read_control(control)
         pairs = zip(told.servers, told.metrics, strict=True)
-        return [LiveServer(one, told.headers, metrics_url=metrics) for one, metrics in pairs]
-    return [] if url is None else [LiveServer(url)]
+        return [LiveServer(one, names, told.headers, metrics_url=metrics) for one, metrics in pairs]
+    return [] if url is None else [LiveServer(url, names)]
 
 
 def _switch(
@@ -150,7 +151,7 @@ def _switch_live(
         with _warning(f"serving version {old.version} again is not complete; promote it once more"):
             write(old)
             # In this order, because the ensemble must not pin a version that is unloaded next.
-            _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
+            _load_all(servers)
         raise
     with _warning(f"version {alone.version} answers, but a server that starts would load {old.version} too"):
         write(alone)
@@ -159,7 +160,7 @@ def _switch_live(
 def _load_beside(servers: list[LiveServer], version: Version, watch_s: float) -> None:
     """Load the version beside the one that answers, and check its golden images."""
     for server in servers:
-        server.load(FRUIT_RESNET)
+        server.load(server.names.model)
         server.check_golden(version)
         _let_queues_drain(servers)
 
@@ -167,12 +168,12 @@ def _load_beside(servers: list[LiveServer], version: Version, watch_s: float) ->
 def _switch_over(servers: list[LiveServer], version: Version, watch_s: float) -> None:
     """Load the ensemble that pins the version, and check that it answers; optionally on one server first."""
     first, *rest = servers
-    first.load(FRUIT_CLASSIFIER)
+    first.load(first.names.classifier)
     if watch_s:
-        watch(version.number, first.metrics_url, [one.metrics_url for one in rest], watch_s)
+        watch(version.number, first, rest, watch_s)
     for server in rest:
         _let_queues_drain(servers)
-        server.load(FRUIT_CLASSIFIER)
+        server.load(server.names.classifier)
     sample = version.golden()[0].path.read_bytes()
     for server in servers:
         number = server.answering_version(sample)
@@ -186,8 +187,8 @@ def _let_queues_drain(servers: list[LiveServer]) -> None:
         time.sleep(DRAIN_S / len(servers))
 
 
-def _load_all(servers: list[LiveServer], *models: str) -> None:
-    """Act on each server, even if another one fails.
+def _load_all(servers: list[LiveServer]) -> None:
+    """Load the ensemble, then the model, on each server, even if another one fails.
 
     Raises:
         ServerError: of the first that failed.
@@ -195,8 +196,8 @@ def _load_all(servers: list[LiveServer], *models: str) -> None:
     failures = []
     for server in servers:
         try:
-            for model in models:
-                server.load(model)
+            server.load(server.names.classifier)
+            server.load(server.names.model)
         except ServerError as exc:
             failures.append(exc)
     if failures:

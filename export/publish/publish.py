@@ -32,10 +32,10 @@ from export.publish.repository import (
     write_served,
 )
 from fruitstand.artefacts import atomic_directory, write_json
-from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ArtefactError, GateFailed, UsageError
 from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.audit_log import audited
+from fruitstand.repository.model_names import ModelNames, repository_names
 from fruitstand.repository.signing import read_private_key, sign_manifest
 from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL, Record, read_record
 from fruitstand.repository.versions import (
@@ -61,6 +61,7 @@ def publish(
     *,
     max_slowdown: float = MAX_SLOWDOWN,
     sign_key: Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Publish a candidate; its version folder appears whole or not at all.
 
@@ -72,6 +73,7 @@ def publish(
         candidate: the folder that `fruitstand export` made.
         max_slowdown: largest time per image, relative to the served version.
         sign_key: an Ed25519 private key, PEM.
+        name: of a repository in which nothing was published yet, see `fruitstand.repository.model_names`.
 
     Returns:
         The manifest of the new version.
@@ -80,28 +82,34 @@ def publish(
         ArtefactError: not a complete, unaltered candidate; or other classes, preprocessing or files than the
             repository's versions; or another command is changing the repository.
         GateFailed: a gate missed its limit.
-        UsageError: the key cannot be used, or `max_slowdown` is not above 0.
+        UsageError: the key cannot be used, `max_slowdown` is not above 0, or the repository has another
+            name.
     """
     if not 0 < max_slowdown < math.inf:
         raise UsageError(f"--max-slowdown: got {max_slowdown}, allowed a number above 0")
     key = None if sign_key is None else read_private_key(sign_key)
     with locked(repository, create=True), audited(repository, "publish", None) as details:
         details["candidate"] = candidate.resolve().parent.name
-        record = _publish(repository, candidate, max_slowdown, key)
+        names = repository_names(repository, name)
+        record = _publish(repository, names, candidate, max_slowdown, key)
         details["version"] = record.version
     return record.to_json()
 
 
 def _publish(
-    repository: Path, candidate: Path, max_slowdown: float, key: "Ed25519PrivateKey | None"
+    repository: Path,
+    names: ModelNames,
+    candidate: Path,
+    max_slowdown: float,
+    key: "Ed25519PrivateKey | None",
 ) -> Record:
     number, reference = next_number(repository), reference_version(repository)
     record = replace(_checked(candidate), version=number, passed=None)
     claims = {name: record.to_json()[name] for name in ("labels_sha256", "preprocessing", "serve")}
     check_same_contract(repository, reference, **claims)
-    new = Version(number, repository / FRUIT_RESNET / str(number), record)
+    new = Version(number, repository / names.model / str(number), record)
     for gate in itertools.chain(
-        [_config_gate(repository, new)], _gates(candidate, new, reference, max_slowdown)
+        [_config_gate(repository, new, names)], _gates(candidate, new, reference, max_slowdown)
     ):
         if not gate.passed:
             raise GateFailed(f"{gate}; nothing was published, the candidate is in {candidate}")
@@ -109,7 +117,7 @@ def _publish(
     if reference is None:
         # Before the folder exists, so that it is never loaded with files rendered for other classes.
         for state in transition(None, ServingState(number)):
-            write_served(repository, state, described_by=new)
+            write_served(repository, state, described_by=new, names=names)
     _place(new, candidate, key)
     return record
 
@@ -142,11 +150,11 @@ def _checked(candidate: Path) -> Record:
     return record
 
 
-def _config_gate(repository: Path, new: Version) -> Gate:
+def _config_gate(repository: Path, new: Version, names: ModelNames) -> Gate:
     """Lint the configuration that would serve the version."""
     with TemporaryDirectory(dir=repository, prefix=f".tmp-{os.getpid()}-") as name:
         scratch = Path(name)
-        write_served(scratch, ServingState(new.number), described_by=new)
+        write_served(scratch, ServingState(new.number), described_by=new, names=names)
         findings = lint_repository(scratch)
     return at_most("config_findings", len(findings), 0, detail="; ".join(map(str, findings[:1])))
 

@@ -14,12 +14,14 @@ from fruitstand.artefacts import write_bytes
 from fruitstand.contract import Preprocessing
 from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.labels import labels_text
+from fruitstand.repository.model_names import ModelNames
 from fruitstand.repository.tuning import DEFAULTS, Tuning
 from fruitstand.repository.version_record import ServedFiles
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LABELS_FILE = Path(contract.FRUIT_RESNET, "labels.txt")
+"""Under the default names, as all paths here: they are the templates' own."""
 WARMUP_IMAGE = Path(contract.IMAGE_DECODE, "warmup", "sample.jpg")
 """A generated image for the warm-up of the decode step."""
 
@@ -70,6 +72,7 @@ def render_repository(
     files: ServedFiles | None = None,
     state: ServingState | None = None,
     tuning: Tuning = DEFAULTS,
+    names: ModelNames | None = None,
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order to write them.
 
@@ -79,15 +82,17 @@ def render_repository(
         files: the files to serve; None serves int8 by OpenVINO, and fp16 on a GPU.
         state: the version to serve; None if nothing is published yet.
         tuning: settings of queues, threads and instances on CPUs.
+        names: names of the models; None takes the default.
 
     Returns:
         Content by path relative to the repository.
     """
+    names = names or ModelNames()
     # With nothing published, the files name version 1 and do not mark it as served.
     number = 1 if state is None else state.version
     loaded = ", ".join(map(str, [number] if state is None else state.loaded))
     values = (
-        _model_values(preprocessing, labels, files or ServedFiles())
+        _model_values(preprocessing, labels, files or ServedFiles(), names)
         | _tuning_values(tuning)
         | {
             "pinned_version": number,
@@ -116,18 +121,16 @@ def render_repository(
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
     rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
     rendered[SWITCH] = rendered.pop(SWITCH)
-    return rendered
+    return {names.place(path): content for path, content in rendered.items()}
 
 
-def _model_values(preprocessing: Preprocessing, labels: list[str], files: ServedFiles) -> dict[str, Any]:
+def _model_values(
+    preprocessing: Preprocessing, labels: list[str], files: ServedFiles, names: ModelNames
+) -> dict[str, Any]:
     """Template fields that are equal for all versions of a model."""
     height, width = preprocessing.input_size
     return {
-        "image_decode": contract.IMAGE_DECODE,
-        "image_decode_dali": contract.IMAGE_DECODE_DALI,
-        "image_guard": contract.IMAGE_GUARD,
-        "fruit_resnet": contract.FRUIT_RESNET,
-        "fruit_classifier": contract.FRUIT_CLASSIFIER,
+        **dict(zip(contract.MODELS, names.all, strict=True)),
         "image": contract.IMAGE,
         "encoded": contract.ENCODED,
         "pixels": contract.PIXELS,
@@ -176,7 +179,7 @@ def write_repository(
         repository: the model repository.
         preprocessing: as for `render_repository`; so are the others.
         labels: the classes.
-        choices: `files`, `state` and `tuning`.
+        choices: `files`, `state`, `tuning` and `names`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

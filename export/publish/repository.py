@@ -14,17 +14,10 @@ from typing import Any
 
 from export.publish.render import render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
-from fruitstand.contract import (
-    FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
-    IMAGE_DECODE,
-    IMAGE_DECODE_DALI,
-    IMAGE_GUARD,
-    MODELS,
-    Preprocessing,
-)
+from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.audit_log import audited, read_audit
+from fruitstand.repository.model_names import ModelNames, repository_names
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.repository.versions import (
     ServingState,
@@ -54,7 +47,7 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
     """
     if create:
         repository.mkdir(parents=True, exist_ok=True)
-    elif not (repository / FRUIT_RESNET).is_dir():
+    elif not (repository / repository_names(repository).model).is_dir():
         raise UsageError(f"{repository}: no model repository; name one with --repository")
     with (repository / LOCK_NAME).open("w") as file:
         try:
@@ -65,7 +58,7 @@ def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
             ) from exc
         sweep_temporaries(repository)
         # Only in folders that this stage writes, because the path may name another folder by mistake.
-        for model in MODELS:
+        for model in repository_names(repository).all:
             below = [path for path in (repository / model).rglob("*") if path.is_dir()]
             for directory in (repository / model, *below):
                 sweep_temporaries(directory, of_anyone=True)
@@ -84,7 +77,13 @@ def _finish_interrupted(repository: Path) -> None:
         log.warning("version %d is served and damaged: %s", state.version, exc)
 
 
-def write_served(repository: Path, state: ServingState, *, described_by: Version | None = None) -> None:
+def write_served(
+    repository: Path,
+    state: ServingState,
+    *,
+    described_by: Version | None = None,
+    names: ModelNames | None = None,
+) -> None:
     """Render all files for a state; Triton reads them at its next load.
 
     Args:
@@ -92,6 +91,7 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
         state: what is to be served; see `transition` for the way from one to another.
         described_by: a version to take classes, preprocessing and files from, which are the same for all
             versions; None takes the one to be served.
+        names: of the models, where nothing was rendered yet; None: the repository's.
 
     Raises:
         ArtefactError: the manifest of the version to be served is damaged.
@@ -104,6 +104,7 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
         state=state,
         files=version.serve,
         tuning=read_tuning(repository),
+        names=names or repository_names(repository),
     )
 
 
@@ -221,9 +222,10 @@ def stray_files(repository: Path) -> list[Path]:
     rendered = _rendered(repository)
     if not rendered:
         return []
+    names = repository_names(repository)
     found = (
         path
-        for model in (IMAGE_GUARD, IMAGE_DECODE_DALI, IMAGE_DECODE)
+        for model in (names.guard, names.decode_dali, names.decode)
         for path in (repository / model).rglob("*")
     )
     return sorted(
@@ -245,6 +247,7 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
         state=state,
         files=version.serve,
         tuning=read_tuning(repository),
+        names=repository_names(repository),
     )
 
 
@@ -290,9 +293,10 @@ def prune(repository: Path, *, keep: int) -> list[int]:
         kept = {state.previous, *state.loaded}
         spare = [number for number in published_versions(repository) if number not in kept]
         removed = spare[: max(0, len(spare) - keep)]
+        names = repository_names(repository)
         for number in removed:
             # Delete the manifest last, so that an interrupted removal can be repeated.
-            remove_directory(repository / FRUIT_CLASSIFIER / str(number))
-            remove_directory(repository / FRUIT_RESNET / str(number))
+            remove_directory(repository / names.classifier / str(number))
+            remove_directory(repository / names.model / str(number))
         details["removed"] = removed
     return removed

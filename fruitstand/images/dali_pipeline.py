@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fruitstand.contract import IMAGE_DECODE, Preprocessing
+from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError
+from fruitstand.repository.model_names import repository_names
 
 PYTHON_FILE = "dali.py"
 SERIALIZED_FILE = "model.dali"
@@ -18,7 +19,7 @@ def served_pipeline(repository: Path) -> Path:
     Raises:
         ArtefactError: no version has one.
     """
-    directory = repository / IMAGE_DECODE
+    directory = repository / repository_names(repository).decode
     found = [path for path in directory.glob(f"*/{PYTHON_FILE}") if path.parent.name.isdecimal()]
     if not found:
         raise ArtefactError(f"{directory}: no version with a {PYTHON_FILE}; export the run again")

@@ -3,7 +3,7 @@
     model_repository/
     ├── audit.jsonl                    log of published, promoted, refused and removed versions
     ├── fruit_classifier/config.pbtxt  pins the served version; a promotion switches this file
-    └── fruit_resnet/<N>/
+    └── fruit_resnet/<N>/              both have other names in a named repository
         ├── manifest.json              sha256 of every file, gates, source run; signed by manifest.sig
         ├── model*.onnx
         └── golden/                    images with the answers expected for them
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fruitstand.artefacts import read_json, sha256_file
-from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
+from fruitstand.contract import CPU_CONFIG, FRUIT_RESNET, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.signing import SIGNATURE_NAME, check_signature
 from fruitstand.repository.version_record import FileEntry, Record, ServedFiles, read_record
 
@@ -33,7 +34,8 @@ MAX_GOLDEN_DISTANCE = 0.1
 """Allowed total variation, 0 to 1, between expected and served answer; CPUs round int8 differently."""
 
 LOADED_CONFIG = Path(FRUIT_RESNET, "configs", f"{CPU_CONFIG}.pbtxt")
-"""The classifier's CPU configuration; like those for GPUs, it lists the versions that a server loads."""
+"""The classifier's CPU configuration under its default name; it lists the versions that a server loads, as
+those for GPUs do."""
 
 _NUMBER = re.compile(r"[1-9][0-9]*")
 
@@ -158,7 +160,7 @@ def version_numbers(model: Path) -> list[int]:
 
 def published_versions(repository: Path) -> list[int]:
     """Version numbers of the classifier, ascending."""
-    return version_numbers(repository / FRUIT_RESNET)
+    return version_numbers(repository / repository_names(repository).model)
 
 
 def serving_state(repository: Path) -> ServingState | None:
@@ -170,7 +172,8 @@ def serving_state(repository: Path) -> ServingState | None:
     Source:
         The `parameters` that export/templates gives the ensemble's configuration.
     """
-    parameters = _read_config(repository / FRUIT_CLASSIFIER / "config.pbtxt").parameters
+    ensemble = repository / repository_names(repository).classifier
+    parameters = _read_config(ensemble / "config.pbtxt").parameters
     served, previous = (parameters[f"{key}_version"].string_value for key in ("served", "previous"))
     if not served.isdecimal() or int(served) not in published_versions(repository):
         return None
@@ -185,7 +188,8 @@ def loaded_versions(repository: Path) -> list[int]:
     Raises:
         ArtefactError: the configuration cannot be read.
     """
-    return list(_read_config(repository / LOADED_CONFIG).version_policy.specific.versions)
+    path = repository / repository_names(repository).place(LOADED_CONFIG)
+    return list(_read_config(path).version_policy.specific.versions)
 
 
 def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
@@ -211,7 +215,8 @@ def on_trial(model: Path, number: int) -> bool:
         number: the version number.
     """
     state = serving_state(model.parent)
-    return model.name == FRUIT_RESNET and state is not None and state.version != number
+    is_model = model.name == repository_names(model.parent).model
+    return is_model and state is not None and state.version != number
 
 
 def read_version(repository: Path, number: int) -> Version:
@@ -221,7 +226,7 @@ def read_version(repository: Path, number: int) -> Version:
         UsageError: no such version.
         ArtefactError: the manifest cannot be read, or belongs to another version.
     """
-    directory = repository / FRUIT_RESNET / str(number)
+    directory = repository / repository_names(repository).model / str(number)
     if not directory.is_dir():
         known = ", ".join(map(str, published_versions(repository))) or "none"
         raise UsageError(f"{repository}: no version {number}; published: {known}")

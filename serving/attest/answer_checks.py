@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fruitstand.contract import ENCODED, FRUIT_RESNET, IMAGE_DECODE, PIXELS
+from fruitstand.contract import ENCODED, PIXELS
 from fruitstand.errors import FruitstandError
 from fruitstand.images.synthetic import supported_images
 from fruitstand.repository.tolerances import (
@@ -75,13 +75,14 @@ async def _decode(subject: Subject, images: list[bytes]) -> Check:
     if subject.version is None:
         return not_seen("decode", expected, subject.no_version)
     reference = decode_all(images, subject.preprocessing)
+    model = subject.names.decode
     answers = await subject.server.classify_all(
-        images, in_flight=IN_FLIGHT, model=IMAGE_DECODE, tensor=ENCODED, output=PIXELS
+        images, in_flight=IN_FLIGHT, model=model, tensor=ENCODED, output=PIXELS
     )
     worst, failed = 0.0, []
     for answer, pixels in zip(answers, reference, strict=True):
         if answer.status in ("NOT_FOUND", "UNIMPLEMENTED", "PERMISSION_DENIED"):
-            return not_seen("decode", expected, f"{IMAGE_DECODE} cannot be called by itself ({answer})")
+            return not_seen("decode", expected, f"{model} cannot be called by itself ({answer})")
         array = answer.array(PIXELS)
         if array is None or array.shape[1:] != pixels.shape:
             failed.append(str(answer) if not answer.ok else f"shape {None if array is None else array.shape}")
@@ -100,15 +101,15 @@ async def _decode(subject: Subject, images: list[bytes]) -> Check:
 async def _model(subject: Subject, references: list[Reference]) -> Check:
     """Send pixels of the reference decode straight to the model step."""
     expected = "the answers of the version's own file to the same pixels, within its gate"
-    pixels = references[0].pixels_nhwc_u8
+    pixels, model = references[0].pixels_nhwc_u8, subject.names.model
     parts = []
     number = subject.version.number if subject.version else None
     for start in range(0, len(pixels), MODEL_CHUNK):
         chunk = pixels[start : start + MODEL_CHUNK]
-        answer = await subject.server.infer(FRUIT_RESNET, PIXELS, chunk, version=number)
+        answer = await subject.server.infer(model, PIXELS, chunk, version=number)
         array = answer.array()
         if array is None:
-            return not_seen("model", expected, f"{FRUIT_RESNET} cannot be called by itself ({answer})")
+            return not_seen("model", expected, f"{model} cannot be called by itself ({answer})")
         parts.append(array)
     return _nearest("model", expected, np.concatenate(parts), references, OTHER_MODEL)
 

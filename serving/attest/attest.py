@@ -9,12 +9,12 @@ from pathlib import Path
 from tritonclient.grpc import service_pb2
 
 from fruitstand import __version__
-from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.synthetic import canary_image
 from fruitstand.machine.provenance import hardware
 from fruitstand.network.tls import Tls
 from fruitstand.progress import track
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for, repository_names
 from serving.attest.answer_checks import check_golden, check_parity
 from serving.attest.caller import CHANNELS, Server
 from serving.attest.contract_checks import check_answers, check_contract, check_labels, check_version
@@ -56,6 +56,7 @@ def attest(
     url: str,
     *,
     repository: Path | None = None,
+    name: str | None = None,
     quick: bool = False,
     wait_s: float = 0.0,
     min_throughput: float | None = None,
@@ -68,6 +69,7 @@ def attest(
     Args:
         url: HOST:PORT of the gRPC endpoint of the server or of its gateway.
         repository: the model repository it should serve; None skips the checks that compare with it.
+        name: name of the repository, such as birds, if it is not at hand; None takes the default.
         quick: about 20 s instead of a minute, with fewer images and shorter loads.
         wait_s: seconds to wait for the server to become ready.
         min_throughput: images/s required at 64 in flight; None requires a tenth of this machine's own rate.
@@ -81,7 +83,8 @@ def attest(
     if unknown := set(skip) - set(NAMES):
         raise UsageError(f"--skip: no check {min(unknown)!r}; there are {', '.join(NAMES)}")
     timeout_s = QUICK_CALL_TIMEOUT_S if quick else CALL_TIMEOUT_S
-    server = Server(url, tls=tls, api_key=api_key, timeout_s=timeout_s)
+    names = names_for(name or DEFAULT_NAME) if repository is None else repository_names(repository, name)
+    server = Server(url, names=names, tls=tls, api_key=api_key, timeout_s=timeout_s)
     promise = None if repository is None else read_promise(repository)
     return asyncio.run(_attest(server, promise, quick, wait_s, min_throughput, frozenset(skip)))
 
@@ -111,7 +114,7 @@ async def _attest(
             checks += await _run_checks(subject, skip)
     by_name = {check.name: check for check in checks}
     for name in NAMES:
-        reason = f"{FRUIT_CLASSIFIER} does not answer"
+        reason = f"{server.names.classifier} does not answer"
         by_name.setdefault(name, not_seen(name, "a server that classifies images", reason))
     return Report(
         url=server.url,
@@ -172,7 +175,7 @@ async def _still_answers(server: Server) -> bool:
 async def _wait_until_ready(server: Server, wait_s: float) -> None:
     """Poll until the model is ready on every connection, or the time is up."""
     deadline = time.monotonic() + wait_s
-    request = service_pb2.ModelReadyRequest(name=FRUIT_CLASSIFIER)
+    request = service_pb2.ModelReadyRequest(name=server.names.classifier)
     while time.monotonic() < deadline:
         # Each channel backs off by itself after a refused connection, so all of them have to answer.
         answers = [await server.call("ModelReady", request, timeout_s=2.0) for _ in range(CHANNELS)]

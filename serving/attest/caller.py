@@ -12,10 +12,11 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
+from fruitstand.contract import API_KEY_HEADER, IMAGE, PROBABILITIES
 from fruitstand.errors import UsageError
 from fruitstand.network.connections import open_channel, parse_endpoints
 from fruitstand.network.tls import Tls
+from fruitstand.repository.model_names import ModelNames
 
 CHANNELS = 4
 """Connections to spread bursts over: Envoy allows a few hundred streams on each."""
@@ -75,11 +76,14 @@ class Answer:
 class Server:
     """The gRPC endpoint under test, an async context manager."""
 
-    def __init__(self, url: str, *, tls: Tls | None, api_key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self, url: str, *, names: ModelNames, tls: Tls | None, api_key: str | None, timeout_s: float
+    ) -> None:
         """Check the address; connections open when the context is entered.
 
         Args:
             url: HOST:PORT.
+            names: models under test.
             tls: encrypts the connection; None sends clear text.
             api_key: sent with each call; allowed in clear text only on loopback.
             timeout_s: the default timeout of a call.
@@ -90,7 +94,7 @@ class Server:
         endpoints = parse_endpoints(url)
         if len(endpoints) > 1:
             raise UsageError(f"{url}: attest checks one server; give one HOST:PORT")
-        self.url, self.timeout_s = url, timeout_s
+        self.url, self.names, self.timeout_s = url, names, timeout_s
         self.on_loopback = endpoints[0].is_loopback
         if api_key and tls is None and not self.on_loopback:
             raise UsageError("an API key leaves this machine only with TLS: give --ca or --cert")
@@ -134,7 +138,8 @@ class Server:
 
     async def classify(self, image: bytes, **options: Any) -> Answer:
         """Classify one encoded image with the ensemble."""
-        return await self.infer(FRUIT_CLASSIFIER, IMAGE, np.frombuffer(image, np.uint8)[None], **options)
+        encoded = np.frombuffer(image, np.uint8)[None]
+        return await self.infer(self.names.classifier, IMAGE, encoded, **options)
 
     async def infer(
         self, model: str, tensor: str, array_u8: np.ndarray, *, timeout_s: float | None = None, **options: Any
@@ -149,16 +154,17 @@ class Server:
         images: Sequence[bytes],
         *,
         in_flight: int,
-        model: str = FRUIT_CLASSIFIER,
+        model: str | None = None,
         tensor: str = IMAGE,
         output: str = PROBABILITIES,
     ) -> list[Answer]:
         """Send each image in its own request, at most `in_flight` at a time; answers come in input order."""
+        asked = model or self.names.classifier
         gate = asyncio.Semaphore(in_flight)
 
         async def one(image: bytes) -> Answer:
             async with gate:
-                return await self.infer(model, tensor, np.frombuffer(image, np.uint8)[None], output=output)
+                return await self.infer(asked, tensor, np.frombuffer(image, np.uint8)[None], output=output)
 
         return list(await asyncio.gather(*map(one, images)))
 

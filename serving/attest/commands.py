@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Json, connection, needs, print_json
+from fruitstand.cli_options import Ca, Cert, Json, ServedName, connection, needs, print_json
 
 
 def attest(
@@ -13,6 +13,7 @@ def attest(
     repository: Annotated[
         Path | None, typer.Option(help="Model repository it should serve; without it fewer checks run.")
     ] = None,
+    name: ServedName | None = None,
     out: Annotated[Path | None, typer.Option(help="Folder for attest.json and attest.md.")] = None,
     as_json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="About 20 s: fewer images, shorter loads.")] = False,
@@ -37,6 +38,7 @@ def attest(
         report = run_attest(
             url,
             repository=repository,
+            name=name,
             quick=quick,
             wait_s=wait_s,
             min_throughput=min_throughput,

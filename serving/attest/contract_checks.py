@@ -5,15 +5,7 @@ import struct
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import (
-    ENCODED,
-    FRUIT_CLASSIFIER,
-    FRUIT_RESNET,
-    IMAGE,
-    IMAGE_DECODE,
-    PIXELS,
-    PROBABILITIES,
-)
+from fruitstand.contract import ENCODED, IMAGE, PIXELS, PROBABILITIES
 from fruitstand.images.synthetic import canary_image
 from fruitstand.repository.tolerances import MAX_SUM_ERROR
 from fruitstand_client.wire import strings
@@ -35,7 +27,8 @@ def is_distribution(probabilities: np.ndarray | None) -> bool:
 async def check_answers(server: Server, promise: Promise | None) -> Check:
     """Check that the server is ready and classifies one image; if not, name the step that fails."""
     expected = (
-        f"ready, and {FRUIT_CLASSIFIER} answers an image with probabilities within {server.timeout_s:g} s"
+        f"ready, and {server.names.classifier} answers an image with probabilities within"
+        f" {server.timeout_s:g} s"
     )
     ready = await server.call("ServerReady", service_pb2.ServerReadyRequest())
     answer = await server.classify(canary_image())
@@ -63,13 +56,14 @@ async def check_answers(server: Server, promise: Promise | None) -> Check:
 async def _steps(server: Server, promise: Promise | None) -> str:
     """Call each step of the ensemble by itself and report its status."""
     encoded = np.frombuffer(canary_image(), np.uint8)[None]
-    decoded = await server.infer(IMAGE_DECODE, ENCODED, encoded, output=PIXELS)
-    words = [f"{IMAGE_DECODE}: {decoded}"]
+    decode, model = server.names.decode, server.names.model
+    decoded = await server.infer(decode, ENCODED, encoded, output=PIXELS)
+    words = [f"{decode}: {decoded}"]
     pixels = decoded.array(PIXELS)
     if pixels is None and promise is not None:
         pixels = np.zeros((1, *promise.input_size, 3), np.uint8)
     if pixels is not None:
-        words.append(f"{FRUIT_RESNET}: {await server.infer(FRUIT_RESNET, PIXELS, pixels)}")
+        words.append(f"{model}: {await server.infer(model, PIXELS, pixels)}")
     return ", ".join(words)
 
 
@@ -77,16 +71,17 @@ async def check_contract(subject: Subject) -> Check:
     """Check names, datatypes and shapes of the ensemble's tensors, and of its steps' if they are visible."""
     height, width = subject.preprocessing.input_size if subject.version else (-1, -1)
     num_classes = len(subject.version.manifest["labels"]) if subject.version else -1
+    names = subject.names
     promised = {
-        FRUIT_CLASSIFIER: ((IMAGE, "UINT8", [-1, -1]), (PROBABILITIES, "FP32", [-1, num_classes])),
-        IMAGE_DECODE: ((ENCODED, "UINT8", [-1, -1]), (PIXELS, "UINT8", [-1, height, width, 3])),
-        FRUIT_RESNET: ((PIXELS, "UINT8", [-1, height, width, 3]), (PROBABILITIES, "FP32", [-1, num_classes])),
+        names.classifier: ((IMAGE, "UINT8", [-1, -1]), (PROBABILITIES, "FP32", [-1, num_classes])),
+        names.decode: ((ENCODED, "UINT8", [-1, -1]), (PIXELS, "UINT8", [-1, height, width, 3])),
+        names.model: ((PIXELS, "UINT8", [-1, height, width, 3]), (PROBABILITIES, "FP32", [-1, num_classes])),
     }
     seen, wrong = [], []
     for model, tensors_promised in promised.items():
         answer = await subject.server.call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model))
         if not answer.ok:
-            if model == FRUIT_CLASSIFIER:
+            if model == names.classifier:
                 wrong.append(f"{model}: {answer}")
             continue
         seen.append(model)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE, MAX_BATCH_SIZE
+from fruitstand.contract import IMAGE, MAX_BATCH_SIZE
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.contract_checks import is_distribution
@@ -85,7 +85,7 @@ async def check_isolation(subject: Subject) -> Check:
         f"{len(bad_kinds)} kinds: {lost} of {num} neighbours lost, {changed} changed, {accepted} bad answered"
     )
     after = await subject.counters()
-    if before and after and FRUIT_CLASSIFIER in after:
+    if before and after and subject.names.classifier in after:
         # The mean includes the full batch that goes first each time.
         grown = [after[name] - before[name] for name in after if name in before]
         got += f"; mean batch {max(one.num_images / max(1, one.num_executions) for one in grown):.1f}"
@@ -100,9 +100,8 @@ async def check_isolation(subject: Subject) -> Check:
 
 async def _among(subject: Subject, kind: ImageKind, good: list[bytes]) -> tuple[Answer, list[Answer]]:
     """Send a bad image and its neighbours so that they queue together behind a full batch."""
-    plug = asyncio.create_task(
-        subject.server.infer(FRUIT_CLASSIFIER, IMAGE, padded_batch([canary_image()] * MAX_BATCH_SIZE))
-    )
+    full = padded_batch([canary_image()] * MAX_BATCH_SIZE)
+    plug = asyncio.create_task(subject.server.infer(subject.names.classifier, IMAGE, full))
     await asyncio.sleep(0)
     calls = [subject.server.classify(image) for image in good[:3]]
     calls.append(subject.server.classify(kind.content))
@@ -123,7 +122,7 @@ def _good_images(subject: Subject) -> list[bytes]:
 async def check_error_texts(subject: Subject) -> Check:
     """Check that no error text so far, nor of three more bad requests, reveals the server's internals."""
     await subject.server.classify(b"no image at all")
-    await subject.server.infer(FRUIT_CLASSIFIER, "NO_SUCH_INPUT", np.zeros((1, 4), np.uint8))
+    await subject.server.infer(subject.names.classifier, "NO_SUCH_INPUT", np.zeros((1, 4), np.uint8))
     await subject.server.infer("../../etc/no_such_model", IMAGE, np.zeros((1, 4), np.uint8))
     texts = [text.replace("../../etc/no_such_model", "") for text in subject.server.error_texts]
     found = [

@@ -5,7 +5,7 @@ import math
 import re
 import time
 
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE, IMAGE_DECODE, MAX_BATCH_SIZE
+from fruitstand.contract import IMAGE, MAX_BATCH_SIZE
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from serving.attest.caller import Answer, padded_batch
 from serving.attest.promise import Reference, Subject
@@ -52,7 +52,7 @@ async def check_batching(subject: Subject) -> Check:
     after = await subject.counters() or {}
     words, alone = [], []
     steps = [name for name, config in subject.configs.items() if not config.ensemble_scheduling.step]
-    for model in steps or (IMAGE_DECODE, FRUIT_RESNET):
+    for model in steps or (subject.names.decode, subject.names.model):
         if model not in after or model not in before:
             continue
         grown = after[model] - before[model]
@@ -104,7 +104,7 @@ async def check_queue_limit(subject: Subject) -> Check:
         ok=bool(full) and not hung and not other,
         expected=expected,
         got=got,
-        advice="image_decode/config.pbtxt lacks max_queue_size: render the repository again",
+        advice=f"{subject.names.decode}/config.pbtxt lacks max_queue_size: render the repository again",
     )
 
 
@@ -113,7 +113,7 @@ async def _burst(subject: Subject, count: int, queue_us: int) -> list[Answer]:
     request = padded_batch([canary_image()] * MAX_BATCH_SIZE)
     options = {"timeout_s": HUNG_AFTER_S, "queue_timeout_us": queue_us}
     return await asyncio.gather(
-        *(subject.server.infer(FRUIT_CLASSIFIER, IMAGE, request, **options) for _ in range(count))
+        *(subject.server.infer(subject.names.classifier, IMAGE, request, **options) for _ in range(count))
     )
 
 
@@ -131,7 +131,8 @@ async def check_deadline(subject: Subject) -> Check:
     expected = "a request that may wait 1 ms is refused behind a backlog"
     full = padded_batch([canary_image()] * MAX_BATCH_SIZE)
     backlog = [
-        asyncio.create_task(subject.server.infer(FRUIT_CLASSIFIER, IMAGE, full)) for _ in range(BACKLOG)
+        asyncio.create_task(subject.server.infer(subject.names.classifier, IMAGE, full))
+        for _ in range(BACKLOG)
     ]
     await asyncio.sleep(0.05)
     images = [canary_image()] * NUM_HURRIED

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, Preprocessing
+from fruitstand.contract import Preprocessing
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.images.synthetic import canary_image
 from fruitstand.machine.threads import thread_budget
 from fruitstand.model.session import has_engine, open_session, run_batches
 from fruitstand.network.statistics import ModelCounters, read_counters
+from fruitstand.repository.model_names import ModelNames, repository_names
 from fruitstand.repository.versions import (
     Version,
     published_versions,
@@ -55,7 +56,7 @@ def read_promise(repository: Path) -> Promise:
         UsageError: no repository there, or it serves no version.
         ArtefactError: the served version's manifest cannot be read.
     """
-    if not (repository / FRUIT_RESNET).is_dir():
+    if not (repository / repository_names(repository).model).is_dir():
         raise UsageError(f"{repository}: no model repository; to attest without one, leave --repository out")
     state = serving_state(repository)
     if state is None:
@@ -146,6 +147,11 @@ class Subject:
     """Set by the speed check."""
 
     @property
+    def names(self) -> ModelNames:
+        """Of the models under test."""
+        return self.server.names
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of the version, or the default if the version is unknown."""
         if self.version is None:
@@ -157,7 +163,7 @@ class Subject:
         """The ONNX files the server may be serving; only the configured one if the server shows it."""
         if self.version is None:
             return []
-        config = self.configs.get(FRUIT_RESNET)
+        config = self.configs.get(self.names.model)
         if config is not None and config.default_model_filename in self.version.manifest["files"]:
             return [config.default_model_filename]
         serve = self.version.manifest["serve"]
@@ -201,7 +207,7 @@ async def examine(
 
 async def _configs(server: Server) -> dict[str, Any]:
     configs: dict[str, Any] = {}
-    names = [FRUIT_CLASSIFIER]
+    names = [server.names.classifier]
     for name in names:  # the list grows in the loop: a step may be an ensemble itself
         seen = await server.call("ModelConfig", service_pb2.ModelConfigRequest(name=name))
         if seen.ok:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fruitstand.artefacts import sweep_temporaries
+from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import UsageError
 from fruitstand.samples import Samples, describe, join_samples, write_samples
 
@@ -32,8 +33,12 @@ MAX_FILES = 200
 QUEUE_LENGTH = 32
 
 
-def sampler_from_environment(version: int) -> "Sampler | None":
+def sampler_from_environment(model: str, version: int) -> "Sampler | None":
     """The sampler of one model instance; None if FRUITSTAND_SAMPLES is not set.
+
+    Args:
+        model: its name; a model with another than the default's writes into a folder of that name.
+        version: of the model.
 
     Raises:
         UsageError: the rate is not a positive number.
@@ -49,7 +54,8 @@ def sampler_from_environment(version: int) -> "Sampler | None":
     if not 0 < rate_per_s <= 1000:
         raise UsageError(f"{RATE_VARIABLE}: got {text!r}, allowed a number above 0, at most 1000")
     keep_images = os.environ.get(IMAGES_VARIABLE) == "1"
-    return Sampler(Path(folder), version=version, rate_per_s=rate_per_s, keep_images=keep_images)
+    own = Path(folder) if model == FRUIT_RESNET else Path(folder, model)
+    return Sampler(own, version=version, rate_per_s=rate_per_s, keep_images=keep_images)
 
 
 class Sampler:

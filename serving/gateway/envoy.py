@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import write_json
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.network.connections import is_loopback
@@ -52,6 +53,7 @@ class Gateway:
         log_path: Path | None,
         http_port: int | None = None,
         tracing: Tracing | None = None,
+        model: str = FRUIT_CLASSIFIER,
     ) -> None:
         """Read certificates and keys; `start` starts the processes.
 
@@ -63,6 +65,7 @@ class Gateway:
             log_path: file for Envoy's log and the access log; None writes to stderr.
             http_port: a second port that answers as `port` does; None opens none.
             tracing: collector for spans; None turns tracing off.
+            model: classifier that `POST /classify` asks if the request names none.
 
         Raises:
             UsageError: the access folder is missing or incomplete.
@@ -73,7 +76,7 @@ class Gateway:
         self._directory = access_directory
         self._log_path = log_path
         self._complaint = ""
-        self._tracing = tracing
+        self._tracing, self._model = tracing, model
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._web: WebServer | None = None
@@ -107,7 +110,7 @@ class Gateway:
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-gateway-"))
         (inner_port,) = claim_ports({"the gateway": 0})
         self._web = WebServer(0, is_public=not is_loopback(self.listen))
-        self._web.start(f"127.0.0.1:{inner_port}")
+        self._web.start(f"127.0.0.1:{inner_port}", self._model)
         self.place(ports)
         self._write_access(draining=False)
         document = gateway_config.bootstrap(

@@ -5,7 +5,8 @@ It changes while the gateway runs, as keys are added and disabled.
 
 from pathlib import Path
 
-from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER
+from fruitstand.contract import API_KEY_HEADER
+from fruitstand.repository.model_names import CLASSIFIER_NAME
 from serving.gateway.access import Access
 from serving.gateway.api_keys import ApiKey
 from serving.gateway.envoy_json import PACKAGE, Json, typed
@@ -19,7 +20,7 @@ METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerRea
 OPEN_PATHS = ("/", "/page.css", "/page.js", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 """HTTP paths that need no key: they reveal nothing about the model."""
 READY_PATH = "/v2/health/ready"
-MODEL_PATHS = f"/v2/models/{FRUIT_CLASSIFIER}(/versions/[0-9]{{1,9}})?(/ready|/infer)?"
+MODEL_PATHS = f"/v2/models/{CLASSIFIER_NAME}(/versions/[0-9]{{1,9}})?(/ready|/infer)?"
 """Regular expression for the remaining paths of KServe V2 over HTTP."""
 HTTP_PATHS = (*OPEN_PATHS, "/classify", "/v2")
 NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"

@@ -304,7 +304,7 @@ def open_sampler(config_json: str, version: int, file_outputs: list[str]) -> Sam
     outputs = [one["name"] for one in config["output"]]
     if [one["name"] for one in config["input"]] != [PIXELS] or PROBABILITIES not in outputs:
         return None
-    sampler = sampler_from_environment(version)
+    sampler = sampler_from_environment(config["name"], version)
     if sampler is None:
         return None
     if FEATURES in file_outputs and FEATURES not in outputs:

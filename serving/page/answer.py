@@ -34,7 +34,7 @@ STATUSES: list[tuple[type[RequestFailed], int, str | None]] = [
     (Unauthenticated, 401, "the server does not know this caller"),
     (PermissionDenied, 403, "not allowed here"),
     (ServerUnreachable, 502, "the model server does not answer"),
-    (ModelNotFound, 503, "the model is not loaded; try again later"),
+    (ModelNotFound, 503, "the model is not loaded; try again later"),  # one the server never had: 404, below
     (Overloaded, 503, "the server is overloaded; send less at once, or try again later"),
     (DeadlineExceeded, 504, "no answer in time"),
 ]
@@ -58,6 +58,8 @@ class Refused(Exception):
     @classmethod
     def after(cls, failure: RequestFailed) -> "Refused":
         """The HTTP error for a gRPC call that failed."""
+        if isinstance(failure, ModelNotFound) and "is not found" in str(failure):
+            return cls(404, "the server has no such classifier or version")
         for kind, status, text in STATUSES:
             if isinstance(failure, kind):
                 return cls(status, text or str(failure))

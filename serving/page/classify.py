@@ -1,6 +1,7 @@
 """`POST /classify`: classify one image, sent as the body or as a form file."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -8,6 +9,7 @@ from email.parser import BytesHeaderParser
 from aiohttp import web
 
 from fruitstand.contract import Preprocessing
+from fruitstand.repository.model_names import CLASSIFIER_NAME
 from fruitstand_client.errors import DecodeFailed
 from fruitstand_client.exchange import backoff_s
 from fruitstand_client.prediction import Prediction
@@ -23,20 +25,24 @@ LONE_REPEATS = 3
 """Retries after NVIDIA's DALI backend failed on a batch, perhaps because of another image in it."""
 
 
-async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
+async def classify(
+    request: web.BaseRequest, body: bytes, upstream: Upstream, default_model: str
+) -> web.Response:
     """Classify one image.
 
     Args:
-        request: supplies content type and `top_k`.
+        request: supplies content type, `top_k` and `model`.
         body: the whole body.
         upstream: the model server.
+        default_model: the classifier to ask where the request names none.
 
     Raises:
         Refused: the request is malformed.
         RequestFailed: the server refused the image or did not answer.
     """
     image = _image(request.headers.get("Content-Type", ""), body)
-    prediction = await _ask(upstream, image, _top_k(request), request.headers)
+    top_k, model = _top_k(request), _model(request, default_model)
+    prediction = await _ask(upstream, image, top_k, request.headers, model)
     row = prediction.to_dict()
     return json_response({key: row[key] for key in ("label", "probability", "top_k", "model_version")})
 
@@ -54,13 +60,15 @@ def check_content_type(content_type: str) -> None:
         )
 
 
-async def _ask(upstream: Upstream, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
+async def _ask(
+    upstream: Upstream, image: bytes, top_k: int, caller: Mapping[str, str], model: str
+) -> Prediction:
     for attempt in range(LONE_REPEATS):
         try:
-            return await upstream.classify(image, top_k, caller)
+            return await upstream.classify(image, top_k, caller, model)
         except DecodeFailed:
             await asyncio.sleep(backoff_s(attempt))
-    return await upstream.classify(image, top_k, caller)
+    return await upstream.classify(image, top_k, caller, model)
 
 
 def _top_k(request: web.BaseRequest) -> int:
@@ -68,6 +76,13 @@ def _top_k(request: web.BaseRequest) -> int:
     if not given.isascii() or not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= MAX_TOP_K:
         raise Refused(400, f"top_k: got {given[:20]!r}, allowed 1 to {MAX_TOP_K}")
     return int(given)
+
+
+def _model(request: web.BaseRequest, default: str) -> str:
+    given = request.query.get("model", default)
+    if not re.fullmatch(CLASSIFIER_NAME, given):
+        raise Refused(400, f"model: got {given[:60]!r}, allowed the name of a classifier: birds_classifier")
+    return given
 
 
 def _image(content_type: str, body: bytes) -> bytes:

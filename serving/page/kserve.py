@@ -1,4 +1,4 @@
-"""KServe V2 over HTTP, translated to gRPC: health, metadata and inference of the public ensemble only.
+"""KServe V2 over HTTP, translated to gRPC: health, metadata and inference of the classifiers only.
 
 Repository control, statistics and shared memory cannot be reached, because no path calls them.
 
@@ -15,7 +15,7 @@ import numpy as np
 from aiohttp import web
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.repository.model_names import CLASSIFIER_NAME
 from fruitstand_client.errors import RequestFailed
 from serving.page.answer import Refused, json_response, response
 from serving.page.upstream import Upstream
@@ -23,7 +23,10 @@ from serving.page.upstream import Upstream
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 2**20
 """Limit of JSON in one request, because parsing blocks the event loop. JSON makes images 4 times larger."""
-MODEL = re.compile(rf"/v2/models/{re.escape(FRUIT_CLASSIFIER)}(?:/versions/(\d{{1,9}}))?(/ready|/infer)?")
+MODEL = re.compile(
+    rf"/v2/models/(?P<name>{CLASSIFIER_NAME})(?:/versions/(?P<version>\d{{1,9}}))?(?P<call>/ready|/infer)?"
+)
+"""Matches only ensembles: the names of their steps end otherwise."""
 HEALTH = {"/v2/health/live": ("ServerLive", "live"), "/v2/health/ready": ("ServerReady", "ready")}
 """gRPC method and response field for each path."""
 BINARY_TYPE = "application/octet-stream"
@@ -43,10 +46,10 @@ async def read(path: str, upstream: Upstream) -> web.Response | None:
     if path in HEALTH:
         return await _health(upstream, *HEALTH[path])
     match = MODEL.fullmatch(path)
-    if match is None or match[2] == "/infer":
+    if match is None or match["call"] == "/infer":
         return None
-    model = {"name": FRUIT_CLASSIFIER, "version": match[1] or ""}
-    if match[2] == "/ready":
+    model = {"name": match["name"], "version": match["version"] or ""}
+    if match["call"] == "/ready":
         return await _health(upstream, "ModelReady", "ready", **model)
     about = await upstream.ask("ModelMetadata", **model)
     tensors = {
@@ -61,7 +64,7 @@ async def read(path: str, upstream: Upstream) -> web.Response | None:
 def is_health(path: str) -> bool:
     """Whether a path is a health check."""
     match = MODEL.fullmatch(path)
-    return path in HEALTH or (match is not None and match[2] == "/ready")
+    return path in HEALTH or (match is not None and match["call"] == "/ready")
 
 
 async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
@@ -77,7 +80,7 @@ async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> we
         message, binary = parse_request(body, request.headers.get(HEADER_LENGTH))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise Refused(400, f"not a KServe V2 request: {' '.join(str(exc).split())[:200]}") from exc
-    message.model_version = match[1] or ""
+    message.model_name, message.model_version = match["name"], match["version"] or ""
     answer = await upstream.infer(message, request.headers)
     header, tail = render_response(answer, binary)
     if not tail:
@@ -87,7 +90,7 @@ async def infer(request: web.BaseRequest, body: bytes, upstream: Upstream) -> we
 
 
 def parse_request(body: bytes, header_length: str | None) -> tuple[Any, set[str] | None]:
-    """Parse JSON and the binary data after it into a ModelInferRequest.
+    """Parse JSON and the binary data after it into a ModelInferRequest that names no model.
 
     Returns:
         The message, and the names of the outputs requested as binary data; None requests all of them so.
@@ -108,7 +111,7 @@ def parse_request(body: bytes, header_length: str | None) -> tuple[Any, set[str]
     header, raw = json.loads(body[:length]), memoryview(body)[length:]
     if not isinstance(header, dict):
         raise ValueError("no JSON object")
-    message = service_pb2.ModelInferRequest(model_name=FRUIT_CLASSIFIER, id=header.get("id", ""))
+    message = service_pb2.ModelInferRequest(id=header.get("id", ""))
     for tensor in header["inputs"]:
         if tensor["datatype"] != "UINT8":
             raise ValueError(f"datatype of {tensor['name']}: got {tensor['datatype']}, allowed UINT8")

@@ -36,18 +36,19 @@ class Upstream:
         """Close the channel."""
         await self._wire.channel.close()
 
-    async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
+    async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str], model: str) -> Prediction:
         """Classify one image.
 
         Args:
             image: an encoded image.
             top_k: classes in the answer.
             caller: headers of the HTTP request; its request id and trace are passed on.
+            model: name of the classifier.
 
         Raises:
             RequestFailed: see `fruitstand_client.errors`.
         """
-        request = self._wire.request([image], top_k, self._deadline_s)
+        request = self._wire.request([image], top_k, self._deadline_s, model=model)
         return self._wire.predictions(await self._infer(request, caller), 1)[0]
 
     async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:

@@ -20,8 +20,11 @@ from urllib.parse import urlsplit
 import typer
 from aiohttp import web
 
+from fruitstand.cli_options import ServedName
+from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.network.connections import is_loopback
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
 from serving.page.answer import Refused, response
@@ -93,18 +96,19 @@ class WebServer:
         """Base URL, which is also the web page's."""
         return f"http://{LOOPBACK}:{self.port}"
 
-    def start(self, grpc_url: str) -> None:
+    def start(self, grpc_url: str, model: str = FRUIT_CLASSIFIER) -> None:
         """Start to answer requests.
 
         Args:
             grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
+            model: the classifier that `POST /classify` asks where the request names none.
 
         Raises:
             ServerError: the HTTP server did not start; the log says why.
         """
         listening = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(grpc_url, listening)), name="http", daemon=True
+            target=lambda: asyncio.run(self._serve(grpc_url, model, listening)), name="http", daemon=True
         )
         self._thread.start()
         while not listening.wait(0.1):
@@ -130,10 +134,10 @@ class WebServer:
     ) -> None:
         self.stop()
 
-    async def _serve(self, grpc_url: str, listening: threading.Event) -> None:
+    async def _serve(self, grpc_url: str, model: str, listening: threading.Event) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         upstream = Upstream(grpc_url, deadline_s=self._deadline_s)
-        router = _Router(upstream, is_public=self._is_public)
+        router = _Router(upstream, model, is_public=self._is_public)
         server = _Server(
             router.answer,
             handler_cancellation=True,  # the gRPC call is cancelled when the caller disconnects
@@ -179,8 +183,8 @@ class _Server(web.Server):
 class _Router:
     """Routes requests to their handlers; paths have to match exactly and are not decoded."""
 
-    def __init__(self, upstream: Upstream, *, is_public: bool) -> None:
-        self._upstream, self._is_public = upstream, is_public
+    def __init__(self, upstream: Upstream, model: str, *, is_public: bool) -> None:
+        self._upstream, self._model, self._is_public = upstream, model, is_public
         self._held_bytes = 0
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -197,7 +201,7 @@ class _Router:
         if not kserve.is_health(path):
             self._refuse_foreign(request)
         model = kserve.MODEL.fullmatch(path)
-        if path == CLASSIFY or (model is not None and model[2] == "/infer"):
+        if path == CLASSIFY or (model is not None and model["call"] == "/infer"):
             if request.method != "POST":
                 raise Refused(405, "POST an image here", allow="POST")
             return await self._post(request, path)
@@ -224,7 +228,7 @@ class _Router:
         try:
             await self._read(request, body)
             if path == CLASSIFY:
-                return await classify(request, bytes(body), self._upstream)
+                return await classify(request, bytes(body), self._upstream, self._model)
             return await kserve.infer(request, bytes(body), self._upstream)
         finally:
             self._held_bytes -= len(body)
@@ -278,13 +282,14 @@ class _Router:
 def main(
     grpc_url: Annotated[str, typer.Argument(help="HOST:PORT of the gateway's inner gRPC listener.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port to listen on.")],
+    name: ServedName = DEFAULT_NAME,
 ) -> None:
     """Answer HTTP behind a separate Envoy, until SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with WebServer(port, is_public=True, flag="--port") as server:
-        server.start(grpc_url)
+        server.start(grpc_url, names_for(name).classifier)
         ended.wait()
 
 

@@ -1,11 +1,12 @@
 """Several servers on one machine, each supervised by a thread that sends canary requests and restarts it."""
 
+import functools
 import logging
 import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE
+from fruitstand.contract import IMAGE
 from fruitstand.errors import FruitstandError
 from fruitstand.images.synthetic import canary_image
 from fruitstand.machine.memory import memory_budget_mib, resident_mib
@@ -45,7 +46,8 @@ class Canary:
         """Connect to a server that already answers."""
         self._server = server
         self._client = open_triton(server.url)
-        self._asked_s = self.answered_s = time.monotonic()
+        self._asked_s = now = time.monotonic()
+        self._answered_s = {names.classifier: now for names in server.names}
 
     def ask(self) -> None:
         """Send a canary image if one is due; a callback records the time of the answer."""
@@ -56,18 +58,29 @@ class Canary:
         encoded = np.frombuffer(canary_image(), np.uint8)[None]
         tensor = triton.InferInput(IMAGE, list(encoded.shape), "UINT8")
         tensor.set_data_from_numpy(encoded)
-        self._client.async_infer(
-            FRUIT_CLASSIFIER, [tensor], callback=self._note, client_timeout=CANARY_DEADLINE_S
-        )
+        for names in self._server.names:
+            note = functools.partial(self._note, names.classifier)
+            self._client.async_infer(
+                names.classifier, [tensor], callback=note, client_timeout=CANARY_DEADLINE_S
+            )
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _note(self, result: Any, error: Any) -> None:
+    @property
+    def silent_s(self) -> float:
+        """How long the classifier that answered least recently has been silent, seconds."""
+        return time.monotonic() - min(self._answered_s.values())
+
+    def forgive(self, seconds: float) -> None:
+        """Leave out a time in which this process could hear no answer."""
+        self._answered_s = {model: at_s + seconds for model, at_s in self._answered_s.items()}
+
+    def _note(self, model: str, result: Any, error: Any) -> None:
         refused = error is not None and any(status in str(error.status()) for status in ANSWERS)
         if (error is None or refused) and self._server.is_alive():
-            self.answered_s = time.monotonic()
+            self._answered_s[model] = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +197,8 @@ class Replica:
                     return _End("was asked to")
                 asleep_s, awake_s = time.monotonic() - awake_s - LOOK_S, time.monotonic()
                 if asleep_s > 1:  # this process was suspended and could not record answers
-                    canary.answered_s += asleep_s
-                if awake_s - canary.answered_s > HUNG_AFTER_S:
+                    canary.forgive(asleep_s)
+                if canary.silent_s > HUNG_AFTER_S:
                     return _End("hangs", at_once=True)
                 canary.ask()
                 if time.monotonic() - looked_s > CANARY_INTERVAL_S:
@@ -202,7 +215,7 @@ class Replicas:
 
     def __init__(
         self,
-        repository: Path,
+        repositories: Sequence[Path],
         *,
         count: int,
         metrics_port: int,
@@ -213,7 +226,7 @@ class Replicas:
         """Choose ports; `start` starts the servers.
 
         Args:
-            repository: the model repository.
+            repositories: the model repositories.
             count: number of servers.
             metrics_port: port of the first server's metrics, the next ones 10 apart; 0 takes free ones.
             log_path: log of the first server; the others append a number to the name.
@@ -240,7 +253,7 @@ class Replicas:
             Replica(
                 f"replica {number}",
                 EmbeddedServer(
-                    repository,
+                    *repositories,
                     metrics_port=metrics_port and metrics_port + 10 * number,
                     log_path=log_path
                     and log_path.with_name(f"{log_path.name}.{number}" if number else log_path.name),

@@ -6,11 +6,13 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fruitstand.errors import UsageError
+from fruitstand.repository.model_names import distinct_names
 from serving.gateway.access import check_exposure
 from serving.gateway.envoy import Gateway
 from serving.gateway.serve_gateway import LOOK_S, maintain, signals_set
@@ -23,7 +25,7 @@ GATEWAY_METRICS_PORT = 9901
 
 
 def serve_replicas(
-    repository: Path,
+    repositories: Sequence[Path],
     *,
     replicas: int,
     listen: str,
@@ -41,7 +43,7 @@ def serve_replicas(
     Once the gateway answers, one line of JSON with its URLs goes to stdout.
 
     Args:
-        repository: the model repository.
+        repositories: the model repositories.
         replicas: number of servers.
         listen: IP address of the gateway; the servers stay on loopback.
         port: port of the gateway; 0 takes a free one.
@@ -76,10 +78,11 @@ def serve_replicas(
         access_directory=access_directory,
         log_path=gateway_log,
         tracing=tracing,
+        model=distinct_names(repositories)[0].classifier,
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     servers = Replicas(
-        repository,
+        repositories,
         count=replicas,
         metrics_port=metrics_port,
         log_path=log_path,

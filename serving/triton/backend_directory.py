@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.contract import CPU_CONFIG, FRUIT_RESNET, HOST_CONFIG, IMAGE_DECODE
+from fruitstand.contract import CPU_CONFIG, HOST_CONFIG
 from fruitstand.errors import ServerError, UsageError
+from fruitstand.repository.model_names import repository_names
 from serving.host import build
 from serving.triton.child_process import installed_program
 
@@ -39,12 +40,12 @@ class Backends:
 
 
 def choose_backends(
-    repository: Path, config_name: str, environment: Mapping[str, str] = os.environ
+    repositories: Sequence[Path], config_name: str, environment: Mapping[str, str] = os.environ
 ) -> Backends:
     """Choose the host if it can serve, else the stubs; the log says why.
 
     Args:
-        repository: the model repository.
+        repositories: the model repositories of the server.
         config_name: the requested configuration; the host serves only `cpu`.
         environment: FRUITSTAND_BACKENDS is `host` or `stub`.
 
@@ -56,7 +57,7 @@ def choose_backends(
         raise UsageError(f"{BACKENDS_VARIABLE}: got {wanted!r}, allowed {HOST} or {STUB}")
     if wanted == STUB or config_name != CPU_CONFIG:
         return Backends(kind=STUB, config_name=config_name)
-    reason = _unfit_repository(repository)
+    reason = next(filter(None, map(_unfit_repository, repositories)), None)
     if reason is None:
         try:
             library = build.library(environment.get(build.FLAGS_VARIABLE, "").split())
@@ -71,7 +72,8 @@ def choose_backends(
 
 def _unfit_repository(repository: Path) -> str | None:
     """Why the host cannot serve a repository that an older release rendered; None if it can."""
-    for model in (IMAGE_DECODE, FRUIT_RESNET):
+    names = repository_names(repository)
+    for model in (names.decode, names.model):
         path = repository / model / "configs" / f"{HOST_CONFIG}.pbtxt"
         if not path.is_file():
             return f"{path.relative_to(repository)} is missing; 'fruitstand models promote' renders it"

@@ -17,9 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import thread_budget, thread_environment
+from fruitstand.repository.model_names import distinct_names, repository_names
 from fruitstand.repository.versions import Version, serving_state, verify_version
 from serving.tracing import Tracing
 from serving.triton.backend_directory import (
@@ -51,8 +52,7 @@ class EmbeddedServer:
 
     def __init__(
         self,
-        repository: Path,
-        *,
+        *repositories: Path,
         grpc_port: int = 0,
         http_port: int = 0,
         metrics_port: int = 0,
@@ -66,7 +66,7 @@ class EmbeddedServer:
         """Check the repository and claim the ports; `start` starts the server.
 
         Args:
-            repository: a model repository that serves a version.
+            repositories: model repositories of different names, each of which serves a version.
             grpc_port: port of gRPC; 0 takes a free one, as for the other ports.
             http_port: port of the KServe V2 REST endpoint.
             metrics_port: port of the Prometheus endpoint.
@@ -80,10 +80,12 @@ class EmbeddedServer:
             tracing: collector for spans; None turns tracing off.
 
         Raises:
-            UsageError: no repository, no served version, or a port is taken.
+            UsageError: no repository, no served version, two of one name, or a port is taken.
             ArtefactError: the served version was altered, or lacks the required signature.
         """
-        self.repository, _ = checked_repository(repository, trusted_keys)
+        checked = [checked_repository(repository, trusted_keys) for repository in repositories]
+        self.repositories = [path for path, _ in checked]
+        self.names = distinct_names(self.repositories)
         self.grpc_port, self.http_port, self.metrics_port = claim_ports(
             {"--grpc-port": grpc_port, "--http-port": http_port, "--metrics-port": metrics_port}
         )
@@ -136,7 +138,10 @@ class EmbeddedServer:
         if timeout_s is None:
             timeout_s = GPU_START_TIMEOUT_S if self._config_name.startswith("gpu") else START_TIMEOUT_S
         # Checked again: another version may have been promoted since the last start.
-        _, version = checked_repository(self.repository, self._trusted_keys)
+        golden = {
+            names.classifier: checked_repository(repository, self._trusted_keys)[1].golden()
+            for names, repository in zip(self.names, self.repositories, strict=True)
+        }
         _sweep_leftovers()
         if forbids_programs(temporary := Path(tempfile.gettempdir())):
             raise UsageError(
@@ -145,14 +150,14 @@ class EmbeddedServer:
             )
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-            chosen = choose_backends(self.repository, self._config_name)
+            chosen = choose_backends(self.repositories, self._config_name)
             backends = make_backend_directory(self._scratch, chosen)
             self._launch(installed_triton() / "bin" / "tritonserver", backends, chosen)
             wait_until_ready(
                 self.url,
                 deadline=time.monotonic() + timeout_s,
                 is_alive=self.is_alive,
-                golden=version.golden(),
+                golden=golden,
             )
         except ServerError as exc:
             reason = self._last_error()
@@ -206,7 +211,7 @@ class EmbeddedServer:
 
     def _arguments(self, backends: Path, config_name: str) -> list[str]:
         arguments = [
-            f"--model-repository={self.repository}",
+            *(f"--model-repository={repository}" for repository in self.repositories),
             f"--backend-directory={backends}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
@@ -216,7 +221,7 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
+            *(f"--load-model={name}" for names in self.names for name in names.public),
             # With strict readiness a server is not ready while a further version loads, so that a gateway
             # would drop every replica during a promotion. It listens only after all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
@@ -268,7 +273,8 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
         UsageError: no repository there, or it serves no version.
         ArtefactError: a version was altered, or lacks the required signature.
     """
-    for model in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER):
+    names = repository_names(repository)
+    for model in names.public:
         if not (repository / model / "config.pbtxt").is_file():
             raise UsageError(
                 f"{repository}: no model repository, {model}/config.pbtxt is missing; make one with"
@@ -277,7 +283,7 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
     state = serving_state(repository)
     if state is None:
         raise UsageError(
-            f"{repository}: serves no version of {FRUIT_RESNET}; publish one with 'fruitstand export --run"
+            f"{repository}: serves no version of {names.model}; publish one with 'fruitstand export --run"
             f" RUN --repository {repository}', or promote one with 'fruitstand models promote'"
         )
     loaded = {

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
 
 
-def serve(repository: Path, *, http_port: int, **of_server: Any) -> None:
+def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
 
     Once the server answers, one line of JSON with its URLs goes to stdout.
 
     Args:
-        repository: the model repository.
+        repositories: the model repositories; `POST /classify` asks the first one's classifier by default.
         http_port: port of `POST /classify`, KServe V2 REST and the page; 0 takes a free one.
         of_server: further arguments of `EmbeddedServer`.
 
@@ -31,10 +32,10 @@ def serve(repository: Path, *, http_port: int, **of_server: Any) -> None:
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     with WebServer(http_port) as web:
-        server = EmbeddedServer(repository, **of_server)
+        server = EmbeddedServer(*repositories, **of_server)
         try:
             server.start()
-            web.start(server.url)
+            web.start(server.url, server.names[0].classifier)
             urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
             status = server.wait()

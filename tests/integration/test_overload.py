@@ -97,14 +97,14 @@ def narrow(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @contextlib.contextmanager
 def held(server: EmbeddedServer, name: str) -> Iterator[None]:
     """Nothing passes this gate in the block."""
-    with (server.repository / name).open() as gate:
+    with (server.repositories[0] / name).open() as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         yield
 
 
 def wait_for_a_waiter(server: EmbeddedServer, name: str) -> None:
     """Until somebody stands before a gate that is held."""
-    inode = (server.repository / name).stat().st_ino
+    inode = (server.repositories[0] / name).stat().st_ino
     deadline = time.monotonic() + 60
     while not re.search(rf"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()):
         assert time.monotonic() < deadline, "nobody came"

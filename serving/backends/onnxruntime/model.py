@@ -62,7 +62,8 @@ class TritonPythonModel:
         self._batches: dict[str, np.ndarray] = {}
         self._max_batch_size = config["max_batch_size"]
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
-        self._sampler = sampler_from_environment(int(args["model_version"])) if sampled else None
+        version = int(args["model_version"])
+        self._sampler = sampler_from_environment(config["name"], version) if sampled else None
         self._has_features = FEATURES in {one.name for one in session.get_outputs()}
 
     def execute(self, requests: list) -> list:

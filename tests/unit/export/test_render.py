@@ -10,6 +10,7 @@ import fruitstand
 from export.publish.render import LABELS_FILE, SWITCH, render_repository, write_repository
 from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE, IMAGE_GUARD, Preprocessing
 from fruitstand.labels import read_labels
+from fruitstand.repository.model_names import names_for
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 COMMITTED = Path(__file__).parents[3] / "model_repository"
@@ -48,6 +49,21 @@ def test_the_ensemble_and_the_classifier_pin_one_version() -> None:
     assert ensemble.ensemble_scheduling.step[1].model_version == 7
     assert list(resnet.version_policy.specific.versions) == [3, 7]
     assert Path(FRUIT_CLASSIFIER, "7", "README") in rendered
+
+
+def test_a_name_changes_folders_and_references_and_nothing_else() -> None:
+    """Every file of the default is there, and a configuration names only models of its own repository."""
+    default, birds = (
+        render_repository(Preprocessing(), LABELS, names=names_for(name)) for name in ("fruit", "birds")
+    )
+    assert default == render_repository(Preprocessing(), LABELS)
+    assert [Path(*path.parts[1:]) for path in birds] == [Path(*path.parts[1:]) for path in default]
+    folders = set(names_for("birds").all)
+    assert {path.parts[0] for path in birds} == folders
+    for path in (path for path in birds if path.suffix == ".pbtxt"):
+        config = text_format.Parse(birds[path].decode(), model_config_pb2.ModelConfig())
+        assert config.name == path.parts[0]
+        assert {step.model_name for step in config.ensemble_scheduling.step} <= folders
 
 
 @pytest.mark.parametrize("name", ["gpu", "gpu-trt"])

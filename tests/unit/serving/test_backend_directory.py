@@ -22,7 +22,7 @@ NEEDS_BUILD = pytest.mark.skipif(build.missing() is not None, reason=str(build.m
 
 def choose(wanted: str, repository: Path = REPOSITORY, config_name: str = CPU_CONFIG):
     """The choice with FRUITSTAND_BACKENDS set."""
-    return choose_backends(repository, config_name, {BACKENDS_VARIABLE: wanted})
+    return choose_backends([repository], config_name, {BACKENDS_VARIABLE: wanted})
 
 
 @NEEDS_BUILD

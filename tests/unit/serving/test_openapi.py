@@ -6,6 +6,7 @@ import pytest
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 
 from fruitstand.contract import API_KEY_HEADER, Preprocessing
+from fruitstand.repository.model_names import CLASSIFIER_NAME
 from serving.page import answer, kserve, web
 from serving.page.classify import DEFAULT_TOP_K, FORM, MAX_TOP_K, RAW_TYPES
 
@@ -23,10 +24,12 @@ def test_the_document_is_openapi_3_1() -> None:
 
 def test_its_limits_are_those_of_the_code() -> None:
     """They stand in the document because it is static."""
-    (top_k,) = CLASSIFY["parameters"]
+    top_k, model = CLASSIFY["parameters"]
     assert (top_k["schema"]["default"], top_k["schema"]["maximum"]) == (DEFAULT_TOP_K, MAX_TOP_K)
     assert str(Preprocessing().max_encoded_bytes) in CLASSIFY["requestBody"]["description"]
-    infer = DOCUMENT["paths"]["/v2/models/fruit_classifier/infer"]["post"]
+    infer = DOCUMENT["paths"]["/v2/models/{model}/infer"]["post"]
+    names = (model, DOCUMENT["components"]["parameters"]["Model"])
+    assert {one["schema"]["pattern"] for one in names} == {f"^{CLASSIFIER_NAME}$"}
     assert str(kserve.MAX_JSON_BYTES) in infer["parameters"][0]["description"]
     assert infer["parameters"][0]["name"] == kserve.HEADER_LENGTH
     assert DOCUMENT["components"]["securitySchemes"]["apiKey"]["name"] == API_KEY_HEADER
@@ -38,7 +41,7 @@ def test_it_names_what_is_taken_and_every_status() -> None:
     statuses = {str(status) for _, status, _ in answer.STATUSES} | {"500"}
     assert statuses <= set(CLASSIFY["responses"])
     for path, methods in DOCUMENT["paths"].items():
-        concrete = path.replace("{version}", "1")
+        concrete = path.replace("{version}", "1").replace("{model}", "birds_classifier")
         assert (
             concrete in web.FILES
             or concrete in (web.CLASSIFY, "/v2")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import UsageError
 from fruitstand.samples import read_samples
 from serving.engine import sampler as module
@@ -111,8 +112,20 @@ def test_closing_waits_for_no_writer_that_failed(tmp_path: Path, monkeypatch: py
 def test_it_is_off_unless_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a rate that is none is refused."""
     monkeypatch.delenv(module.FOLDER_VARIABLE, raising=False)
-    assert sampler_from_environment(1) is None
+    assert sampler_from_environment(FRUIT_RESNET, 1) is None
     monkeypatch.setenv(module.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv(module.RATE_VARIABLE, "often")
     with pytest.raises(UsageError, match="FRUITSTAND_SAMPLES_PER_S"):
-        sampler_from_environment(1)
+        sampler_from_environment(FRUIT_RESNET, 1)
+
+
+def test_each_classifier_of_a_server_has_its_own_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default's stay where they always were; two models in one folder could not be told apart."""
+    monkeypatch.setenv(module.FOLDER_VARIABLE, str(tmp_path))
+    for model, folder in ((FRUIT_RESNET, tmp_path), ("birds_model", tmp_path / "birds_model")):
+        one = sampler_from_environment(model, 1)
+        one.offer(PIXELS, ANSWERS)
+        one.close()
+        assert written(folder) == 1
