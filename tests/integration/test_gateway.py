@@ -8,7 +8,6 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,45 +24,8 @@ from serving.gateway.certificates import write_dev_certificates
 from serving.gateway.envoy import Gateway
 from serving.gateway.limits import MAX_REQUEST_BYTES
 from serving.gateway.routes import METHODS
-from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, opened, status, wait_for
+from tests.gateway_calls import DEADLINE_S, INFER, counter, inference, status, wait_for
 from tests.model_server import KillableServer
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[list[KillableServer]]:
-    """Three."""
-    running = [KillableServer() for _ in range(3)]
-    yield running
-    for server in running:
-        server.kill()
-
-
-@pytest.fixture(scope="module")
-def gateway(servers: list[KillableServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One that lets everybody in."""
-    running = opened(servers, None, tmp_path_factory.mktemp("gateway") / "envoy.log")
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def access(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates, of clients too, and no keys yet."""
-    directory = tmp_path_factory.mktemp("access")
-    write_dev_certificates(directory, hosts=["localhost", "127.0.0.1"], days=1)
-    (directory / "clients.crt").write_bytes((directory / "ca.crt").read_bytes())
-    return directory
-
-
-@pytest.fixture(scope="module")
-def guarded(
-    servers: list[KillableServer], access: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Gateway, str]]:
-    """One with TLS both ways and keys, and a key of it."""
-    secret = add_api_key(access / "api_keys.json", "first", days=1, requests_per_s=None)
-    running = opened(servers, access, tmp_path_factory.mktemp("guarded") / "envoy.log")
-    yield running, secret
-    running.stop()
 
 
 def identity(access: Path) -> Tls:

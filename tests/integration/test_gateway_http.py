@@ -6,7 +6,6 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,54 +14,18 @@ import pytest
 from fruitstand.images.synthetic import canary_image
 from serving.gateway.access import read_access
 from serving.gateway.api_keys import add_api_key
-from serving.gateway.certificates import write_dev_certificates
 from serving.gateway.envoy import Gateway
 from serving.gateway.routes import HTTP_PATHS, OPEN_PATHS, READY_PATH, routes
 from serving.page import web as page
 from tests import http_calls
-from tests.gateway_calls import counter, opened, wait_for
+from tests.gateway_calls import counter, wait_for
 from tests.http_calls import MODEL, NINE_MB, OPENAPI
 from tests.model_server import KillableServer
 
 JPEG = canary_image()
 DEADLINE_S = 30
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[list[KillableServer]]:
-    """Three: one may be down while Envoy still leaves out another that has just come back."""
-    running = [KillableServer() for _ in range(3)]
-    yield running
-    for server in running:
-        server.kill()
-
-
-@pytest.fixture(scope="module")
-def access(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates, of clients too."""
-    directory = tmp_path_factory.mktemp("access")
-    write_dev_certificates(directory, hosts=["localhost", "127.0.0.1"], days=1)
-    (directory / "clients.crt").write_bytes((directory / "ca.crt").read_bytes())
-    return directory
-
-
-@pytest.fixture(scope="module")
-def guarded(
-    servers: list[KillableServer], access: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Gateway, str]]:
-    """One with TLS both ways and keys, and a key of it."""
-    secret = add_api_key(access / "api_keys.json", "first", days=1, requests_per_s=None)
-    running = opened(servers, access, tmp_path_factory.mktemp("guarded") / "envoy.log")
-    yield running, secret
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def gateway(servers: list[KillableServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One that lets everybody in."""
-    running = opened(servers, None, tmp_path_factory.mktemp("gateway") / "envoy.log")
-    yield running
-    running.stop()
+BIRDS = "/v2/models/birds_classifier/infer"
+"""Of another repository's classifier."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +56,10 @@ def test_both_ports_answer_http(gateway: Gateway) -> None:
         assert (status, json.loads(text)["label"]) == (200, str(len(JPEG)))
 
 
-@pytest.mark.parametrize("path", ["/classify", f"{MODEL}/infer", MODEL, "/v2", f"{MODEL}/ready"])
+@pytest.mark.parametrize(
+    "path",
+    ["/classify", f"{MODEL}/infer", MODEL, "/v2", f"{MODEL}/ready", BIRDS],
+)
 def test_a_key_is_asked_for(path: str, guarded: tuple[Gateway, str], context: ssl.SSLContext) -> None:
     """None and a wrong one are 401; the right one gets further. Over TLS, with a client's certificate."""
     gateway, secret = guarded
@@ -159,7 +125,8 @@ def closed_paths() -> list[str]:
         "/v2/repository/index", "/v2/repository/models/fruit_resnet/load", "/v2/logging", "/v2/trace/setting",
         "/v2/repository/models/fruit_classifier/unload", "/v2/systemsharedmemory/status", "/metrics",
         "/v2/cudasharedmemory/region/x/register", f"{MODEL}/stats", f"{MODEL}/config", "/v2/models/stats",
-        "/v2/models/fruit_resnet/infer", "/v2/models/image_decode", "/invocations", "/stats", "/config_dump",
+        "/v2/models/fruit_resnet/infer", "/v2/models/image_decode", "/v2/models/birds_model/infer",
+        "/v2/models/birds_decode", "/v2/models/_classifier/infer", "/invocations", "/stats", "/config_dump",
         "/quitquitquit",
     ]  # fmt: skip
     changes = [

@@ -2,7 +2,6 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -10,25 +9,8 @@ import pytest
 from fruitstand_client import Client
 from serving.gateway.config import ADMIN_SOCKET
 from serving.gateway.envoy import Gateway
-from tests.gateway_calls import counter, inference, opened, status, wait_for
+from tests.gateway_calls import counter, inference, status, wait_for
 from tests.model_server import KillableServer
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[list[KillableServer]]:
-    """Three."""
-    running = [KillableServer() for _ in range(3)]
-    yield running
-    for server in running:
-        server.kill()
-
-
-@pytest.fixture(scope="module")
-def gateway(servers: list[KillableServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One that lets everybody in."""
-    running = opened(servers, None, tmp_path_factory.mktemp("gateway") / "envoy.log")
-    yield running
-    running.stop()
 
 
 def test_a_server_that_hangs_costs_half_of_the_deadline(
