@@ -24,7 +24,7 @@ from fruitstand.errors import ArtefactError, UsageError
 
 DEFAULT_NAME = "fruit"
 CLASSIFIER = "_classifier"
-"""How the name of an ensemble ends, and no other model's: what callers outside of the server may ask for."""
+"""Suffix of ensembles and of no other model. HTTP lets callers ask these models only."""
 NAME = "[a-z][a-z0-9_]{0,47}"
 """A regular expression for a repository's name."""
 CLASSIFIER_NAME = f"{NAME}{CLASSIFIER}"
@@ -43,16 +43,16 @@ class ModelNames:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every folder, in the order in which the models are loaded."""
+        """Every folder, in the order of `contract.MODELS`."""
         return astuple(self)
 
     @property
-    def public(self) -> tuple[str, str, str]:
-        """The models that every kind of server loads, in that order."""
+    def loaded(self) -> tuple[str, str, str]:
+        """The models that the embedded server loads, in that order."""
         return self.decode, self.model, self.classifier
 
     def place(self, default: Path) -> Path:
-        """Where a file belongs whose path, relative to the repository, is that under the default names."""
+        """A file's path relative to the repository, from its path under the default names."""
         renamed = dict(zip(MODELS, self.all, strict=True))
         first, *rest = default.parts
         return Path(renamed[first], *rest)

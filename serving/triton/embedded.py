@@ -221,7 +221,7 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for names in self.names for name in names.public),
+            *(f"--load-model={name}" for names in self.names for name in names.loaded),
             # With strict readiness a server is not ready while a further version loads, so that a gateway
             # would drop every replica during a promotion. It listens only after all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
@@ -274,7 +274,7 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
         ArtefactError: a version was altered, or lacks the required signature.
     """
     names = repository_names(repository)
-    for model in names.public:
+    for model in names.loaded:
         if not (repository / model / "config.pbtxt").is_file():
             raise UsageError(
                 f"{repository}: no model repository, {model}/config.pbtxt is missing; make one with"

@@ -19,7 +19,7 @@ def test_the_default_keeps_its_names() -> None:
     """A server, a client and a dashboard of an older release find the models where they were."""
     names = names_for(DEFAULT_NAME)
     assert names.all == MODELS
-    assert names.public == (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)
+    assert names.loaded == (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)
 
 
 def test_two_names_share_no_model() -> None:
