@@ -86,7 +86,8 @@ def repository_names(repository: Path, name: str | None = None) -> ModelNames:
         ArtefactError: it holds several classifiers.
     """
     asked = None if name is None else names_for(name)
-    found = sorted(path.parent.name for path in repository.glob(f"*{CLASSIFIER}/config.pbtxt"))
+    folders = (path.name for path in repository.glob(f"*{CLASSIFIER}") if path.is_dir())
+    found = sorted(filter(re.compile(CLASSIFIER_NAME).fullmatch, folders))
     if len(found) > 1:
         raise ArtefactError(f"{repository}: holds {' and '.join(found)}; each needs a repository of its own")
     if not found:

@@ -11,7 +11,6 @@ def serving(repository: Path, *classifiers: str) -> Path:
     """A repository with these ensembles."""
     for classifier in classifiers:
         (repository / classifier).mkdir(parents=True)
-        (repository / classifier / "config.pbtxt").touch()
     return repository
 
 
