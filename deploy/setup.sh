@@ -65,6 +65,6 @@ if ! test -x "$VENV/bin/uv"; then
 fi
 export VIRTUAL_ENV=$PWD/$VENV
 echo "installing $(grep -c '^[a-z0-9]' requirements.lock) locked packages into $VENV: one to four minutes the first time"
-# uv's progress, without the list of all packages at the end.
-"$VENV/bin/uv" pip sync --require-hashes requirements.lock 2> >(grep --line-buffered -v '^ *[-+~] ' >&2 || true)
+# uv's progress, without the list of all packages at the end; a pipe, for /dev/fd is not everywhere.
+"$VENV/bin/uv" pip sync --require-hashes requirements.lock 2>&1 | { grep --line-buffered -v '^ *[-+~] ' || true; }
 "$VENV/bin/uv" pip install --quiet --no-deps --no-build-isolation --editable .

@@ -52,7 +52,7 @@ async def check_input_kinds(subject: Subject) -> Check:
         ok=not wrong,
         expected=f"{num_accepted} kinds answered, {num_refused} refused with INVALID_ARGUMENT",
         got=f"{got}; {'; '.join(wrong[:4])}" if wrong else got,
-        advice="docs/reference/input-kinds.md lists every kind; NVIDIA's decoder needs the guard model in front of it",
+        advice="docs/reference/input-kinds.md lists every kind; NVIDIA's decoder needs the guard before it",
     )
 
 

@@ -1,7 +1,8 @@
 """Every kind of file a caller may send as an image, each with the expected verdict.
 
 The files are stored in `kinds.tar.xz`, so that every server gets the same bytes whatever Pillow is installed.
-`tests/kinds` makes the archive; `python -m serving.attest.kinds` prints the table of `docs/reference/input-kinds.md`.
+`tests/kinds` makes the archive.
+`python -m serving.attest.kinds` prints the table of `docs/reference/input-kinds.md`.
 """
 
 import functools
