@@ -137,7 +137,7 @@ def test_real_fruit_is_shown_with_its_licence(run: Run) -> None:
     """Author, licence, and what it asks; a card on other pictures says nothing of fruit."""
     for source, says in (
         ("moltean/fruits/versions/100", "copyright 2017- Mihai Oltean, licence CC BY-SA 4.0"),
-        ("my photographs", "its licence is not known"),
+        ("my photographs", "this project does not know its licence"),
     ):
         meta = {**run.meta, "data": {**run.meta["data"], "source": source}}
         assert says in render_card(meta)
