@@ -49,7 +49,42 @@ def render(results: Path) -> str:
     lines += [_accuracy_row(name, found[name]) for name in order]
     lines += ["", "The commands, in the order of the table:", "", "```bash"]
     lines += [found[name]["command"] for name in order]
-    return "\n".join([*lines, "```", ""])
+    return "\n".join([*lines, "```", "", *_abstention(results)])
+
+
+def _abstention(results: Path) -> list[str]:
+    """Label sets and KNOWN of each measured run; nothing where none is measured."""
+    lines = []
+    for path in sorted(results.glob("abstention_*.json")):
+        result = read_json(path)
+        summary = result["summary"]
+        test = summary["sets"]["test"]
+        lines += [
+            f"## What it does not know: {', '.join(_keys(result))}",
+            "",
+            f"{_source(path.name, result)}",
+            "",
+            f"{summary['num_classes']} classes, top-1 {summary['top1']:.4f} of {test['num_images']} images."
+            f" Label sets hold the right class in {test['coverage']:.4f} of them, where"
+            f" {result['settings']['abstention']['coverage']} was asked for; {test['known']:.4f} are known.",
+            "",
+            _row(
+                [
+                    "other pictures",
+                    "images",
+                    "AUROC of KNOWN",
+                    "not known",
+                    "AUROC of the largest probability",
+                ]
+            ),
+            _row(["---"] * 5),
+        ]
+        for name, one in summary["others"].items():
+            largest = one["auroc_of_other_scores"]["one minus the largest probability"]
+            numbers = (f"{value:.4f}" for value in (one["auroc"], one["not_known"], largest))
+            lines.append(_row([name, str(one["num_images"]), *numbers]))
+        lines.append("")
+    return lines
 
 
 def _keys(result: dict) -> tuple[str, str, str]:

@@ -28,6 +28,12 @@ PROBABILITIES = "PROBABILITIES"
 FEATURES = "FEATURES"
 """Pooled features, the second output of a model's file. No `config.pbtxt` names it: an ensemble would have
 to carry it along; the embedded server's sampler asks for it."""
+KNOWN = "KNOWN"
+"""How like the training images an image is, 0 to 1; an output of versions that were calibrated at export."""
+KNOWN_LIMIT = 0.5
+"""Below it an image is not of a known class."""
+SET_SIZE = "SET_SIZE"
+"""How many of the most probable classes make up the label set; comes with `KNOWN`."""
 
 API_KEY_HEADER = "x-api-key"
 """In which a request carries its key."""

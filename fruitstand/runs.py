@@ -15,6 +15,9 @@ from fruitstand.manifest import PreparedData, read_prepared
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"
 META_NAME = "meta.json"
+CARD_NAME = "MODEL_CARD.md"
+ABSTENTION_HEADING = "## What it does not know"
+"""The last section of a model card, which export writes."""
 
 
 @dataclass(frozen=True, slots=True)

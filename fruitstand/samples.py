@@ -41,6 +41,8 @@ class Samples:
     """(N,), entropy of the probabilities, nats."""
     features: "npt.NDArray[np.float32]"
     """(N, D), the model's pooled features; D is 0 if the model does not export them."""
+    known: "npt.NDArray[np.float32]"
+    """(N,), similarity to the training images, 0 to 1; NaN if the version was not calibrated."""
     pixels: "npt.NDArray[np.uint8]"
     """(M, H, W, 3), RGB of the first M images; M is 0 if no images are kept."""
 
@@ -55,6 +57,7 @@ class Samples:
             confidence=self.confidence[indices],
             entropy=self.entropy[indices],
             features=self.features[indices],
+            known=self.known[indices],
             pixels=self.pixels[:0],
         )
 
@@ -81,6 +84,7 @@ def describe(
     pixels_nhwc_u8: "npt.NDArray[np.uint8]",
     probabilities: "npt.NDArray[np.float32]",
     features: "npt.NDArray[np.float32] | None" = None,
+    known: "npt.NDArray[np.float32] | None" = None,
     *,
     num_kept: int = 0,
 ) -> Samples:
@@ -90,6 +94,7 @@ def describe(
         pixels_nhwc_u8: (N, H, W, 3) RGB, the model's input.
         probabilities: (N, C), the model's answers.
         features: (N, D), if the model exports them.
+        known: (N,) or (N, 1), if the version was calibrated.
         num_kept: number of images whose pixels are kept.
     """
     import numpy as np
@@ -103,6 +108,7 @@ def describe(
         features=np.empty((len(probabilities), 0), np.float32)
         if features is None
         else features.astype(np.float32),
+        known=np.full(len(probabilities), np.nan, np.float32) if known is None else known.reshape(-1),
         pixels=pixels_nhwc_u8[:num_kept],
     )
 
@@ -136,7 +142,10 @@ def read_samples(path: Path) -> tuple[Samples, int, list[str]]:
 
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            samples = Samples(**{name: file[name] for name in Samples.__slots__})
+            arrays = {name: file[name] for name in Samples.__slots__ if name != "known"}
+            # Files from before the models were calibrated have no such column.
+            unknown = np.full(len(arrays["predicted"]), np.nan, np.float32)
+            samples = Samples(**arrays, known=file.get("known", unknown))
             version, labels = int(file["version"]), [str(one) for one in file["labels"]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise ArtefactError(f"{path}: no readable samples ({exc}); record them again") from exc

@@ -108,8 +108,8 @@ def record(
 
 def _ask(
     url: str, model: str, paths: list[Path], ca: Path | None, cert: Path | None
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """For each image, the version that answered and the probabilities by label."""
+) -> Iterator[tuple[int, dict[str, float], float | None]]:
+    """For each image, the version that answered, the probabilities by label, and KNOWN if there is one."""
     from fruitstand.progress import track
     from fruitstand_client import Client
 
@@ -118,4 +118,5 @@ def _ask(
         for one in track(answers, total=len(paths), description="record"):
             if one.failure is not None:
                 raise one.failure
-            yield int(one.model_version or 0), {rank.label: rank.probability for rank in one.top_k}
+            by_label = {rank.label: rank.probability for rank in one.top_k}
+            yield int(one.model_version or 0), by_label, one.known

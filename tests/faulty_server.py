@@ -46,7 +46,9 @@ def other_weights(repository: Path) -> None:
     last.output[list(last.output).index(PROBABILITIES)] = "in_order"
     num_classes = len(read_json(version / MANIFEST_NAME)["labels"])
     model.graph.initializer.append(numpy_helper.from_array(np.roll(np.arange(num_classes), 1), "order"))
-    model.graph.node.append(helper.make_node("Gather", ["in_order", "order"], [PROBABILITIES], axis=1))
+    shuffle = helper.make_node("Gather", ["in_order", "order"], [PROBABILITIES], axis=1)
+    # Before what reads the answer: the label sets.
+    model.graph.node.insert(list(model.graph.node).index(last) + 1, shuffle)
     onnx.save(model, version / "model.onnx")
     golden = read_json(version / GOLDEN_LIST)
     for one in golden["images"]:

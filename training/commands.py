@@ -225,8 +225,10 @@ def evaluate(
         _print_evaluation(result)
 
 
-def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterator[dict[str, float] | str]:
-    """For each image, the served probabilities by label, or the error message."""
+def _ask_server(
+    url: str, paths: list[Path], settings: dict[str, Any]
+) -> Iterator[tuple[dict[str, float], float | None] | str]:
+    """For each image, the served probabilities by label and `known`, or the error message."""
     with needs("client"):
         from fruitstand_client import Client
     from fruitstand.progress import track
@@ -234,7 +236,7 @@ def _ask_server(url: str, paths: list[Path], settings: dict[str, Any]) -> Iterat
     with Client(url, **settings) as client:
         answers = client.classify_stream(paths, top_k=MAX_CLASSES)
         for one in track(answers, total=len(paths), description="classify"):
-            yield one.error or {rank.label: rank.probability for rank in one.top_k}
+            yield one.error or ({rank.label: rank.probability for rank in one.top_k}, one.known)
 
 
 def _print_evaluation(result: "Evaluation") -> None:
@@ -248,6 +250,8 @@ def _print_evaluation(result: "Evaluation") -> None:
         print(f"{key:12} {getattr(result, key):8.4f} {nearest[key]:8.4f} {majority[key]:8.4f}")
     for key in ("top5", "ece"):
         print(f"{key:12} {getattr(result, key):8.4f}")
+    if result.known is not None:
+        print(f"{'known':12} {result.known:8.4f}")
     low, high = result.top1_interval
     print(f"95 % confidence interval of top1: {low:.4f} to {high:.4f}, assuming independent images")
     seen = result.seen_in_training

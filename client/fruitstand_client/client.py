@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -43,6 +44,7 @@ class _Connection:
         api_key: str | None = None,
         keepalive_s: float | None = None,
         shrink: bool = False,
+        abstain: bool = False,
     ) -> None:
         """Prepare a connection; the first call opens it.
 
@@ -62,6 +64,7 @@ class _Connection:
             keepalive_s: seconds without traffic before a ping. By default, Triton closes the connection of a
                 client that pings more often than every 300 s.
             shrink: send large images as JPEGs of 512 pixels on the shorter side; needs Pillow.
+            abstain: give no label to an image that shows no known class.
 
         Raises:
             ValueError: a number outside what is allowed.
@@ -87,6 +90,7 @@ class _Connection:
 
         self._model = model
         self._batch_size, self._in_flight, self._deadline_s = batch_size, in_flight, deadline_s
+        self._abstain = abstain
         self._exchange = Exchange(deadline_s=deadline_s, batch_bytes=batch_bytes, shrink=shrink)
         self._wire: Wire = Wire(
             url, tls=tls, api_key=api_key, keepalive_s=keepalive_s, asynchronous=self._asynchronous
@@ -107,9 +111,13 @@ class _Connection:
             if self._asynchronous:
                 response = await response
         except grpc.RpcError as exc:
-            raise self._wire.failure(exc, request) from exc
+            failure = self._wire.failure(exc, request)
+            if self._wire.asks_less(self._model, failure):
+                return await self._ask(call)
+            raise failure from exc
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
-        return self._wire.predictions(response, len(call.encoded))
+        answers = self._wire.predictions(response, len(call.encoded))
+        return [replace(one, abstain=True) for one in answers] if self._abstain else answers
 
 
 class Client(_Connection):

@@ -30,6 +30,9 @@ def classify(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Shrink large images to 512 pixels on the shorter side.")
     ] = False,
+    abstain: Annotated[
+        bool, typer.Option("--abstain", help="Give no label to an image of no known class.")
+    ] = False,
     deadline_s: Annotated[float, typer.Option(help="Seconds for each request and its retries.")] = 30.0,
     ca: Ca = None,
     cert: Cert = None,
@@ -52,6 +55,7 @@ def classify(
             batch_size=batch_size,
             model=names_for(name).classifier,
             shrink=shrink,
+            abstain=abstain,
             deadline_s=deadline_s,
             **connection(url, ca, cert),
         )

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, PROBABILITIES
+from fruitstand.contract import API_KEY_HEADER, FRUIT_CLASSIFIER, IMAGE, KNOWN, PROBABILITIES, SET_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.network.connections import Endpoint, open_channel, parse_endpoints, proxy_variable
 from fruitstand.network.tls import Tls
@@ -60,6 +60,7 @@ class Wire:
         proxy = proxy_variable(url)
         self._name = f"{url} through the proxy in {proxy}" if proxy else url
         self._ids = count(1)
+        self._without_known: set[str] = set()
         self._prefix = secrets.token_hex(4)
         self._key = [(API_KEY_HEADER, api_key)] if api_key else []
         endpoints = parse_endpoints(url)
@@ -121,6 +122,9 @@ class Wire:
         tensor.shape.extend((len(encoded), longest))
         output = request.outputs.add(name=PROBABILITIES)
         output.parameters["classification"].int64_param = top_k
+        if model not in self._without_known:
+            request.outputs.add(name=KNOWN)
+            request.outputs.add(name=SET_SIZE)
         request.raw_input_contents.append(b"".join([one.ljust(longest, b"\0") for one in encoded]))
         return request
 
@@ -135,19 +139,34 @@ class Wire:
             ServerFailure: it is no answer to that many images.
         """
         try:
-            entries = strings(response.raw_output_contents[0])
+            names = [output.name for output in response.outputs] or [PROBABILITIES]
+            raw = dict(zip(names, response.raw_output_contents, strict=True))
+            entries = strings(raw[PROBABILITIES])
+            known, sizes = (_floats(raw.get(name), num_images) for name in (KNOWN, SET_SIZE))
             top_k, rest = divmod(len(entries), num_images)
             if rest or not top_k:
                 raise ValueError(f"{len(entries)} classes for {num_images} images")
             ranked = [_ranked(entry) for entry in entries]
-        except (ValueError, IndexError, struct.error) as exc:
+        except (ValueError, KeyError, struct.error) as exc:
             raise ServerFailure(f"{self.url}: an answer that cannot be read: {exc}") from exc
         # The ensemble's version equals the classifier's, because export renders them together.
         version = response.model_version
-        return [
-            Prediction("", tuple(ranked[start : start + top_k]), version)
-            for start in range(0, len(ranked), top_k)
-        ]
+        predictions = []
+        for number, (one_known, size) in enumerate(zip(known, sizes, strict=True)):
+            best = tuple(ranked[number * top_k : (number + 1) * top_k])
+            label_set = None if size is None else tuple(one.label for one in best[: int(size)])
+            predictions.append(Prediction("", best, version, known=one_known, label_set=label_set))
+        return predictions
+
+    def asks_less(self, model: str, failure: RequestFailed) -> bool:
+        """Whether a request failed because the served version does not tell what it does not know.
+
+        Later requests to that model do not ask for it.
+        """
+        if not re.search(f"unexpected inference output '({KNOWN}|{SET_SIZE})'", str(failure)):
+            return False
+        self._without_known.add(model)
+        return True
 
     def failure(self, error: grpc.RpcError, request: Any) -> RequestFailed:
         """Translate the error of a failed call."""
@@ -183,6 +202,11 @@ def strings(tensor: bytes) -> list[bytes]:
         position += 4 + length
         found.append(tensor[position - length : position])
     return found
+
+
+def _floats(tensor: bytes | None, count: int) -> list[float | None]:
+    """An FP32 tensor of so many images; None for each where there is none."""
+    return [None] * count if tensor is None else list(struct.unpack(f"<{count}f", tensor))
 
 
 def _ranked(entry: bytes) -> RankedLabel:

@@ -59,11 +59,14 @@ function keyHeader() {
 }
 
 function showAnswer(answer, milliseconds) {
+  const isKnown = answer.label !== null;
+  at("answer-title").textContent = isKnown ? "Most likely" : "Not a known class";
+  at("answer").toggleAttribute("data-unknown", !isKnown);
   at("bars").replaceChildren(...answer.top_k.map(bar));
   at("latency").textContent = `${Math.round(milliseconds)} ms`;
   at("model-version").textContent = answer.model_version;
   at("answer").hidden = false;
-  say(`${answer.label}, ${percent(answer.probability)}.`);
+  say(isKnown ? `${answer.label}, ${percent(answer.probability)}.` : "Not a known class.");
 }
 
 function bar({ label, probability }) {

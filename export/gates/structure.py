@@ -7,7 +7,7 @@ import onnx
 from google.protobuf.message import Message
 
 from export.gates.gate import Gate, at_most
-from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import FEATURES, KNOWN, PIXELS, PROBABILITIES, SET_SIZE, Preprocessing
 from fruitstand.repository.versions import Version
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
@@ -66,9 +66,18 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
     problems += _byte_input_problems(graph)
-    # A last output FEATURES is allowed, for drift detection.
-    answers = [value for value in graph.output if value.name != FEATURES]
-    problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
+    problems += _output_problems(graph, num_classes)
+    return problems
+
+
+def _output_problems(graph: onnx.GraphProto, num_classes: int) -> list[str]:
+    """Probabilities first. Features may follow, which only drift detection takes, and KNOWN with SET_SIZE."""
+    optional = (KNOWN, SET_SIZE)
+    answers = [value for value in graph.output if value.name not in (FEATURES, *optional)]
+    problems = _value_problems("output", answers, PROBABILITIES, onnx.TensorProto.FLOAT, [num_classes])
+    for value in graph.output:
+        if value.name in optional:
+            problems += _value_problems("output", [value], value.name, onnx.TensorProto.FLOAT, [1])
     return problems
 
 

@@ -28,6 +28,8 @@ class ServedModel(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
+        self.temperature = 1.0
+        """What the logits are divided by; export calibrates it."""
         for name, values in zip(("scale", "shift"), scale_and_shift(preprocessing), strict=True):
             self.register_buffer(name, values)
 
@@ -35,7 +37,10 @@ class ServedModel(torch.nn.Module):
         """(N, H, W, 3) uint8 RGB to (N, num_classes) float32 probabilities."""
         # Cast first: TensorRT takes a uint8 input into a Cast and into nothing else.
         batch = pixels_nhwc_u8.float().permute(0, 3, 1, 2) * self.scale + self.shift
-        return self.model(batch).softmax(dim=1)
+        logits = self.model(batch)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return logits.softmax(dim=1)
 
 
 class _MeanPool(torch.nn.Module):

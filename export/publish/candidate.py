@@ -4,6 +4,7 @@ The folder appears whole. If a gate fails, the build stops and `candidate.json` 
 be inspected, but not published.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,14 @@ from export.gates.validation import Validation, read_validation
 from export.onnx.fp16 import convert_fp16
 from export.onnx.graph import IR_VERSION, OPSET, export_onnx, load_served_model
 from export.onnx.int8 import make_int8
+from export.onnx.known import fit_temperature, temper
 from export.onnx.metadata import file_metadata
+from export.publish.abstention import calibrate_files, measure_abstention
 from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.publish.golden import write_golden
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
-from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES
+from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, KNOWN
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
@@ -67,6 +70,9 @@ class Network:
     """Smallest margin between the first and second probability for images that count in the decode gate."""
     may_lack_variants: bool = False
     """Whether to leave out an fp16 or int8 file that misses a gate, instead of failing."""
+    set_temperature: Callable[[float], None] | None = None
+    """Sets the temperature of the reference and of the file to write. None if the images' classes may be
+    wrong, so that nothing can be calibrated."""
 
 
 def network_of(run: Run) -> Network:
@@ -77,6 +83,7 @@ def network_of(run: Run) -> Network:
         reference=model,
         write_fp32=lambda path: export_onnx(model, run.preprocessing, path, metadata),
         max_abs_diff=MAX_ABS_DIFF,
+        set_temperature=functools.partial(setattr, model, "temperature"),
     )
 
 
@@ -90,6 +97,7 @@ class _Draft:
     gates: list[Gate] = field(default_factory=list)
     reports: dict[str, Any] = field(default_factory=dict)
     serve: ServedFiles = FP32_ONLY
+    abstention: dict[str, Any] | None = None
 
     def require(self, gates: list[Gate]) -> None:
         """Record gates; raises at the first that fails."""
@@ -160,6 +168,11 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
     run = draft.run
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
     validation = read_validation(data, run.preprocessing, draft.network.reference)
+    temperature = 1.0
+    if draft.network.set_temperature:
+        temperature = fit_temperature(validation.reference, validation.targets)
+        draft.network.set_temperature(temperature)
+        validation = replace(validation, reference=temper(validation.reference, temperature))
     _add_fp32(draft, validation)
     if "fp16" in variants:
         draft.add_variant("fp16", FP16_MODEL, lambda: _add_fp16(draft, validation))
@@ -168,13 +181,18 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
             "int8", INT8_MODEL, lambda: _add_int8(draft, data, validation, compare=compare_int8)
         )
     served = draft.directory / draft.serve.cpu_model
+    if draft.network.set_temperature:
+        _add_known(draft, data, validation, temperature)
     count = write_golden(draft.directory, served, draft.serve.cpu_engine, validation, run.labels)
     draft.require([at_least("golden_images", count, 1)])
     session = open_session(served, draft.serve.cpu_engine)
     answers = run_batches(session, validation.served_nhwc_u8)
-    has_features = FEATURES in {one.name for one in session.get_outputs()}
-    features = run_batches(session, validation.served_nhwc_u8, FEATURES) if has_features else None
-    reference = describe(validation.served_nhwc_u8, answers, features)
+    others = {
+        one.name: run_batches(session, validation.served_nhwc_u8, one.name)
+        for one in session.get_outputs()
+        if one.name in (FEATURES, KNOWN)
+    }
+    reference = describe(validation.served_nhwc_u8, answers, others.get(FEATURES), others.get(KNOWN))
     write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
 
 
@@ -228,15 +246,37 @@ def _add_fp16(draft: _Draft, validation: Validation) -> None:
 
 def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, compare: bool) -> None:
     run, int8 = draft.run, draft.directory / INT8_MODEL
-    rows = _stratified(data.split("train"), NUM_CALIBRATION_IMAGES)
-    log.info("quantise with %d training images", len(rows))
-    calibration = np.stack(list(decode_rows(data, rows, run.preprocessing)))
+    calibration, _ = _read_images(data, "train", run)
+    log.info("quantise with %d training images", len(calibration))
     measured, draft.reports["int8"] = make_int8(
         draft.directory / FP32_MODEL, int8, calibration, validation, compare=compare
     )
     draft.require_readable(int8)
     draft.require([*measured.gates, extreme_pixels_gate(int8, run.preprocessing, measured.engine)])
     draft.serve = replace(draft.serve, cpu_model=INT8_MODEL, cpu_engine=measured.engine)
+
+
+def _add_known(draft: _Draft, data: PreparedData, validation: Validation, temperature: float) -> None:
+    """KNOWN and label sets, in every file; without pooled features a network has none."""
+    run, serve = draft.run, draft.serve
+    engines = {FP32_MODEL: "cpu"}
+    if (draft.directory / FP16_MODEL).exists():
+        engines[FP16_MODEL] = "cpu"
+    engines[serve.cpu_model] = serve.cpu_engine
+    if FEATURES not in {one.name for one in open_session(draft.directory / FP32_MODEL).get_outputs()}:
+        log.warning("the network has no pooled features, so it cannot tell what it does not know")
+        return
+    training = _read_images(data, "train", run)
+    record, gates = calibrate_files(draft.directory, engines, training, validation)
+    draft.require(gates)
+    splits = {"val": (validation.served_nhwc_u8, validation.targets)}
+    if any(row.split == "test" for row in data.rows):
+        splits["test"] = _read_images(data, "test", run)
+    measured = measure_abstention(
+        draft.directory / serve.cpu_model, serve.cpu_engine, splits, run.preprocessing
+    )
+    draft.abstention = {"temperature": temperature, **record, "file": serve.cpu_model, "measured": measured}
+    draft.serve = replace(serve, known=True)
 
 
 def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
@@ -260,10 +300,18 @@ def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
         gates_data={"source": data.source, "manifest_sha256": data.manifest_sha256},
         gates=[gate.to_json() for gate in draft.gates],
         reports=draft.reports,
+        abstention=draft.abstention,
         requires={"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
         files=describe_files(draft.directory),
         serve=draft.serve,
     )
+
+
+def _read_images(data: PreparedData, split: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(N, H, W, 3) uint8 and their (N,) classes, some of every class of a split."""
+    rows, index = _stratified(data.split(split), NUM_CALIBRATION_IMAGES), data.label_index()
+    pixels = np.stack(list(decode_rows(data, rows, run.preprocessing)))
+    return pixels, np.array([index[row.label] for row in rows])
 
 
 def _some(pixels: np.ndarray) -> np.ndarray:

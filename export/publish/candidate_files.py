@@ -42,6 +42,7 @@ GATES = (
     Listed(name="{variant}_top1_agreement", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
     Listed(name="{variant}_top1_loss", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
     Listed(name="{variant}_distance", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
+    Listed(name="known_{file}", at=(EXPORT,), files=()),
     Listed(name="golden_images", at=(EXPORT,)),
     Listed(name="config_findings", at=(PUBLICATION,)),
     Listed(name="size_ratio_{file}", at=(PUBLICATION,), files=(INT8_MODEL, FP16_MODEL)),

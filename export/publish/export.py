@@ -8,11 +8,13 @@ import logging
 from pathlib import Path
 
 from export.gates.gate import MAX_SLOWDOWN
+from export.publish.candidate_files import CANDIDATE_NAME
 from export.publish.repository import check_same_contract, reference_version
 from fruitstand.errors import UsageError
 from fruitstand.labels import labels_sha256
 from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.signing import read_private_key
+from fruitstand.repository.version_record import read_record
 from fruitstand.runs import read_run, read_run_data
 
 log = logging.getLogger("fruitstand.export")
@@ -67,10 +69,13 @@ def export(
     )
 
     # Only now: it takes seconds to import, and what can be refused has been.
+    from export.publish.abstention import write_card_section
     from export.publish.candidate import build_candidate
     from export.publish.publish import publish
 
     candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
+    if abstention := read_record(candidate / CANDIDATE_NAME).abstention:
+        write_card_section(run.directory, abstention)
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}

@@ -5,6 +5,7 @@ repeats all checks that need no training data, so that it does not rely on that 
 """
 
 import itertools
+import logging
 import math
 import os
 import shutil
@@ -50,6 +51,8 @@ from fruitstand.repository.versions import (
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+log = logging.getLogger("fruitstand.export")
 
 MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
 """Largest size relative to the fp32 file; a larger file was not fully converted."""
@@ -105,6 +108,13 @@ def _publish(
 ) -> Record:
     number, reference = next_number(repository), reference_version(repository)
     record = replace(_checked(candidate), version=number, passed=None)
+    if record.serve.known and reference is not None and not reference.serve.known:
+        log.warning(
+            "version %d has no KNOWN, and one configuration serves all versions, so the new one is served"
+            " without it; publish into another repository to have it",
+            reference.number,
+        )
+        record = replace(record, serve=replace(record.serve, known=False))
     claims = {name: record.to_json()[name] for name in ("labels_sha256", "preprocessing", "serve")}
     check_same_contract(repository, reference, **claims)
     new = Version(number, repository / names.model / str(number), record)

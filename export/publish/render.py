@@ -65,6 +65,14 @@ _CPU_OPTIMIZATION = {
 }
 
 
+_KNOWN_OUTPUTS = "".join(
+    f', {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}' for name in (contract.KNOWN, contract.SET_SIZE)
+)
+_KNOWN_MAPS = "".join(
+    f'\n      output_map {{ key: "{name}" value: "{name}" }}' for name in (contract.KNOWN, contract.SET_SIZE)
+)
+
+
 def render_repository(
     preprocessing: Preprocessing,
     labels: list[str],
@@ -144,6 +152,8 @@ def _model_values(
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
         "gpu_model": files.gpu_model,
+        "known_outputs": _KNOWN_OUTPUTS if files.known else "",
+        "known_maps": _KNOWN_MAPS if files.known else "",
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }

@@ -134,7 +134,7 @@ def check_same_contract(repository: Path, reference: Version | None, **claims: A
     what = {
         "labels_sha256": "other classes",
         "preprocessing": "images preprocessed in another way",
-        "serve": "other files or on another engine",
+        "serve": "other files or outputs, or on another engine,",
     }
     for key, claim in claims.items() if reference is not None else ():
         published = reference.manifest[key]

@@ -34,6 +34,8 @@ class ServedFiles:
     """"openvino", or "cpu" for ONNX Runtime's own kernels."""
     gpu_model: str = FP16_MODEL
     """The file served on a GPU."""
+    known: bool = False
+    """Whether the files tell what they do not know (`KNOWN`); versions from before that do not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,8 @@ class Record:
     """The prepared folder that the gates measured on."""
     gates: list[dict[str, Any]]
     reports: dict[str, Any] | None = None
+    abstention: dict[str, Any] | None = None
+    """What `KNOWN` and the label sets were calibrated to, and how they did; None without."""
     requires: dict[str, Any] | None = None
     """Oldest supported server, and opset and IR version of the files."""
     files: dict[str, FileEntry]
@@ -115,7 +119,7 @@ def _problems(record: Record, document: dict[str, Any]) -> Iterator[str]:
     if labels_sha256(record.labels) != record.labels_sha256:
         yield "its labels are not those it was checked with"
     Preprocessing.from_dict(record.preprocessing)
-    if document["serve"].keys() != asdict(record.serve).keys():
+    if document["serve"].keys() | {"known"} != asdict(record.serve).keys():
         yield f"serve names {', '.join(document['serve'])}"
     for key in ("cpu_model", "gpu_model"):
         if (name := getattr(record.serve, key)) not in record.files:

@@ -13,8 +13,8 @@ from fruitstand.images.reference_decode import decode_reference
 from fruitstand.repository.versions import read_version
 from fruitstand.samples import describe, join_samples, write_samples
 
-Answer = tuple[int, dict[str, float]]
-"""The version that answered, and its probabilities by label."""
+Answer = tuple[int, dict[str, float], float | None]
+"""The version that answered, its probabilities by label, and KNOWN where it has that."""
 
 
 def record_samples(
@@ -39,7 +39,7 @@ def record_samples(
     listed = list(answers)
     if not listed:
         raise UsageError("no image to record")
-    versions = sorted({version for version, _ in listed})
+    versions = sorted({version for version, _, _ in listed})
     if len(versions) > 1:
         raise ArtefactError(f"versions {versions} answered, because one was promoted meanwhile; record again")
     manifest = read_version(repository, versions[0]).manifest
@@ -51,9 +51,12 @@ def record_samples(
         )
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     parts = []
-    for number, (path, (_, by_label)) in enumerate(zip(paths, listed, strict=True)):
+    for number, (path, (_, by_label, known)) in enumerate(zip(paths, listed, strict=True)):
         pixels = decode_reference(as_supported(path.read_bytes(), preprocessing).content, preprocessing)
         probabilities = np.array([[by_label[label] for label in labels]], np.float32)
-        parts.append(describe(pixels[None], probabilities, num_kept=int(number < num_kept)))
+        known_or_not = None if known is None else np.array([known], np.float32)
+        parts.append(
+            describe(pixels[None], probabilities, known=known_or_not, num_kept=int(number < num_kept))
+        )
     write_samples(out, join_samples(parts), version=versions[0], labels=labels)
     return {"samples": str(out), "version": versions[0], "num_samples": len(parts)}

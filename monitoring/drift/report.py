@@ -14,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from fruitstand.artefacts import read_json, sha256_file, write_bytes, write_json
+from fruitstand.contract import KNOWN_LIMIT
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.repository.audit_log import published_at
 from fruitstand.repository.versions import read_version
@@ -28,6 +29,8 @@ from fruitstand.samples import (
 from monitoring.drift.measures import measure, thresholds
 
 THRESHOLDS_NAME = "thresholds.json"
+BAND_DEVIATIONS = 3.0
+"""Standard deviations between the expected share of unknown images and either end of its band."""
 NUM_EXAMPLES = 24
 NUM_CLASSES_SHOWN = 10
 
@@ -159,12 +162,14 @@ def compare(
         side: np.bincount(one.predicted, minlength=num_classes) / len(one)
         for side, one in (("window", window), ("reference", reference))
     }
+    abstention = abstention_rate(window.known, reference.known)
     moved = np.argsort(-np.abs(shares["window"] - shares["reference"]), kind="stable")[:NUM_CLASSES_SHOWN]
     return {
         "drifted": any(one["drifted"] for one in measures.values()),
         "num_samples": len(window),
         "num_reference": len(reference),
         "measures": measures,
+        "abstention": abstention,
         "classes": [
             {
                 "label": labels[index] if labels else str(index),
@@ -172,6 +177,28 @@ def compare(
             }
             for index in map(int, moved)
         ],
+    }
+
+
+def abstention_rate(window: np.ndarray, reference: np.ndarray) -> dict[str, float] | None:
+    """The share of images that are of no known class, and the band in which it stays by chance.
+
+    Args:
+        window: (n,) KNOWN of the newest images.
+        reference: (m,) KNOWN of the validation images.
+
+    Returns:
+        `rate`, `low` and `high`, 0 to 1; None where one side has no KNOWN.
+    """
+    if np.isnan(window).any() or np.isnan(reference).any():
+        return None
+    unknown = int((reference < KNOWN_LIMIT).sum())
+    expected = (unknown + 1) / (len(reference) + 2)  # no share of a sample is exactly 0
+    spread = BAND_DEVIATIONS * np.sqrt(expected * (1 - expected) * (1 / len(window) + 1 / len(reference)))
+    return {
+        "rate": float((window < KNOWN_LIMIT).mean()),
+        "low": float(max(0.0, expected - spread)),
+        "high": float(min(1.0, expected + spread)),
     }
 
 
@@ -187,6 +214,13 @@ def prometheus_text(result: dict[str, Any]) -> bytes:
     for name, one in result["measures"].items():
         over = one["value"] / one["threshold"] if one["threshold"] > 0 else float(one["drifted"]) * 2
         ratio.labels(name, version).set(over)
+    if abstention := result["abstention"]:
+        words = "Share of the newest window's images that show no known class."
+        gauge("abstention_ratio", words, "version").labels(version).set(abstention["rate"])
+        words = "Between these the share stays for images like those of the calibration."
+        bounds = gauge("abstention_bound", words, "bound", "version")
+        for bound in ("low", "high"):
+            bounds.labels(bound, version).set(abstention[bound])
     samples = gauge("drift_samples", "Images in the newest window.", "version")
     samples.labels(version).set(result["num_samples"])
     gauge("drift_time_seconds", "When the window was compared.").set(_seconds(result["time"]))
@@ -220,11 +254,21 @@ def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
         ".bad td:last-child{color:#b00020;font-weight:bold}"
         "img{width:100px;image-rendering:pixelated;margin:2px}</style>"
         f"<h1>Version {result['version']}: {verdict}</h1><p>{result['num_samples']} samples against"
-        f" {result['num_reference']} of the reference, {result['time']}. 0 is no"
-        " difference from the reference; a value above its threshold is drift.</p>"
+        f" {result['num_reference']} of the reference, {result['time']}."
+        f"{_abstained(result['abstention'])} 0 is no difference from the reference;"
+        " a value above its threshold is drift.</p>"
         f"<table><tr><th>measure<th>value<th>threshold<th>verdict</tr>{rows}</table>"
         "<h2>Classes whose share moved most</h2>"
         f"<table><tr><th>class<th>window<th>reference</tr>{classes}</table>{_examples(window, reference)}"
+    )
+
+
+def _abstained(abstention: dict[str, float] | None) -> str:
+    if abstention is None:
+        return ""
+    return (
+        f" {abstention['rate']:.1%} show no known class; {abstention['low']:.1%} to {abstention['high']:.1%}"
+        " are expected."
     )
 
 

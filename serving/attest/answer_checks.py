@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fruitstand.contract import ENCODED, PIXELS
+from fruitstand.contract import ENCODED, KNOWN, PIXELS
 from fruitstand.errors import FruitstandError
 from fruitstand.images.synthetic import supported_images
 from fruitstand.repository.tolerances import (
@@ -14,12 +14,23 @@ from fruitstand.repository.tolerances import (
     all_but_share_or_one_image,
 )
 from fruitstand.repository.versions import MAX_GOLDEN_DISTANCE, farthest_golden
-from serving.attest.promise import Reference, Subject, decode_all, reference_answers, without_folders
+from serving.attest.promise import (
+    Reference,
+    Subject,
+    decode_all,
+    file_known,
+    reference_answers,
+    without_folders,
+)
 from serving.attest.report import Check, Status, judged, not_seen
 
 IN_FLIGHT = 16
 QUICK_SHARE = 4
 """--quick takes every fourth image."""
+NUM_KNOWN = 8
+"""Generated images in the check of KNOWN, beside the golden ones."""
+MAX_KNOWN_DIFF = 0.05
+"""Mean difference; a pixel that is off by one moves KNOWN, most where it is near one half."""
 MODEL_CHUNK = 16
 """Decoded images in one request. 64 images of a large input size would exceed the gateway's limit."""
 OTHER_PREPROCESSING = "the decode step differs from the contract's preprocessing: render the repository again"
@@ -27,6 +38,7 @@ OTHER_MODEL = (
     "other weights, or numerics outside the gates: compare the ONNX file's sha256 with the manifest's"
 )
 OWN_ANSWERS = "the answers of the version's own file"
+NEED_THE_VERSION = ("model", "parity", "known")
 
 
 async def check_golden(subject: Subject) -> Check:
@@ -61,13 +73,18 @@ async def check_parity(subject: Subject) -> list[Check]:
         images = images[::QUICK_SHARE]
     checks = [await _decode(subject, images)]
     if subject.version is None:
-        return checks + [not_seen(name, OWN_ANSWERS, subject.no_version) for name in ("model", "parity")]
+        return checks + [not_seen(name, OWN_ANSWERS, subject.no_version) for name in NEED_THE_VERSION]
     try:
         references = [reference_answers(subject.version, file, images) for file in subject.files]
     except FruitstandError as exc:
-        return checks + [not_seen(name, OWN_ANSWERS, without_folders(exc)) for name in ("model", "parity")]
+        return checks + [not_seen(name, OWN_ANSWERS, without_folders(exc)) for name in NEED_THE_VERSION]
     subject.reference = references[0]
-    return [*checks, await _model(subject, references), await _both(subject, images, references)]
+    return [
+        *checks,
+        await _model(subject, references),
+        await _both(subject, images, references),
+        await _known(subject, images[:NUM_KNOWN]),
+    ]
 
 
 async def _decode(subject: Subject, images: list[bytes]) -> Check:
@@ -128,6 +145,34 @@ async def _both(subject: Subject, images: list[bytes], references: list[Referenc
         )
     got = np.concatenate([answer.array() for answer in answers])
     return _nearest("parity", expected, got, references, "see the lines 'decode' and 'model'", decoded=True)
+
+
+async def _known(subject: Subject, painted: list[bytes]) -> Check:
+    """KNOWN of golden images, which are known, and of painted ones, which are not."""
+    expected = f"KNOWN as from the version's own file, mean difference at most {MAX_KNOWN_DIFF}"
+    version = subject.version
+    assert version is not None, "the caller has looked"
+    if not version.serve.known:
+        return judged("known", ok=True, expected=expected, got="this version was not calibrated", advice="")
+    images = [one.path.read_bytes() for one in version.golden()] + painted
+    answers = await subject.server.classify_all(images, in_flight=IN_FLIGHT, output=KNOWN)
+    arrays = [answer.array(KNOWN) for answer in answers]
+    missing = [answer for answer, array in zip(answers, arrays, strict=True) if array is None]
+    distance = float("inf")
+    if not missing:
+        got = np.concatenate(arrays)
+        pixels = decode_all(images, subject.preprocessing)
+        files = [file_known(version, file, pixels) for file in subject.files]
+        distance = min(float(np.abs(got - one).mean()) for one in files)
+    return judged(
+        "known",
+        ok=distance <= MAX_KNOWN_DIFF,
+        expected=expected,
+        got=f"{len(missing)} of {len(images)} images without it, {missing[0]}"
+        if missing
+        else f"{len(images)} images, mean difference {distance:.2g}",
+        advice="render the repository again ('fruitstand models promote N') and load the model again",
+    )
 
 
 def _nearest(

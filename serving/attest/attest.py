@@ -28,7 +28,7 @@ CALL_TIMEOUT_S, QUICK_CALL_TIMEOUT_S = 20.0, 10.0
 POLL_S = 0.5
 ATTEMPTS = 4
 NAMES = (
-    "answers", "contract", "labels", "version", "golden", "decode", "model", "parity", "input_kinds",
+    "answers", "contract", "labels", "version", "golden", "decode", "model", "parity", "known", "input_kinds",
     "isolation", "batching", "queue_limit", "deadline", "speed", "error_texts", "control", "runtime", "alive",
 )  # fmt: skip
 """Every check, in the order of the report."""
@@ -37,7 +37,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Subject], Awaitable[Check | list[
     (("labels",), check_labels),
     (("version",), check_version),
     (("golden",), check_golden),
-    (("decode", "model", "parity"), check_parity),
+    (("decode", "model", "parity", "known"), check_parity),
     (("batching",), check_batching),
     (("speed",), check_speed),
     (("input_kinds",), check_input_kinds),

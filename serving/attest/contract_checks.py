@@ -5,7 +5,7 @@ import struct
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import ENCODED, IMAGE, PIXELS, PROBABILITIES
+from fruitstand.contract import ENCODED, IMAGE, KNOWN, PIXELS, PROBABILITIES, SET_SIZE
 from fruitstand.images.synthetic import canary_image
 from fruitstand.repository.tolerances import MAX_SUM_ERROR
 from fruitstand_client.wire import strings
@@ -13,6 +13,8 @@ from serving.attest.caller import Server
 from serving.attest.promise import Promise, Subject
 from serving.attest.report import Check, Status, judged, not_seen
 
+_Tensor = tuple[str, str, list[int]]
+"""Name, datatype and shape."""
 NUM_VERSION_CALLS = 8
 """Several calls, because a gateway spreads them over its servers."""
 
@@ -72,10 +74,15 @@ async def check_contract(subject: Subject) -> Check:
     height, width = subject.preprocessing.input_size if subject.version else (-1, -1)
     num_classes = len(subject.version.manifest["labels"]) if subject.version else -1
     names = subject.names
+    answers = [(PROBABILITIES, "FP32", [-1, num_classes])]
+    # Without the repository nobody knows whether the version tells what it does not know.
+    if subject.version is None or subject.version.serve.known:
+        answers += [(name, "FP32", [-1, 1]) for name in (KNOWN, SET_SIZE)]
+    pixels = (PIXELS, "UINT8", [-1, height, width, 3])
     promised = {
-        names.classifier: ((IMAGE, "UINT8", [-1, -1]), (PROBABILITIES, "FP32", [-1, num_classes])),
-        names.decode: ((ENCODED, "UINT8", [-1, -1]), (PIXELS, "UINT8", [-1, height, width, 3])),
-        names.model: ((PIXELS, "UINT8", [-1, height, width, 3]), (PROBABILITIES, "FP32", [-1, num_classes])),
+        names.classifier: ([(IMAGE, "UINT8", [-1, -1])], answers),
+        names.decode: ([(ENCODED, "UINT8", [-1, -1])], [pixels]),
+        names.model: ([pixels], answers),
     }
     seen, wrong = [], []
     for model, tensors_promised in promised.items():
@@ -85,12 +92,14 @@ async def check_contract(subject: Subject) -> Check:
                 wrong.append(f"{model}: {answer}")
             continue
         seen.append(model)
-        for tensors, (name, datatype, shape) in zip(
+        for tensors, wanted in zip(
             (answer.response.inputs, answer.response.outputs), tensors_promised, strict=True
         ):
             got = [(one.name, one.datatype, list(one.shape)) for one in tensors]
-            if len(got) != 1 or got[0][:2] != (name, datatype) or not _fits(got[0][2], shape):
-                wrong.append(f"{model}: {got}, not {(name, datatype, shape)}")
+            if subject.version is None:
+                wanted = wanted[: max(1, len(got))]
+            if len(got) != len(wanted) or not all(map(_fits, got, wanted)):
+                wrong.append(f"{model}: {got}, not {wanted}")
     return judged(
         "contract",
         ok=not wrong,
@@ -100,10 +109,12 @@ async def check_contract(subject: Subject) -> Check:
     )
 
 
-def _fits(got: list[int], promised: list[int]) -> bool:
-    """Whether a shape matches the promised one, in which -1 matches any size."""
-    return len(got) == len(promised) and all(
-        want in (-1, one) for one, want in zip(got, promised, strict=True)
+def _fits(got: _Tensor, promised: _Tensor) -> bool:
+    """Whether name, datatype and shape match the promised ones, in which -1 matches any size."""
+    return (
+        got[:2] == promised[:2]
+        and len(got[2]) == len(promised[2])
+        and all(want in (-1, one) for one, want in zip(got[2], promised[2], strict=True))
     )
 
 

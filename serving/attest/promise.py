@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import KNOWN, Preprocessing
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.images.synthetic import canary_image
@@ -117,6 +117,13 @@ def reference_answers(version: Version, file: str, images: Sequence[bytes]) -> R
         images_per_s=len(images) / all_s,
         image_s=decoded_s / len(images) + one_s,
     )
+
+
+def file_known(version: Version, file: str, pixels_nhwc_u8: np.ndarray) -> np.ndarray:
+    """(N, 1) KNOWN from a version's own file, on the engine it was checked with if this machine has it."""
+    engine = version.serve.cpu_engine
+    session = open_session(version.directory / file, engine if has_engine(engine) else "cpu")
+    return run_batches(session, pixels_nhwc_u8, KNOWN)
 
 
 def without_folders(error: FruitstandError) -> str:

@@ -74,9 +74,7 @@ class Sampler:
         self._interval_s = 1 / rate_per_s
         self._next_s = 0.0
         self._draw = np.random.default_rng()
-        self._queue: queue.Queue[tuple[np.ndarray, np.ndarray, np.ndarray | None] | None] = queue.Queue(
-            QUEUE_LENGTH
-        )
+        self._queue: queue.Queue[tuple[np.ndarray | None, ...] | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
 
@@ -90,7 +88,11 @@ class Sampler:
         return self._next_s - time.monotonic() if self._thread.is_alive() else float(2**31)
 
     def offer(
-        self, pixels_nhwc_u8: np.ndarray, probabilities: np.ndarray, features: np.ndarray | None = None
+        self,
+        pixels_nhwc_u8: np.ndarray,
+        probabilities: np.ndarray,
+        features: np.ndarray | None = None,
+        known: np.ndarray | None = None,
     ) -> None:
         """Offer a batch; if a sample is due, one of its images is copied."""
         if not self.is_due():
@@ -99,11 +101,8 @@ class Sampler:
         # Random intervals: with fixed ones, periodic traffic would always sample the same caller.
         self._next_s = now_s + self._interval_s * self._draw.uniform(0.5, 1.5)
         row = int(self._draw.integers(len(pixels_nhwc_u8)))
-        sample = (
-            pixels_nhwc_u8[row].copy(),
-            probabilities[row].copy(),
-            None if features is None else features[row].copy(),
-        )
+        batch = (pixels_nhwc_u8, probabilities, features, known)
+        sample = tuple(None if one is None else one[row : row + 1].copy() for one in batch)
         with contextlib.suppress(queue.Full):  # drop the sample: serving comes first
             self._queue.put_nowait(sample)
 
@@ -139,15 +138,7 @@ class Sampler:
                 return False
             if not parts:
                 write_at_s = time.monotonic() + FILE_AGE_S
-            pixels, probabilities, features = sample
-            parts.append(
-                describe(
-                    pixels[None],
-                    probabilities[None],
-                    None if features is None else features[None],
-                    num_kept=int(self._keep_images),
-                )
-            )
+            parts.append(describe(*sample, num_kept=int(self._keep_images)))
         self._write(parts)
         return True
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.contract import FEATURES, KNOWN, PIXELS, PROBABILITIES
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.repository.versions import on_trial
 from serving.engine.decode_step import DecodeStep
@@ -288,9 +288,9 @@ class Sampling:
         arrays = {
             name: np.frombuffer(view, np.float32).reshape(num_images, -1)
             for name, view in zip(self.outputs, views[1:], strict=True)
-            if name in (PROBABILITIES, FEATURES)
+            if name in (PROBABILITIES, FEATURES, KNOWN)
         }
-        self._sampler.offer(pixels, arrays[PROBABILITIES], arrays.get(FEATURES))
+        self._sampler.offer(pixels, arrays[PROBABILITIES], arrays.get(FEATURES), arrays.get(KNOWN))
         return max(0, round(1e9 * self._sampler.next_in_s))
 
     def close(self) -> None:
@@ -307,6 +307,5 @@ def open_sampler(config_json: str, version: int, file_outputs: list[str]) -> Sam
     sampler = sampler_from_environment(config["name"], version)
     if sampler is None:
         return None
-    if FEATURES in file_outputs and FEATURES not in outputs:
-        outputs.append(FEATURES)
+    outputs += [name for name in (FEATURES, KNOWN) if name in file_outputs and name not in outputs]
     return Sampling(sampler, outputs, tuple(map(int, config["input"][0]["dims"])))

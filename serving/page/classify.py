@@ -21,6 +21,7 @@ FORM = "multipart/form-data"
 RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
 """Content types, beside image/*, of a body that is the image. The last one is curl's default."""
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
+ANSWERED = ("label", "probability", "top_k", "known", "label_set", "model_version")
 LONE_REPEATS = 3
 """Retries after NVIDIA's DALI backend failed on a batch, perhaps because of another image in it."""
 
@@ -44,7 +45,7 @@ async def classify(
     top_k, model = _top_k(request), _model(request, default_model)
     prediction = await _ask(upstream, image, top_k, request.headers, model)
     row = prediction.to_dict()
-    return json_response({key: row[key] for key in ("label", "probability", "top_k", "model_version")})
+    return json_response({key: row[key] for key in ANSWERED})
 
 
 def check_content_type(content_type: str) -> None:

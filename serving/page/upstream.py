@@ -5,11 +5,13 @@ here: behind the gateway Envoy retries them, and the HTTP caller gets a Retry-Af
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fruitstand_client.errors import RequestFailed
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
 
@@ -37,7 +39,7 @@ class Upstream:
         await self._wire.channel.close()
 
     async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str], model: str) -> Prediction:
-        """Classify one image.
+        """Classify one image; it has no label if it shows no known class.
 
         Args:
             image: an encoded image.
@@ -49,7 +51,13 @@ class Upstream:
             RequestFailed: see `fruitstand_client.errors`.
         """
         request = self._wire.request([image], top_k, self._deadline_s, model=model)
-        return self._wire.predictions(await self._infer(request, caller), 1)[0]
+        try:
+            (answer,) = self._wire.predictions(await self._infer(request, caller), 1)
+            return replace(answer, abstain=True)
+        except RequestFailed as exc:
+            if not self._wire.asks_less(model, exc):
+                raise
+        return await self.classify(image, top_k, caller, model)
 
     async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:
         """Send a caller's ModelInferRequest and return the response; `caller` as in `classify`.

@@ -132,8 +132,7 @@ def test_a_first_publication_that_is_killed_serves_its_own_classes_or_nothing(
 
 def _num_outputs(repository: Path) -> int:
     text = (repository / LOADED_CONFIG).read_text()
-    (output,) = text_format.Parse(text, model_config_pb2.ModelConfig()).output
-    return output.dims[0]
+    return text_format.Parse(text, model_config_pb2.ModelConfig()).output[0].dims[0]
 
 
 @pytest.fixture

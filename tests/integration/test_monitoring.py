@@ -113,7 +113,8 @@ def drift_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name in ("reference", "window"):
         pixels = draw.integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
         answers = draw.dirichlet([1, 1], 60).astype(np.float32)
-        write_samples(folder / f"{name}.npz", describe(pixels, answers), version=1, labels=["Apple", "Pear"])
+        drawn = describe(pixels, answers, known=draw.uniform(size=60).astype(np.float32))
+        write_samples(folder / f"{name}.npz", drawn, version=1, labels=["Apple", "Pear"])
     published = {"time": "2026-11-24T10:00:00+00:00", "action": "publish", "version": 1, "done": True}
     (folder / "audit.jsonl").write_text(json.dumps(published) + "\n")
     drift_report(

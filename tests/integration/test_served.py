@@ -1,25 +1,33 @@
 import csv
 import json
 import re
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from export.publish.repository import write_served
 from fruitstand.contract import (
     FRUIT_CLASSIFIER,
     FRUIT_RESNET,
     IMAGE,
     IMAGE_DECODE,
+    KNOWN,
     PROBABILITIES,
+    SET_SIZE,
     Preprocessing,
 )
 from fruitstand.errors import ImageRejected
 from fruitstand.images.conversion import as_supported
+from fruitstand.images.reference_decode import decode_reference
 from fruitstand.images.synthetic import encode, pattern, supported_images
 from fruitstand.manifest import PreparedData
+from fruitstand.model.session import open_session, run_batches
+from fruitstand.repository.versions import ServingState, read_version
 from fruitstand.runs import Run
 from fruitstand_client import Client, ModelNotFound, Prediction
 from serving.attest.kinds import ImageKind, image_kinds
@@ -316,6 +324,47 @@ def test_a_server_without_the_model_is_named(server: EmbeddedServer) -> None:
     finally:
         client.load_model(FRUIT_CLASSIFIER)
         client.close()
+
+
+def test_the_served_known_is_the_files_own(
+    server: EmbeddedServer, repository: Path, test_images: list[Path]
+) -> None:
+    """From the model step on the same pixels; an image of noise has no label for who asks to abstain."""
+    version = read_version(repository, 1)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    pixels = [decode_reference(path.read_bytes(), version.preprocessing) for path in test_images[:7]]
+    batch = np.stack([*pixels, noise])
+    tensor = triton.InferInput("PIXELS", list(batch.shape), "UINT8")
+    tensor.set_data_from_numpy(batch)
+    client = triton.InferenceServerClient(server.url)
+    served = client.infer(FRUIT_RESNET, [tensor])
+    client.close()
+    session = open_session(version.directory / version.serve.cpu_model, version.serve.cpu_engine)
+    for name in (KNOWN, SET_SIZE):
+        np.testing.assert_allclose(served.as_numpy(name), run_batches(session, batch, name), atol=1e-3)
+    with Client(server.url, abstain=True) as ours:
+        *fruits, unknown = ours.classify([*test_images[:7], noise])
+    assert [one.is_known for one in fruits].count(True) >= 6
+    assert (unknown.label, unknown.is_known, unknown.error) == (None, False, None)
+    assert all(
+        one.label_set == tuple(rank.label for rank in one.top_k[: len(one.label_set)]) for one in fruits
+    )
+
+
+def test_a_version_that_was_not_calibrated_is_still_served(repository: Path, tmp_path: Path) -> None:
+    """As one that was published before, or adopted: the client asks once for KNOWN, and then no more."""
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    version = read_version(copy, 1)
+    record = replace(version.record, serve=replace(version.serve, known=False))
+    write_served(copy, ServingState(1), described_by=replace(version, record=record))
+    with (
+        EmbeddedServer(copy, log_path=tmp_path / "log") as running,
+        Client(running.url, abstain=True) as ours,
+    ):
+        for _ in range(2):
+            (one,) = ours.classify([encode(pattern(100, 100))])
+            assert (one.known, one.label_set, one.is_known) == (None, None, True)
+            assert one.label is not None
 
 
 def test_predictions_name_what_they_are_for() -> None:

@@ -78,7 +78,7 @@ def finish_evaluation(run_directory: Path, meta: dict[str, Any], data: PreparedD
 def evaluate_answers(
     data_directory: Path,
     split: str,
-    ask: Callable[[list[Path]], Iterable[Mapping[str, float] | str]],
+    ask: Callable[[list[Path]], Iterable[tuple[Mapping[str, float], float | None] | str]],
     *,
     out: Path | None = None,
     url: str = "",
@@ -88,7 +88,8 @@ def evaluate_answers(
     Args:
         data_directory: a prepared folder with classes that the server knows.
         split: train, val or test.
-        ask: returns for each image the probabilities of all classes by label, or an error message.
+        ask: returns for each image the probabilities of all classes by label and its `known` (None if the
+            version was not calibrated), or an error message.
         out: folder for the report; None writes none.
         url: the server's address, for the report.
 
@@ -104,19 +105,23 @@ def evaluate_answers(
         check_report_folder(out)
     labels: list[str] = []
     probabilities = np.zeros((0, 0), np.float32)
+    known = np.full(len(rows), np.nan, np.float32)
     paths = [data.directory / row.path for row in rows]
     for number, (path, answer) in enumerate(zip(paths, ask(paths), strict=True)):
         if isinstance(answer, str):
             raise DataError(f"{path}: {answer}")
+        by_label, one_known = answer
+        known[number] = np.nan if one_known is None else one_known
         if not labels:
-            labels = sorted(answer)
+            labels = sorted(by_label)
             _check_classes(data, labels, "the server")
             probabilities = np.zeros((len(rows), len(labels)), np.float32)
-        probabilities[number] = [answer[label] for label in labels]
+        probabilities[number] = [by_label[label] for label in labels]
 
     from training.evaluate.report import report_answers
 
-    return report_answers(data, split, labels, probabilities, out=out, url=url)
+    said = None if np.isnan(known).any() else known
+    return report_answers(data, split, labels, probabilities, known_scores=said, out=out, url=url)
 
 
 def _check_classes(data: PreparedData, known: list[str], who: str) -> None:

@@ -29,6 +29,8 @@ class Mistake:
     answer: str
     confidence: float
     """Probability of the answer, 0 to 1."""
+    is_known: bool = True
+    """Whether the image shows a known class; True if nobody says."""
 
 
 def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake], title: str) -> None:
@@ -54,7 +56,7 @@ def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake]
         words = (
             (_short(f"is {one.truth}"), "#176b2c"),
             (_short(f"not {one.answer}"), "#a4161a"),
-            (f"at {one.confidence:.3f}", "#444444"),
+            (f"at {one.confidence:.3f}" + ("" if one.is_known else ", not known"), "#444444"),
         )
         for line, (text, colour) in enumerate(words):
             draw.text((left + 6, top + PICTURE_SIDE + 4 + line * LINE_HEIGHT), text, colour, font)

@@ -6,8 +6,8 @@ from typing import Any
 import jinja2
 
 from fruitstand.artefacts import write_bytes
+from fruitstand.runs import ABSTENTION_HEADING, CARD_NAME
 
-CARD_NAME = "MODEL_CARD.md"
 NUM_WORST = 5
 """Number of classes, confusions and slices listed in a card."""
 
@@ -25,7 +25,12 @@ def add_evaluation(run_directory: Path, meta: dict[str, Any], result: dict[str, 
     """
     name = f"{result['data']}-{result['split']}"
     meta = {**meta, "evaluations": {**meta.get("evaluations", {}), name: _brief(result)}}
-    write_bytes(run_directory / CARD_NAME, render_card(meta).encode())
+    card = run_directory / CARD_NAME
+    # Export adds the last section; another evaluation does not change what was calibrated.
+    _, heading, section = (
+        card.read_text("utf-8").partition(ABSTENTION_HEADING) if card.is_file() else ("",) * 3
+    )
+    write_bytes(card, (render_card(meta) + ("\n" + heading + section if heading else "")).encode())
     return meta
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fruitstand.artefacts import atomic_directory, write_json
+from fruitstand.contract import KNOWN_LIMIT
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
@@ -60,6 +61,8 @@ class Evaluation:
     macro_f1: float
     ece: float
     num_images: int
+    known: float | None = None
+    """Share of the images that show a known class, as the server says; None for a run."""
     per_class: dict[str, dict[str, float]]
     """Recall, precision, f1 and count, keyed by label."""
     top1_interval: list[float]
@@ -84,6 +87,7 @@ def report_answers(
     labels: list[str],
     probabilities: np.ndarray,
     *,
+    known_scores: np.ndarray | None = None,
     out: Path | None,
     **about: Any,
 ) -> Evaluation:
@@ -94,6 +98,7 @@ def report_answers(
         split: train, val or test.
         labels: C class names that the classifier knows, which include those of the data.
         probabilities: (N, C) float32 for the split's rows, in manifest order.
+        known_scores: (N,) `known` of each image, 0 to 1; None if the version was not calibrated.
         out: the folder to write; an earlier report there is replaced. None writes nothing.
         **about: `model_name`, `url` and `seen_in_training` of `Evaluation`.
 
@@ -120,6 +125,7 @@ def report_answers(
         split_kind=data.split_kind,
         manifest_sha256=data.manifest_sha256,
         **classification_metrics(probabilities, targets, labels),
+        known=None if known_scores is None else float((known_scores >= KNOWN_LIMIT).mean()),
         top1_interval=list(wilson_interval(int(right.sum()), len(rows))),
         baseline=_baseline_scores(baseline, nearest, targets, number, labels),
         reliability=reliability_bins(probabilities, targets),
@@ -134,6 +140,7 @@ def report_answers(
                 truth=rows[i].label,
                 answer=labels[answers[i]],
                 confidence=float(probabilities[i, answers[i]]),
+                is_known=known_scores is None or bool(known_scores[i] >= KNOWN_LIMIT),
             )
             for i in np.flatnonzero(~right)
         ]

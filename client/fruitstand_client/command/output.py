@@ -21,11 +21,14 @@ from fruitstand.artefacts import atomic_file, fsync_path
 from fruitstand.errors import UsageError
 from fruitstand_client.command.sources import Source
 from fruitstand_client.images import image_name
-from fruitstand_client.prediction import Prediction
+from fruitstand_client.prediction import NOT_KNOWN, Prediction
 
 FORMATS = ("table", "jsonl", "csv", "parquet")
 RESUMED_FORMATS = ("jsonl", "csv")
-CSV_COLUMNS = ("path", "label", "probability", "top_k", "model_version", "converted_from", "error")
+CSV_COLUMNS = (
+    *("path", "label", "probability", "top_k", "known", "label_set"),
+    *("model_version", "converted_from", "error"),
+)
 TABLE_WIDTHS = (24, 6)
 
 
@@ -80,6 +83,8 @@ class ParquetRows:
                 ("label", pa.string()),
                 ("probability", pa.float32()),
                 ("top_k", pa.list_(rank)),
+                ("known", pa.float32()),
+                ("label_set", pa.list_(pa.string())),
                 ("model_version", pa.string()),
                 ("converted_from", pa.string()),
                 ("error", pa.string()),
@@ -149,8 +154,12 @@ def _jsonl_line(prediction: Prediction) -> str:
 
 def _csv_line(one: Prediction) -> str:
     top_k = "; ".join(f"{label} {probability:.6f}" for label, probability in one.top_k)
+    label_set = None if one.label_set is None else "; ".join(one.label_set)
     return _csv_row(
-        [one.path, one.label, one.probability, top_k, one.model_version, one.converted_from, one.error]
+        [
+            *(one.path, one.label, one.probability, top_k, one.known, label_set),
+            *(one.model_version, one.converted_from, one.error),
+        ]
     )
 
 
@@ -165,7 +174,9 @@ def _table_line(one: Prediction) -> str:
     path = one.path.replace("\n", "\\n") + (f" (from {one.converted_from})" if one.converted_from else "")
     if one.error is not None:
         return f"{'-':{first}}  {'-':{second}}  {path}  error: {one.error}\n"
-    others = ", ".join(f"{label} {probability:.3f}" for label, probability in one.top_k[1:])
+    others = ", ".join(f"{label} {probability:.3f}" for label, probability in one.top_k[one.is_known :])
+    if not one.is_known:
+        return f"{NOT_KNOWN:{first}}  {'-':{second}}  {path}  [{others}]\n"
     return f"{one.label or '':{first}}  {one.probability:<{second}.3f}  {path}  [{others}]\n"
 
 

@@ -10,7 +10,7 @@ from fruitstand.artefacts import atomic_file
 from fruitstand.errors import UsageError
 from fruitstand_client.command.sources import Source
 from fruitstand_client.images import read_image
-from fruitstand_client.prediction import Prediction
+from fruitstand_client.prediction import NOT_KNOWN, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -23,7 +23,7 @@ SIDE = 120
 TEXT_HEIGHT = 50
 COLUMNS = 8
 _DAMAGED = (OSError, ValueError, SyntaxError, struct.error, EOFError)  # errors that Pillow raises
-GREY, GREEN, RED = (128, 128, 128), (20, 90, 40), (170, 30, 30)
+GREY, GREEN, AMBER, RED = (128, 128, 128), (20, 90, 40), (150, 90, 0), (170, 30, 30)
 
 
 class ContactSheet:
@@ -79,7 +79,9 @@ class ContactSheet:
                 draw.line((left + 6, top + 6, left + SIDE - 7, top + SIDE - 7), fill=GREY)
             else:
                 sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
-            if prediction.error is None:
+            if not prediction.is_known:
+                words, last, colour = NOT_KNOWN, f"known {prediction.known:.3f}", AMBER
+            elif prediction.error is None:
                 words, last, colour = prediction.label or "", f"{prediction.probability:.3f}", GREEN
             else:
                 words, last, colour = prediction.error, "no answer", RED

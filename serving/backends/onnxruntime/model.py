@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.contract import FEATURES, KNOWN, PIXELS, PROBABILITIES
 from fruitstand.repository.versions import on_trial
 from serving.engine.sampler import sampler_from_environment
 
@@ -64,7 +64,11 @@ class TritonPythonModel:
         sampled = self._inputs == [PIXELS] and PROBABILITIES in self._outputs
         version = int(args["model_version"])
         self._sampler = sampler_from_environment(config["name"], version) if sampled else None
-        self._has_features = FEATURES in {one.name for one in session.get_outputs()}
+        found = {one.name for one in session.get_outputs()}
+        self._sampled_outputs = [
+            *self._outputs,
+            *(name for name in (FEATURES, KNOWN) if name in found and name not in self._outputs),
+        ]
 
     def execute(self, requests: list) -> list:
         if self._refused is not None:
@@ -76,10 +80,12 @@ class TritonPythonModel:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
         is_sampled = self._sampler is not None and self._sampler.is_due()
-        outputs = [*self._outputs, FEATURES] if is_sampled and self._has_features else self._outputs
+        outputs = self._sampled_outputs if is_sampled else self._outputs
         results = dict(zip(outputs, self._session.run(outputs, feeds, self._run_options), strict=True))
         if is_sampled:
-            self._sampler.offer(feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES))
+            self._sampler.offer(
+                feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES), results.get(KNOWN)
+            )
         responses, start = [], 0
         for request, part in zip(requests, parts, strict=True):
             rows = slice(start, start := start + len(part))

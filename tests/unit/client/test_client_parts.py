@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,14 +17,18 @@ from fruitstand_client import ImageRejected, Prediction, RankedLabel
 from fruitstand_client.command.output import FORMATS, TextRows, open_rows
 from fruitstand_client.command.sources import archive_images, count_images, find_images
 from fruitstand_client.images import image_name, read_image
+from fruitstand_client.prediction import NOT_KNOWN
 
-GOOD = Prediction("a [1].jpg", (RankedLabel("Apple, red", 0.75), RankedLabel("Pear", 0.2)), "3")
+RANKED = (RankedLabel("Apple, red", 0.75), RankedLabel("Pear", 0.2))
+GOOD = Prediction("a [1].jpg", RANKED, "3", known=0.875, label_set=("Apple, red",))
 BAD = Prediction("b\udcff.jpg", failure=ImageRejected("not an image"))
 ROW = {
     "path": "a [1].jpg",
     "label": "Apple, red",
     "probability": 0.75,
     "top_k": [{"label": "Apple, red", "probability": 0.75}, {"label": "Pear", "probability": 0.2}],
+    "known": 0.875,
+    "label_set": ["Apple, red"],
     "model_version": "3",
     "converted_from": None,
     "error": None,
@@ -50,13 +55,41 @@ def test_jsonl_rows_have_the_contracts_fields() -> None:
 def test_csv_and_table_show_every_image() -> None:
     """Commas are quoted, brackets are no markup."""
     header, good, bad = written("csv")
-    assert header == "path,label,probability,top_k,model_version,converted_from,error"
-    assert good == 'a [1].jpg,"Apple, red",0.75,"Apple, red 0.750000; Pear 0.200000",3,,'
-    assert bad == "b\\udcff.jpg,,,,,,not an image"
+    assert header == "path,label,probability,top_k,known,label_set,model_version,converted_from,error"
+    assert good == 'a [1].jpg,"Apple, red",0.75,"Apple, red 0.750000; Pear 0.200000",0.875,"Apple, red",3,,'
+    assert bad == "b\\udcff.jpg,,,,,,,,not an image"
     _, good, bad = written("table")
     assert good.split("  ")[0] == "Apple, red"
     assert "a [1].jpg" in good
     assert bad.endswith("error: not an image")
+
+
+@pytest.mark.parametrize(
+    ("known", "abstain", "label"),
+    [
+        pytest.param(0.2, True, None, id="not_known"),
+        pytest.param(0.2, False, "Apple, red", id="not_known_and_nobody_asked"),
+        pytest.param(0.5, True, "Apple, red", id="just_known"),
+        pytest.param(None, True, "Apple, red", id="not_calibrated"),
+    ],
+)
+def test_abstaining_takes_the_label_of_an_unknown_image(
+    known: float | None, abstain: bool, label: str | None
+) -> None:
+    """Only where the version tells, and only where the caller asked; the ranking stays."""
+    one = replace(GOOD, known=known, abstain=abstain)
+    assert one.label == label
+    assert one.to_dict()["label"] == label
+    assert one.top_k == RANKED
+
+
+def test_the_table_names_no_class_for_an_unknown_image() -> None:
+    """All classes go among the others."""
+    file = io.BytesIO()
+    TextRows(file, "table", header=False).write(replace(GOOD, known=0.2))
+    line = file.getvalue().decode()
+    assert line.startswith(NOT_KNOWN)
+    assert line.endswith("[Apple, red 0.750, Pear 0.200]\n")
 
 
 def test_parquet_rows_are_those_of_jsonl(tmp_path: Path) -> None:

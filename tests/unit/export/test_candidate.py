@@ -19,6 +19,7 @@ from export.gates.measured import Measured, Speed
 from export.onnx.graph import load_served_model
 from export.onnx.int8 import Attempt
 from export.onnx.quantize import CHOICES, ONLY_COMPARED, Int8Choice
+from export.publish.abstention import write_card_section
 from export.publish.candidate import build_candidate
 from export.publish.candidate_files import (
     CANDIDATE_FOLDER,
@@ -31,14 +32,14 @@ from export.publish.candidate_files import (
 from export.publish.export import export
 from export.publish.golden import NUM_IMAGES, choose_golden
 from fruitstand.artefacts import read_json, sha256_file, write_json
-from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES
+from fruitstand.contract import FEATURES, KNOWN, KNOWN_LIMIT, PIXELS, PROBABILITIES, SET_SIZE
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.model.session import installed_engines, open_session, run_batches
 from fruitstand.repository.version_record import FP16_MODEL
 from fruitstand.repository.versions import GOLDEN_LIST, read_version
-from fruitstand.runs import META_NAME, Run, read_run
+from fruitstand.runs import ABSTENTION_HEADING, CARD_NAME, META_NAME, Run, read_run
 from fruitstand.samples import REFERENCE_NAME, read_samples
 from training.fit.model import Classifier
 from training.fit.pixel_cache import pixel_cache
@@ -95,7 +96,12 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
     engine = record["serve"]["cpu_engine"]
     assert set(required_gates(record["files"], engine, "torch")) <= set(gates)
     assert {"structure_model.int8", f"int8_{engine}_distance", "torch_vs_model.fp16_batch_64"} < set(gates)
-    assert record["serve"] == {"cpu_model": "model.int8.onnx", "cpu_engine": engine, "gpu_model": FP16_MODEL}
+    assert record["serve"] == {
+        "cpu_model": "model.int8.onnx",
+        "cpu_engine": engine,
+        "gpu_model": FP16_MODEL,
+        "known": True,
+    }
 
 
 def test_the_list_of_gates_says_which_apply_where(candidate: Path, repository: Path) -> None:
@@ -179,6 +185,35 @@ def test_the_features_are_what_the_last_layer_reads(name: str, candidate: Path, 
     assert distance < {"model.onnx": 1e-5, FP16_MODEL: 1e-2}.get(name, 0.2)
     reference, _, _ = read_samples(candidate / REFERENCE_NAME)
     assert reference.features.shape == (len(reference), expected.shape[1])
+
+
+@pytest.mark.parametrize("name", ONNX_FILES)
+def test_validation_images_are_known_and_noise_is_not(name: str, candidate: Path, run: Run) -> None:
+    """Of every file, on the engine that it was calibrated for."""
+    record = read_json(candidate / CANDIDATE_NAME)["abstention"]
+    session = open_session(candidate / name, record["files"][name]["engine"])
+    data = read_prepared(run.data_directory)
+    pixels = decode_as_served(
+        [(data.directory / row.path).read_bytes() for row in data.split("val")], run.preprocessing
+    )
+    noise = np.random.default_rng(1).integers(0, 256, pixels.shape, dtype=np.uint8)
+    assert (run_batches(session, pixels, KNOWN) >= KNOWN_LIMIT).mean() >= 1 - record["max_unknown"] - 0.01
+    assert (run_batches(session, noise, KNOWN) < KNOWN_LIMIT).all()
+    assert set(np.unique(run_batches(session, pixels, SET_SIZE))) <= set(range(len(run.labels) + 1))
+
+
+def test_the_record_and_the_card_say_how_well_it_abstains(candidate: Path, run: Run, tmp_path: Path) -> None:
+    """Coverage of each held-back split, and AUROC against each kind of other pictures; in one section."""
+    record = read_json(candidate / CANDIDATE_NAME)["abstention"]
+    measured = record["measured"]
+    shutil.copy(run.directory / CARD_NAME, tmp_path)
+    for _ in range(2):
+        write_card_section(tmp_path, record)
+    assert set(measured["splits"]) == {"val", "test"}
+    assert set(measured["auroc"]) == {"noise", "patterns", "synthetic_photographs"}
+    _, section = (tmp_path / CARD_NAME).read_text().split(ABSTENTION_HEADING)
+    assert f"| test | {measured['splits']['test']['num_images']} |" in section
+    assert f"| noise | {measured['auroc']['noise']:.4f} |" in section
 
 
 @pytest.mark.nightly

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from export.gates.structure import structure_findings, structure_gate, structure_problems
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import PROBABILITIES, Preprocessing
 from fruitstand.repository.version_record import read_record
 from fruitstand.repository.versions import MANIFEST_NAME, Version
 from fruitstand.runs import Run
@@ -31,6 +31,8 @@ def _softmax(model: onnx.ModelProto) -> onnx.NodeProto:
 
 def _renamed_output(model: onnx.ModelProto) -> None:
     _softmax(model).output[0] = model.graph.output[0].name = "softmax"
+    for node in model.graph.node:  # the label sets are computed from it
+        node.input[:] = ["softmax" if name == PROBABILITIES else name for name in node.input]
 
 
 def _third_output(model: onnx.ModelProto) -> None:

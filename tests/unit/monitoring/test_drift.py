@@ -19,7 +19,7 @@ from fruitstand.samples import (
     write_samples,
 )
 from monitoring.drift.measures import NUM_COMPONENTS, ks, measure, mmd, principal_axes, psi, thresholds
-from monitoring.drift.report import drift_report
+from monitoring.drift.report import abstention_rate, drift_report
 from tests.nightly.chaos.drift_power import drift_power
 
 LABELS = ["Apple", "Pear", "Plum", "Fig"]
@@ -113,6 +113,29 @@ def test_features_are_compared_where_both_sides_have_them() -> None:
     )
     assert "mmd_features" in measure(with_features, with_features, num_classes=4)
     assert "mmd_features" not in measure(with_features, samples(60, seed=0), num_classes=4)
+
+
+@pytest.mark.parametrize(
+    ("num_unknown", "is_inside"),
+    [
+        pytest.param(0, True, id="none_unknown"),
+        pytest.param(2, True, id="as_expected"),
+        pytest.param(30, False, id="every_fifth_unknown"),
+    ],
+)
+def test_the_abstention_rate_is_held_against_the_validation_images(num_unknown: int, is_inside: bool) -> None:
+    """One in a hundred was unknown there, and 150 images came in."""
+    window, reference = np.ones(150), np.ones(400)
+    window[:num_unknown], reference[:4] = 0.1, 0.1
+    found = abstention_rate(window, reference)
+    assert found is not None
+    assert found["rate"] == num_unknown / 150
+    assert (found["low"] <= found["rate"] <= found["high"]) == is_inside
+
+
+def test_a_version_without_known_has_no_abstention_rate() -> None:
+    """Neither in the report nor as a metric."""
+    assert abstention_rate(np.full(150, np.nan), np.ones(400)) is None
 
 
 def test_the_report_names_what_drifted_and_shows_the_images_that_were_kept(tmp_path: Path) -> None:

@@ -35,13 +35,14 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _answered(run: Run, data: PreparedData):
+def _answered(run: Run, data: PreparedData, *, known: float | None = None):
     """A server that answers what the run does, its classes in another order than the run's."""
 
-    def ask(paths: list[Path]) -> Iterator[dict[str, float]]:
+    def ask(paths: list[Path]) -> Iterator[tuple[dict[str, float], float | None]]:
         rows = {data.directory / row.path: row for row in data.rows}
         for row in predict_probabilities(run, data, [rows[path] for path in paths]):
-            yield dict(sorted(zip(run.labels, row.tolist(), strict=True), key=lambda pair: -pair[1]))
+            by_label = zip(run.labels, row.tolist(), strict=True)
+            yield dict(sorted(by_label, key=lambda pair: -pair[1])), known
 
     return ask
 
@@ -63,6 +64,15 @@ def test_a_run_and_a_server_give_the_same_numbers_and_files(
     for name in FILES - {"evaluation.json"}:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "server" / name).read_bytes(), name
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == offline
+
+
+@pytest.mark.parametrize("known", [pytest.param(0.9, id="known"), pytest.param(0.1, id="not_known")])
+def test_a_servers_report_has_the_share_of_known_images(
+    known: float, run: Run, prepared: PreparedData
+) -> None:
+    """From what it says of each image."""
+    found = evaluate_answers(prepared.directory, "test", _answered(run, prepared, known=known))
+    assert found.known == (known >= 0.5)
 
 
 def _biased(data: PreparedData) -> tuple[np.ndarray, list[str]]:
@@ -205,8 +215,8 @@ def test_data_with_unknown_classes_are_refused_by_name(run: Run, copy: PreparedD
 def test_an_image_without_an_answer_ends_the_evaluation(prepared: PreparedData, tmp_path: Path) -> None:
     """Accuracy over what happened to be answered would be no accuracy."""
 
-    def ask(paths: list[Path]) -> Iterator[dict[str, float] | str]:
-        yield dict.fromkeys(prepared.labels, 0.25)
+    def ask(paths: list[Path]) -> Iterator[tuple[dict[str, float], float | None] | str]:
+        yield dict.fromkeys(prepared.labels, 0.25), None
         yield "the server was busy"
         yield from ("", "") * len(paths)
 

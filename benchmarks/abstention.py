@@ -1,0 +1,236 @@
+"""What an exported run does not know: label sets on Test, and KNOWN against pictures of other things.
+
+    python -m benchmarks.abstention --run runs/known --unseen LEFT_OUT_CLASSES --photos PHOTOGRAPHS
+
+    python -m benchmarks.abstention --run runs/known --cost-rounds 40     # on a quiet machine
+
+The run was trained without the classes in LEFT_OUT_CLASSES and then exported. PHOTOGRAPHS is any folder with
+pictures of other things; none of them is kept. Beside KNOWN, the result has the AUROC of other scores from
+the same features and training images. `--cost-rounds` times the served file and the same file without KNOWN
+in turns.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+from PIL import Image, UnidentifiedImageError
+
+from benchmarks.accuracy import RESULTS, file_name
+from export.onnx.known import fit_features
+from export.onnx.metadata import write_model
+from export.publish.abstention import auroc, set_scores
+from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
+from fruitstand.artefacts import write_json
+from fruitstand.contract import FEATURES, KNOWN, KNOWN_LIMIT, PIXELS, PROBABILITIES, SET_SIZE, Preprocessing
+from fruitstand.errors import UsageError
+from fruitstand.images.reference_decode import decode_rows
+from fruitstand.images.synthetic import photograph
+from fruitstand.machine.provenance import provenance
+from fruitstand.manifest import PreparedData
+from fruitstand.model.session import open_session, run_batches
+from fruitstand.repository.version_record import read_record
+from fruitstand.runs import read_run, read_run_data
+from fruitstand.stages import command_line
+from training.data.painter import invent_fruit, paint
+
+NUM_PAINTED = 200
+PAINTER_SEED = 1234
+"""Another one than any data set was painted with."""
+COMPONENTS = (16, 32, 64, 128, 256)
+PICTURES = (".jpg", ".jpeg", ".png")
+
+_Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From features and probabilities to how foreign each image is."""
+
+
+def measure(
+    run: Annotated[Path, typer.Option(help="Exported run.")],
+    unseen: Annotated[Path | None, typer.Option(help="Folder with images of classes left out.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder with pictures of other things.")] = None,
+    max_images: Annotated[int, typer.Option(help="Of a split and of a kind.")] = 600,
+    cost_rounds: Annotated[int, typer.Option(help="Time the file with and without KNOWN so often.")] = 0,
+    results: Annotated[Path, typer.Option(help="Folder for the result.")] = RESULTS,
+) -> None:
+    """Measure an exported run and record it."""
+    trained = read_run(run)
+    data, folder = read_run_data(trained, None), run / CANDIDATE_FOLDER
+    record = read_record(folder / CANDIDATE_NAME)
+    if record.abstention is None:
+        raise UsageError(f"{run}: was exported without KNOWN; export it again")
+    splits = {
+        name: _split(data, name, trained.preprocessing, max_images) for name in ("train", "val", "test")
+    }
+    others = {
+        "noise": np.random.default_rng(7).integers(
+            0, 256, (NUM_PAINTED, *trained.preprocessing.input_size, 3), dtype=np.uint8
+        ),
+        "synthetic photographs": _resized(
+            [photograph(200, 200, seed=1000 + number) for number in range(NUM_PAINTED // 4)],
+            trained.preprocessing,
+        ),
+        "painted others": _resized(_painted(), trained.preprocessing),
+    }
+    for name, given in (("unseen classes", unseen), ("photographs", photos)):
+        if given is not None:
+            others[name] = _resized(_pictures(given, max_images), trained.preprocessing)
+    session = open_session(folder / record.serve.cpu_model, record.serve.cpu_engine)
+    outputs = {
+        name: {one: run_batches(session, pixels, one) for one in (KNOWN, SET_SIZE, PROBABILITIES, FEATURES)}
+        for name, pixels in ({key: pixels for key, (pixels, _) in splits.items()} | others).items()
+    }
+    scores = _other_scores(outputs["train"][FEATURES], splits["train"][1])
+    result = {
+        **provenance(),
+        "settings": {"max_images": max_images, "abstention": record.abstention},
+        "samples": {name: one[KNOWN][:, 0].round(4).tolist() for name, one in outputs.items()},
+        "summary": {
+            "dataset": data.source,
+            "split_kind": data.split_kind,
+            "model_name": trained.model_name,
+            "num_classes": len(trained.labels),
+            "file": record.serve.cpu_model,
+            "top1": float((outputs["test"][PROBABILITIES].argmax(axis=1) == splits["test"][1]).mean()),
+            "sets": {
+                name: set_scores(
+                    outputs[name][KNOWN][:, 0],
+                    outputs[name][SET_SIZE][:, 0],
+                    outputs[name][PROBABILITIES],
+                    splits[name][1],
+                )
+                for name in ("val", "test")
+            },
+            "others": {name: _against(outputs["test"], outputs[name], scores) for name in others},
+        },
+    }
+    if cost_rounds:
+        model = folder / record.serve.cpu_model
+        batch = splits["test"][0]
+        result["summary"]["time_with_over_without"] = _cost(
+            model, record.serve.cpu_engine, batch, cost_rounds
+        )
+    path = results / file_name(result).replace("accuracy_", "abstention_")
+    write_json(path, result)
+    print(path)
+
+
+def _cost(model: Path, engine: str, pixels_nhwc_u8: np.ndarray, rounds: int) -> dict[str, float]:
+    """Time of a batch of 32 with KNOWN, as a multiple of the time without: median and quartiles of rounds."""
+    proto = onnx.load(model)
+    for kept in (proto.graph.node, proto.graph.output, proto.graph.initializer):
+        for one in [one for one in kept if one.name.startswith("known/") or one.name in (KNOWN, SET_SIZE)]:
+            kept.remove(one)
+    with TemporaryDirectory() as scratch:
+        plain = Path(scratch, "plain.onnx")
+        write_model(proto, plain)
+        sessions = open_session(model, engine), open_session(plain, engine)
+        batch = np.resize(pixels_nhwc_u8, (32, *pixels_nhwc_u8.shape[1:]))
+        wanted = ([PROBABILITIES, KNOWN, SET_SIZE], [PROBABILITIES])
+        ratios = []
+        for number in range(rounds + 3):  # the first rounds warm up
+            seconds = []
+            for session, outputs in zip(sessions, wanted, strict=True):
+                started = time.perf_counter()
+                session.run(outputs, {PIXELS: batch})
+                seconds.append(time.perf_counter() - started)
+            if number >= 3:
+                ratios.append(seconds[0] / seconds[1])
+    low, median, high = np.percentile(ratios, (25, 50, 75))
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def _against(
+    test: dict[str, np.ndarray], other: dict[str, np.ndarray], scores: dict[str, _Score]
+) -> dict[str, Any]:
+    """AUROC of Test against another kind of picture, by KNOWN and by each other score."""
+    return {
+        "num_images": len(other[KNOWN]),
+        "not_known": float((other[KNOWN] < KNOWN_LIMIT).mean()),
+        "auroc": auroc(test[KNOWN], other[KNOWN]),
+        "auroc_of_other_scores": {
+            name: auroc(
+                -score(test[FEATURES], test[PROBABILITIES]), -score(other[FEATURES], other[PROBABILITIES])
+            )
+            for name, score in scores.items()
+        },
+    }
+
+
+def _other_scores(features: np.ndarray, targets: np.ndarray) -> dict[str, _Score]:
+    """What KNOWN could be made of; greater is more foreign."""
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        scaled: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+        return scaled
+
+    def nearest(rows: np.ndarray, _: np.ndarray) -> np.ndarray:
+        distances: np.ndarray = 1 - (unit(rows) @ unit(features).T).max(axis=1)
+        return distances
+
+    def entropy(_: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        values: np.ndarray = -(probabilities * np.log(probabilities + 1e-12)).sum(axis=1)
+        return values
+
+    def mahalanobis(components: int) -> _Score:
+        model = fit_features(features, targets, max_components=components)
+        return lambda rows, _: model.distances(rows)
+
+    return {
+        "one minus the largest probability": lambda _, probabilities: 1 - probabilities.max(axis=1),
+        "entropy": entropy,
+        "nearest training image, cosine": nearest,
+        **{f"Mahalanobis, {number} directions": mahalanobis(number) for number in COMPONENTS},
+    }
+
+
+def _split(
+    data: PreparedData, name: str, preprocessing: Preprocessing, max_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, index = data.split(name), data.label_index()
+    rows = rows[:: -(-len(rows) // max_images)]
+    pixels = np.stack(list(decode_rows(data, rows, preprocessing)))
+    return pixels, np.array([index[row.label] for row in rows])
+
+
+def _painted() -> list[Image.Image]:
+    """Fruits of the painter, each in another turn."""
+    return [
+        Image.fromarray(
+            paint(invent_fruit(number, PAINTER_SEED), turn=number / 7 % 1, tilt=0.3, seed=(number,))
+        )
+        for number in range(NUM_PAINTED)
+    ]
+
+
+def _pictures(folder: Path, max_images: int) -> list[Image.Image]:
+    """The pictures below a folder, and of large ones the middle too: another picture to the model."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    pictures = []
+    for path in paths[:: max(1, -(-len(paths) // max_images))]:
+        try:
+            with Image.open(path) as opened:
+                picture = opened.convert("RGB")
+        except UnidentifiedImageError:
+            continue
+        pictures.append(picture)
+        width, height = picture.size
+        if min(width, height) >= 200:
+            pictures.append(picture.crop((width // 4, height // 4, 3 * width // 4, 3 * height // 4)))
+    if not pictures:
+        raise UsageError(f"{folder}: no picture in it")
+    return pictures
+
+
+def _resized(pictures: list[Image.Image], preprocessing: Preprocessing) -> np.ndarray:
+    """(N, H, W, 3) uint8; squashed, as these are not what the preprocessing is for."""
+    height, width = preprocessing.input_size
+    return np.stack([np.asarray(one.resize((width, height), Image.Resampling.BILINEAR)) for one in pictures])
+
+
+if __name__ == "__main__":
+    command_line(measure)
