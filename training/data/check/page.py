@@ -1,6 +1,5 @@
 """What a data check shows: an HTML page with the pictures inside, class balance, sheets of samples."""
 
-import base64
 import io
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from fruitstand.artefacts import atomic_file
+from fruitstand.html_page import html_page, image_url
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 from training.data.check.survey import Survey
@@ -27,18 +27,6 @@ NUM_COLUMNS = 8
 MAX_NAME_BYTES = 200
 COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .2rem .9rem .2rem 0; text-align: left }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.ok { color: #176b2c } .bad { color: #a4161a } .verdict { font-weight: 600 }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-figure { margin: 0; border: 1px solid #ddd; border-radius: 4px; padding: .5rem }
-figure img { height: 7rem; margin-right: .3rem } figcaption { font-size: .8rem; overflow-wrap: anywhere }
-img.plot { max-width: 100% }
-"""
-
 
 def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) -> str:
     """The page.
@@ -55,7 +43,6 @@ def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) 
     )
     files = result["files"]
     parts = [
-        f"<h1>Data check: {escape(result['source'])}, split {escape(result['split_kind'])}</h1>",
         verdict,
         _lines(result["summary"]),
         f"<p><small>manifest {escape(result['manifest_sha256'])}</small></p>",
@@ -74,13 +61,10 @@ def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) 
         _table("format", files["formats"]),
         _table("bytes", files["bytes"]),
         "<h2>Class balance</h2>",
-        f'<img class="plot" alt="images of each class" src="{_data_url(balance_png, "png")}">',
+        f'<img class="plot" alt="images of each class" src="{image_url(balance_png, "png")}">',
     ]
-    title = escape(f"Data check: {result['source']}")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    title = f"Data check: {result['source']}, split {result['split_kind']}"
+    return html_page(title, "\n".join(parts))
 
 
 def _lines(lines: list[str]) -> str:
@@ -165,11 +149,7 @@ def _picture(path: Path) -> str:
         picture(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "<em>no picture</em>"
-    return f'<img alt="" src="{_data_url(buffer.getvalue(), "jpeg")}">'
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<img alt="" src="{image_url(buffer.getvalue(), "jpeg")}">'
 
 
 def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> None:
