@@ -149,7 +149,7 @@ def _run_served(repository: Path, version: Version, images: Sequence[bytes], due
         # The server must not record the replayed images.
         quiet = {FOLDER_VARIABLE: ""}
         with served(copy, log=Path(name, "triton.log"), environment=quiet) as url:
-            return asyncio.run(_send(url, images, due_s, description=f"version {version.number}"))
+            return asyncio.run(send(url, images, due_s, description=f"version {version.number}"))
 
 
 def _copy_serving(repository: Path, version: Version, copy: Path) -> None:
@@ -174,8 +174,18 @@ class _Sent:
     answered_s: float = 0.0
 
 
-async def _send(url: str, images: Sequence[bytes], due_s: np.ndarray | None, *, description: str) -> Run:
-    """Send each image when it is due, answered or not before; without times keep 64 in flight."""
+async def send(url: str, images: Sequence[bytes], due_s: np.ndarray | None, *, description: str) -> Run:
+    """Send each image when it is due, whether earlier ones are answered or not.
+
+    Args:
+        url: HOST:PORT of the server.
+        images: encoded images.
+        due_s: (N,) seconds after the first one, ascending; None keeps 64 images in flight.
+        description: for the progress bar.
+
+    Raises:
+        ClientError: the server stopped answering.
+    """
     calls: list[_Sent] = []
     room = asyncio.Semaphore(MAX_IN_FLIGHT)
     async with AsyncClient(url) as client:

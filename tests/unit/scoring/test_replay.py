@@ -1,5 +1,9 @@
-"""The replay's arithmetic: when images are due, and what two runs have in common."""
+"""When images are due and sent, and what two runs have in common."""
 
+import asyncio
+import threading
+
+import grpc
 import numpy as np
 import pytest
 
@@ -7,8 +11,9 @@ from fruitstand.errors import UsageError
 from fruitstand.images.synthetic import encode, pattern
 from fruitstand.recording import Recording
 from scoring.model import Answer
-from scoring.replay import due_times
+from scoring.replay import due_times, send
 from scoring.replay_report import Run, compare, render_page, summary
+from tests.model_server import Received, model_server
 
 IMAGE = encode(pattern(32, 32))
 
@@ -48,6 +53,28 @@ def test_another_rate_is_refused(rate: str) -> None:
     """In one line that names the allowed ones."""
     with pytest.raises(UsageError, match=r"--rate: got .* allowed recorded, max, or images/s"):
         due_times(recording(0, 1), rate)
+
+
+def test_images_are_sent_when_due_whether_earlier_ones_are_answered_or_not() -> None:
+    """The server answers nothing before it has four requests at once: only an open loop gets there."""
+    images = [encode(pattern(32, 32, phase=number)) for number in range(4)]
+    four = threading.Barrier(4)
+
+    def behave(received: Received, context: grpc.ServicerContext) -> None:
+        if received.images != images[:1] or warmed_up.is_set():
+            four.wait(timeout=30)
+        warmed_up.set()
+
+    warmed_up = threading.Event()
+    due_s = np.array([0, 0.05, 0.1, 0.3])
+    with model_server(behave) as server:
+        run = asyncio.run(send(server.url, images, due_s, description="replay"))
+    assert sorted(one.images for one in server.received[1:]) == sorted([image] for image in images)
+    assert [one.labels for one in run.answers if not isinstance(one, str)] == [
+        [str(len(one))] for one in images
+    ]
+    assert min(run.late_ms) >= 0
+    assert run.duration_s >= 0.3 - 0.001 * max(run.late_ms)
 
 
 def answers(*pairs: tuple[str, float] | str) -> Run:
