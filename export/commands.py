@@ -89,15 +89,30 @@ def promote(
         float,
         typer.Option(min=0, help="Seconds to serve it on one server first; take it back if it is worse."),
     ] = 0.0,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Folder with recorded traffic: promote only if the answers stay the same."),
+    ] = None,
+    max_flips: Annotated[
+        str, typer.Option(help="With --replay: largest share of changed answers, as 1% or 0.01.")
+    ] = "1%",
     trusted_keys: TrustedKeys = None,
     as_json: Json = False,
 ) -> None:
     """Serve a version: load it, compare its golden answers, switch; no request fails."""
     with needs("export"):
         from export.publish.promote import promote as run_promote
+        from export.publish.replay_gate import ReplayGate, read_share
 
+        share = read_share(max_flips)
         state = run_promote(
-            repository, version, url=url, control=control, watch_s=watch_s, trusted_keys=trusted_keys
+            repository,
+            version,
+            url=url,
+            control=control,
+            watch_s=watch_s,
+            gate=None if replay is None else ReplayGate(samples=replay, max_flips=share),
+            trusted_keys=trusted_keys,
         )
     _print_state(state, url, control, as_json)
 

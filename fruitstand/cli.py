@@ -41,6 +41,7 @@ VERBS: dict[str, dict[str, Verb]] = {
     "Versions": {
         "export": Verb("export.commands", "export", "Turn a run into ONNX, check it, and publish it."),
         "adopt": Verb("export.adopt.commands", "adopt", "Publish an ONNX classifier from elsewhere."),
+        "replay": Verb("scoring.commands", "replay", "Send recorded traffic to two versions and compare."),
         "models": Verb("export.commands", "app", "Publish, list, promote and remove versions."),
     },
     "Serving": {

@@ -1,11 +1,11 @@
-"""The command `fruitstand score`."""
+"""The commands `fruitstand score` and `fruitstand replay`: many images at once, without a live server."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Json, TrustedKeys, connection, needs, print_json
+from fruitstand.cli_options import Ca, Cert, Json, Repository, TrustedKeys, connection, needs, print_json
 
 
 def score(
@@ -66,3 +66,47 @@ def score(
     )
     if result["num_errors"]:
         print(f"rejected images: {out / 'errors'}")
+
+
+def replay(
+    samples: Annotated[Path, typer.Argument(help="Folder where a server recorded (FRUITSTAND_SAMPLES).")],
+    version: Annotated[int, typer.Option(min=1, help="The version to try.")],
+    against: Annotated[
+        int | None, typer.Option(min=1, help="The version to compare with; default: the served one.")
+    ] = None,
+    repository: Repository = Path("model_repository"),
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="On a server of its own: recorded, max, or images/s; default: offline, in this process."
+        ),
+    ] = None,
+    max_images: Annotated[
+        int, typer.Option(min=1, help="Largest number of images; the newest are taken.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Folder for replay.json and replay.html.")] = None,
+    trusted_keys: TrustedKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Send recorded traffic to two versions and compare answers, confidence and latency."""
+    with needs("serve-cpu"):
+        from scoring.replay import replay as run_replay
+        from scoring.replay_report import summary
+
+        result = run_replay(
+            samples,
+            repository=repository,
+            version=version,
+            against=against,
+            rate=rate,
+            max_images=max_images,
+            out=out,
+            trusted_keys=trusted_keys,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    for line in summary(result):
+        print(line)
+    if out is not None:
+        print(f"page: {out / 'replay.html'}")

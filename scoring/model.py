@@ -27,7 +27,7 @@ from fruitstand.images.conversion import as_supported
 from fruitstand.images.dali_pipeline import served_pipeline
 from fruitstand.network.tls import Tls
 from fruitstand.repository.model_names import repository_names
-from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, read_version
+from fruitstand.repository.versions import LOADED_CONFIG, MANIFEST_NAME, Version, read_version
 
 ALL_CLASSES = 2**16
 """More classes than any model has; Triton then returns all of them."""
@@ -105,7 +105,15 @@ def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion
     """
     from serving.triton.embedded import checked_repository
 
-    repository, version = checked_repository(repository, trusted_keys)
+    return pin_version(*checked_repository(repository, trusted_keys))
+
+
+def pin_version(repository: Path, version: Version) -> PinnedVersion:
+    """Pin a verified version, served or not: all share the repository's pipeline and configuration.
+
+    Raises:
+        ArtefactError: there is no DALI pipeline, or the configuration cannot be read.
+    """
     pipeline = served_pipeline(repository)
     return PinnedVersion(
         repository=repository,

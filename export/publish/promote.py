@@ -17,6 +17,7 @@ from pathlib import Path
 
 from export.publish.canary_watch import watch
 from export.publish.live_server import LiveServer
+from export.publish.replay_gate import ReplayGate
 from export.publish.repository import locked, write_served
 from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.repository.audit_log import audited
@@ -44,6 +45,7 @@ def promote(
     url: str | None = None,
     control: Path | None = None,
     watch_s: float = 0.0,
+    gate: ReplayGate | None = None,
     trusted_keys: Path | None = None,
 ) -> ServingState:
     """Serve another version.
@@ -56,6 +58,7 @@ def promote(
             url, the next server that starts serves the version.
         watch_s: seconds that one of several servers serves the version before the others do; if it fails more
             often or is slower, it is taken back. 0 switches all servers at once.
+        gate: recorded traffic that both versions must answer alike; checked before anything changes.
         trusted_keys: folder of public keys, one of which must have signed the version.
 
     Returns:
@@ -65,14 +68,15 @@ def promote(
         UsageError: no model repository, no such version, or no such file.
         ArtefactError: the version was altered or lacks the required signature, or another command is changing
             the repository.
-        GateFailed: the golden images got other answers, or the version was worse while it was watched.
+        GateFailed: recorded or golden images got other answers, or the version was worse while it was
+            watched.
         ServerError: the server refuses, does not answer, or reads another repository.
     """
     with locked(repository), audited(repository, "promote", number) as details:
         servers = _servers(repository, url, control)
         if watch_s and len(servers) < 2:
             raise UsageError("watching a version needs several servers behind a gateway, and --control")
-        return _switch(repository, number, servers, trusted_keys, details, watch_s)
+        return _switch(repository, number, servers, trusted_keys, details, watch_s, gate)
 
 
 def rollback(
@@ -111,6 +115,7 @@ def _switch(
     trusted_keys: Path | None,
     details: dict,
     watch_s: float = 0.0,
+    gate: ReplayGate | None = None,
 ) -> ServingState:
     version = verify_version(repository, number, trusted_keys=trusted_keys)
     details["live"] = bool(servers)
@@ -122,6 +127,10 @@ def _switch(
         new = ServingState(number, previous=None if old is None else old.version)
         if old is not None and old.version == number:
             new = old.alone()
+        if gate is not None:
+            if old is None:
+                raise UsageError(f"{repository}: serves no version to compare with; promote without --replay")
+            details["replay"] = gate.check(repository, number, against=old.version, trusted_keys=trusted_keys)
         # Equal for all versions. Taken from the verified one, because the old manifest may be damaged.
         write = functools.partial(write_served, repository, described_by=version)
         if servers:

@@ -1,12 +1,10 @@
 """`fruitstand drift report`: compare a window with its version's reference; JSON, Prometheus and HTML."""
 
-import base64
 import datetime
 import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from fruitstand.artefacts import read_json, sha256_file, write_bytes, write_json
 from fruitstand.contract import KNOWN_LIMIT
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand.html_page import html_page, image_url, table
 from fruitstand.repository.audit_log import published_at
 from fruitstand.repository.versions import read_version
 from fruitstand.samples import (
@@ -237,30 +236,23 @@ def _seconds(time: str) -> int:
 
 
 def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
-    verdict = "drifted" if result["drifted"] else "as the reference"
-    rows = "".join(
-        f"<tr class={'bad' if one['drifted'] else 'good'}><td>{name}<td>{one['value']:.4f}"
-        f"<td>{one['threshold']:.4f}<td>{'drifted' if one['drifted'] else 'clean'}</tr>"
+    measures = [
+        [name, f"{one['value']:.4f}", f"{one['threshold']:.4f}", "drifted" if one["drifted"] else "clean"]
         for name, one in result["measures"].items()
+    ]
+    kinds = ["bad" if one["drifted"] else "ok" for one in result["measures"].values()]
+    classes = [[one["label"], f"{one['window']:.1%}", f"{one['reference']:.1%}"] for one in result["classes"]]
+    body = (
+        f"<p>{result['num_samples']} samples against {result['num_reference']} of the reference,"
+        f" {result['time']}. 0 is no difference from the reference; a value above its threshold is"
+        " drift.</p>",
+        table(["measure", "value", "threshold", "verdict"], measures, kinds),
+        "<h2>Classes whose share moved most</h2>",
+        table(["class", "window", "reference"], classes),
+        _examples(window, reference),
     )
-    classes = "".join(
-        f"<tr><td>{escape(one['label'])}<td>{one['window']:.1%}<td>{one['reference']:.1%}</tr>"
-        for one in result["classes"]
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Drift</title><style>"
-        "body{font:15px sans-serif;max-width:60rem;margin:2rem auto}"
-        "td,th{padding:.2rem 1.6rem .2rem 0;text-align:left}td{font-variant-numeric:tabular-nums}"
-        ".bad td:last-child{color:#b00020;font-weight:bold}"
-        "img{width:100px;image-rendering:pixelated;margin:2px}</style>"
-        f"<h1>Version {result['version']}: {verdict}</h1><p>{result['num_samples']} samples against"
-        f" {result['num_reference']} of the reference, {result['time']}."
-        f"{_abstained(result['abstention'])} 0 is no difference from the reference;"
-        " a value above its threshold is drift.</p>"
-        f"<table><tr><th>measure<th>value<th>threshold<th>verdict</tr>{rows}</table>"
-        "<h2>Classes whose share moved most</h2>"
-        f"<table><tr><th>class<th>window<th>reference</tr>{classes}</table>{_examples(window, reference)}"
-    )
+    verdict = "drifted" if result["drifted"] else "as the reference"
+    return html_page(f"Version {result['version']}: {verdict}", "\n".join(body))
 
 
 def _abstained(abstention: dict[str, float] | None) -> str:
@@ -286,7 +278,8 @@ def _examples(window: Samples, reference: Samples) -> str:
     for index in np.argsort(-distance.max(axis=1), kind="stable")[:NUM_EXAMPLES]:
         buffer = io.BytesIO()
         Image.fromarray(window.pixels[index]).save(buffer, "PNG")
-        encoded = base64.b64encode(buffer.getvalue()).decode()
         why = IMAGE_STATISTICS[int(distance[index].argmax())]
-        images.append(f'<img src="data:image/png;base64,{encoded}" alt="{why}" title="{why}">')
+        images.append(
+            f'<img width="100" src="{image_url(buffer.getvalue(), "png")}" alt="{why}" title="{why}">'
+        )
     return f"<h2>Images farthest from the reference</h2>{''.join(images)}"

@@ -4,6 +4,7 @@ Used by `serving/backends/dali/model.py` in a process of Triton's Python backend
 `serving/host/models.py` inside the server.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fruitstand.images.dali_pipeline import PYTHON_FILE, SERIALIZED_FILE
 from fruitstand.machine.threads import thread_budget
 from serving.engine.decoder import Decoder
 from serving.engine.pipeline import Pipeline, check_outputs
+from serving.engine.recorder import recorder_from_environment
 from serving.engine.settings import checked_parameters
 
 
@@ -47,6 +49,7 @@ class DecodeStep:
         Raises:
             ArtefactError: the file does not hold exactly one pipeline.
             ServerError: no file, an unknown key or value, or the pipeline cannot be built.
+            UsageError: a variable that controls recording has a wrong value.
         """
         parameters = checked_parameters(config, "dali", on_gpu=device_id is not None)
         num_threads = int(parameters.get("num_threads", "-1"))
@@ -64,6 +67,7 @@ class DecodeStep:
         self._decoder = Decoder(path, input_name=self.inputs[0], **options) if takes_files else None
         self._pipeline = self._decoder.pipeline if self._decoder else Pipeline(path, **options)
         check_outputs(config, self._pipeline)
+        self._recorder = recorder_from_environment(self._decoder.contract) if self._decoder else None
 
     def run(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[list[Output] | str]:
         """Compute a batch.
@@ -76,13 +80,22 @@ class DecodeStep:
         """
         if self._decoder is None:
             return [self._compute(feeds) for feeds in requests]
-        name = self.inputs[0]
+        name, arrived_ns = self.inputs[0], time.time_ns()
         decoded, start = self._decoder.decode([image for feeds in requests for image in feeds[name]]), 0
         answers = []
         for feeds in requests:
             answers.append(_pixels(decoded[start : start + len(feeds[name])]))
             start += len(feeds[name])
+        if self._recorder is not None:
+            pairs = zip(requests, answers, strict=True)
+            answered = [feeds[name] for feeds, answer in pairs if not isinstance(answer, str)]
+            self._recorder.offer([image for images in answered for image in images], arrived_ns)
         return answers
+
+    def close(self) -> None:
+        """Write the images recorded so far, and end the recording."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _compute(self, feeds: Mapping[str, np.ndarray]) -> list[Output] | str:
         """Run the pipeline for one request only, so that a failure belongs to that request."""

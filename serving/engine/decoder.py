@@ -57,9 +57,9 @@ class Decoder:
             pipeline_file, max_batch_size=max_batch_size, num_threads=num_threads, device_id=device_id
         )
         # A pipeline without a contract gets the default limits, and no reduced decode.
-        self._contract = self.pipeline.preprocessing or Preprocessing(reduced_decode=0)
+        self.contract = self.pipeline.preprocessing or Preprocessing(reduced_decode=0)
         if device_id is not None:
-            self._contract = replace(self._contract, reduced_decode=0)
+            self.contract = replace(self.contract, reduced_decode=0)
         self._progressive = threading.Lock()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode-reduced")
         self._canary = np.frombuffer(canary_image(), np.uint8)
@@ -100,16 +100,16 @@ class Decoder:
         num_pixels = 0
         for index, image in enumerate(pictures):
             try:
-                inspected = inspect_image(image.data, self._contract)
+                inspected = inspect_image(image.data, self.contract)
             except ImageRejected as exc:
                 results[index] = exc
                 continue
-            if is_reduced(inspected.header, self._contract):
+            if is_reduced(inspected.header, self.contract):
                 reduced[index] = self._threads.submit(self._decode_reduced, inspected)
                 continue
             pictures[index] = np.frombuffer(inspected.content, np.uint8)
             cost = inspected.header.width * inspected.header.height
-            if batch and num_pixels + cost > self._contract.max_pixels:
+            if batch and num_pixels + cost > self.contract.max_pixels:
                 yield batch
                 # The next run overwrites the pipeline's memory, which holds these results.
                 for done in batch:
@@ -127,7 +127,7 @@ class Decoder:
         one_at_a_time = jpeg.is_progressive(memoryview(inspected.content))
         try:
             with self._progressive if one_at_a_time else nullcontext():
-                return decode_inspected(inspected, self._contract, reduced=True)
+                return decode_inspected(inspected, self.contract, reduced=True)
         except ImageRejected as exc:
             return exc
 

@@ -158,6 +158,10 @@ class Decode:
             for answer in self._step.run(feeds)
         ]
 
+    def close(self) -> None:
+        """Write the images recorded so far, and end the recording."""
+        self._step.close()
+
 
 def open_decoder(model_directory: str, version: int, config_json: str) -> Decode:
     """Build the decode pipeline of one CPU instance."""

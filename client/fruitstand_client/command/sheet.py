@@ -54,7 +54,7 @@ class ContactSheet:
                 yield image
                 continue
             read = read_image(image)
-            self._pictures.append(self._small(read.content))
+            self._pictures.append(thumbnail(read.content))
             yield read
 
     def add(self, prediction: Prediction) -> None:
@@ -90,14 +90,18 @@ class ContactSheet:
         with atomic_file(self._path) as temporary:
             sheet.save(temporary, self._format)
 
-    def _small(self, content: bytes) -> "Picture | None":
-        try:
-            with self._pillow.open(io.BytesIO(content)) as opened:
-                picture = opened.convert("RGB")
-        except (*_DAMAGED, self._pillow.DecompressionBombError):
-            return None
-        picture.thumbnail((SIDE - 8, SIDE - 8))
-        return picture
+
+def thumbnail(content: bytes) -> "Picture | None":
+    """A small picture of an encoded image; None where Pillow cannot read it."""
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(io.BytesIO(content)) as opened:
+            picture = opened.convert("RGB")
+    except (*_DAMAGED, pillow.DecompressionBombError):
+        return None
+    picture.thumbnail((SIDE - 8, SIDE - 8))
+    return picture
 
 
 def _two_lines(text: str, draw: "Drawing", font: "Font") -> list[str]:

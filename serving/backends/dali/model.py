@@ -29,6 +29,9 @@ class TritonPythonModel:
             for request, one in zip(requests, feeds, strict=True)
         ]
 
+    def finalize(self) -> None:
+        self._step.close()
+
     def _feeds(self, request) -> "dict[str, np.ndarray] | str":
         """The request's tensors by name, or an error text."""
         outputs = self._step.outputs

@@ -21,10 +21,10 @@ class Decoder final : public Instance {
     {
       Gil gil;
       Object open = entry_point("open_decoder");
-      Object decoder =
+      decoder_ =
           checked(PyObject_CallFunction(open.get(), "sKs", model.directory().c_str(),
                                         static_cast<unsigned long long>(model.version()), model.config().c_str()));
-      decode_ = decoder.attribute("decode");
+      decode_ = decoder_.attribute("decode");
     }
     for (const TensorSpec& output : model.settings().outputs) outputs_.push_back(output.name);
     std::sort(outputs_.begin(), outputs_.end());
@@ -34,7 +34,10 @@ class Decoder final : public Instance {
   ~Decoder() override {
     stop();
     Gil gil;
+    Object closed(PyObject_CallMethod(decoder_.get(), "close", nullptr));
+    if (!closed) log(TRITONSERVER_LOG_ERROR, take_python_error());
     decode_ = Object();
+    decoder_ = Object();
   }
 
  private:
@@ -126,7 +129,7 @@ class Decoder final : public Instance {
     request.fail(handle_, *decoded.failure);
   }
 
-  Object decode_;
+  Object decoder_, decode_;
   std::vector<std::string> outputs_;
 };
 

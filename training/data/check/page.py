@@ -3,7 +3,6 @@
 `page.html.jinja` holds the page's text. The pictures are inside the page, so it can be sent as one file.
 """
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jinja2
 from PIL import Image, ImageDraw
 
 from fruitstand.artefacts import atomic_file
+from fruitstand.html_page import image_url
 from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.progress import track
 from training.data.check.survey import Survey
@@ -61,7 +61,7 @@ def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) 
             for one in (files["odd"] + files["damaged"])[:MAX_ODD]
         ],
         picture=lambda file: _picture(data.directory / file),
-        balance=_data_url(balance_png, "png"),
+        balance=image_url(balance_png, "png"),
     )
 
 
@@ -78,11 +78,7 @@ def _picture(path: Path) -> str:
         picture(path, PICTURE_SIDE).save(buffer, format="JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
-    return _data_url(buffer.getvalue(), "jpeg")
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return image_url(buffer.getvalue(), "jpeg")
 
 
 def plot_balance(path: Path, images_per_class: dict[str, dict[str, int]]) -> None:
