@@ -67,7 +67,9 @@ class DecodeStep:
         self._decoder = Decoder(path, input_name=self.inputs[0], **options) if takes_files else None
         self._pipeline = self._decoder.pipeline if self._decoder else Pipeline(path, **options)
         check_outputs(config, self._pipeline)
-        self._recorder = recorder_from_environment(self._decoder.contract) if self._decoder else None
+        self._recorder = None
+        if self._decoder is not None:
+            self._recorder = recorder_from_environment(config["name"], self._decoder.contract)
 
     def run(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[list[Output] | str]:
         """Compute a batch.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import canary_image
@@ -33,8 +33,13 @@ QUEUE_LENGTH, QUEUE_BYTES = 4096, 64 * 2**20
 """Largest number and total size of images that wait for the thread; more are dropped."""
 
 
-def recorder_from_environment(preprocessing: Preprocessing) -> "Recorder | None":
+def recorder_from_environment(decode: str, preprocessing: Preprocessing) -> "Recorder | None":
     """The recorder of one decode instance; None if FRUITSTAND_SAMPLES_ENCODED_MIB is not set.
+
+    Args:
+        decode: name of the decode model. A repository with another name than the default's records beside its
+            drift samples, see `fruitstand.repository.model_names`.
+        preprocessing: the contract that the images are decoded with.
 
     Raises:
         UsageError: the size limit or the rate is not a valid number.
@@ -47,8 +52,9 @@ def recorder_from_environment(preprocessing: Preprocessing) -> "Recorder | None"
         return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{ENCODED_VARIABLE}: got {text!r}, allowed a whole number of MiB from 1")
+    own = Path(folder) if decode == IMAGE_DECODE else Path(folder, f"{decode.removesuffix('_decode')}_model")
     return Recorder(
-        Path(folder, RECORDING_FOLDER),
+        own / RECORDING_FOLDER,
         max_bytes=int(text) * 2**20,
         rate_per_s=sampling_rate_per_s(),
         preprocessing=preprocessing,

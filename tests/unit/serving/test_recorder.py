@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.images.synthetic import canary_image, encode, pattern
 from fruitstand.recording import RECORDING_FOLDER, read_recordings
@@ -116,18 +116,20 @@ def test_it_is_off_unless_a_limit_and_a_folder_are_named(
     """A limit alone is a warning, one that is no number is refused."""
     monkeypatch.delenv(module.FOLDER_VARIABLE, raising=False)
     monkeypatch.delenv(module.ENCODED_VARIABLE, raising=False)
-    assert recorder_from_environment(Preprocessing()) is None
+    assert recorder_from_environment(IMAGE_DECODE, Preprocessing()) is None
     monkeypatch.setenv(module.ENCODED_VARIABLE, "16")
     with caplog.at_level(logging.WARNING):
-        assert recorder_from_environment(Preprocessing()) is None
+        assert recorder_from_environment(IMAGE_DECODE, Preprocessing()) is None
     assert "FRUITSTAND_SAMPLES_ENCODED_MIB is ignored" in caplog.text
     monkeypatch.setenv(module.FOLDER_VARIABLE, str(tmp_path))
-    one = recorder_from_environment(Preprocessing())
-    assert one is not None
-    one.close()
+    for decode, folder in ((IMAGE_DECODE, tmp_path), ("birds_decode", tmp_path / "birds_model")):
+        one = recorder_from_environment(decode, Preprocessing())
+        assert one is not None
+        one.close()
+        assert (folder / RECORDING_FOLDER).is_dir()
     monkeypatch.setenv(module.ENCODED_VARIABLE, "much")
     with pytest.raises(UsageError, match="FRUITSTAND_SAMPLES_ENCODED_MIB: got 'much'"):
-        recorder_from_environment(Preprocessing())
+        recorder_from_environment(IMAGE_DECODE, Preprocessing())
 
 
 def test_damaged_and_missing_recordings_are_told_in_one_line(tmp_path: Path) -> None:
