@@ -21,7 +21,7 @@ def retrain(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "deploy.retrain", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1200,  # a hang ends here; five minutes were too few on a machine with other work
         check=False,
     )
 
