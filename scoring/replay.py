@@ -18,12 +18,13 @@ import numpy as np
 
 from export.publish.repository import write_served
 from fruitstand.artefacts import write_bytes, write_json
-from fruitstand.contract import FRUIT_RESNET, MAX_BATCH_SIZE
+from fruitstand.contract import FRUIT_CLASSIFIER, MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.progress import track
 from fruitstand.recording import Recording, read_recordings
 from fruitstand.repository.audit_log import AUDIT_NAME
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.versions import (
     ServingState,
     Version,
@@ -149,16 +150,18 @@ def _run_served(repository: Path, version: Version, images: Sequence[bytes], due
         # The server must not record the replayed images.
         quiet = {FOLDER_VARIABLE: ""}
         with served(copy, log=Path(name, "triton.log"), environment=quiet) as url:
-            return asyncio.run(send(url, images, due_s, description=f"version {version.number}"))
+            model = repository_names(repository).classifier
+            return asyncio.run(send(url, images, due_s, description=f"version {version.number}", model=model))
 
 
 def _copy_serving(repository: Path, version: Version, copy: Path) -> None:
     """Copy a repository with only one of its versions, and serve that one."""
     others = {str(number) for number in published_versions(repository)} - {str(version.number)}
+    model = repository_names(repository).model
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         hidden = {name for name in names if name.startswith(".") or name == AUDIT_NAME}
-        return hidden | (others & set(names) if Path(folder) == repository / FRUIT_RESNET else set())
+        return hidden | (others & set(names) if Path(folder) == repository / model else set())
 
     shutil.copytree(repository, copy, ignore=left_out)
     write_served(copy, ServingState(version.number), described_by=version)
@@ -174,7 +177,14 @@ class _Sent:
     answered_s: float = 0.0
 
 
-async def send(url: str, images: Sequence[bytes], due_s: np.ndarray | None, *, description: str) -> Run:
+async def send(
+    url: str,
+    images: Sequence[bytes],
+    due_s: np.ndarray | None,
+    *,
+    description: str,
+    model: str = FRUIT_CLASSIFIER,
+) -> Run:
     """Send each image when it is due, whether earlier ones are answered or not.
 
     Args:
@@ -182,13 +192,14 @@ async def send(url: str, images: Sequence[bytes], due_s: np.ndarray | None, *, d
         images: encoded images.
         due_s: (N,) seconds after the first one, ascending; None keeps 64 images in flight.
         description: for the progress bar.
+        model: name of the classifier.
 
     Raises:
         ClientError: the server stopped answering.
     """
     calls: list[_Sent] = []
     room = asyncio.Semaphore(MAX_IN_FLIGHT)
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, model=model) as client:
 
         async def ask(image: bytes, call: _Sent) -> None:
             (one,) = await client.classify([image], top_k=1)
