@@ -27,6 +27,7 @@ def classify(
         Path | None, typer.Option(help="Image file for a contact sheet of the first 200, such as sheet.png.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
+    in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 4,
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Shrink large images to 512 pixels on the shorter side.")
     ] = False,
@@ -53,6 +54,7 @@ def classify(
             top_k=top_k,
             output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
             batch_size=batch_size,
+            in_flight=in_flight,
             model=names_for(name).classifier,
             shrink=shrink,
             abstain=abstain,
