@@ -26,7 +26,6 @@ def classify(
     sheet: Annotated[
         Path | None, typer.Option(help="Image file for a contact sheet of the first 200, such as sheet.png.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Shrink large images to 512 pixels on the shorter side.")
     ] = False,
@@ -52,7 +51,6 @@ def classify(
             url=url,
             top_k=top_k,
             output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
-            batch_size=batch_size,
             model=names_for(name).classifier,
             shrink=shrink,
             abstain=abstain,
