@@ -64,7 +64,7 @@ def test_a_server_that_is_restarted_costs_no_answer(
     for index in range(NUM_IMAGES):
         os.link(test_images[index % len(test_images)], folder / f"{index:06}.png")
     command = [sys.executable, "-m", "fruitstand", "classify", folder, "--format", "jsonl", "--out", out]
-    command += ["--batch-size", "8", "--deadline-s", "120"]
+    command += ["--deadline-s", "120"]
     with ExitStack() as stack:
         with serving(repository, 0, tmp_path / "log") as (url, first, triton):
             run = stack.enter_context(

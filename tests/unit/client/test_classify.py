@@ -27,12 +27,12 @@ from fruitstand_client.command.output import open_partial
 from tests.model_server import ModelServer, model_server
 from tests.nightly.chaos.authority import make_certificate, server_credentials
 
-NUM_IMAGES = 60
+NUM_IMAGES = 400
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty images; one has a name that CSV has to quote, one a name that is no UTF-8."""
+    """Four hundred images; one has a name that CSV has to quote, one a name that is no UTF-8."""
     path = tmp_path_factory.mktemp("images")
     content = encode(pattern(50, 40))
     for number in range(NUM_IMAGES - 2):
@@ -82,7 +82,6 @@ def test_a_killed_run_is_resumed_with_one_row_an_image(
     partial = tmp_path / f"out.{output_format}.partial"
     with model_server(lambda received, context: time.sleep(0.1)) as slow:
         arguments = [folder, "--url", slow.url, "--format", output_format, "--top-k", 2, "--out", out]
-        arguments += ["--batch-size", 4]
         with subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL) as process:
             while not partial.exists() or partial.read_bytes().count(b"\n") <= 16:
                 assert process.poll() is None

@@ -289,4 +289,7 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_samples(tmp_path / "a.npz", written, version=7, labels=LABELS)
     read, version, labels = read_samples(tmp_path / "a.npz")
     assert (version, labels) == (7, LABELS)
-    assert all(np.array_equal(getattr(read, name), getattr(written, name)) for name in Samples.__slots__)
+    assert all(
+        np.array_equal(getattr(read, name), getattr(written, name), equal_nan=True)
+        for name in Samples.__slots__
+    )
