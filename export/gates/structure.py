@@ -7,7 +7,7 @@ import onnx
 from google.protobuf.message import Message
 
 from export.gates.gate import Gate, at_most
-from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
+from fruitstand.contract import FEATURE_MAP, FEATURES, PIXELS, PROBABILITIES, Preprocessing
 from fruitstand.repository.versions import Version
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
@@ -31,7 +31,7 @@ def structure_findings(versions: Iterable[Version]) -> list[str]:
     """
     findings = []
     for version in versions:
-        for name in sorted(name for name in version.record.files if name.endswith(".onnx")):
+        for name in version.record.networks:
             path = version.directory / name
             problems = structure_problems(path, version.preprocessing, len(version.labels))
             findings += [f"version {version.number}, {name}: {problem}" for problem in problems]
@@ -66,8 +66,8 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
     problems = _version_problems(model)
     problems += _value_problems("input", graph.input, PIXELS, element.UINT8, [height, width, 3])
     problems += _byte_input_problems(graph)
-    # A last output FEATURES is allowed, for drift detection.
-    answers = [value for value in graph.output if value.name != FEATURES]
+    # Further outputs are allowed: FEATURES for drift detection, FEATURE_MAP for the explainer.
+    answers = [value for value in graph.output if value.name not in (FEATURES, FEATURE_MAP)]
     problems += _value_problems("output", answers, PROBABILITIES, element.FLOAT, [num_classes])
     return problems
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from export.publish.canary_watch import watch
 from export.publish.live_server import LiveServer
 from export.publish.repository import locked, write_served
-from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_RESNET
+from fruitstand.contract import FRUIT_CLASSIFIER, FRUIT_EXPLAINER, FRUIT_RESNET
 from fruitstand.errors import FruitstandError, ServerError, UsageError
 from fruitstand.repository.audit_log import audited
 from fruitstand.repository.model_control import read_control
@@ -152,6 +152,9 @@ def _switch_live(
             # In this order, because the ensemble must not pin a version that is unloaded next.
             _load_all(servers, FRUIT_CLASSIFIER, FRUIT_RESNET)
         raise
+    if version.serve.explains:
+        with _warning(f"explanations are not of version {version.number}; promote it once more"):
+            _load_all(servers, FRUIT_EXPLAINER)
     with _warning(f"version {alone.version} answers, but a server that starts would load {old.version} too"):
         write(alone)
 

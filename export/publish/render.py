@@ -15,7 +15,7 @@ from fruitstand.contract import Preprocessing
 from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.labels import labels_text
 from fruitstand.repository.tuning import DEFAULTS, Tuning
-from fruitstand.repository.version_record import ServedFiles
+from fruitstand.repository.version_record import EXPLAINER_MODEL, FP32_MODEL, ServedFiles
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -97,8 +97,11 @@ def render_repository(
         }
     )
     rendered = {}
+    explains = files is not None and files.explains
     for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
         relative, content = path.relative_to(TEMPLATES), path.read_bytes()
+        if relative.parts[0] in contract.EXPLAINER_MODELS and not explains:
+            continue
         if relative != WARMUP_IMAGE:
             content = Template(content.decode()).substitute(values).encode()
         rendered[relative] = content
@@ -112,6 +115,8 @@ def render_repository(
     template = Template((TEMPLATES / LOADED_CONFIG).read_text())
     rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()
+    if explains:
+        rendered[Path(contract.EXPLAINER_HEAD, LABELS_FILE.name)] = rendered[LABELS_FILE]
     # Triton requires a version folder for the ensemble; every answer names its number.
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
     rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
@@ -141,8 +146,28 @@ def _model_values(preprocessing: Preprocessing, labels: list[str], files: Served
         "cpu_model": files.cpu_model,
         "cpu_optimization": _CPU_OPTIMIZATION[files.cpu_engine],
         "gpu_model": files.gpu_model,
+        **_explainer_values(len(labels)),
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
+    }
+
+
+def _explainer_values(num_classes: int) -> dict[str, Any]:
+    """What the explainer's templates take besides."""
+    return {
+        "fruit_explainer": contract.FRUIT_EXPLAINER,
+        "explainer_features": contract.EXPLAINER_FEATURES,
+        "explainer_head": contract.EXPLAINER_HEAD,
+        "feature_map": contract.FEATURE_MAP,
+        "activation": contract.ACTIVATION,
+        "neighbours": contract.NEIGHBOURS,
+        "thumbnails": contract.THUMBNAILS,
+        "crop": contract.CROP,
+        "num_maps": min(contract.MAX_MAPS, num_classes),
+        "num_neighbours": contract.NUM_NEIGHBOURS,
+        "picture_bytes": contract.PICTURE_BYTES,
+        "fp32_model": FP32_MODEL,
+        "explainer_model": EXPLAINER_MODEL,
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from export.publish.render import render_repository, write_repository
 from fruitstand.artefacts import remove_directory, sweep_temporaries, write_json
 from fruitstand.contract import (
+    EXPLAINER_MODELS,
     FRUIT_CLASSIFIER,
     FRUIT_RESNET,
     IMAGE_DECODE,
@@ -33,6 +34,7 @@ from fruitstand.repository.versions import (
     read_version,
     serving_state,
     verify_version,
+    version_numbers,
 )
 
 log = logging.getLogger("fruitstand.export")
@@ -97,6 +99,8 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
         ArtefactError: the manifest of the version to be served is damaged.
     """
     version = described_by or read_version(repository, state.version)
+    if version.serve.explains:
+        _link_explainer(repository, state.version)
     write_repository(
         repository,
         version.preprocessing,
@@ -105,6 +109,27 @@ def write_served(repository: Path, state: ServingState, *, described_by: Version
         files=version.serve,
         tuning=read_tuning(repository),
     )
+
+
+def _link_explainer(repository: Path, number: int) -> None:
+    """Give the explainer's models the folder of the served version: its files are there once."""
+    for model in EXPLAINER_MODELS:
+        target = Path("..", FRUIT_RESNET, str(number))
+        link = repository / model / str(number)
+        for other in version_numbers(link.parent):
+            if other != number or not link.is_symlink():
+                _unlink(link.with_name(str(other)))
+        if not link.is_symlink():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a link, or the folder that a copy of the repository has in its place."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        remove_directory(path)
 
 
 def reference_version(repository: Path) -> Version | None:

@@ -1,16 +1,18 @@
-"""`POST /classify`: classify one image, sent as the body or as a form file."""
+"""`POST /classify` and `POST /explain`: one image, sent as the body or as a form file; JSON comes back."""
 
 import asyncio
-from collections.abc import Mapping
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from email.message import Message
 from email.parser import BytesHeaderParser
+from typing import TypeVar
 
 from aiohttp import web
 
 from fruitstand.contract import Preprocessing
-from fruitstand_client.errors import DecodeFailed
+from fruitstand_client.errors import DecodeFailed, ModelNotFound
 from fruitstand_client.exchange import backoff_s
-from fruitstand_client.prediction import Prediction
 from serving.page.answer import Refused, json_response
 from serving.page.upstream import Upstream
 
@@ -19,6 +21,7 @@ FORM = "multipart/form-data"
 RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
 """Content types, beside image/*, of a body that is the image. The last one is curl's default."""
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
+Answer = TypeVar("Answer")
 LONE_REPEATS = 3
 """Retries after NVIDIA's DALI backend failed on a batch, perhaps because of another image in it."""
 
@@ -36,9 +39,45 @@ async def classify(request: web.BaseRequest, body: bytes, upstream: Upstream) ->
         RequestFailed: the server refused the image or did not answer.
     """
     image = _image(request.headers.get("Content-Type", ""), body)
-    prediction = await _ask(upstream, image, _top_k(request), request.headers)
+    top_k = _top_k(request)
+    prediction = await _lone(lambda: upstream.classify(image, top_k, request.headers))
     row = prediction.to_dict()
     return json_response({key: row[key] for key in ("label", "probability", "top_k", "model_version")})
+
+
+async def explain(request: web.BaseRequest, body: bytes, upstream: Upstream) -> web.Response:
+    """Answer why one image gets its labels; arguments and errors as for `classify`.
+
+    Raises:
+        Refused: also 404, where the served version has no explainer.
+    """
+    image = _image(request.headers.get("Content-Type", ""), body)
+    try:
+        found = await _lone(lambda: upstream.explain(image, request.headers))
+    except ModelNotFound as exc:
+        raise Refused(
+            404, "no explainer is served; publish a version with 'fruitstand export --explain'"
+        ) from exc
+    maps = zip(found.ranked, found.activations.round(4).tolist(), strict=False)
+    return json_response(
+        {
+            "label": found.ranked[0].label,
+            "probability": found.ranked[0].probability,
+            "model_version": found.model_version,
+            "crop": asdict(found.crop),
+            "activations": [{**label._asdict(), "rows": rows} for label, rows in maps],
+            "neighbours": [
+                {
+                    "label": one.label,
+                    "similarity": round(one.similarity, 4),
+                    "difference": round(one.difference, 2),
+                    "is_nearly_identical": one.is_nearly_identical,
+                    "picture": f"data:image/webp;base64,{base64.b64encode(one.picture).decode()}",
+                }
+                for one in found.neighbours
+            ],
+        }
+    )
 
 
 def check_content_type(content_type: str) -> None:
@@ -54,13 +93,14 @@ def check_content_type(content_type: str) -> None:
         )
 
 
-async def _ask(upstream: Upstream, image: bytes, top_k: int, caller: Mapping[str, str]) -> Prediction:
+async def _lone(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer for one image; asked again where the decoder failed on a batch it was part of."""
     for attempt in range(LONE_REPEATS):
         try:
-            return await upstream.classify(image, top_k, caller)
+            return await ask()
         except DecodeFailed:
             await asyncio.sleep(backoff_s(attempt))
-    return await upstream.classify(image, top_k, caller)
+    return await ask()
 
 
 def _top_k(request: web.BaseRequest) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fruitstand_client.explanation import Explanation, explain_request, read_explanation
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
 
@@ -49,6 +50,15 @@ class Upstream:
         """
         request = self._wire.request([image], top_k, self._deadline_s)
         return self._wire.predictions(await self._infer(request, caller), 1)[0]
+
+    async def explain(self, image: bytes, caller: Mapping[str, str]) -> Explanation:
+        """Why one image gets its answer; arguments as in `classify`.
+
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`; `ModelNotFound` where there is no explainer.
+        """
+        request = explain_request(self._wire, image, self._deadline_s)
+        return read_explanation(await self._infer(request, caller))
 
     async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:
         """Send a caller's ModelInferRequest and return the response; `caller` as in `classify`.

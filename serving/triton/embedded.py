@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_RESNET, IMAGE_DECODE
+from fruitstand.contract import CPU_CONFIG, FRUIT_CLASSIFIER, FRUIT_EXPLAINER, FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.repository.versions import Version, serving_state, verify_version
@@ -216,7 +216,7 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in (IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)),
+            *(f"--load-model={name}" for name in self._models()),
             # With strict readiness a server is not ready while a further version loads, so that a gateway
             # would drop every replica during a promotion. It listens only after all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
@@ -245,6 +245,11 @@ class EmbeddedServer:
                 f"--trace-config=rate={every}",
             ]
         return arguments
+
+    def _models(self) -> list[str]:
+        """What is loaded; the explainer where the repository has one."""
+        explains = (self.repository / FRUIT_EXPLAINER / "config.pbtxt").is_file()
+        return [IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER, *([FRUIT_EXPLAINER] if explains else [])]
 
     def _last_error(self) -> str:
         """The first relevant error of the log, for the error message."""

@@ -82,14 +82,14 @@ def test_a_killed_run_is_resumed_with_one_row_an_image(
     partial = tmp_path / f"out.{output_format}.partial"
     with model_server(lambda received, context: time.sleep(0.1)) as slow:
         arguments = [folder, "--url", slow.url, "--format", output_format, "--top-k", 2, "--out", out]
-        arguments += ["--batch-size", 4, "--in-flight", 1]
+        arguments += ["--batch-size", 4]
         with subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL) as process:
-            while len(slow.received) < 8:
+            while len(slow.received) < 12:
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
         num_kept = len(names(partial))
-        assert 4 * 4 <= num_kept <= 8 * 4
+        assert 4 * 4 <= num_kept <= 12 * 4
         assert not out.exists()
         with pytest.raises(UsageError, match=r"continue it with --resume"):
             classify(slow, folder, format=output_format, path=out)
