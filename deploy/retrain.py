@@ -111,7 +111,7 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"old_version": old, "new_version": new}
     with tempfile.TemporaryDirectory(prefix="fruitstand-canary-") as name:
         copy = Path(name) / "model_repository"
-        shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".lock", ".tmp-*"))
+        shutil.copytree(repository, copy, symlinks=True, ignore=shutil.ignore_patterns(".lock", ".tmp-*"))
         for which, number in (("old", old), ("new", new)):
             if serving_state(copy).version != number:  # type: ignore[union-attr]
                 step("models", "promote", number, "--repository", copy)

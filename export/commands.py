@@ -229,6 +229,9 @@ def export(
     compare_int8: Annotated[
         bool, typer.Option("--compare-int8", help="Measure every way to quantise and use the best.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Let the version say why: activation maps, nearest images.")
+    ] = False,
     sign: SignKey = None,
     max_slowdown: MaxSlowdown = 1.1,
     name: NewName = None,
@@ -245,6 +248,7 @@ def export(
             variants=names,
             data_directory=data,
             compare_int8=compare_int8,
+            explain=explain,
             sign_key=sign,
             max_slowdown=max_slowdown,
             name=name,

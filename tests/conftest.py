@@ -15,7 +15,7 @@ from tests import prebuilt
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tests/integration", "tests/unit/export", "tests/unit/training")
 """The order in which several workers take files; the short ones of the other folders fill the gaps."""
-PREBUILT = {"prepared", "run", "repository", "second_run", "two_versions"}
+PREBUILT = {"prepared", "run", "repository", "second_run", "two_versions", "explaining_server"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,6 +97,15 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The real tritonserver on that repository."""
     log_path = tmp_path_factory.mktemp("server") / "triton.log"
     with EmbeddedServer(repository, log_path=log_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def explaining_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server whose version explains; `tiny/export` beside its repository is the candidate."""
+    folder = tmp_path_factory.mktemp("explained") / "copy"
+    shutil.copytree(prebuilt.explained(), folder, symlinks=True)
+    with EmbeddedServer(folder / "model_repository", log_path=folder / "triton.log") as running:
         yield running
 
 

@@ -76,3 +76,17 @@ def two_versions() -> Path:
         assert result["version"] == 2
 
     return built_once("two_versions", build, sources=EXPORT, ingredients=[first, ingredient])
+
+
+def explained() -> Path:
+    """`tiny/` with a candidate that explains, and `model_repository/` with it as version 1: fp32 alone."""
+    ingredient = trained()
+
+    def build(folder: Path) -> None:
+        from export.publish.export import export
+
+        run = shutil.copytree(ingredient / "tiny", folder / "tiny")
+        repository = folder / "model_repository"
+        export(run, repository=repository, data_directory=None, variants=("fp32",), explain=True)
+
+    return built_once("explained", build, sources=EXPORT, ingredients=[ingredient])

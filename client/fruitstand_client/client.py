@@ -13,15 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fruitstand.contract import FRUIT_CLASSIFIER, MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.network.tls import Tls
 from fruitstand_client.errors import RequestCancelled
 from fruitstand_client.exchange import Call, Exchange, Transport
-from fruitstand_client.images import MAX_ENCODED_BYTES, EncodedImage, Image
+from fruitstand_client.images import MAX_ENCODED_BYTES, EncodedImage, Image, read_image
 from fruitstand_client.prediction import Prediction
+
+if TYPE_CHECKING:
+    from fruitstand_client.explanation import Explanation
 
 BATCH_BYTES = 2 * MAX_ENCODED_BYTES
 
@@ -185,6 +188,30 @@ class Client(_Connection):
             RequestFailed: the server did not answer.
         """
         return _finished(self._ask(Call(encoded, top_k, self._deadline_s)))
+
+    def explain(self, image: Image) -> "Explanation":
+        """Why an image gets its answer; the served version has to be one that explains.
+
+        Raises:
+            ImageRejected: the image cannot be read, or the server refuses it.
+            ModelNotFound: the server has no explainer.
+            RequestFailed: the server did not answer.
+        """
+        import grpc
+
+        from fruitstand_client.explanation import explain_request, read_explanation
+
+        read = read_image(image)
+        if read.failure is not None:
+            raise read.failure
+        request = explain_request(self._wire, read.content, self._deadline_s, model=self._model)
+        try:
+            response = self._wire.infer(
+                request, timeout=self._deadline_s, metadata=self._wire.metadata(request)
+            )
+        except grpc.RpcError as exc:
+            raise self._wire.failure(exc, request) from exc
+        return read_explanation(response)
 
     def _answer(self, group: list[Image], top_k: int, stopped: threading.Event) -> list[Prediction]:
         """Classify a group of images in this thread; setting `stopped` ends a pause early."""

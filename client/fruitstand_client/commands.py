@@ -26,6 +26,9 @@ def classify(
     sheet: Annotated[
         Path | None, typer.Option(help="Image file for a contact sheet of the first 200, such as sheet.png.")
     ] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Folder for pictures that show why; the server needs an explainer.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one request, 1 to 64.")] = 32,
     in_flight: Annotated[int, typer.Option(help="Requests in flight.")] = 4,
     shrink: Annotated[
@@ -52,7 +55,7 @@ def classify(
             images,
             url=url,
             top_k=top_k,
-            output=Output(format=output_format, path=out, resume=resume, sheet=sheet),
+            output=Output(format=output_format, path=out, resume=resume, sheet=sheet, explain=explain),
             batch_size=batch_size,
             in_flight=in_flight,
             model=names_for(name).classifier,

@@ -215,6 +215,13 @@ def _ranked(entry: bytes) -> RankedLabel:
     return RankedLabel(label, float(probability))
 
 
+def ranked_labels(tensor: bytes) -> tuple[tuple[RankedLabel, ...], dict[int, str]]:
+    """One image's classes, the most probable first, and the label of each by its index."""
+    entries = strings(tensor)
+    names = {int(index): label for _, index, label in (one.decode().split(":", 2) for one in entries)}
+    return tuple(map(_ranked, entries)), names
+
+
 def _pushback_s(trailers: Any) -> float | None:
     """Seconds that the server requests before a retry; a value that is not a number forbids it."""
     for key, value in trailers or ():

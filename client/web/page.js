@@ -1,6 +1,9 @@
-// Sends one image to `POST /classify`, as it is, and shows the five most likely classes.
+// Sends one image to `POST /classify`, as it is, and shows the five most likely classes; then to `POST /explain`,
+// where the server has an explainer, and shows where the network looked and the nearest training images.
 
 const ASK_AGAIN_MS = 3000;
+const TINT = [140, 40, 255]; // of what speaks for the class: no fruit is violet
+const STRENGTH = 0.7;
 
 const at = (id) => document.getElementById(id);
 const input = at("file");
@@ -9,12 +12,15 @@ const preview = at("preview");
 const maxBytes = Number(input.dataset.maxBytes);
 let latest = 0; // an answer that was overtaken by another image is not shown
 let lastFile = null;
+let explains = true; // until the server says otherwise
+let explanation = null;
 
 async function classify(file) {
   const turn = ++latest;
   lastFile = file;
   showPreview(file);
   at("problem").hidden = true;
+  at("why").hidden = true;
   if (file.size > maxBytes) {
     return showProblem("This file is too large", `It has ${mebibytes(file.size)}; at most ${mebibytes(maxBytes)} are taken.`);
   }
@@ -38,6 +44,7 @@ async function classify(file) {
   if (turn !== latest) return;
   if (response.ok) {
     showAnswer(answer, milliseconds);
+    explain(file, turn);
   } else if (response.status === 400) {
     showProblem("This image was rejected", sentence(answer.error));
   } else if (response.status === 401) {
@@ -84,9 +91,64 @@ function bar({ label, probability }) {
   return row;
 }
 
+async function explain(file, turn) {
+  if (!explains) return;
+  let response, found;
+  try {
+    response = await fetch("explain", { method: "POST", headers: keyHeader(), body: file });
+    found = await response.json();
+  } catch {
+    return; // the answer stands without its reasons
+  }
+  explains = response.status !== 404;
+  if (!response.ok || turn !== latest) return;
+  explanation = found;
+  at("map").replaceChildren(...found.activations.map(({ label }, index) => new Option(label, index)));
+  at("explained").src = preview.src;
+  await at("explained").decode().catch(() => {});
+  if (turn !== latest) return;
+  at("neighbours").replaceChildren(...found.neighbours.map(neighbour));
+  at("seen").hidden = !found.neighbours.some((one) => one.is_nearly_identical);
+  showMap();
+  at("why").hidden = false;
+}
+
+// Tints the picture where it speaks for the chosen class; the map covers the part that the network saw.
+function showMap() {
+  const { rows } = explanation.activations[at("map").value];
+  const small = document.createElement("canvas");
+  small.height = rows.length;
+  small.width = rows[0].length;
+  const tint = new ImageData(small.width, small.height);
+  rows.flat().forEach((share, index) => tint.data.set([...TINT, 255 * STRENGTH * share], 4 * index));
+  small.getContext("2d").putImageData(tint, 0, 0);
+  const canvas = at("tint");
+  canvas.width = at("explained").width;
+  canvas.height = at("explained").height;
+  const { aspect, share, is_squashed } = explanation.crop;
+  const width = share * (is_squashed ? canvas.width : Math.min(canvas.width, canvas.height * aspect));
+  const height = share * (is_squashed ? canvas.height : Math.min(canvas.height, canvas.width / aspect));
+  const left = (canvas.width - width) / 2, top = (canvas.height - height) / 2;
+  canvas.getContext("2d").drawImage(small, left, top, width, height);
+}
+
+function neighbour({ label, similarity, is_nearly_identical, picture }) {
+  const [item, image, name, share, seen] = ["li", "img", "span", "span", "span"].map((tag) => document.createElement(tag));
+  image.src = picture;
+  image.alt = "";
+  name.textContent = label;
+  share.textContent = `${similarity.toFixed(3)} alike`;
+  share.className = "share";
+  seen.textContent = is_nearly_identical ? "in training" : "";
+  seen.className = "seen";
+  item.append(image, name, share, seen);
+  return item;
+}
+
 function showProblem(title, reason, canRepeat = false) {
   setBusy(false);
   at("answer").hidden = true;
+  at("why").hidden = true;
   at("problem-title").textContent = title;
   at("problem-reason").textContent = reason;
   at("again").hidden = !canRepeat;
@@ -147,6 +209,7 @@ input.addEventListener("change", () => {
   input.value = ""; // the same file can be chosen again
   if (file) classify(file);
 });
+at("map").addEventListener("change", showMap);
 at("again").addEventListener("click", () => classify(lastFile));
 at("key").addEventListener("keydown", (event) => { if (event.key === "Enter") classify(lastFile); });
 document.addEventListener("paste", (event) => {

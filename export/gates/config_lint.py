@@ -18,7 +18,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from fruitstand.contract import HOST_CONFIG
+from fruitstand.contract import EXPLAINER_HEAD, HOST_CONFIG
 from fruitstand.errors import ArtefactError
 from fruitstand.labels import read_labels
 from fruitstand.repository.triton_keys import (
@@ -201,7 +201,8 @@ def _model_faults(model: _Model) -> Iterator[Fault]:
     kinds = {group.kind for group in config.instance_group}
     if not kinds or kinds - {pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU}:
         yield "instance_group", "the default differs by server; write count and KIND_CPU or KIND_GPU"
-    if not config.model_warmup:
+    # The explainer's head takes maps of the network's own size, and answers nobody who waits for a label.
+    if not config.model_warmup and not model.directory.name.endswith(EXPLAINER_HEAD):
         yield "warmup_missing", "no model_warmup: ready would be true before an inference ran; add a sample"
     if config.backend == "onnxruntime":
         yield from _onnxruntime_faults(model)

@@ -7,7 +7,7 @@ import onnx
 from google.protobuf.message import Message
 
 from export.gates.gate import Gate, at_most
-from fruitstand.contract import FEATURES, KNOWN, PIXELS, PROBABILITIES, SET_SIZE, Preprocessing
+from fruitstand.contract import FEATURE_MAP, FEATURES, KNOWN, PIXELS, PROBABILITIES, SET_SIZE, Preprocessing
 from fruitstand.repository.versions import Version
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
@@ -31,7 +31,7 @@ def structure_findings(versions: Iterable[Version]) -> list[str]:
     """
     findings = []
     for version in versions:
-        for name in sorted(name for name in version.record.files if name.endswith(".onnx")):
+        for name in version.record.networks:
             path = version.directory / name
             problems = structure_problems(path, version.preprocessing, len(version.labels))
             findings += [f"version {version.number}, {name}: {problem}" for problem in problems]
@@ -71,9 +71,9 @@ def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: in
 
 
 def _output_problems(graph: onnx.GraphProto, num_classes: int) -> list[str]:
-    """Probabilities first. Features may follow, which only drift detection takes, and KNOWN with SET_SIZE."""
+    """Probabilities come first; FEATURES (drift), FEATURE_MAP (explainer), KNOWN and SET_SIZE may follow."""
     optional = (KNOWN, SET_SIZE)
-    answers = [value for value in graph.output if value.name not in (FEATURES, *optional)]
+    answers = [value for value in graph.output if value.name not in (FEATURES, FEATURE_MAP, *optional)]
     problems = _value_problems("output", answers, PROBABILITIES, onnx.TensorProto.FLOAT, [num_classes])
     for value in graph.output:
         if value.name in optional:

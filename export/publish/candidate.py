@@ -12,14 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from export.gates.checks import agreement_gate, extreme_pixels_gate, parity_gates
 from export.gates.decode_parity import decode_gates
-from export.gates.gate import Gate, at_least
+from export.gates.gate import Gate, at_least, at_most
 from export.gates.measured import measure
 from export.gates.structure import structure_gate
 from export.gates.validation import Validation, read_validation
+from export.onnx.explainer import (
+    MAX_BYTES,
+    TrainingSample,
+    expose_feature_map,
+    find_linear_head,
+    max_sample,
+    write_explainer,
+)
 from export.onnx.fp16 import convert_fp16
 from export.onnx.graph import IR_VERSION, OPSET, export_onnx, load_served_model
 from export.onnx.int8 import make_int8
@@ -30,7 +39,15 @@ from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from export.publish.golden import write_golden
 from fruitstand import __version__
 from fruitstand.artefacts import atomic_directory, sweep_temporaries, write_json
-from fruitstand.contract import EMBEDDED_SERVER_VERSION, FEATURES, KNOWN
+from fruitstand.contract import (
+    EMBEDDED_SERVER_VERSION,
+    FEATURE_MAP,
+    FEATURES,
+    KNOWN,
+    NUM_NEIGHBOURS,
+    PIXELS,
+    PROBABILITIES,
+)
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
@@ -38,6 +55,7 @@ from fruitstand.manifest import ManifestRow, PreparedData
 from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MIN_AGREEMENT
 from fruitstand.repository.version_record import (
+    EXPLAINER_MODEL,
     FP16_MODEL,
     FP32_MODEL,
     INT8_MODEL,
@@ -131,6 +149,7 @@ def build_candidate(
     variants: tuple[str, ...],
     *,
     compare_int8: bool = False,
+    explain: bool = False,
     network: Network | None = None,
 ) -> Path:
     """Build and check a run's candidate, which then replaces an older one.
@@ -140,6 +159,7 @@ def build_candidate(
         data: prepared images of the run's classes; train calibrates int8, val is what the gates measure on.
         variants: some of fp32, int8 and fp16; fp32 is always made, because the others are made from it.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+        explain: add an explainer, if the network's end allows one.
         network: source of the files; None takes the run's weights.
 
     Returns:
@@ -155,7 +175,7 @@ def build_candidate(
     with atomic_directory(directory, replace=True) as staged:
         draft = _Draft(run=run, network=network or network_of(run), directory=staged)
         try:
-            _build(draft, data, variants, compare_int8=compare_int8)
+            _build(draft, data, variants, compare_int8=compare_int8, explain=explain)
         except GateFailed as exc:
             failure = exc
         write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None).to_json())
@@ -164,7 +184,9 @@ def build_candidate(
     return directory
 
 
-def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool) -> None:
+def _build(
+    draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool, explain: bool
+) -> None:
     run = draft.run
     log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
     validation = read_validation(data, run.preprocessing, draft.network.reference)
@@ -180,6 +202,8 @@ def _build(draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, comp
         draft.add_variant(
             "int8", INT8_MODEL, lambda: _add_int8(draft, data, validation, compare=compare_int8)
         )
+    if explain:
+        _add_explainer(draft, data, validation)
     served = draft.directory / draft.serve.cpu_model
     if draft.network.set_temperature:
         _add_known(draft, data, validation, temperature)
@@ -277,6 +301,44 @@ def _add_known(draft: _Draft, data: PreparedData, validation: Validation, temper
     )
     draft.abstention = {"temperature": temperature, **record, "file": serve.cpu_model, "measured": measured}
     draft.serve = replace(serve, known=True)
+
+
+def _add_explainer(draft: _Draft, data: PreparedData, validation: Validation) -> None:
+    """After the other files were made of the fp32 one: they do without the feature map."""
+    run, fp32, path = draft.run, draft.directory / FP32_MODEL, draft.directory / EXPLAINER_MODEL
+    head = find_linear_head(onnx.load(fp32).graph)
+    if head is None:
+        log.warning(
+            "%s does not end in global average pooling and one linear layer: no explainer", run.model_name
+        )
+        return
+    depth = head.weights.shape[1]
+    rows = _stratified(data.split("train"), max_sample(depth))
+    if len(rows) < NUM_NEIGHBOURS:
+        raise GateFailed(f"an explainer needs {NUM_NEIGHBOURS} training images, there are {len(rows)}")
+    log.info("explain with %d of %d training images", len(rows), len(data.split("train")))
+    expose_feature_map(fp32, head)
+    session, index = open_session(fp32), data.label_index()
+    pixels = np.stack(list(decode_rows(data, rows, run.preprocessing)))
+    sample = TrainingSample(
+        classes=np.array([index[row.label] for row in rows]),
+        features=run_batches(session, pixels, FEATURES),
+        pixels=pixels,
+    )
+    write_explainer(path, head, sample, run.preprocessing)
+    some = _some(validation.pixels_nhwc_u8)
+    feeds = {FEATURE_MAP: run_batches(session, some, FEATURE_MAP), PIXELS: some}
+    (explained,) = open_session(path).run([PROBABILITIES], feeds)
+    distance = np.abs(explained - run_batches(session, some)).max()
+    size_bytes = path.stat().st_size - head.weights.nbytes
+    draft.require(
+        [
+            at_most("explainer_distance", distance, MAX_ABS_DIFF),
+            at_most("explainer_bytes", size_bytes, MAX_BYTES),
+        ]
+    )
+    draft.reports["explainer"] = {"num_training_images": len(rows), "of": len(data.split("train"))}
+    draft.serve = replace(draft.serve, explains=True)
 
 
 def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL
+from fruitstand.repository.version_record import EXPLAINER_MODEL, FP16_MODEL, FP32_MODEL, INT8_MODEL
 
 CANDIDATE_FOLDER = "export"
 """Name of the candidate's folder in the run."""
@@ -43,6 +43,8 @@ GATES = (
     Listed(name="{variant}_top1_loss", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
     Listed(name="{variant}_distance", at=(EXPORT,), files=(FP16_MODEL, INT8_MODEL)),
     Listed(name="known_{file}", at=(EXPORT,), files=()),
+    Listed(name="explainer_distance", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
+    Listed(name="explainer_bytes", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
     Listed(name="golden_images", at=(EXPORT,)),
     Listed(name="config_findings", at=(PUBLICATION,)),
     Listed(name="size_ratio_{file}", at=(PUBLICATION,), files=(INT8_MODEL, FP16_MODEL)),

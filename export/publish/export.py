@@ -29,6 +29,7 @@ def export(
     variants: tuple[str, ...] = VARIANTS,
     data_directory: Path | None,
     compare_int8: bool = False,
+    explain: bool = False,
     sign_key: Path | None = None,
     max_slowdown: float = MAX_SLOWDOWN,
     name: str | None = None,
@@ -41,6 +42,7 @@ def export(
         variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
         data_directory: the prepared folder; None takes the one the run was trained on.
         compare_int8: measure every way to quantise and take the best, instead of the first that passes.
+        explain: add an explainer, which servers then serve beside the classifier.
         sign_key: an Ed25519 private key, PEM, to sign the version with.
         max_slowdown: how many times as slow as the served version it may be.
         name: of a new repository's models, see `fruitstand.repository.model_names`.
@@ -73,7 +75,7 @@ def export(
     from export.publish.candidate import build_candidate
     from export.publish.publish import publish
 
-    candidate = build_candidate(run, data, variants, compare_int8=compare_int8)
+    candidate = build_candidate(run, data, variants, compare_int8=compare_int8, explain=explain)
     if abstention := read_record(candidate / CANDIDATE_NAME).abstention:
         write_card_section(run.directory, abstention)
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)

@@ -162,6 +162,10 @@ def _switch_live(
             # In this order, because the ensemble must not pin a version that is unloaded next.
             _load_all(servers)
         raise
+    if version.serve.explains:
+        with _warning(f"explanations are not of version {version.number}; promote it once more"):
+            for server in servers:
+                server.load(server.names.explainer)
     with _warning(f"version {alone.version} answers, but a server that starts would load {old.version} too"):
         write(alone)
 

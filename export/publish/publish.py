@@ -172,7 +172,7 @@ def _config_gate(repository: Path, new: Version, names: ModelNames) -> Gate:
 def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: float) -> Iterator[Gate]:
     """Check the files: structure, size, extreme pixels, golden answers, speed."""
     preprocessing = new.preprocessing
-    models = sorted(name for name in new.record.files if name.endswith(".onnx"))
+    models = new.record.networks
     for name in models:
         yield _at_publication(structure_gate(candidate / name, preprocessing, len(new.labels)))
     sizes = {name: new.record.files[name].size_bytes for name in models}

@@ -16,7 +16,7 @@ from fruitstand.images.dali_operation import decode_pixels
 from fruitstand.labels import labels_text
 from fruitstand.repository.model_names import ModelNames
 from fruitstand.repository.tuning import DEFAULTS, Tuning
-from fruitstand.repository.version_record import ServedFiles
+from fruitstand.repository.version_record import EXPLAINER_MODEL, FP32_MODEL, ServedFiles
 from fruitstand.repository.versions import LOADED_CONFIG, ServingState
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -110,8 +110,11 @@ def render_repository(
         }
     )
     rendered = {}
+    explains = files is not None and files.explains
     for path in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
         relative, content = path.relative_to(TEMPLATES), path.read_bytes()
+        if relative.parts[0] in contract.EXPLAINER_MODELS and not explains:
+            continue
         if relative != WARMUP_IMAGE:
             content = Template(content.decode()).substitute(values).encode()
         rendered[relative] = content
@@ -125,6 +128,8 @@ def render_repository(
     template = Template((TEMPLATES / LOADED_CONFIG).read_text())
     rendered[UNNAMED] = template.substitute(values | {"version_policy": "all { }"}).encode()
     rendered[LABELS_FILE] = labels_text(labels).encode()
+    if explains:
+        rendered[Path(contract.EXPLAINER_HEAD, LABELS_FILE.name)] = rendered[LABELS_FILE]
     # Triton requires a version folder for the ensemble; every answer names its number.
     readme = rendered.pop(Path(contract.FRUIT_CLASSIFIER, "1", "README"))
     rendered[Path(contract.FRUIT_CLASSIFIER, str(number), "README")] = readme
@@ -154,8 +159,26 @@ def _model_values(
         "gpu_model": files.gpu_model,
         "known_outputs": _KNOWN_OUTPUTS if files.known else "",
         "known_maps": _KNOWN_MAPS if files.known else "",
+        **_explainer_values(len(labels), names),
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
+    }
+
+
+def _explainer_values(num_classes: int, names: ModelNames) -> dict[str, Any]:
+    """What the explainer's templates take besides."""
+    return {
+        **dict(zip(contract.EXPLAINER_MODELS, names.explaining, strict=True)),
+        "feature_map": contract.FEATURE_MAP,
+        "activation": contract.ACTIVATION,
+        "neighbours": contract.NEIGHBOURS,
+        "thumbnails": contract.THUMBNAILS,
+        "crop": contract.CROP,
+        "num_maps": min(contract.MAX_MAPS, num_classes),
+        "num_neighbours": contract.NUM_NEIGHBOURS,
+        "picture_bytes": contract.PICTURE_BYTES,
+        "fp32_model": FP32_MODEL,
+        "explainer_model": EXPLAINER_MODEL,
     }
 
 

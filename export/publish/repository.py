@@ -26,6 +26,7 @@ from fruitstand.repository.versions import (
     read_version,
     serving_state,
     verify_version,
+    version_numbers,
 )
 
 log = logging.getLogger("fruitstand.export")
@@ -97,6 +98,9 @@ def write_served(
         ArtefactError: the manifest of the version to be served is damaged.
     """
     version = described_by or read_version(repository, state.version)
+    names = names or repository_names(repository)
+    if version.serve.explains:
+        _link_explainer(repository, names, state.version)
     write_repository(
         repository,
         version.preprocessing,
@@ -104,8 +108,29 @@ def write_served(
         state=state,
         files=version.serve,
         tuning=read_tuning(repository),
-        names=names or repository_names(repository),
+        names=names,
     )
+
+
+def _link_explainer(repository: Path, names: ModelNames, number: int) -> None:
+    """Give the explainer's models the folder of the served version: its files are there once."""
+    for model in names.explaining:
+        target = Path("..", names.model, str(number))
+        link = repository / model / str(number)
+        for other in version_numbers(link.parent):
+            if other != number or not link.is_symlink():
+                _unlink(link.with_name(str(other)))
+        if not link.is_symlink():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a link, or the folder that a copy of the repository has in its place."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        remove_directory(path)
 
 
 def reference_version(repository: Path) -> Version | None:

@@ -13,7 +13,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fruitstand.contract import (
+    EXPLAINER_FEATURES,
+    EXPLAINER_HEAD,
+    EXPLAINER_MODELS,
     FRUIT_CLASSIFIER,
+    FRUIT_EXPLAINER,
     FRUIT_RESNET,
     IMAGE_DECODE,
     IMAGE_DECODE_DALI,
@@ -40,20 +44,28 @@ class ModelNames:
     decode: str = IMAGE_DECODE
     model: str = FRUIT_RESNET
     classifier: str = FRUIT_CLASSIFIER
+    explainer_features: str = EXPLAINER_FEATURES
+    explainer_head: str = EXPLAINER_HEAD
+    explainer: str = FRUIT_EXPLAINER
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every folder, in the order of `contract.MODELS`."""
-        return astuple(self)
+        """The folder of every model but the explainer's, in the order of `contract.MODELS`."""
+        return astuple(self)[: len(MODELS)]
+
+    @property
+    def explaining(self) -> tuple[str, ...]:
+        """The folders that only a version with an explainer has, in the order of `EXPLAINER_MODELS`."""
+        return astuple(self)[len(MODELS) :]
 
     @property
     def loaded(self) -> tuple[str, str, str]:
-        """The models that the embedded server loads, in that order."""
+        """The models that the embedded server always loads, in that order."""
         return self.decode, self.model, self.classifier
 
     def place(self, default: Path) -> Path:
         """A file's path relative to the repository, from its path under the default names."""
-        renamed = dict(zip(MODELS, self.all, strict=True))
+        renamed = dict(zip((*MODELS, *EXPLAINER_MODELS), astuple(self), strict=True))
         first, *rest = default.parts
         return Path(renamed[first], *rest)
 
@@ -70,7 +82,8 @@ def names_for(name: str) -> ModelNames:
         raise UsageError(f"--name: got {name!r}, allowed a lowercase letter, then up to 47 of a-z, 0-9 and _")
     if name == IMAGE_DECODE.partition("_")[0]:
         raise UsageError(f"--name: {name!r} is taken by {IMAGE_DECODE}, the default's decode step")
-    parts = {key: f"{name}_{key}" for key in ("guard", "decode", "decode_dali", "model")}
+    keys = ("guard", "decode", "decode_dali", "model", "explainer", "explainer_features", "explainer_head")
+    parts = {key: f"{name}_{key}" for key in keys}
     return ModelNames(**parts, classifier=f"{name}{CLASSIFIER}")
 
 

@@ -18,6 +18,8 @@ from fruitstand.labels import labels_sha256
 FP32_MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 FP16_MODEL = "model.fp16.onnx"
+EXPLAINER_MODEL = "explainer.onnx"
+"""Says why the fp32 file answered as it did; not a network of its own."""
 
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +38,8 @@ class ServedFiles:
     """The file served on a GPU."""
     known: bool = False
     """Whether the files tell what they do not know (`KNOWN`); versions from before that do not say."""
+    explains: bool = False
+    """Whether the explainer is served beside it; versions from before it was there do not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +76,11 @@ class Record:
     files: dict[str, FileEntry]
     """Keyed by name relative to the folder."""
     serve: ServedFiles
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the ONNX files that take pixels and give probabilities, sorted."""
+        return sorted(name for name in self.files if name.endswith(".onnx") and name != EXPLAINER_MODEL)
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-ready values."""
@@ -119,11 +128,13 @@ def _problems(record: Record, document: dict[str, Any]) -> Iterator[str]:
     if labels_sha256(record.labels) != record.labels_sha256:
         yield "its labels are not those it was checked with"
     Preprocessing.from_dict(record.preprocessing)
-    if document["serve"].keys() | {"known"} != asdict(record.serve).keys():
+    if {"known": False, "explains": False, **document["serve"]}.keys() != asdict(record.serve).keys():
         yield f"serve names {', '.join(document['serve'])}"
     for key in ("cpu_model", "gpu_model"):
         if (name := getattr(record.serve, key)) not in record.files:
             yield f"{key} {name!r} is none of its files"
+    if record.serve.explains != (EXPLAINER_MODEL in record.files):
+        yield f"explains {record.serve.explains}, and its files say otherwise"
     if record.serve.cpu_engine not in CPU_ENGINES:
         yield f"cpu_engine {record.serve.cpu_engine!r}, allowed {', '.join(CPU_ENGINES)}"
     if not isinstance(record.model_name, str) or not isinstance(record.source_run["name"], str):

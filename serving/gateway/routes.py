@@ -22,7 +22,7 @@ OPEN_PATHS = ("/", "/page.css", "/page.js", "/openapi.json", "/v2/health/live", 
 READY_PATH = "/v2/health/ready"
 MODEL_PATHS = f"/v2/models/{CLASSIFIER_NAME}(/versions/[0-9]{{1,9}})?(/ready|/infer)?"
 """Regular expression for the remaining paths of KServe V2 over HTTP."""
-HTTP_PATHS = (*OPEN_PATHS, "/classify", "/v2")
+HTTP_PATHS = (*OPEN_PATHS, "/classify", "/explain", "/v2")
 NOT_HERE = "maximum queue size|not at ready state|no available versions|stopped accepting|Server not ready"
 """Triton's UNAVAILABLE messages that are worth a retry on another replica. "Request timeout expired" is not:
 that call has used up its waiting time."""

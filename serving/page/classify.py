@@ -1,18 +1,20 @@
-"""`POST /classify`: classify one image, sent as the body or as a form file."""
+"""`POST /classify` and `POST /explain`: one image, sent as the body or as a form file; JSON comes back."""
 
 import asyncio
+import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from email.message import Message
 from email.parser import BytesHeaderParser
+from typing import TypeVar
 
 from aiohttp import web
 
 from fruitstand.contract import Preprocessing
 from fruitstand.repository.model_names import CLASSIFIER_NAME
-from fruitstand_client.errors import DecodeFailed
+from fruitstand_client.errors import DecodeFailed, ModelNotFound
 from fruitstand_client.exchange import backoff_s
-from fruitstand_client.prediction import Prediction
 from serving.page.answer import Refused, json_response
 from serving.page.upstream import Upstream
 
@@ -22,6 +24,7 @@ RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application
 """Content types, beside image/*, of a body that is the image. The last one is curl's default."""
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
 ANSWERED = ("label", "probability", "top_k", "known", "label_set", "model_version")
+Answer = TypeVar("Answer")
 LONE_REPEATS = 3
 """Retries after NVIDIA's DALI backend failed on a batch, perhaps because of another image in it."""
 
@@ -43,9 +46,47 @@ async def classify(
     """
     image = _image(request.headers.get("Content-Type", ""), body)
     top_k, model = _top_k(request), _model(request, default_model)
-    prediction = await _ask(upstream, image, top_k, request.headers, model)
+    prediction = await _lone(lambda: upstream.classify(image, top_k, request.headers, model))
     row = prediction.to_dict()
     return json_response({key: row[key] for key in ANSWERED})
+
+
+async def explain(
+    request: web.BaseRequest, body: bytes, upstream: Upstream, default_model: str
+) -> web.Response:
+    """Answer why one image gets its labels; arguments and errors as for `classify`.
+
+    Raises:
+        Refused: also 404, where the served version has no explainer.
+    """
+    image = _image(request.headers.get("Content-Type", ""), body)
+    model = _model(request, default_model)
+    try:
+        found = await _lone(lambda: upstream.explain(image, request.headers, model))
+    except ModelNotFound as exc:
+        raise Refused(
+            404, "no explainer is served; publish a version with 'fruitstand export --explain'"
+        ) from exc
+    maps = zip(found.ranked, found.activations.round(4).tolist(), strict=False)
+    return json_response(
+        {
+            "label": found.ranked[0].label,
+            "probability": found.ranked[0].probability,
+            "model_version": found.model_version,
+            "crop": asdict(found.crop),
+            "activations": [{**label._asdict(), "rows": rows} for label, rows in maps],
+            "neighbours": [
+                {
+                    "label": one.label,
+                    "similarity": round(one.similarity, 4),
+                    "difference": round(one.difference, 2),
+                    "is_nearly_identical": one.is_nearly_identical,
+                    "picture": f"data:image/webp;base64,{base64.b64encode(one.picture).decode()}",
+                }
+                for one in found.neighbours
+            ],
+        }
+    )
 
 
 def check_content_type(content_type: str) -> None:
@@ -61,15 +102,14 @@ def check_content_type(content_type: str) -> None:
         )
 
 
-async def _ask(
-    upstream: Upstream, image: bytes, top_k: int, caller: Mapping[str, str], model: str
-) -> Prediction:
+async def _lone(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer for one image; asked again where the decoder failed on a batch it was part of."""
     for attempt in range(LONE_REPEATS):
         try:
-            return await upstream.classify(image, top_k, caller, model)
+            return await ask()
         except DecodeFailed:
             await asyncio.sleep(backoff_s(attempt))
-    return await upstream.classify(image, top_k, caller, model)
+    return await ask()
 
 
 def _top_k(request: web.BaseRequest) -> int:

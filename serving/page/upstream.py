@@ -12,6 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from fruitstand_client.errors import RequestFailed
+from fruitstand_client.explanation import Explanation, explain_request, read_explanation
 from fruitstand_client.prediction import Prediction
 from fruitstand_client.wire import QUEUE_SHARE, REQUEST_ID_HEADER, Wire
 
@@ -58,6 +59,15 @@ class Upstream:
             if not self._wire.asks_less(model, exc):
                 raise
         return await self.classify(image, top_k, caller, model)
+
+    async def explain(self, image: bytes, caller: Mapping[str, str], model: str) -> Explanation:
+        """Why one image gets its answer; arguments as in `classify`.
+
+        Raises:
+            RequestFailed: see `fruitstand_client.errors`; `ModelNotFound` where there is no explainer.
+        """
+        request = explain_request(self._wire, image, self._deadline_s, model=model)
+        return read_explanation(await self._infer(request, caller))
 
     async def infer(self, request: Any, caller: Mapping[str, str]) -> Any:
         """Send a caller's ModelInferRequest and return the response; `caller` as in `classify`.

@@ -28,7 +28,7 @@ from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
 from serving.page.answer import Refused, response
-from serving.page.classify import MAX_IMAGE_BYTES, check_content_type, classify
+from serving.page.classify import MAX_IMAGE_BYTES, check_content_type, classify, explain
 from serving.page.upstream import Upstream
 
 PAGE = Path(__file__).parents[2] / "client" / "web"
@@ -38,7 +38,8 @@ FILES = {
     "/page.js": (PAGE / "page.js", "text/javascript; charset=utf-8"),
     "/openapi.json": (Path(__file__).with_name("openapi.json"), "application/json"),
 }
-CLASSIFY = "/classify"
+ANSWERS = {"/classify": classify, "/explain": explain}
+"""What takes an image as its body."""
 
 LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
@@ -201,7 +202,7 @@ class _Router:
         if not kserve.is_health(path):
             self._refuse_foreign(request)
         model = kserve.MODEL.fullmatch(path)
-        if path == CLASSIFY or (model is not None and model["call"] == "/infer"):
+        if path in ANSWERS or (model is not None and model["call"] == "/infer"):
             if request.method != "POST":
                 raise Refused(405, "POST an image here", allow="POST")
             return await self._post(request, path)
@@ -220,15 +221,15 @@ class _Router:
             raise Refused(405, "GET this page", allow="GET")
 
     async def _post(self, request: web.BaseRequest, path: str) -> web.Response:
-        if path == CLASSIFY:
+        if path in ANSWERS:
             check_content_type(request.headers.get("Content-Type", ""))
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise Refused(415, "compressed bodies are not taken")
         body = bytearray()
         try:
             await self._read(request, body)
-            if path == CLASSIFY:
-                return await classify(request, bytes(body), self._upstream, self._model)
+            if path in ANSWERS:
+                return await ANSWERS[path](request, bytes(body), self._upstream, self._model)
             return await kserve.infer(request, bytes(body), self._upstream)
         finally:
             self._held_bytes -= len(body)

@@ -221,7 +221,7 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--model-config-name={config_name}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for names in self.names for name in names.loaded),
+            *(f"--load-model={name}" for name in self._models()),
             # With strict readiness a server is not ready while a further version loads, so that a gateway
             # would drop every replica during a promotion. It listens only after all models are loaded anyway.
             f"--strict-readiness={'true' if self._control_key is None else 'false'}",
@@ -250,6 +250,15 @@ class EmbeddedServer:
                 f"--trace-config=rate={every}",
             ]
         return arguments
+
+    def _models(self) -> list[str]:
+        """The models to load; a repository's explainer where it has one."""
+        models = []
+        for repository, names in zip(self.repositories, self.names, strict=True):
+            models += names.loaded
+            if (repository / names.explainer / "config.pbtxt").is_file():
+                models.append(names.explainer)
+        return models
 
     def _last_error(self) -> str:
         """The first relevant error of the log, for the error message."""

@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import UsageError
+from fruitstand.manifest import PreparedData
 from fruitstand_client import Client
 from serving.gateway.api_keys import add_api_key
 from serving.page.web import WebServer
@@ -152,6 +153,33 @@ def test_a_chosen_image_shows_the_five_likeliest_classes(
     assert text(browser, "status").startswith(f"{expected.label}, ")
     assert shown(browser, "preview")
     assert not shown(browser, "problem")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_where_the_server_explains_the_page_says_why(
+    scheme: str, page: Open, url: str, explaining_server: EmbeddedServer, prepared: PreparedData
+) -> None:
+    """A map for each class, and the nearest training images; nothing where no explainer is served."""
+    known = prepared.directory / prepared.split("train")[0].path
+    browser = page()
+    choose(browser, known)
+    assert not shown(browser, "why")
+    with WebServer(0) as web:
+        web.start(explaining_server.url)
+        browser = page(PHONE, scheme, web.url)
+        choose(browser, known)
+        wait(browser, lambda: shown(browser, "why"))
+        options = browser.find_elements(By.CSS_SELECTOR, "#map option")
+        assert [one.text for one in options] == [label for label, _ in bars(browser)]
+        shade = "return document.getElementById('tint').toDataURL()"
+        first = browser.execute_script(shade)
+        options[-1].click()
+        assert browser.execute_script(shade) != first
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#neighbours li")) == 5
+        assert shown(browser, "seen")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+        seen = {one: contrast(browser, one) for one in ("#seen", "#neighbours .share", "label[for=map]")}
+    assert {selector: ratio for selector, ratio in seen.items() if ratio < 4.5} == {}
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

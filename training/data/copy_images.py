@@ -17,12 +17,12 @@ from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
 from fruitstand.images.conversion import as_supported
 from fruitstand.images.reference_decode import decode_reference
+from fruitstand.images.thumbnail import thumbnail
 from fruitstand.machine.threads import thread_budget
 from fruitstand.manifest import ManifestRow
 from fruitstand.progress import track
 from training.data.class_folders import FoundImage
 from training.data.file_tree import FolderTree, ZipTree, open_tree
-from training.data.thumbnails import thumbnail
 
 
 class Copied(NamedTuple):

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from fruitstand.images.thumbnail import MAX_DIFFERENCE
 from fruitstand.manifest import ManifestRow
 from training.data.neighbours import nearest_neighbours
 
@@ -16,8 +17,6 @@ MAX_QUERIES = 64
 MIN_SHARE = 1 / 3
 """Two classes show the same films if this share of each has its nearest neighbour in the other. For identical
 classes it is one half."""
-MAX_DIFFERENCE = 6.0
-"""Largest mean difference of two thumbnails of the same frame, in levels of 255."""
 
 
 def without_twins(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[dict[str, object]]]:

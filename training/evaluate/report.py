@@ -19,8 +19,9 @@ import numpy as np
 from fruitstand.artefacts import atomic_directory, write_json
 from fruitstand.contract import KNOWN_LIMIT
 from fruitstand.errors import UsageError
+from fruitstand.images.thumbnail import THUMBNAIL_SIDE
 from fruitstand.manifest import PreparedData
-from training.data.thumbnails import THUMBNAIL_SIDE, brightness, thumbnails
+from training.data.thumbnails import brightness, thumbnails
 from training.evaluate.comparison import Baseline, Slice, find_baseline, slice_accuracies, wilson_interval
 from training.evaluate.metrics import classification_metrics, confusion_matrix, reliability_bins
 from training.evaluate.mistakes import Mistake, write_mistake_sheet

@@ -45,6 +45,8 @@ class Output:
     """Continue the file of an interrupted run."""
     sheet: Path | None = None
     """Image file for a contact sheet."""
+    explain: Path | None = None
+    """Folder for a picture of each image's explanation."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -107,6 +109,10 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
 
             sheet = ContactSheet(output.sheet)
             images = sheet.watch(images)
+        if output.explain is not None:
+            from fruitstand_client.command.overlay import explain_each
+
+            images = explain_each(images, client, output.explain)
         answers = client.classify_stream(images, top_k=top_k)
         for answer in track(answers, total=total, completed=num_done, description="classify"):
             rows.write(answer)

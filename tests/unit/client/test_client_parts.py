@@ -16,6 +16,7 @@ from fruitstand.images.synthetic import encode, pattern
 from fruitstand_client import ImageRejected, Prediction, RankedLabel
 from fruitstand_client.command.output import FORMATS, TextRows, open_rows
 from fruitstand_client.command.sources import archive_images, count_images, find_images
+from fruitstand_client.explanation import Crop
 from fruitstand_client.images import image_name, read_image
 from fruitstand_client.prediction import NOT_KNOWN
 
@@ -263,3 +264,19 @@ def test_the_client_imports_nothing_it_does_not_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("crop", "size", "box"),
+    [
+        pytest.param(Crop(aspect=1, share=1, is_squashed=False), (100, 100), (0, 0, 100, 100), id="whole"),
+        pytest.param(Crop(aspect=1, share=1, is_squashed=False), (300, 100), (100, 0, 200, 100), id="wide"),
+        pytest.param(Crop(aspect=2, share=0.5, is_squashed=False), (100, 100), (25, 38, 75, 62), id="input"),
+        pytest.param(Crop(aspect=1, share=0.8, is_squashed=True), (300, 100), (30, 10, 270, 90), id="squash"),
+    ],
+)
+def test_a_crop_names_the_part_that_the_network_saw(
+    crop: Crop, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    """Around the centre, as the decode step cuts it."""
+    assert crop.box(*size) == box

@@ -44,7 +44,7 @@ def test_it_names_what_is_taken_and_every_status() -> None:
         concrete = path.replace("{version}", "1").replace("{model}", "birds_classifier")
         assert (
             concrete in web.FILES
-            or concrete in (web.CLASSIFY, "/v2")
+            or concrete in (*web.ANSWERS, "/v2")
             or (kserve.is_health(concrete) or kserve.MODEL.fullmatch(concrete))
         ), path
         assert set(methods) - {"parameters"} <= {"get", "post"}

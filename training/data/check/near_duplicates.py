@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fruitstand.images.thumbnail import MAX_DIFFERENCE
 from training.data.check.survey import Survey
 from training.data.class_folders import SPLITS
 from training.data.neighbours import Ints, close_pairs
 
 MAX_DISTANCE = 6
 """Bits of 64."""
-MAX_DIFFERENCE = 6.0
-"""Mean absolute difference of the thumbnails, of 255 levels."""
 PAIRS_AT_ONCE = 1 << 15
 
 

@@ -21,6 +21,17 @@ FRUIT_CLASSIFIER = "fruit_classifier"
 MODELS = (IMAGE_GUARD, IMAGE_DECODE_DALI, IMAGE_DECODE, FRUIT_RESNET, FRUIT_CLASSIFIER)
 """Every folder of a model repository."""
 
+FRUIT_EXPLAINER = "fruit_explainer"
+"""The ensemble that says why: the same decode step, then the two models below."""
+EXPLAINER_FEATURES = "explainer_features"
+"""The version's fp32 file, asked for its last feature map instead of probabilities."""
+EXPLAINER_HEAD = "explainer_head"
+"""Makes class activation maps and nearest training images of that feature map."""
+MAX_MAPS, NUM_NEIGHBOURS, PICTURE_BYTES = 5, 5, 1024
+"""Classes with an activation map at most, nearest training images, and bytes of the picture of each."""
+EXPLAINER_MODELS = (EXPLAINER_FEATURES, EXPLAINER_HEAD, FRUIT_EXPLAINER)
+"""In the order in which a server loads them; only in a repository whose versions explain."""
+
 IMAGE = "IMAGE"
 ENCODED = "ENCODED"
 PIXELS = "PIXELS"
@@ -34,6 +45,16 @@ KNOWN_LIMIT = 0.5
 """Below it an image is not of a known class."""
 SET_SIZE = "SET_SIZE"
 """How many of the most probable classes make up the label set; comes with `KNOWN`."""
+FEATURE_MAP = "FEATURE_MAP"
+"""What the pooling reads, (N, D, h, w); an output of the fp32 file of a version that explains."""
+ACTIVATION = "ACTIVATION"
+"""(N, k, h, w) class activation maps of the k most probable classes, 0 to 1."""
+NEIGHBOURS = "NEIGHBOURS"
+"""(N, 5, 3) for the nearest training images: class, cosine similarity, and difference of the thumbnails."""
+THUMBNAILS = "THUMBNAILS"
+"""(N, 5, L) uint8, their pictures as WebP files, padded with zeros."""
+CROP = "CROP"
+"""(N, 3) which part of the picture the maps cover: width / height, share that is kept, 1 for squash."""
 
 API_KEY_HEADER = "x-api-key"
 """In which a request carries its key."""
