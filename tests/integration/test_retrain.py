@@ -21,7 +21,7 @@ def retrain(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "deploy.retrain", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=1200,  # a hang ends here; five minutes were too few on a machine with other work
+        timeout=560,  # below the limit of one test; 280 s were too few on a machine with other work
         check=False,
     )
 
