@@ -22,7 +22,6 @@ from fruitstand.contract import FRUIT_CLASSIFIER, MAX_BATCH_SIZE
 from fruitstand.errors import UsageError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.progress import track
-from fruitstand.recording import Recording, read_recordings
 from fruitstand.repository.audit_log import AUDIT_NAME
 from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.versions import (
@@ -32,6 +31,7 @@ from fruitstand.repository.versions import (
     serving_state,
     verify_version,
 )
+from fruitstand.sampling.recording import Recording, read_recordings
 from fruitstand.stages import served
 from fruitstand_client import AsyncClient
 from scoring.model import Answer, pin_version
@@ -59,7 +59,7 @@ def replay(
     """Send recorded images to two versions and compare their answers.
 
     Args:
-        samples: recorded traffic, see `fruitstand.recording.read_recordings`.
+        samples: recorded traffic, see `fruitstand.sampling.recording.read_recordings`.
         repository: model repository with both versions; it is not changed.
         version: number of the new version.
         against: number of the old version; None takes the served one.

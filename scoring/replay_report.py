@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fruitstand.html_page import html_page, image_url, table
-from fruitstand.recording import Recording
+from fruitstand.sampling.recording import Recording
 from fruitstand_client.command.sheet import MAX_PICTURES, thumbnail
 from scoring.model import Answer
 

@@ -64,7 +64,7 @@ from fruitstand.repository.version_record import (
     describe_files,
 )
 from fruitstand.runs import Run
-from fruitstand.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
+from fruitstand.sampling.samples import REFERENCE_NAME, UNNUMBERED, describe, write_samples
 
 log = logging.getLogger("fruitstand.export")
 

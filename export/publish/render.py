@@ -29,7 +29,8 @@ _DALI_FILE = Path(contract.IMAGE_DECODE, "1", "dali.py")
 _GPU_DALI = Path(contract.IMAGE_DECODE_DALI, "configs", "gpu.pbtxt")
 _GPU_GUARDED = Path(contract.IMAGE_DECODE, "configs", "gpu.pbtxt")
 _IMAGE_MODULES = (
-    "__init__", "bmp", "header", "jpeg", "jpeg_tables", "orientation", "png", "structure", "webp",
+    "__init__", "header", "orientation", "structure",
+    *(f"formats/{name}" for name in ("__init__", "bmp", "jpeg", "jpeg_tables", "png", "webp")),
 )  # fmt: skip
 _GUARD_IMPORTS = (
     "__init__.py",

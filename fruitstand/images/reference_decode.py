@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import DataError, ImageRejected
-from fruitstand.images import png
+from fruitstand.images.formats import png
 from fruitstand.images.header import SUPPORTED_FORMATS, ImageHeader
 from fruitstand.images.structure import Inspected, inspect_image
 from fruitstand.manifest import ManifestRow, PreparedData

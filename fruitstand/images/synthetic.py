@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from fruitstand.images import png
+from fruitstand.images.formats import png
 
 if TYPE_CHECKING:
     from PIL import Image

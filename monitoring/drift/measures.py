@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from fruitstand.errors import UsageError
-from fruitstand.samples import IMAGE_STATISTICS, Samples
+from fruitstand.sampling.samples import IMAGE_STATISTICS, Samples
 
 CLASS_MIX = "psi_class_mix"
 FEATURES = "mmd_features"

@@ -11,7 +11,7 @@ from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.images.conversion import as_supported
 from fruitstand.images.reference_decode import decode_reference
 from fruitstand.repository.versions import read_version
-from fruitstand.samples import describe, join_samples, write_samples
+from fruitstand.sampling.samples import describe, join_samples, write_samples
 
 Answer = tuple[int, dict[str, float], float | None]
 """The version that answered, its probabilities by label, and KNOWN where it has that."""

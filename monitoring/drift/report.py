@@ -17,7 +17,7 @@ from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.html_page import html_page, image_url, table
 from fruitstand.repository.audit_log import published_at
 from fruitstand.repository.versions import read_version
-from fruitstand.samples import (
+from fruitstand.sampling.samples import (
     IMAGE_STATISTICS,
     REFERENCE_NAME,
     UNNUMBERED,

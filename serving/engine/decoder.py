@@ -18,7 +18,7 @@ import numpy as np
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images import jpeg
+from fruitstand.images.formats import jpeg
 from fruitstand.images.reference_decode import decode_inspected, is_reduced
 from fruitstand.images.structure import Inspected, inspect_image
 from fruitstand.images.synthetic import canary_image

@@ -19,7 +19,7 @@ from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import canary_image
-from fruitstand.recording import PATTERN, RECORDING_FOLDER, Recording, write_recording
+from fruitstand.sampling.recording import PATTERN, RECORDING_FOLDER, Recording, write_recording
 from serving.engine.sample_files import SampleFiles
 from serving.engine.sampler import FOLDER_VARIABLE, sampling_rate_per_s
 

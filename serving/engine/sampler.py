@@ -16,7 +16,7 @@ import numpy as np
 
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import UsageError
-from fruitstand.samples import Samples, describe, join_samples, write_samples
+from fruitstand.sampling.samples import Samples, describe, join_samples, write_samples
 from serving.engine.sample_files import SampleFiles
 
 FOLDER_VARIABLE = "FRUITSTAND_SAMPLES"
@@ -74,7 +74,7 @@ class Taken(NamedTuple):
 
 
 class Sampler(SampleFiles[Taken, Samples]):
-    """Samples some of the served images and writes them in the format of `fruitstand.samples`."""
+    """Samples some of the served images and writes them in the format of `fruitstand.sampling.samples`."""
 
     def __init__(self, folder: Path, *, version: int, rate_per_s: float, keep_images: bool) -> None:
         """Start the sampling thread.

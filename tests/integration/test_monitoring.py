@@ -23,7 +23,7 @@ import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
 from fruitstand.network.connections import metric_total
-from fruitstand.samples import describe, write_samples
+from fruitstand.sampling.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.drift.report import drift_report
 from serving.triton.embedded import EmbeddedServer

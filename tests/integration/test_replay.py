@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fruitstand.recording import RECORDING_FOLDER, Recording, read_recordings, write_recording
 from fruitstand.repository.audit_log import read_audit
 from fruitstand.repository.versions import serving_state
+from fruitstand.sampling.recording import RECORDING_FOLDER, Recording, read_recordings, write_recording
 from fruitstand_client import Client
 from scoring.replay import replay
 from serving.triton.embedded import EmbeddedServer

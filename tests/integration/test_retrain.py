@@ -8,7 +8,7 @@ import pytest
 
 from fruitstand.manifest import PreparedData
 from fruitstand.repository.versions import serving_state
-from fruitstand.samples import REFERENCE_NAME, read_samples, write_samples
+from fruitstand.sampling.samples import REFERENCE_NAME, read_samples, write_samples
 from serving.triton.embedded import EmbeddedServer
 from training.data.prepare import prepare_data
 

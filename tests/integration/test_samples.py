@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fruitstand.samples import REFERENCE_NAME, join_samples, read_samples, write_samples
+from fruitstand.sampling.samples import REFERENCE_NAME, join_samples, read_samples, write_samples
 from fruitstand_client import Client
 from monitoring.drift.report import drift_report
 from serving.triton.embedded import EmbeddedServer

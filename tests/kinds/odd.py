@@ -6,8 +6,8 @@ Metadata that is odd or broken does not matter; of the picture itself every byte
 import struct
 from typing import TYPE_CHECKING
 
+from fruitstand.images.formats.png import chunk as png_chunk
 from fruitstand.images.orientation import exif_block
-from fruitstand.images.png import chunk as png_chunk
 from fruitstand.images.synthetic import encode, pattern
 from tests.kinds.writers import BMP_BITFIELDS, PNG_GREY, PNG_RGB, bmp, png
 

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 from fruitstand.contract import Preprocessing
-from fruitstand.images.png import SIGNATURE, chunk
+from fruitstand.images.formats.png import SIGNATURE, chunk
 from fruitstand.images.synthetic import encode, pattern, with_orientation
 from tests.kinds.odd import (
     HEIGHT,

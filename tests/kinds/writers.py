@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fruitstand.images.png import ADAM7_PASSES, SIGNATURE, chunk
+from fruitstand.images.formats.png import ADAM7_PASSES, SIGNATURE, chunk
 
 PNG_GREY, PNG_RGB, PNG_PALETTE, PNG_GREY_ALPHA, PNG_RGBA = 0, 2, 3, 4, 6
 BMP_RGB, BMP_RLE8, BMP_BITFIELDS = 0, 1, 3

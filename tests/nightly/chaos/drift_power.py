@@ -7,7 +7,7 @@ import numpy as np
 
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.progress import track
-from fruitstand.samples import Samples, join_samples, read_samples
+from fruitstand.sampling.samples import Samples, join_samples, read_samples
 from monitoring.drift.measures import measure, thresholds
 
 NUM_WINDOWS = 200

@@ -40,7 +40,7 @@ from fruitstand.model.session import installed_engines, open_session, run_batche
 from fruitstand.repository.version_record import FP16_MODEL
 from fruitstand.repository.versions import GOLDEN_LIST, read_version
 from fruitstand.runs import ABSTENTION_HEADING, CARD_NAME, META_NAME, Run, read_run
-from fruitstand.samples import REFERENCE_NAME, read_samples
+from fruitstand.sampling.samples import REFERENCE_NAME, read_samples
 from training.fit.model import Classifier
 from training.fit.pixel_cache import pixel_cache
 

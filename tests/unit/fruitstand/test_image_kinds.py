@@ -5,8 +5,8 @@ import pytest
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images.jpeg import MAX_SCANS
-from fruitstand.images.png import SIGNATURE, chunk
+from fruitstand.images.formats.jpeg import MAX_SCANS
+from fruitstand.images.formats.png import SIGNATURE, chunk
 from fruitstand.images.structure import inspect_image
 from serving.attest.kinds import ImageKind, image_kinds, table
 from tests.kinds.usual import kind_rows

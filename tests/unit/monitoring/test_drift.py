@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fruitstand.errors import ArtefactError, UsageError
-from fruitstand.samples import (
+from fruitstand.sampling.samples import (
     IMAGE_STATISTICS,
     Samples,
     describe,

@@ -9,7 +9,7 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand.images.synthetic import encode, pattern
-from fruitstand.recording import Recording
+from fruitstand.sampling.recording import Recording
 from scoring.model import Answer
 from scoring.replay import due_times, send
 from scoring.replay_report import Run, compare, render_page, summary

@@ -10,7 +10,7 @@ from PIL import Image
 from fruitstand.contract import IMAGE_DECODE, Preprocessing
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.images.synthetic import canary_image, encode, pattern
-from fruitstand.recording import RECORDING_FOLDER, read_recordings
+from fruitstand.sampling.recording import RECORDING_FOLDER, read_recordings
 from serving.engine import recorder as module
 from serving.engine.recorder import Recorder, recorder_from_environment
 

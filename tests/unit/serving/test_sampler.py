@@ -8,7 +8,7 @@ import pytest
 
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import UsageError
-from fruitstand.samples import read_samples
+from fruitstand.sampling.samples import read_samples
 from serving.engine import sampler as module
 from serving.engine.sampler import Sampler, sampler_from_environment
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images.jpeg import MAX_STRAY_BYTES, MAX_WALKED_SCAN_BYTES
+from fruitstand.images.formats.jpeg import MAX_STRAY_BYTES, MAX_WALKED_SCAN_BYTES
 from fruitstand.images.structure import inspect_image
 from fruitstand.images.synthetic import encode, pattern
 from serving.attest.kinds import image_kinds

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images import bmp, jpeg, png, webp
+from fruitstand.images.formats import bmp, jpeg, png, webp
 
 SUPPORTED_FORMATS = ("JPEG", "PNG", "WebP", "BMP")
 

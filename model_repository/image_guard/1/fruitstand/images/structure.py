@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ImageRejected
-from fruitstand.images import bmp, jpeg, png, webp
+from fruitstand.images.formats import bmp, jpeg, png, webp
 from fruitstand.images.header import ImageHeader, read_header
 
 _PICTURE_ONLY = {

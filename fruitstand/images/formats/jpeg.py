@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 
 from fruitstand.errors import ImageRejected
-from fruitstand.images.jpeg_tables import DAC, DHT, DQT, DRI, MAX_SIDE, PROGRESSIVE, SOS, Coding
+from fruitstand.images.formats.jpeg_tables import DAC, DHT, DQT, DRI, MAX_SIDE, PROGRESSIVE, SOS, Coding
 from fruitstand.images.orientation import exif_block, turn
 
 MAX_MARKERS = 1000

@@ -1,0 +1,1 @@
+"""What each image format promises in its bytes: walks over BMP, JPEG, PNG and WebP files."""
