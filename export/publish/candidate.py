@@ -327,7 +327,8 @@ def _add_explainer(draft: _Draft, data: PreparedData, validation: Validation) ->
     )
     write_explainer(path, head, sample, run.preprocessing)
     some = _some(validation.pixels_nhwc_u8)
-    feeds = {FEATURE_MAP: run_batches(session, some, FEATURE_MAP), PIXELS: some}
+    maps = run_batches(session, some, FEATURE_MAP)
+    feeds = {FEATURE_MAP: maps, PIXELS: some}
     (explained,) = open_session(path).run([PROBABILITIES], feeds)
     distance = np.abs(explained - run_batches(session, some)).max()
     size_bytes = path.stat().st_size - head.weights.nbytes
@@ -338,7 +339,7 @@ def _add_explainer(draft: _Draft, data: PreparedData, validation: Validation) ->
         ]
     )
     draft.reports["explainer"] = {"num_training_images": len(rows), "of": len(data.split("train"))}
-    draft.serve = replace(draft.serve, explains=True)
+    draft.serve = replace(draft.serve, feature_map=maps.shape[1:])
 
 
 def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:

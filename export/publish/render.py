@@ -160,17 +160,18 @@ def _model_values(
         "gpu_model": files.gpu_model,
         "known_outputs": _KNOWN_OUTPUTS if files.known else "",
         "known_maps": _KNOWN_MAPS if files.known else "",
-        **_explainer_values(len(labels), names),
+        **_explainer_values(len(labels), files, names),
         "warmup_image": WARMUP_IMAGE.name,
         "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
 
 
-def _explainer_values(num_classes: int, names: ModelNames) -> dict[str, Any]:
+def _explainer_values(num_classes: int, files: ServedFiles, names: ModelNames) -> dict[str, Any]:
     """What the explainer's templates take besides."""
     return {
         **dict(zip(contract.EXPLAINER_MODELS, names.explaining, strict=True)),
         "feature_map": contract.FEATURE_MAP,
+        "feature_map_dims": ", ".join(map(str, files.feature_map)),
         "activation": contract.ACTIVATION,
         "neighbours": contract.NEIGHBOURS,
         "thumbnails": contract.THUMBNAILS,

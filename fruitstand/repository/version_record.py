@@ -38,8 +38,13 @@ class ServedFiles:
     """The file served on a GPU."""
     known: bool = False
     """Whether the files tell what they do not know (`KNOWN`); versions from before that do not say."""
-    explains: bool = False
-    """Whether the explainer is served beside it; versions from before it was there do not say."""
+    feature_map: tuple[int, ...] = ()
+    """Shape of what the explainer reads, (D, h, w); empty where a version has none."""
+
+    @property
+    def explains(self) -> bool:
+        """Whether the explainer is served beside the classifier."""
+        return bool(self.feature_map)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +112,9 @@ def read_record(path: Path) -> Record:
     try:
         known = {field.name: document[field.name] for field in fields(Record) if field.name in document}
         known["files"] = {name: FileEntry(**entry) for name, entry in document["files"].items()}
-        record = Record(**{**known, "serve": ServedFiles(**document["serve"])})
+        serve = document["serve"]
+        feature_map = tuple(map(int, serve.get("feature_map", ())))
+        record = Record(**{**known, "serve": ServedFiles(**{**serve, "feature_map": feature_map})})
         reason = next(_problems(record, document), None)
     except ArtefactError as exc:
         reason = str(exc)
@@ -128,7 +135,7 @@ def _problems(record: Record, document: dict[str, Any]) -> Iterator[str]:
     if labels_sha256(record.labels) != record.labels_sha256:
         yield "its labels are not those it was checked with"
     Preprocessing.from_dict(record.preprocessing)
-    if {"known": False, "explains": False, **document["serve"]}.keys() != asdict(record.serve).keys():
+    if document["serve"].keys() | {"known", "feature_map"} != asdict(record.serve).keys():
         yield f"serve names {', '.join(document['serve'])}"
     for key in ("cpu_model", "gpu_model"):
         if (name := getattr(record.serve, key)) not in record.files:

@@ -33,7 +33,7 @@ def test_an_explanation_is_what_the_versions_files_give(
     explaining_server: EmbeddedServer, test_images: list[Path]
 ) -> None:
     """The same classes as the classifier's, and the maps of the files offline."""
-    version = read_version(explaining_server.repository, 1)
+    version = read_version(explaining_server.repositories[0], 1)
     pixels = decode_reference(test_images[0].read_bytes(), version.preprocessing)[None]
     feature_map = run_batches(open_session(version.directory / FP32_MODEL), pixels, FEATURE_MAP)
     explainer = open_session(version.directory / EXPLAINER_MODEL)
@@ -129,7 +129,7 @@ def test_the_python_stubs_explain_as_the_own_backend_does(
     tmp_path: Path,
 ) -> None:
     """Bit for bit the same neighbours; also from a copy that has folders where links were."""
-    copy = shutil.copytree(explaining_server.repository, tmp_path / "copy")
+    copy = shutil.copytree(explaining_server.repositories[0], tmp_path / "copy")
     monkeypatch.setenv(BACKENDS_VARIABLE, STUB)
     with Client(explaining_server.url) as client:
         expected = client.explain(test_images[2])
@@ -143,7 +143,7 @@ def test_a_promotion_takes_the_explainer_along(
     explaining_server: EmbeddedServer, test_images: list[Path]
 ) -> None:
     """Links and configurations follow the served version; every file is in the repository once."""
-    repository = explaining_server.repository
+    repository = explaining_server.repositories[0]
     number = publish(repository, repository.parent / "tiny" / "export", max_slowdown=100)["version"]
     promote(repository, number, url=explaining_server.url)
     with Client(explaining_server.url) as client:

@@ -101,7 +101,7 @@ def test_the_record_lists_every_file_and_every_gate(candidate: Path, run: Run) -
         "cpu_engine": engine,
         "gpu_model": FP16_MODEL,
         "known": True,
-        "explains": False,
+        "feature_map": [],
     }
 
 
@@ -369,7 +369,9 @@ def test_training_normalises_as_the_served_graph_does(run: Run, candidate: Path)
     module = Classifier(served.model, run.preprocessing).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (4, *run.preprocessing.input_size, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = module(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
+        logits = module(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+    temperature = read_json(candidate / CANDIDATE_NAME)["abstention"]["temperature"]
+    expected = (logits / temperature).softmax(dim=1).numpy()
     got = open_session(candidate / "model.onnx").run([PROBABILITIES], {PIXELS: pixels})[0]
     np.testing.assert_allclose(got, expected, atol=1e-4)
 

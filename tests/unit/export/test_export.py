@@ -14,7 +14,7 @@ from export.publish.export import export
 from export.publish.publish import publish
 from export.publish.render import TEMPLATES
 from export.publish.repository import LOCK_NAME
-from fruitstand.artefacts import sha256_file
+from fruitstand.artefacts import read_json, sha256_file
 from fruitstand.contract import PIXELS, PROBABILITIES
 from fruitstand.errors import ArtefactError, DataError, GateFailed, UsageError
 from fruitstand.manifest import read_prepared
@@ -48,7 +48,9 @@ def test_onnx_matches_torch_within_1e_4(batch_size: int, version: Path, run: Run
     """At every batch size, on probabilities."""
     batch = pixels[:batch_size]
     with torch.inference_mode():
-        expected = load_served_model(run)(torch.from_numpy(batch)).numpy()
+        model = load_served_model(run)
+        model.temperature = read_json(version / "manifest.json")["abstention"]["temperature"]
+        expected = model(torch.from_numpy(batch)).numpy()
     got = open_session(version / "model.onnx").run([PROBABILITIES], {PIXELS: batch})[0]
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-5)

@@ -178,7 +178,7 @@ def test_a_missing_or_torn_model_file_is_named(version: Path) -> None:
         pytest.param(
             lambda v: (v / "model.onnx").rename(v / "other.onnx"), "not in the manifest", id="not listed"
         ),
-        pytest.param(lambda v: v.rename(v.with_name("2")), "that of version 1", id="another version's"),
+        pytest.param(lambda v: v.rename(v.with_name("2")), "belongs to version 1", id="another version's"),
     ],
 )
 def test_a_file_that_was_not_published_is_not_loaded(
