@@ -92,6 +92,7 @@ class Ledger:
             "calls": len(self.records),
             **verdicts,
             "statuses": dict(Counter(one.status for one in self.records)),
+            "texts": sorted({one.text[:200] for one in self.records if one.text})[:3],
             "p50_ms": self.quantile_ms(0.5),
             "p99_ms": self.quantile_ms(0.99),
             "generator_late_s": round(self.late_s, 2),

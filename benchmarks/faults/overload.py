@@ -27,12 +27,13 @@ def overload(bench: Bench) -> Cell:
     during = load.ledger
     right = sum(one.verdict == RIGHT and one.done < ended for one in during.records)
     goodput = right / (ended - began) / bench.capacity
+    factor = len(during.records) / (ended - began) / bench.capacity  # what the generator managed
     since = min(one.sent for one in after.ledger.records)
     abnormal_s = after.ledger.abnormal_s(since)
     back_s = None if abnormal_s is None else round(since - ended + abnormal_s, 1)
     refused_ms = during.quantile_ms(0.99, REFUSED)
     text = (
-        f"{goodput:.0%}, "
+        f"{goodput:.0%} at {factor:.1f}x, "
         + (f"refused in {refused_ms:.0f} ms, " if refused_ms is not None else "none refused, ")
         + f"{during.count(LOST)} lost, "
         + (f"back in {back_s:g} s" if back_s is not None else f"not back in {AFTER_S:g} s")
@@ -42,6 +43,7 @@ def overload(bench: Bench) -> Cell:
         "refusal_p99_ms": refused_ms,
         "back_s": back_s,
         "rate": round(OVERLOAD_FACTOR * bench.capacity, 1),
+        "factor": round(factor, 2),
         "during": during.numbers(),
         "after": after.ledger.numbers(),
     }

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -15,7 +16,6 @@ from typing import Any
 
 import psutil
 
-from benchmarks.backends import with_another_version
 from benchmarks.faults.ledger import RIGHT, Caller
 from benchmarks.faults.subjects import SECOND, Subject
 from benchmarks.in_process import served_version
@@ -26,7 +26,7 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ServerError
 from fruitstand.network.connections import fetch_page, metric_total
-from fruitstand.repository.versions import published_versions
+from fruitstand.repository.versions import MANIFEST_NAME, published_versions
 
 EXIT_S = 40.0
 SERVER_PROGRAM = "tritonserver"
@@ -90,9 +90,12 @@ class Running:
     def _command(self) -> list[str]:
         if not self.subject.is_ours:
             return command(self.subject.peer, self._port)
-        with_another_version(self._source, self.repository)
-        self.first = served_version(self.repository).name
-        self.second = str(max(published_versions(self.repository)))
+        shutil.copytree(self._source, self.repository)
+        served = served_version(self.repository)
+        twin = served.with_name(str(max(published_versions(self.repository)) + 1))
+        shutil.copytree(served, twin)
+        write_json(twin / MANIFEST_NAME, {**read_json(twin / MANIFEST_NAME), "version": int(twin.name)})
+        self.first, self.second = served.name, twin.name
         filled = {
             "REPOSITORY": str(self.repository),
             "PORT": str(self._port),

@@ -26,7 +26,7 @@ NAMES = {
 ROWS = {
     "neighbours": "Truncated JPEG among 8 in flight, 20 times: neighbours answered right (its own status)",
     "bad_inputs": "20 kinds of bad input alone: whose fault the status says",
-    "overload": "3x the capacity for 20 s: goodput, p99 of refusals, no answer in 5 s, time back",
+    "overload": "3x the capacity for 20 s: goodput at the load sent, p99 of refusals, lost, time back",
     "give_up": "64 callers at once hang up after 50 ms: abandoned calls that were computed all the same",
     "kill": "`kill -9` of a worker: failed calls, time back",
     "freeze": "SIGSTOP of a worker for 10 s: failed calls, time back",

@@ -33,9 +33,10 @@ class BadImage(ValueError):
 def peer_settings() -> dict[str, Any]:
     """The benchmark's settings, read again at each call: a swap of the model changes the file.
 
-    `workers`, `queue` (requests that may wait) and `timeout_s` set the peer's own options. With `decodes_first`
-    each request is decoded before it joins a batch, so that a bad image fails alone if the peer has a step for
-    this. `journal` is a folder that records the processes with a model and the number of images computed.
+    `workers`, `queue` (requests that may wait) and `timeout_s` set the peer's own options. With
+    `decodes_first` each request is decoded before it joins a batch, so that a bad image fails alone if the
+    peer has a step for this. `journal` is a folder that records the processes with a model and the number of
+    images computed.
     """
     return {**DEFAULTS, **json.loads(Path(os.environ["FRUITSTAND_PEER"]).read_text())}
 
