@@ -12,6 +12,7 @@ A peer answers before every fault; where it does not afterwards it is restarted,
 
 import datetime
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,7 @@ def _break(
         running = Running(subject, repository, model, sample, scratch)
     except FruitstandError as exc:
         console.print(f"{subject.name}: {exc}")
-        yield {**row, "failed": str(exc)}
+        yield {**row, "failed": _said(exc)}
         return
     try:
         running.caller.learn()
@@ -122,7 +123,7 @@ def _break(
             yield row
     except FruitstandError as exc:  # it does not start again
         console.print(f"{subject.name}: {exc}")
-        yield {**row, "failed": str(exc)}
+        yield {**row, "failed": _said(exc)}
     finally:
         running.stop()
 
@@ -135,7 +136,7 @@ def _cell(name: str, bench: Bench) -> dict[str, Any]:
     try:
         cell = asdict(FAULTS[name](bench))
     except (FruitstandError, OSError) as exc:
-        cell = {"text": f"broke off: {exc}", "numbers": {}}
+        cell = {"text": f"broke off: {_said(exc)}", "numbers": {}}
     seconds = round(time.monotonic() - started, 1)
     load_1_min = round(os.getloadavg()[0], 2)
     num_starts = running.num_starts - starts
@@ -149,6 +150,11 @@ def _cell(name: str, bench: Bench) -> dict[str, Any]:
         "seconds": seconds,
         "load_1_min": load_1_min,
     }
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without the paths of this machine and what would break a table."""
+    return re.sub(r"(?:/[\w.-]+)+/", "", str(error)).replace("|", ";").replace("\n", " ")[:300]
 
 
 def _add(out: Path, name: str, row: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ python -m benchmarks.faults.table
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.subjects import SUBJECTS
 from fruitstand.artefacts import read_json, write_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -66,19 +67,16 @@ def render(name: str, result: dict[str, Any]) -> str:
     lines += [
         _row([title, *(_text(row, fault) for row in subjects.values())]) for fault, title in ROWS.items()
     ]
-    lines += ["", "How the model is swapped:", ""]
-    lines += [
-        f"- {NAMES[key]}: {row['cells']['swap']['numbers']['how']}."
-        for key, row in subjects.items()
-        if "how" in row["cells"].get("swap", {}).get("numbers", {})
-    ]
+    lines += ["", "How the model is swapped, and why a server did not start:", ""]
+    for key, row in subjects.items():
+        lines.append(f"- {NAMES[key]}: {row.get('failed') or SUBJECTS[key].swap_note}.")
     return "\n".join([*lines, ""])
 
 
 def _text(row: dict[str, Any], fault: str) -> str:
     cell = row["cells"].get(fault)
     if cell is None:
-        return f"did not start: {row['failed']}" if "failed" in row else "not run"
+        return "did not start" if "failed" in row else "not run"
     return cell["text"] + " (r)" * (cell["after"] == "restarted")
 
 
