@@ -37,6 +37,7 @@ if __name__ == "__main__":
         "http_port": port,
         "grpc_port": int(os.environ["PORT_2"]),
         "metrics_port": int(os.environ["PORT_3"]),
+        "metrics_dir": str(folder / "metrics"),
         "host": "127.0.0.1",
         "parallel_workers": workers if workers > 1 else 0,
         "debug": False,
