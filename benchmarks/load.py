@@ -28,6 +28,14 @@ SLOW_MS = 400.0
 """A slower call met a stall: with 64 in flight, calls normally take half of this."""
 
 
+class RefusedByStatus(FruitstandError):
+    """An HTTP answer that is none: another status than 200."""
+
+    def __init__(self, address: str, status: int, answer: bytes) -> None:
+        super().__init__(f"{address}: status {status}: {answer[:200]!r}")
+        self.status, self.answer = status, answer
+
+
 class NothingMeasured(FruitstandError):
     """Calls were answered, but none in the measured time."""
 
@@ -110,7 +118,7 @@ class Target:
                 async with session.post(address, data=body, headers={"Content-Type": kind}) as response:
                     answer = await response.read()
                     if response.status != 200:
-                        raise FruitstandError(f"{address}: status {response.status}: {answer[:200]!r}")
+                        raise RefusedByStatus(address, response.status, answer)
                     return answer
 
             yield post

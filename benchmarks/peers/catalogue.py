@@ -35,7 +35,8 @@ class Peer:
     """Settings that its documentation recommends for this case; recorded with the result."""
 
 
-def _raw(image: bytes) -> tuple[bytes, str]:
+def raw(image: bytes) -> tuple[bytes, str]:
+    """The image is the body."""
     return image, "image/jpeg"
 
 
@@ -63,7 +64,8 @@ def _kserve(image: bytes) -> tuple[bytes, str]:
     return json.dumps({"inputs": [tensor]}).encode(), "application/json"
 
 
-def _field(answer: Any) -> str:
+def label_field(answer: Any) -> str:
+    """Of an answer that is a JSON object."""
     return str(answer["label"])
 
 
@@ -77,8 +79,8 @@ PEERS = {
             environment="fastapi",
             command=("uvicorn", "fastapi_app:app", "--port", "PORT", "--workers", "CORES", "--no-access-log"),
             path="/classify",
-            payload=_raw,
-            label=_field,
+            payload=raw,
+            label=label_field,
             settings={"batching": "none", "workers": "one a core", "threads": 1, "loop": "uvloop"},
         ),
         Peer(
@@ -87,7 +89,7 @@ PEERS = {
             command=("python", "litserve_app.py"),
             path="/predict",
             payload=_form,
-            label=_field,
+            label=label_field,
             settings={**_BATCHED, "payload": "file upload"},
         ),
         Peer(
@@ -104,8 +106,8 @@ PEERS = {
             environment="ray",
             command=("python", "ray_app.py"),
             path="/",
-            payload=_raw,
-            label=_field,
+            payload=raw,
+            label=label_field,
             settings={**_BATCHED, "max_ongoing_requests": 256},
         ),
         Peer(
@@ -122,8 +124,8 @@ PEERS = {
             environment="torchserve",
             command=("python", "torchserve_app.py"),
             path="/predictions/fruit",
-            payload=_raw,
-            label=_field,
+            payload=raw,
+            label=label_field,
             settings={**_BATCHED, "job_queue_size": 1024},
         ),
         Peer(
@@ -131,8 +133,8 @@ PEERS = {
             environment="mosec",
             command=("python", "mosec_app.py", "--port", "PORT", "--timeout", "60000"),
             path="/inference",
-            payload=_raw,
-            label=_field,
+            payload=raw,
+            label=label_field,
             settings=_BATCHED,
         ),
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -21,6 +20,7 @@ from benchmarks.load import Target, closed_loop, labels
 from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
 from benchmarks.peers.environments import install
+from fruitstand.artefacts import write_json
 from fruitstand.errors import FruitstandError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.stages import served
@@ -36,6 +36,7 @@ LOAD_TIMEOUT_S = 30.0
 MIN_SAME_TOP1 = 0.98
 """Share of labels that must equal ours. fp32 and int8, and Pillow and DALI, differ on a few images."""
 ROOT = Path(__file__).parents[2]
+SETTINGS_NAME = "peer.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,7 @@ def measure(case: Case, one_round: Round) -> dict[str, Any]:
     busy = processes.busy_others()
     started = time.monotonic()
     with _running(case, one_round, mark) as (target, log):
-        _wait_for_answer(target, started, mark, log)
+        wait_for_answer(target, started, mark, log)
         result: dict[str, Any] = {"start_s": round(time.monotonic() - started, 2)}
         found = _within(CHECK_TIMEOUT_S, labels(target))
         one_round.expected = one_round.expected or found
@@ -108,12 +109,12 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
             with served(one_round.repository, log=log, environment=environment) as url:
                 yield Target(url, one_round.images), log
             return
-        port = _free_ports(1)[0]
+        port = free_ports(1)[0]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                _command(case.peer, port),
+                command(case.peer, port),
                 cwd=SERVERS,
-                env=_environment(case, mark, port, scratch),
+                env=variables(case, mark, port, scratch),
                 stdout=output,
                 stderr=output,
             )
@@ -125,16 +126,21 @@ def _running(case: Case, one_round: Round, mark: str) -> Iterator[tuple[Target, 
                 process.wait()
 
 
-def _command(peer: Peer, port: int) -> list[str]:
+def command(peer: Peer, port: int) -> list[str]:
+    """Program and arguments of a peer; installs its environment on first use."""
     filled = {"PORT": str(port), "CORES": str(thread_budget())}
     program, *arguments = (filled.get(word, word) for word in peer.command)
     return [str(install(peer.environment) / program), *arguments]
 
 
-def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, str]:
+def variables(case: Case, mark: str, port: int, scratch: str) -> dict[str, str]:
+    """Environment variables of a peer; its settings go to `peer.json` in the scratch folder."""
     assert case.peer is not None
+    settings = Path(scratch, SETTINGS_NAME)
+    threads = max(1, thread_budget() // case.settings.get("workers", 1))
+    write_json(settings, {**case.settings, "num_threads": threads})
     programs = install(case.peer.environment)
-    others = {f"PORT_{number}": str(one) for number, one in enumerate(_free_ports(4), 2)}
+    others = {f"PORT_{number}": str(one) for number, one in enumerate(free_ports(4), 2)}
     return {
         **{key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONHOME")},
         **thread_environment(thread_budget()),
@@ -144,7 +150,7 @@ def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, st
         "PORT": str(port),
         "SCRATCH": scratch,
         processes.MARK: mark,
-        "FRUITSTAND_PEER": json.dumps({**case.settings, "num_threads": thread_budget()}),
+        "FRUITSTAND_PEER": str(settings),
         # Turn telemetry off.
         "BENTOML_DO_NOT_TRACK": "True",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -152,8 +158,12 @@ def _environment(case: Case, mark: str, port: int, scratch: str) -> dict[str, st
     }
 
 
-def _wait_for_answer(target: Target, started: float, mark: str, log: Path) -> None:
-    """Wait until the first image is answered."""
+def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> None:
+    """Wait until the first image is answered.
+
+    Raises:
+        FruitstandError: the server has exited, or took too long.
+    """
     said = "it has exited"
     while time.monotonic() - started < START_TIMEOUT_S and processes.marked(mark):
         try:
@@ -171,7 +181,8 @@ async def _first(target: Target) -> None:
         target.label(await send(0) or b"")
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Free ports of loopback."""
     with contextlib.ExitStack() as sockets:
         bound = [sockets.enter_context(socket.socket()) for _ in range(number)]
         for one in bound:

@@ -36,11 +36,11 @@ def memory_mib(mark: str) -> float:
     return round(total / 2**20, 1)
 
 
-def stop(mark: str) -> int:
+def stop(mark: str, patience_s: float = STOP_S) -> int:
     """Terminate all marked processes, then kill the rest; returns how many had to be killed."""
     for process in marked(mark):
         _signal(process, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + patience_s
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     for process in left:

@@ -16,7 +16,14 @@ from pathlib import Path
 
 from serving.gateway.access import Access
 from serving.gateway.envoy_json import PACKAGE, Json, address, typed, watched
-from serving.gateway.limits import BUFFER_BYTES, IDLE_S, MAX_CALL_S, MAX_CONNECTIONS, MAX_REQUEST_BYTES
+from serving.gateway.limits import (
+    BUFFER_BYTES,
+    IDLE_S,
+    MAX_CALL_S,
+    MAX_CONNECTIONS,
+    MAX_REQUEST_BYTES,
+    WEB_IN_FLIGHT,
+)
 from serving.gateway.routes import grpc_header, inner_routes
 from serving.gateway.upstream import named_servers, triton_cluster, watched_servers
 
@@ -89,7 +96,7 @@ def bootstrap(
             "clusters": [
                 triton_cluster(servers, replicas),
                 _static_cluster("admin", admin),
-                _static_cluster("web", address(LOOPBACK, web_port)),
+                {**_static_cluster("web", address(LOOPBACK, web_port)), **_limited(WEB_IN_FLIGHT)},
             ],
         },
         "overload_manager": {
@@ -168,6 +175,12 @@ def _static_cluster(name: str, where: Json) -> Json:
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
+
+
+def _limited(in_flight: int) -> Json:
+    """So many HTTP/1.1 requests at once, and as many that wait; the gateway itself refuses more."""
+    threshold = {"max_connections": in_flight, "max_pending_requests": in_flight}
+    return {"circuit_breakers": {"thresholds": [threshold]}}
 
 
 def _connection_manager(statistics: str, routes: Json) -> Json:

@@ -209,9 +209,10 @@ class Gateway:
             self._write_access(draining=True)
             time.sleep(NOTICE_S)
             self._admin("/drain_listeners?graceful", "POST")
-            deadline = time.monotonic() + DRAIN_S
-            while self.statistic("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            self._wait_until_idle(DRAIN_S)
+            # Under load new connections keep coming: from now on they are refused, and nothing is cut off.
+            self._admin("/drain_listeners", "POST")
+            self._wait_until_idle(STOP_TIMEOUT_S)
         self._end()
         if self._web is not None:
             self._web.stop()
@@ -219,6 +220,11 @@ class Gateway:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
+
+    def _wait_until_idle(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.statistic("http.gateway.downstream_rq_active") > 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _end(self) -> None:
         if self._process is not None:

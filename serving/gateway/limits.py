@@ -7,6 +7,8 @@ MAX_REQUEST_BYTES = Preprocessing().max_encoded_bytes + (1 << 16)
 BUFFER_BYTES = MAX_REQUEST_BYTES + (1 << 20)
 """Larger than any request, so that each one can be retried when its replica dies."""
 IN_FLIGHT_PER_REPLICA = 128
+WEB_IN_FLIGHT = 128
+"""Of the HTTP server, which is one Python process; as many more may wait."""
 MAX_CONNECTIONS = 4096
 MAX_CALL_S = 60
 """Deadline of calls that set none."""

@@ -46,6 +46,8 @@ MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
 """The largest image, with a form or JSON header around it."""
 MAX_HELD_BYTES = 256 * 2**20
 """Total size of bodies in flight; requests above it get 503. Each body is in memory up to four times."""
+MAX_UNDER_WAY = 256
+"""Inferences in flight; requests above it get 503 at once instead of waiting longer than their callers do."""
 MAX_CONNECTIONS = 4096
 DEADLINE_S = 30.0
 """Deadline of one inference."""
@@ -186,7 +188,7 @@ class _Router:
 
     def __init__(self, upstream: Upstream, model: str, *, is_public: bool) -> None:
         self._upstream, self._model, self._is_public = upstream, model, is_public
-        self._held_bytes = 0
+        self._held_bytes = self._num_under_way = 0
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request."""
@@ -225,14 +227,27 @@ class _Router:
             check_content_type(request.headers.get("Content-Type", ""))
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise Refused(415, "compressed bodies are not taken")
+        self._refuse_when_full()
         body = bytearray()
         try:
             await self._read(request, body)
-            if path in ANSWERS:
-                return await ANSWERS[path](request, bytes(body), self._upstream, self._model)
-            return await kserve.infer(request, bytes(body), self._upstream)
+            self._refuse_when_full()
+            return await self._infer(request, path, bytes(body))
         finally:
             self._held_bytes -= len(body)
+
+    def _refuse_when_full(self) -> None:
+        if self._num_under_way >= MAX_UNDER_WAY:
+            raise Refused(503, "too many requests under way; send less at once, or try again later")
+
+    async def _infer(self, request: web.BaseRequest, path: str, body: bytes) -> web.Response:
+        self._num_under_way += 1
+        try:
+            if path in ANSWERS:
+                return await ANSWERS[path](request, body, self._upstream, self._model)
+            return await kserve.infer(request, body, self._upstream)
+        finally:
+            self._num_under_way -= 1
 
     async def _read(self, request: web.BaseRequest, body: bytearray) -> None:
         """Read the body, and count it towards the total in flight.

@@ -1,20 +1,23 @@
 """`fruitstand serve`: the embedded server in the foreground, with HTTP in front of it."""
 
 import json
+import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fruitstand.errors import ServerError
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
+
+log = logging.getLogger("fruitstand.serve")
 
 
 def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> None:
     """Serve until SIGTERM or SIGINT, then finish requests in flight and clean up.
 
-    Once the server answers, one line of JSON with its URLs goes to stdout.
+    Once the server answers, one line of JSON with its URLs goes to stdout. A tritonserver that exits
+    by itself is started again.
 
     Args:
         repositories: the model repositories; `POST /classify` asks the first one's classifier by default.
@@ -24,7 +27,7 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
         ArtefactError: the served version was altered, or lacks the required signature.
-        ServerError: the server did not start, or exited by itself.
+        ServerError: the server did not start, or did not start again.
     """
 
     def interrupt(*_: object) -> None:
@@ -38,8 +41,11 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
             web.start(server.url, server.names[0].classifier)
             urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
-            status = server.wait()
-            raise ServerError(f"tritonserver exited with status {status}; see its log")
+            while True:
+                status = server.wait()
+                log.warning("tritonserver exited with status %d and is started again; see its log", status)
+                server.stop(at_once=True)
+                server.start()
         except KeyboardInterrupt:
             pass
         finally:

@@ -194,6 +194,27 @@ def test_uploads_share_a_limit_of_memory(server: EmbeddedServer, monkeypatch: py
             assert time.monotonic() < deadline
 
 
+def test_more_inferences_than_allowed_are_refused_at_once(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many is answered or gets 503 and Retry-After; once they are done there is room again."""
+    monkeypatch.setattr(page, "MAX_UNDER_WAY", 2)
+    with WebServer(0) as web:
+        web.start(server.url)
+
+        async def ask_all() -> list[tuple[int, str | None]]:
+            async def call(session: aiohttp.ClientSession) -> tuple[int, str | None]:
+                async with session.post(f"{web.url}/classify", data=JPEG) as response:
+                    await response.read()
+                    return response.status, response.headers.get("Retry-After")
+
+            async with aiohttp.ClientSession() as session:
+                return list(await asyncio.gather(*(call(session) for _ in range(64))))
+
+        assert set(asyncio.run(ask_all())) == {(200, None), (503, "1")}
+        assert ask(f"{web.url}/classify", JPEG).status == 200
+
+
 def test_more_connections_than_allowed_are_closed(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

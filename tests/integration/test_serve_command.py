@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from fruitstand.network.connections import fetch_page
 from fruitstand_client import Client
 from serving.triton.embedded import PREFIX, SHARED_MEMORY, EmbeddedServer
 from tests.backends import on_host
+from tests.http_calls import ask
 from tests.recording_proxy import PROXY_VARIABLES, recording_proxy
 
 
@@ -110,6 +112,33 @@ def test_a_server_that_was_killed_leaves_no_orphans(repository: Path, tmp_path: 
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
+
+
+def test_a_tritonserver_that_was_killed_is_started_again(repository: Path, tmp_path: Path) -> None:
+    """The same addresses answer again, over gRPC and over HTTP, and SIGTERM still ends all of it."""
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
+    image = encode(pattern(100, 100))
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as failing,
+    ):
+        failing.callback(process.terminate)
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        children = psutil.Process(process.pid).children(recursive=True)
+        (server,) = (child for child in children if child.name() == "tritonserver")
+        server.kill()
+        server.wait(20)
+        deadline = time.monotonic() + 60
+        while (answer := ask(f"{ready['http']}/classify", image)).status != 200:
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
+        with Client(ready["grpc"]) as client:
+            (prediction,) = client.classify([image])
+        assert prediction.error is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 def test_a_taken_port_is_named(repository: Path) -> None:

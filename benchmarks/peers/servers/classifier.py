@@ -1,6 +1,7 @@
 """The classifier that every peer serves: Pillow and ONNX Runtime, with our model files and engines.
 
 Runs in a peer's environment, with this checkout on its path for the preprocessing contract.
+`benchmarks.peers` measures speed and `benchmarks.faults` breaks things; they set `peer_settings` differently.
 """
 
 import io
@@ -8,6 +9,8 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,27 +23,44 @@ PROVIDERS = {
     "openvino": [("OpenVINOExecutionProvider", {"device_type": "CPU"})],
 }
 MAX_BATCH_SIZE = 32
+DEFAULTS = {"workers": 1, "queue": 1024, "timeout_s": 60, "decodes_first": False, "journal": None}
 
 
-class Classifier:
-    """One session. Several threads decode a batch, because Pillow releases the GIL."""
+class BadImage(ValueError):
+    """Pillow cannot decode the image; the message contains nothing about this machine."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        settings = json.loads(os.environ["FRUITSTAND_PEER"])
-        threads = threads or settings["num_threads"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            settings["model"], options, providers=PROVIDERS[settings["engine"]]
-        )
-        self._labels = settings["labels"]
+
+def peer_settings() -> dict[str, Any]:
+    """The benchmark's settings, read again at each call: a swap of the model changes the file.
+
+    `workers`, `queue` (requests that may wait) and `timeout_s` set the peer's own options. With
+    `decodes_first` each request is decoded before it joins a batch, so that a bad image fails alone if the
+    peer has a step for this. `journal` is a folder that records the processes with a model and the number of
+    images computed.
+    """
+    return {**DEFAULTS, **json.loads(Path(os.environ["FRUITSTAND_PEER"]).read_text())}
+
+
+class Decoder:
+    """Decodes images to the model's pixels."""
+
+    def __init__(self) -> None:
+        settings = peer_settings()
         self._uses_draft = settings.get("uses_draft", False)
         self._preprocessing = Preprocessing.from_dict(settings["preprocessing"])
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """Decode an image to (H, W, 3) uint8."""
+        """Decode an image to (H, W, 3) uint8.
+
+        Raises:
+            BadImage: Pillow failed, with any of its many kinds of errors.
+        """
+        try:
+            return self._decode(encoded)
+        except Exception as exc:
+            raise BadImage("not an image that can be decoded") from exc
+
+    def _decode(self, encoded: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(encoded))
         size = self._preprocessing.resized_size(*image.size)
         if self._uses_draft:
@@ -54,9 +74,49 @@ class Classifier:
             image = image.crop((left, top, left + width, top + height))
         return np.asarray(image)
 
-    def classify(self, batch: Sequence[bytes]) -> list[str]:
-        """Classify encoded images; returns one label per image."""
+
+class Classifier(Decoder):
+    """One session. Several threads decode a batch, because Pillow releases the GIL."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__()
+        settings = peer_settings()
+        threads = threads or settings["num_threads"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            settings["model"], options, providers=PROVIDERS[settings["engine"]]
+        )
+        self._labels = settings["labels"]
+        self._decodes_first = settings["decodes_first"]
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._computed = None
+        if settings["journal"] is not None:
+            Path(settings["journal"], f"{os.getpid()}.worker").touch()
+            path = Path(settings["journal"], "computed")
+            self._computed = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def received(self, encoded: bytes) -> bytes | np.ndarray:
+        """The image as it joins a batch: encoded or decoded.
+
+        Raises:
+            BadImage: it is decoded here and is bad.
+        """
+        return self.decode(encoded) if self._decodes_first else encoded
+
+    def classify(self, batch: Sequence[bytes | np.ndarray]) -> list[str]:
+        """Classify images, encoded or decoded; returns one label per image.
+
+        Raises:
+            BadImage: one of the encoded ones is bad.
+        """
         decode = map if self._pool is None or len(batch) == 1 else self._pool.map
-        pixels = np.stack(list(decode(self.decode, batch)))
+        pixels = np.stack(list(decode(self._pixels, batch)))
         (probabilities,) = self._session.run([PROBABILITIES], {PIXELS: pixels})
+        if self._computed is not None:
+            os.write(self._computed, b"." * len(batch))
         return [self._labels[index] for index in probabilities.argmax(axis=1)]
+
+    def _pixels(self, image: bytes | np.ndarray) -> np.ndarray:
+        return image if isinstance(image, np.ndarray) else self.decode(image)

@@ -2,8 +2,8 @@
 
 from contextlib import asynccontextmanager
 
-from classifier import Classifier
-from fastapi import FastAPI, Request
+from classifier import BadImage, Classifier
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
 
@@ -20,5 +20,8 @@ app = FastAPI(lifespan=_lifespan)
 async def classify(request: Request) -> dict[str, str]:
     """Classify the image in the body."""
     image = await request.body()
-    (label,) = await run_in_threadpool(app.state.classifier.classify, [image])
+    try:
+        (label,) = await run_in_threadpool(app.state.classifier.classify, [image])
+    except BadImage as exc:
+        raise HTTPException(400, str(exc)) from exc
     return {"label": label}

@@ -1,13 +1,14 @@
-"""MLServer with adaptive batching, in one process: its worker pool is off."""
+"""MLServer with adaptive batching; with one worker its worker pool is off."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-from classifier import MAX_BATCH_SIZE, Classifier
+from classifier import MAX_BATCH_SIZE, BadImage, Classifier, peer_settings
 from mlserver import MLModel
 from mlserver.codecs import Base64Codec, StringCodec
+from mlserver.errors import MLServerError
 from mlserver.types import InferenceRequest, InferenceResponse
 
 
@@ -21,19 +22,24 @@ class Fruit(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Classify a batch of encoded images."""
-        labels = self.classifier.classify(Base64Codec.decode_input(payload.inputs[0]))
+        try:
+            labels = self.classifier.classify(Base64Codec.decode_input(payload.inputs[0]))
+        except BadImage as exc:
+            raise MLServerError(str(exc)) from exc
         output = StringCodec.encode_output("label", labels)
         return InferenceResponse(model_name=self.name, outputs=[output])
 
 
 if __name__ == "__main__":
     folder, port = Path(os.environ["SCRATCH"]), int(os.environ["PORT"])
+    workers = peer_settings()["workers"]
     settings = {
         "http_port": port,
         "grpc_port": int(os.environ["PORT_2"]),
         "metrics_port": int(os.environ["PORT_3"]),
+        "metrics_dir": str(folder / "metrics"),
         "host": "127.0.0.1",
-        "parallel_workers": 0,
+        "parallel_workers": workers if workers > 1 else 0,
         "debug": False,
     }
     model = {

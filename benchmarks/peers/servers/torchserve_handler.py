@@ -1,6 +1,6 @@
-"""TorchServe's handler, which gets the batches that the server forms."""
+"""TorchServe's handler, with a status per request of the batch."""
 
-from classifier import Classifier
+from classifier import BadImage, Classifier
 
 
 class Handler:
@@ -12,5 +12,13 @@ class Handler:
 
     def handle(self, data, context):
         """Classify a batch of requests."""
-        images = [bytes(row.get("data") or row.get("body")) for row in data]
-        return [{"label": label} for label in self.classifier.classify(images)]
+        answers, good = [{"detail": "not an image that can be decoded"}] * len(data), {}
+        for index, row in enumerate(data):
+            try:
+                good[index] = self.classifier.received(bytes(row.get("data") or row.get("body") or b""))
+            except BadImage as exc:
+                context.set_response_status(400, str(exc), index)
+        if good:
+            for index, label in zip(good, self.classifier.classify(list(good.values())), strict=True):
+                answers[index] = {"label": label}
+        return answers

@@ -5,7 +5,7 @@ writes its row there, and
 
     python -m tests.nightly.chaos.scoreboard DIR
 
-writes `benchmarks/results/chaos_*.json` and `docs/reliability.md` from the rows.
+writes `benchmarks/results/chaos_*.json` and the end of `docs/reliability.md` from the rows.
 """
 
 import datetime
@@ -30,6 +30,7 @@ log = logging.getLogger("fruitstand.chaos")
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "benchmarks" / "results"
+MARK = "<!-- rendered: what follows is written by python -m tests.nightly.chaos.scoreboard -->\n"
 HOW_TO_RUN = """\
 Thirty fault-injection scenarios run against a live stack: three embedded servers behind the gateway, with
 callers that keep a ledger of every call. `make nightly` runs all of them briefly. With larger numbers:
@@ -38,7 +39,7 @@ callers that keep a ledger of every call. `make nightly` runs all of them briefl
 export FRUITSTAND_CHAOS_TIER=ci FRUITSTAND_CHAOS_OUT=runs/chaos
 .venv/bin/pytest -m nightly tests/nightly/test_chaos.py
 .venv/bin/pytest -m nightly tests/nightly/test_chaos.py -k scenario_17
-.venv/bin/python -m tests.nightly.chaos.scoreboard runs/chaos     # writes this page
+.venv/bin/python -m tests.nightly.chaos.scoreboard runs/chaos     # writes this section
 ```
 
 """.splitlines()
@@ -122,11 +123,11 @@ def gather(folder: Path) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page docs/reliability.md: how to run the scenarios, and a table of what came out."""
+    """The end of docs/reliability.md: how to run the scenarios, and a table of what came out."""
     rows = result["scenarios"]
     blockers = [row for row in rows if row["blocker"]]
     lines = [
-        "# Reliability",
+        "## Thirty scenarios on our stack",
         "",
         *HOW_TO_RUN,
         f"{result['passed']} of {NUM_SCENARIOS} scenarios pass, and"
@@ -150,7 +151,8 @@ def main() -> None:
     cpu = f"{last['hardware']['cpu']}".lower().replace(" ", "-")
     name = f"chaos_{cpu}-{last['hardware']['num_cores']}c_{last['date'][:10].replace('-', '')}"
     write_json(RESULTS / f"{name}_{(last['commit'] or 'none')[:7]}.json", result)
-    write_bytes(PAGE, render(result).encode())
+    before = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    write_bytes(PAGE, f"{before}{MARK}{render(result)}".encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The same faults on this project's stack and on its peers: python -m benchmarks.faults."""

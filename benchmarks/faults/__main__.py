@@ -1,0 +1,176 @@
+r"""The same faults on our stack and its peers, one after the other, on the same machine with the same load.
+
+    python -m benchmarks.faults --repository model_repository --images DIR \
+        --out benchmarks/results/faults_HARDWARE_DATE_COMMIT.json
+    python -m benchmarks.faults ... --peers mosec --faults bad_inputs    # one cell
+    python -m benchmarks.faults.table                                    # docs/reliability.md
+
+Every call goes over HTTP and into a ledger: right, wrong, refused or lost. A cell is made of ledgers and of
+counters of the kernel and of the peer. An `--out` that exists is added to, so that peers can run in turns.
+A peer answers before every fault; where it does not afterwards it is restarted, which the cell says.
+"""
+
+import datetime
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.faults import bodies, breakdown, inputs, overload
+from benchmarks.faults.bench import STEADY_SHARE, Bench, Cell
+from benchmarks.faults.ledger import DEADLINE_S, SLOW_S, capacity
+from benchmarks.faults.running import Running
+from benchmarks.faults.subjects import SUBJECTS, Subject
+from benchmarks.in_process import served_version
+from fruitstand.artefacts import read_json, write_json
+from fruitstand.errors import FruitstandError, UsageError
+from fruitstand.machine.provenance import git_commit, provenance
+from fruitstand.repository.versions import MANIFEST_NAME
+from fruitstand.stages import command_line, console
+from loadtests.generator.profiles import read_sample
+
+NUM_IMAGES = 64
+RENEWED = ("swap", "terminate")
+"""After these everybody is started anew."""
+MODEL_FILE, ENGINE = "model.int8.onnx", "openvino"
+FAULTS: dict[str, Callable[[Bench], Cell]] = {
+    "neighbours": inputs.neighbours,
+    "bad_inputs": inputs.bad_inputs,
+    "overload": overload.overload,
+    "give_up": overload.give_up,
+    "kill": breakdown.kill,
+    "freeze": breakdown.freeze,
+    "large_body": bodies.large_body,
+    "gzip_bomb": bodies.gzip_bomb,
+    "connections": bodies.connections,
+    "swap": breakdown.swap,
+    "soak": overload.soak,
+    "terminate": breakdown.terminate,
+}
+
+
+def main(
+    repository: Annotated[Path, typer.Option(help="Model repository with a served version.")],
+    images: Annotated[Path, typer.Option(help="Folder with JPEG images.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write, or to add to.")],
+    peers: Annotated[str, typer.Option(help="With commas.")] = ",".join(SUBJECTS),
+    faults: Annotated[str, typer.Option(help="With commas.")] = ",".join(FAULTS),
+    soak_minutes: Annotated[float, typer.Option(min=0.1, help="Of steady load.")] = 10.0,
+    missing: Annotated[bool, typer.Option("--missing", help="Only cells that --out lacks.")] = False,
+) -> None:
+    """Break each in turn, and write what came of it."""
+    names, wanted = peers.split(","), faults.split(",")
+    if unknown := (set(names) - set(SUBJECTS)) | (set(wanted) - set(FAULTS)):
+        raise UsageError(f"got {', '.join(sorted(unknown))}, allowed {', '.join([*SUBJECTS, *FAULTS])}")
+    sample = read_sample(images, NUM_IMAGES)
+    version = served_version(repository)
+    manifest = read_json(version / MANIFEST_NAME)
+    model = {
+        "model": str((version / MODEL_FILE).resolve()),
+        "engine": ENGINE,
+        "labels": manifest["labels"],
+        "preprocessing": manifest["preprocessing"],
+    }
+    for name in names:
+        known = read_json(out)["subjects"].get(name, {}).get("cells", {}) if missing and out.exists() else {}
+        if todo := [fault for fault in wanted if fault not in known]:
+            with tempfile.TemporaryDirectory(
+                prefix="fruitstand-faults-", ignore_cleanup_errors=True
+            ) as scratch:
+                for row in _break(
+                    SUBJECTS[name], todo, repository, model, sample, soak_minutes * 60, Path(scratch)
+                ):
+                    _add(out, name, row)
+    print(out)
+
+
+def _break(
+    subject: Subject,
+    faults: Sequence[str],
+    repository: Path,
+    model: dict[str, Any],
+    sample: Sequence[bytes],
+    soak_s: float,
+    scratch: Path,
+) -> Iterator[dict[str, Any]]:
+    """One subject's column of the table, again after each cell."""
+    row: dict[str, Any] = {
+        "settings": subject.settings,
+        "commit": git_commit(Path(__file__).parent),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cells": {},
+    }
+    try:
+        running = Running(subject, repository, model, sample, scratch)
+    except FruitstandError as exc:
+        console.print(f"{subject.name}: {exc}")
+        yield {**row, "failed": _said(exc)}
+        return
+    try:
+        running.caller.learn()
+        bench = Bench(running=running, capacity=capacity(running.caller), soak_s=soak_s)
+        row["capacity_per_s"] = round(bench.capacity, 1)
+        console.print(f"[bold]{subject.name}[/]  {bench.capacity:.0f} images/s")
+        for name in faults:
+            row["cells"][name] = _cell(name, bench)
+            console.print(f"{subject.name} {name}: {row['cells'][name]['text']}")
+            yield row
+    except FruitstandError as exc:  # it does not start again
+        console.print(f"{subject.name}: {exc}")
+        yield {**row, "failed": _said(exc)}
+    finally:
+        running.stop()
+
+
+def _cell(name: str, bench: Bench) -> dict[str, Any]:
+    running = bench.running
+    if not running.answers():
+        running.restart()
+    started, starts = time.monotonic(), running.num_starts
+    try:
+        cell = asdict(FAULTS[name](bench))
+    except (FruitstandError, OSError) as exc:
+        cell = {"text": f"broke off: {_said(exc)}", "numbers": {}}
+    seconds = round(time.monotonic() - started, 1)
+    load_1_min = round(os.getloadavg()[0], 2)
+    num_starts = running.num_starts - starts
+    after = "started anew" if name in RENEWED else "answers" if running.answers() else "restarted"
+    if after != "answers":
+        running.restart()
+    return {
+        **cell,
+        "after": after,
+        "starts_within": num_starts,
+        "seconds": seconds,
+        "load_1_min": load_1_min,
+    }
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without the paths of this machine and what would break a table."""
+    return re.sub(r"(?:/[\w.-]+)+/", "", str(error)).replace("|", ";").replace("\n", " ")[:300]
+
+
+def _add(out: Path, name: str, row: dict[str, Any]) -> None:
+    result = read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
+    result["settings"] = {
+        "num_images": NUM_IMAGES,
+        "file": MODEL_FILE,
+        "engine": ENGINE,
+        "deadline_s": DEADLINE_S,
+        "slow_s": SLOW_S,
+        "steady_share": STEADY_SHARE,
+    }
+    known = result["subjects"].get(name, {}).get("cells", {})
+    result["subjects"][name] = {**row, "cells": {**known, **row["cells"]}}
+    write_json(out, result)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,112 @@
+"""A worker dies or freezes, the server is told to end, and the model is replaced, all under load."""
+
+import os
+import signal
+import time
+from itertools import pairwise
+
+from benchmarks.faults.bench import Bench, Cell
+from benchmarks.faults.ledger import LOST, RIGHT, Ledger, Load
+from fruitstand.errors import FruitstandError
+
+CALM_S = 2.0
+AFTER_S = 16.0
+FROZEN_S = 10.0
+IN_FLIGHT = 32
+"""When it is told to end."""
+
+
+def _back(ledger: Ledger, since: float) -> str:
+    back_s = ledger.abnormal_s(since)
+    return f"not back in {AFTER_S:g} s" if back_s is None else f"back in {back_s:g} s"
+
+
+def kill(bench: Bench) -> Cell:
+    """One worker is killed by SIGKILL."""
+    pids = bench.running.workers()
+    with bench.steady() as load:
+        time.sleep(CALM_S)
+        killed = time.monotonic()
+        os.kill(pids[0], signal.SIGKILL)
+        time.sleep(AFTER_S)
+    text = f"{load.ledger.failed} failed, {_back(load.ledger, killed)}"
+    numbers = {"workers": len(pids), "back_s": load.ledger.abnormal_s(killed), **load.ledger.numbers()}
+    return Cell(text=text, numbers=numbers)
+
+
+def freeze(bench: Bench) -> Cell:
+    """SIGSTOP of one worker for 10 s."""
+    pids = bench.running.workers()
+    with bench.steady() as load:
+        time.sleep(CALM_S)
+        stopped = time.monotonic()
+        os.kill(pids[0], signal.SIGSTOP)
+        try:
+            time.sleep(FROZEN_S)
+        finally:
+            try:
+                os.kill(pids[0], signal.SIGCONT)
+            except ProcessLookupError:
+                replaced = True
+            else:
+                replaced = False
+        time.sleep(AFTER_S - FROZEN_S)
+    text = f"{load.ledger.failed} failed, {_back(load.ledger, stopped)}" + ", worker replaced" * replaced
+    numbers = {
+        "workers": len(pids),
+        "replaced": replaced,
+        "back_s": load.ledger.abnormal_s(stopped),
+        **load.ledger.numbers(),
+    }
+    return Cell(text=text, numbers=numbers)
+
+
+def terminate(bench: Bench) -> Cell:
+    """SIGTERM with 32 calls under way: they get their answers or not."""
+    with Load(bench.caller, in_flight=IN_FLIGHT) as load:
+        time.sleep(CALM_S)
+        told = time.monotonic()
+        exit_s = bench.running.stop()
+    records = load.ledger.records
+    under_way = [one for one in records if one.sent < told < one.done]
+    lost = sum(one.verdict != RIGHT for one in under_way)
+    later = Ledger([one for one in records if one.sent >= told])
+    # A refused connection says that nothing was taken; a broken one leaves its caller in doubt.
+    doubtful = sum(one.verdict == LOST and one.status != "ClientConnectorError" for one in later.records)
+    text = f"{lost} of {len(under_way)} lost, {doubtful} later ones broken off, ended in {exit_s:g} s"
+    numbers = {"under_way": len(under_way), "lost_under_way": lost, "broken_off_later": doubtful}
+    return Cell(text=text, numbers={**numbers, "exit_s": exit_s, "later": later.numbers()})
+
+
+def swap(bench: Bench) -> Cell:
+    """Another model replaces the served one, in the way its documentation gives."""
+    subject, failure = bench.running.subject, None
+    with bench.steady() as load:
+        time.sleep(CALM_S)
+        began = time.monotonic()
+        try:
+            subject.swap(bench.running)
+        except (FruitstandError, OSError) as exc:
+            failure = str(exc)
+        took_s = round(time.monotonic() - began, 1)
+        time.sleep(AFTER_S - CALM_S)
+    ledger = load.ledger
+    answered = sorted((one for one in ledger.records if one.verdict == RIGHT), key=lambda one: one.done)
+    arrived = min((one.done for one in answered if one.version == bench.running.second), default=None)
+    mixed = sum(
+        arrived is not None and one.sent > arrived and one.version == bench.running.first for one in answered
+    )
+    longest = max((later.done - one.done for one, later in pairwise(answered)), default=0.0)
+    text = f"{ledger.failed} failed, {mixed} mixed, gap {longest:.1f} s"
+    if arrived is None:
+        text += ", never swapped"
+    numbers = {
+        "how": subject.swap_note,
+        "failure": failure,
+        "took_s": took_s,
+        "first_new_answer_s": None if arrived is None else round(arrived - began, 1),
+        "mixed": mixed,
+        "longest_gap_s": round(longest, 2),
+        **ledger.numbers(),
+    }
+    return Cell(text=text, numbers=numbers)

@@ -1,0 +1,96 @@
+"""The table that `docs/reliability.md` opens with, from the newest `benchmarks/results/faults_*.json`.
+
+python -m benchmarks.faults.table
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.subjects import SUBJECTS
+from fruitstand.artefacts import read_json, write_bytes
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- rendered by python -m benchmarks.faults.table -->\n", "<!-- rendered: end -->\n"
+NAMES = {
+    "fruitstand": "ours, one server",
+    "fruitstand_gateway": "ours, 3 replicas and gateway",
+    "mosec": "Mosec",
+    "litserve": "LitServe",
+    "bentoml": "BentoML",
+    "ray": "Ray Serve",
+    "mlserver": "MLServer",
+    "torchserve": "TorchServe",
+    "fastapi": "FastAPI",
+}
+ROWS = {
+    "neighbours": "Truncated JPEG among 8 in flight, 20 times: neighbours answered right (its own status)",
+    "bad_inputs": "20 kinds of bad input alone: whose fault the status says",
+    "overload": "3x the capacity for 20 s: goodput at the load sent, p99 of refusals, lost, time back",
+    "give_up": "64 callers at once hang up after 50 ms: abandoned calls that were computed all the same",
+    "kill": "`kill -9` of a worker: failed calls, time back",
+    "freeze": "SIGSTOP of a worker for 10 s: failed calls, time back",
+    "large_body": "Body of 100 MB: status, failed neighbours, growth of peak memory",
+    "gzip_bomb": "1 MB of gzip, 1 GiB unpacked: status, failed neighbours, growth of peak memory",
+    "connections": "200 idle and slow connections for 25 s: failed neighbours, connections cut off",
+    "swap": "Another model takes over: failed calls, old answers after a new one, longest gap",
+    "terminate": "SIGTERM with 32 calls under way: lost ones, later ones broken off",
+    "soak": "Steady load: growth of memory, failed calls",
+}
+
+
+def render(name: str, result: dict[str, Any]) -> str:
+    """The section, Markdown.
+
+    Args:
+        name: of the result file.
+        result: its content.
+    """
+    subjects = {key: result["subjects"][key] for key in NAMES if key in result["subjects"]}
+    hardware = result["hardware"]
+    loads = [cell["load_1_min"] for row in subjects.values() for cell in row["cells"].values()]
+    lines = [
+        f"Measured {result['date'][:10]} on {hardware['num_cores']} cores ({hardware['cpu']}), commit "
+        f"{(result['commit'] or 'unknown')[:7]}, [{name}](../benchmarks/results/{name}). The load average "
+        f"was {min(loads, default=0):.1f} to {max(loads, default=0):.1f}; the file has it for each cell.",
+        "",
+        _row(["fault", *(NAMES[key] for key in subjects)]),
+        _row(["---"] * (len(subjects) + 1)),
+        _row(
+            [
+                "Capacity, images/s over HTTP",
+                *(f"{row.get('capacity_per_s', 0):.0f}" for row in subjects.values()),
+            ]
+        ),
+    ]
+    lines += [
+        _row([title, *(_text(row, fault) for row in subjects.values())]) for fault, title in ROWS.items()
+    ]
+    lines += ["", "How the model is swapped, and why a server did not start:", ""]
+    for key, row in subjects.items():
+        lines.append(f"- {NAMES[key]}: {row.get('failed') or SUBJECTS[key].swap_note}.")
+    return "\n".join([*lines, ""])
+
+
+def _text(row: dict[str, Any], fault: str) -> str:
+    cell = row["cells"].get(fault)
+    if cell is None:
+        return "did not start" if "failed" in row else "not run"
+    return cell["text"] + " (r)" * (cell["after"] == "restarted")
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Write the table; what stands around it stays."""
+    path = max(RESULTS.glob("faults_*.json"), key=lambda one: str(read_json(one)["date"]))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    write_bytes(PAGE, (before + BEGIN + render(path.name, read_json(path)) + END + after).encode())
+
+
+if __name__ == "__main__":
+    main()
