@@ -32,7 +32,7 @@ async function classify(file) {
   const started = performance.now();
   let response, answer;
   try {
-    response = await fetch("classify?top_k=5", { method: "POST", headers: keyHeader(), body: file });
+    response = await fetch("classify?top_k=5&abstain=true", { method: "POST", headers: keyHeader(), body: file });
     answer = await response.json();
   } catch {
     if (turn === latest) showAway();

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from email.message import Message
 from email.parser import BytesHeaderParser
 from typing import TypeVar
@@ -35,7 +35,7 @@ async def classify(
     """Classify one image.
 
     Args:
-        request: supplies content type, `top_k` and `model`.
+        request: supplies content type, `top_k`, `model` and `abstain`.
         body: the whole body.
         upstream: the model server.
         default_model: the classifier to ask where the request names none.
@@ -47,7 +47,7 @@ async def classify(
     image = _image(request.headers.get("Content-Type", ""), body)
     top_k, model = _top_k(request), _model(request, default_model)
     prediction = await _lone(lambda: upstream.classify(image, top_k, request.headers, model))
-    row = prediction.to_dict()
+    row = replace(prediction, abstain=_abstain(request)).to_dict()
     return json_response({key: row[key] for key in ANSWERED})
 
 
@@ -117,6 +117,13 @@ def _top_k(request: web.BaseRequest) -> int:
     if not given.isascii() or not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= MAX_TOP_K:
         raise Refused(400, f"top_k: got {given[:20]!r}, allowed 1 to {MAX_TOP_K}")
     return int(given)
+
+
+def _abstain(request: web.BaseRequest) -> bool:
+    given = request.query.get("abstain", "false")
+    if given not in ("true", "false"):
+        raise Refused(400, f"abstain: got {given[:20]!r}, allowed true or false")
+    return given == "true"
 
 
 def _model(request: web.BaseRequest, default: str) -> str:

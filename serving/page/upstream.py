@@ -5,7 +5,6 @@ here: behind the gateway Envoy retries them, and the HTTP caller gets a Retry-Af
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -40,7 +39,7 @@ class Upstream:
         await self._wire.channel.close()
 
     async def classify(self, image: bytes, top_k: int, caller: Mapping[str, str], model: str) -> Prediction:
-        """Classify one image; it has no label if it shows no known class.
+        """Classify one image.
 
         Args:
             image: an encoded image.
@@ -53,8 +52,7 @@ class Upstream:
         """
         request = self._wire.request([image], top_k, self._deadline_s, model=model)
         try:
-            (answer,) = self._wire.predictions(await self._infer(request, caller), 1)
-            return replace(answer, abstain=True)
+            return self._wire.predictions(await self._infer(request, caller), 1)[0]
         except RequestFailed as exc:
             if not self._wire.asks_less(model, exc):
                 raise
