@@ -94,7 +94,7 @@ def adopt(
     out = out or Path("runs", "adopted-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in title))
     folder = out / PAINTED if images is None else images
     paths = painted_images(folder) if images is None else find_images(folder)
-    as_run = functools.partial(_as_run, out, name, folder)
+    as_run = functools.partial(_as_run, out, title, folder)
     if model.startswith(TIMM):
         run, network = _find_timm(name, labels, preprocessing, weights, as_run)
     elif weights is not None:

@@ -55,6 +55,8 @@ BODY_S = 30.0
 """Longest time for a body to arrive."""
 IDLE_S = 20.0
 """Longest time for a request's headers to arrive, and between two requests."""
+DRAIN_S = 0.5
+"""How long a server that stops still answers open connections, with `Connection: close`."""
 STOP_S = 10.0
 """Longest wait for requests in flight when the server stops."""
 
@@ -152,6 +154,9 @@ class WebServer:
         listening.set()
         await self._ended.wait()
         listener.close()
+        router.is_stopping = True
+        if server.connections:  # a request that is on its way would be cut off with its connection
+            await asyncio.sleep(DRAIN_S)
         server.pre_shutdown()
         await server.shutdown(STOP_S)
         await upstream.close()
@@ -189,9 +194,16 @@ class _Router:
     def __init__(self, upstream: Upstream, model: str, *, is_public: bool) -> None:
         self._upstream, self._model, self._is_public = upstream, model, is_public
         self._held_bytes = self._num_under_way = 0
+        self.is_stopping = False
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request."""
+        answer = await self._answer(request)
+        if self.is_stopping:
+            answer.force_close()
+        return answer
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._route(request)
         except Refused as refused:

@@ -2,10 +2,12 @@
 
 import asyncio
 import gzip
+import http.client
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -328,3 +330,24 @@ def test_the_longest_image_is_taken(url: str) -> None:
     padded = JPEG + bytes(Preprocessing().max_encoded_bytes - len(JPEG))
     assert ask(f"{url}/classify", padded).status == 200
     assert ask(f"{url}/classify", form(padded), FORM).status == 200
+
+
+def test_a_stop_tells_open_connections_and_cuts_none_off(server: EmbeddedServer) -> None:
+    """The last answer on a connection says that it closes, so no caller sends a request into a closed one."""
+    web = WebServer(0)
+    web.start(server.url)
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=DEADLINE_S)
+
+    def ask_again() -> http.client.HTTPResponse:
+        connection.request("GET", "/v2/health/live")
+        answer = connection.getresponse()
+        answer.read()
+        return answer
+
+    assert ask_again().getheader("Connection") is None
+    stopping = threading.Thread(target=web.stop)
+    stopping.start()
+    while (answer := ask_again()).getheader("Connection") != "close":
+        assert answer.status == 200
+    stopping.join()
+    assert answer.status == 200
