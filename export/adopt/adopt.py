@@ -96,7 +96,7 @@ def adopt(
     paths = painted_images(folder) if images is None else find_images(folder)
     as_run = functools.partial(_as_run, out, title, folder)
     if model.startswith(TIMM):
-        run, network = _find_timm(name, labels, preprocessing, weights, as_run)
+        run, network = _find_timm(title, labels, preprocessing, weights, as_run)
     elif weights is not None:
         raise UsageError("--weights: only for timm:NAME; an ONNX file contains its weights")
     else:

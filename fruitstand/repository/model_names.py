@@ -32,7 +32,7 @@ CLASSIFIER = "_classifier"
 NAME = "[a-z][a-z0-9_]{0,47}"
 """A regular expression for a repository's name."""
 CLASSIFIER_NAME = f"[a-z][a-z0-9_]*{CLASSIFIER}"
-"""A regular expression for the name of its ensemble. Without a bound: Envoy refuses what RE2 makes of {0,47}."""
+"""A regular expression for its ensemble's name, unbounded: Envoy refuses what RE2 makes of {0,47}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

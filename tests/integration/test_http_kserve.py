@@ -83,11 +83,14 @@ def read_inference(answer: Answer) -> dict[str, Any]:
     assert answer.status == 200, answer.body
     length = int(answer.headers.get("inference-header-content-length", len(answer.body)))
     header, tail = json.loads(answer.body[:length]), answer.body[length:]
-    (output,) = header["outputs"]
-    if "parameters" in output:
-        assert output.pop("parameters") == {"binary_data_size": len(tail)}
-        output["data"] = [number for (number,) in struct.iter_unpack("<f", tail)]
-    output["data"] = [round(one, 4) if isinstance(one, float) else one for one in output["data"]]
+    for output in header["outputs"]:
+        if "parameters" in output:
+            size_bytes = output.pop("parameters")["binary_data_size"]
+            output["data"] = [number for (number,) in struct.iter_unpack("<f", tail[:size_bytes])]
+            tail = tail[size_bytes:]
+        output["data"] = [round(one, 4) if isinstance(one, float) else one for one in output["data"]]
+    assert not tail
+    header["outputs"].sort(key=lambda output: output["name"])
     header.pop("parameters", None)  # Triton adds sequence_id and such
     assert isinstance(header, dict)
     return header

@@ -24,7 +24,7 @@ def test_the_document_is_openapi_3_1() -> None:
 
 def test_its_limits_are_those_of_the_code() -> None:
     """They stand in the document because it is static."""
-    top_k, model = CLASSIFY["parameters"]
+    top_k, _, model = CLASSIFY["parameters"]
     assert (top_k["schema"]["default"], top_k["schema"]["maximum"]) == (DEFAULT_TOP_K, MAX_TOP_K)
     assert str(Preprocessing().max_encoded_bytes) in CLASSIFY["requestBody"]["description"]
     infer = DOCUMENT["paths"]["/v2/models/{model}/infer"]["post"]
