@@ -181,7 +181,7 @@ def test_without_a_repository_it_says_what_it_cannot_see(plain: EmbeddedServer) 
     report = attest(plain.url, quick=True, skip=("input_kinds", "isolation", "queue_limit", "deadline"))
     found = statuses(report)
     unseen = {name for name, status in found.items() if status == Status.NOT_SEEN}
-    assert unseen == {"labels", "version", "golden", "decode", "model", "parity", "speed"}
+    assert unseen == {"labels", "version", "golden", "decode", "model", "parity", "known", "speed"}
     assert found["contract"] == found["batching"] == Status.PASSED
 
 
