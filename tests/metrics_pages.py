@@ -117,14 +117,13 @@ def _selector_problems(selector: VectorSelector, known: Known) -> list[str]:
     for matcher in selector.matchers.matchers:
         if not any(matcher.name in labels for labels in matching):
             return [f"{selector.name} has no label {matcher.name}"]
-        if matcher.op in (MatchOp.Equal, MatchOp.Re):
-            pattern = re.escape(matcher.value) if matcher.op is MatchOp.Equal else matcher.value
-            matching = [labels for labels in matching if re.fullmatch(pattern, labels.get(matcher.name, ""))]
-        else:
-            # What is left out has to exist as well, or the matcher says nothing.
-            if not any(labels.get(matcher.name) == matcher.value for labels in matching):
-                return [f"{selector.name} never has {matcher.name}={matcher.value!r}"]
-            matching = [labels for labels in matching if labels.get(matcher.name) != matcher.value]
+        is_regex = matcher.op in (MatchOp.Re, MatchOp.NotRe)
+        pattern = matcher.value if is_regex else re.escape(matcher.value)
+        fits = [labels for labels in matching if re.fullmatch(pattern, labels.get(matcher.name, ""))]
+        if not fits:  # what is left out has to exist as well, or the matcher says nothing
+            return [f"{selector.name} never has {matcher.name}={matcher.value!r}"]
+        is_wanted = matcher.op in (MatchOp.Equal, MatchOp.Re)
+        matching = fits if is_wanted else [labels for labels in matching if labels not in fits]
         if not matching:
             return [f"{selector.name} never has {matcher.name}={matcher.value!r}, or not with the rest"]
     return []
