@@ -195,6 +195,7 @@ def _build(
         temperature = fit_temperature(validation.reference, validation.targets)
         draft.network.set_temperature(temperature)
         validation = replace(validation, reference=temper(validation.reference, temperature))
+        draft.reports["temperature"] = temperature
     _add_fp32(draft, validation)
     if "fp16" in variants:
         draft.add_variant("fp16", FP16_MODEL, lambda: _add_fp16(draft, validation))

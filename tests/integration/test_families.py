@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.onnx.known import temper
 from fruitstand.manifest import PreparedData, read_prepared
+from fruitstand.repository.versions import read_version
 from fruitstand.runs import read_run
 from fruitstand_client import Client
 from serving.triton.embedded import EmbeddedServer
@@ -57,7 +59,8 @@ def test_a_folder_becomes_served_answers_of_any_family(
     _run("export", "--run", tmp_path / "run", "--repository", repository, "--variants", "fp32,fp16")
     data = read_prepared(tmp_path / "data")
     rows = data.split("test")
-    offline = predict_probabilities(read_run(tmp_path / "run"), data, rows)
+    temperature = read_version(repository, 1).manifest["reports"]["temperature"]
+    offline = temper(predict_probabilities(read_run(tmp_path / "run"), data, rows), temperature)
     paths = [data.directory / row.path for row in rows]
     with EmbeddedServer(repository, log_path=tmp_path / "triton.log") as server, Client(server.url) as client:
         answers = [dict(one.top_k) for one in client.classify(paths, top_k=len(NAMES))]

@@ -365,7 +365,7 @@ def test_a_worker_refuses_what_was_not_pinned(repository: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "name", "says"),
     [
-        pytest.param((), "out", "--repository and --url", id="no_model"),
+        pytest.param((), "out", "--repository or --url", id="no_model"),
         pytest.param(("--url", "x"), "source/out", "is inside", id="out_in_source"),
         pytest.param(("--repository", "nowhere"), "out", "no model repository", id="no_repository"),
         pytest.param(("--url", "127.0.0.1:9"), "out", "no server answers", id="no_server"),

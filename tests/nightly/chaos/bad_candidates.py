@@ -157,11 +157,12 @@ def slow(candidate: Path) -> None:
 
 
 def less_sure(run: Path, copy: Path) -> Path:
-    """A copy of a run in which the same classes win with other probabilities."""
+    """A copy of a run in which the same classes win with other probabilities, which no temperature makes equal."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "export", ignore_errors=True)
     weights = safetensors.numpy.load_file(copy / WEIGHTS_NAME)
     weights["fc.weight"] = weights["fc.weight"] * np.float32(0.8)
+    weights["fc.bias"] = weights["fc.bias"] + np.resize(np.float32([0.5, -0.5]), weights["fc.bias"].shape)
     safetensors.numpy.save_file(weights, copy / WEIGHTS_NAME)
     meta = read_json(copy / META_NAME)
     meta["weights_sha256"] = sha256_file(copy / WEIGHTS_NAME)
