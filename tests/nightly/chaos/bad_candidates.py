@@ -157,7 +157,7 @@ def slow(candidate: Path) -> None:
 
 
 def less_sure(run: Path, copy: Path) -> Path:
-    """A copy of a run in which the same classes win with other probabilities, which no temperature makes equal."""
+    """A copy of a run: the same classes win with other probabilities, which no temperature makes equal."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "export", ignore_errors=True)
     weights = safetensors.numpy.load_file(copy / WEIGHTS_NAME)
