@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def provenance() -> dict[str, object]:
                 "python",
                 "-m",
                 _module(),
-                *(Path(word).name if word[:1] == "/" else word for word in sys.argv[1:]),
+                *(re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]),
             ]
         ),
     }
