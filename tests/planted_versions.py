@@ -13,6 +13,16 @@ from fruitstand.contract import FRUIT_RESNET, PROBABILITIES
 from fruitstand.repository.versions import GOLDEN_LIST, MANIFEST_NAME
 
 
+def repeat_version(repository: Path, source: int, number: int) -> Path:
+    """Add a version with the files of another one; its folder."""
+    directory = Path(
+        shutil.copytree(repository / FRUIT_RESNET / str(source), repository / FRUIT_RESNET / str(number))
+    )
+    manifest = json.loads((directory / MANIFEST_NAME).read_text())
+    write_json(directory / MANIFEST_NAME, manifest | {"version": number})
+    return directory
+
+
 def swap_two_labels(repository: Path, source: int, number: int) -> None:
     """Add a version that confuses the first two classes, as one trained on swapped folders does.
 
@@ -23,8 +33,7 @@ def swap_two_labels(repository: Path, source: int, number: int) -> None:
         source: the version it is made of.
         number: of the new one.
     """
-    directory = repository / FRUIT_RESNET / str(number)
-    shutil.copytree(repository / FRUIT_RESNET / str(source), directory)
+    directory = repeat_version(repository, source, number)
     for path in directory.glob("*.onnx"):
         model = onnx.load(path)
         graph = model.graph
@@ -41,7 +50,6 @@ def swap_two_labels(repository: Path, source: int, number: int) -> None:
         one["probabilities"][:2] = reversed(one["probabilities"][:2])
     write_json(directory / GOLDEN_LIST, golden)
     manifest = json.loads((directory / MANIFEST_NAME).read_text())
-    manifest["version"] = number
     for name, entry in manifest["files"].items():
         entry.update(sha256=sha256_file(directory / name), size_bytes=(directory / name).stat().st_size)
     write_json(directory / MANIFEST_NAME, manifest)

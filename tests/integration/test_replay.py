@@ -15,17 +15,18 @@ from fruitstand_client import Client
 from scoring.replay import replay
 from serving.triton.embedded import EmbeddedServer
 from tests.command import fruitstand
-from tests.planted_versions import swap_two_labels
+from tests.planted_versions import repeat_version, swap_two_labels
 
 GAP_S = 0.02
-SWAPPED = 3
+SWAPPED, ALIKE = 3, 4
 
 
 @pytest.fixture(scope="module")
 def versions(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions 1, served, 2, which is only less sure, and 3, which confuses two classes."""
+    """Versions 1, served, 2, 3, which confuses two classes, and 4, which answers as 1 does."""
     repository = Path(shutil.copytree(two_versions, tmp_path_factory.mktemp("replay") / "model_repository"))
     swap_two_labels(repository, 1, SWAPPED)
+    repeat_version(repository, 1, ALIKE)
     return repository
 
 
@@ -72,9 +73,9 @@ def test_the_gate_lets_a_version_through_that_answers_alike(
 ) -> None:
     """What was compared is in the audit log."""
     own = Path(shutil.copytree(versions, tmp_path / "model_repository"))
-    done = fruitstand("models", "promote", 2, "--repository", own, "--replay", samples, "--json")
+    done = fruitstand("models", "promote", ALIKE, "--repository", own, "--replay", samples, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["version"] == 2
+    assert json.loads(done.stdout)["version"] == ALIKE
     entry = read_audit(own)[-1]
     assert entry["replay"]["num_flips"] == 0
     assert entry["replay"]["num_images"] >= 60
