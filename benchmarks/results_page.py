@@ -60,6 +60,7 @@ def _abstention(results: Path) -> list[str]:
         summary = result["summary"]
         test = summary["sets"]["test"]
         lines += [
+            "<!-- rendered by python -m benchmarks.results_page -->",
             f"## What it does not know: {', '.join(_keys(result))}",
             "",
             f"{_source(path.name, result)}",
