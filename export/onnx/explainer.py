@@ -123,7 +123,7 @@ def expose_feature_map(path: Path, head: LinearHead) -> None:
     del graph.value_info[:]
     graph.value_info.extend(named)
     batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param
-    # Symbolic, as in the configuration: versions of one repository may have maps of other sizes.
+    # ONNX Runtime infers the sizes; the manifest has them for the configuration (`ServedFiles.feature_map`).
     dims = [batch, "depth", "map_height", "map_width"]
     graph.output.append(onnx.helper.make_tensor_value_info(FEATURE_MAP, onnx.TensorProto.FLOAT, dims))
     write_model(model, path)
