@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from fruitstand.artefacts import read_json
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, UsageError
 from fruitstand.machine.provenance import provenance
+from fruitstand.network.ports import free_ports
 from loadtests.generator.profiles import REQUEST_BATCHES, Profile, named_profile, read_sample
 from loadtests.generator.recording import ANSWERED, MISSED, REJECTED, Cell, Recording, limits_found
 from loadtests.results.plots import draw
@@ -121,7 +121,7 @@ def _run_locust(test: LoadTest, profile: Profile, peak: float | None) -> None:
     command += ["--deadline-s", str(test.deadline_s), "--stop-timeout", str(STOP_S)]
     command += [] if peak is None else ["--peak", str(peak)]
     tags = ["--tags", *(f"batch-{size}" for size in test.request_batches)]
-    port = str(_free_port())
+    port = str(free_ports(1)[0])
     with contextlib.ExitStack() as processes, (test.out / "locust.log").open("w") as output:
         for _ in range(test.workers):
             worker = [*command, "--worker", "--master-host", "127.0.0.1", "--master-port", port, *tags]
@@ -151,12 +151,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _result(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import grpc
 
+from fruitstand.network.ports import claim_ports
 from fruitstand.network.tls import Tls
 from fruitstand_client.wire import Wire
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 from tests.model_server import KillableServer, ModelServer
 
 DEADLINE_S = 10.0

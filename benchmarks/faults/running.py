@@ -21,11 +21,12 @@ from benchmarks.faults.subjects import SECOND, Subject
 from benchmarks.in_process import served_version
 from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS
-from benchmarks.peers.measure import SETTINGS_NAME, Case, command, free_ports, variables, wait_for_answer
+from benchmarks.peers.measure import SETTINGS_NAME, Case, command, variables, wait_for_answer
 from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET
 from fruitstand.errors import ServerError
 from fruitstand.network.connections import fetch_page, metric_total
+from fruitstand.network.ports import free_ports
 from fruitstand.repository.versions import MANIFEST_NAME, published_versions
 
 EXIT_S = 40.0

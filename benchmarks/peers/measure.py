@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,7 @@ from benchmarks.peers.environments import install
 from fruitstand.artefacts import write_json
 from fruitstand.errors import FruitstandError
 from fruitstand.machine.threads import thread_budget, thread_environment
+from fruitstand.network.ports import free_ports
 from fruitstand.stages import served
 from serving.triton.backend_directory import BACKENDS_VARIABLE
 
@@ -179,12 +179,3 @@ def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> Non
 async def _first(target: Target) -> None:
     async with target.connected() as send:
         target.label(await send(0) or b"")
-
-
-def free_ports(number: int) -> list[int]:
-    """Free ports of loopback."""
-    with contextlib.ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.socket()) for _ in range(number)]
-        for one in bound:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in bound]

@@ -19,6 +19,7 @@ from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.network.connections import is_loopback
+from fruitstand.network.ports import claim_ports
 from serving.gateway import config as gateway_config
 from serving.gateway import routes as gateway_routes
 from serving.gateway import upstream as gateway_upstream
@@ -27,7 +28,7 @@ from serving.gateway.envoy_tracing import add_tracing
 from serving.page.web import WebServer
 from serving.tracing import Tracing
 from serving.triton.child_process import installed_program, start_process, stop_process
-from serving.triton.embedded import CONTROL_HEADER, PREFIX, claim_ports
+from serving.triton.embedded import CONTROL_HEADER, PREFIX
 
 log = logging.getLogger("fruitstand.gateway")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fruitstand.errors import UsageError
+from fruitstand.network.ports import claim_ports
 from serving.gateway.access import check_exposure
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import claim_ports
 
 log = logging.getLogger("fruitstand.gateway")
 

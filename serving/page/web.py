@@ -8,9 +8,7 @@ or idle clients.
 """
 
 import asyncio
-import errno
 import signal
-import socket
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +20,9 @@ from aiohttp import web
 
 from fruitstand.cli_options import ServedName
 from fruitstand.contract import FRUIT_CLASSIFIER
-from fruitstand.errors import ServerError, UsageError
+from fruitstand.errors import ServerError
 from fruitstand.network.connections import is_loopback
+from fruitstand.network.ports import listening_socket
 from fruitstand.repository.model_names import DEFAULT_NAME, names_for
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
@@ -79,17 +78,7 @@ class WebServer:
         Raises:
             UsageError: the port is taken.
         """
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((LOOPBACK, port))
-            self._socket.listen(1024)
-        except OSError as exc:
-            self._socket.close()
-            reason = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
-            raise UsageError(
-                f"port {port} {reason}; choose another with {flag}, or 0 for a free one"
-            ) from exc
+        self._socket = listening_socket(port, flag)
         self.port: int = self._socket.getsockname()[1]
         self._is_public, self._deadline_s = is_public, deadline_s
         self._thread: threading.Thread | None = None

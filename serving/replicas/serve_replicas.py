@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fruitstand.errors import UsageError
+from fruitstand.network.ports import claim_ports
 from fruitstand.repository.model_names import distinct_names
 from serving.gateway.access import check_exposure
 from serving.gateway.envoy import Gateway
 from serving.gateway.serve_gateway import LOOK_S, maintain, signals_set
 from serving.replicas.replicas import Replicas
 from serving.tracing import Tracing
-from serving.triton.embedded import PREFIX, claim_ports
+from serving.triton.embedded import PREFIX
 
 GATEWAY_METRICS_PORT = 9901
 """The port that monitoring/targets names."""

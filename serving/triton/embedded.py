@@ -4,12 +4,9 @@ The wheel contains the server and Triton's Python backend, but no native ONNX Ru
 `serving/triton/backend_directory.py` supplies ours under the same names.
 """
 
-import contextlib
-import errno
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +17,7 @@ from pathlib import Path
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import thread_budget, thread_environment
+from fruitstand.network.ports import claim_ports
 from fruitstand.repository.model_names import distinct_names, repository_names
 from fruitstand.repository.versions import Version, serving_state, verify_version
 from serving.tracing import Tracing
@@ -299,25 +297,6 @@ def checked_repository(repository: Path, trusted_keys: Path | None = None) -> tu
         number: verify_version(repository, number, trusted_keys=trusted_keys) for number in state.loaded
     }
     return repository.resolve(), loaded[state.version]
-
-
-def claim_ports(wanted: dict[str, int]) -> list[int]:
-    """Replace 0 by a free port, and refuse a port that is taken."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for flag, port in wanted.items():
-            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-                probe.listen(1)  # with SO_REUSEADDR, bind succeeds on a port that another process listens on
-            except OSError as exc:
-                reason = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
-                raise UsageError(
-                    f"port {port} {reason}; choose another with {flag}, or 0 for a free one"
-                ) from exc
-            ports.append(probe.getsockname()[1])
-    return ports
 
 
 def _environment(trusted_keys: Path | None, threads: int) -> dict[str, str]:

@@ -19,11 +19,12 @@ from fruitstand.artefacts import read_json, write_json
 from fruitstand.contract import FRUIT_RESNET, IMAGE_DECODE
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
+from fruitstand.network.ports import claim_ports
 from fruitstand.repository.versions import MANIFEST_NAME
 from serving.attest.attest import NAMES, attest
 from serving.attest.report import Report, Status
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 from tests import faulty_server as faults
 from tests.faulty_server import faulty_server
 

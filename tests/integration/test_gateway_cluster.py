@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.gateway import ADMIN_PORT, METRICS_PORT, PORT, SERVERS, render
+from fruitstand.network.ports import claim_ports
 from fruitstand.network.tls import Tls
 from serving.gateway.access import read_access
 from serving.gateway.api_keys import add_api_key
 from serving.gateway.certificates import write_dev_certificates
 from serving.gateway.envoy import envoy_program
-from serving.triton.embedded import claim_ports
 from tests.gateway_calls import inference, status, wait_for
 from tests.model_server import KillableServer
 

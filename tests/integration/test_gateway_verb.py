@@ -10,8 +10,8 @@ import pytest
 
 from fruitstand.errors import UsageError
 from fruitstand.images.synthetic import canary_image
+from fruitstand.network.ports import claim_ports
 from serving.gateway.serve_gateway import serve_gateway
-from serving.triton.embedded import claim_ports
 from tests.gateway_calls import inference, status, wait_for
 from tests.model_server import KillableServer
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from fruitstand.manifest import PreparedData
+from fruitstand.network.ports import claim_ports
 from serving.gateway.api_keys import add_api_key
 from serving.gateway.certificates import write_dev_certificates
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 from tests.command import fruitstand
 
 TIMEOUT_S = 200

@@ -9,11 +9,12 @@ import tritonclient.grpc as triton
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.manifest import PreparedData
+from fruitstand.network.ports import claim_ports
 from loadtests.perf_analyzer import install_perf_analyzer
 from loadtests.results.result import read_result
 from loadtests.server_statistics import ServedModel, StatisticsLog
 from serving.gateway.envoy import Gateway
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 from tests.command import fruitstand
 
 NUM_USERS = 8

