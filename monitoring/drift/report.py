@@ -244,8 +244,8 @@ def _page(result: dict[str, Any], window: Samples, reference: Samples) -> str:
     classes = [[one["label"], f"{one['window']:.1%}", f"{one['reference']:.1%}"] for one in result["classes"]]
     body = (
         f"<p>{result['num_samples']} samples against {result['num_reference']} of the reference,"
-        f" {result['time']}. 0 is no difference from the reference; a value above its threshold is"
-        " drift.</p>",
+        f" {result['time']}.{_abstained(result['abstention'])} 0 is no difference from the reference; a value"
+        " above its threshold is drift.</p>",
         table(["measure", "value", "threshold", "verdict"], measures, kinds),
         "<h2>Classes whose share moved most</h2>",
         table(["class", "window", "reference"], classes),

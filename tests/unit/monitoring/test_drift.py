@@ -138,6 +138,17 @@ def test_a_version_without_known_has_no_abstention_rate() -> None:
     assert abstention_rate(np.full(150, np.nan), np.ones(400)) is None
 
 
+def test_the_page_says_how_many_images_show_no_known_class(tmp_path: Path) -> None:
+    """30 of 150, where 4 of the 400 of the reference were."""
+    window, reference = (replace(samples(n, seed=n), known=np.ones(n)) for n in (150, 400))
+    window.known[:30], reference.known[:4] = 0.1, 0.1
+    write_samples(tmp_path / "reference.npz", reference, version=3, labels=LABELS)
+    write_samples(tmp_path / "window.npz", window, version=3)
+    files = {"repository": tmp_path, "reference": tmp_path / "reference.npz"}
+    drift_report(tmp_path / "window.npz", window_size=150, out=tmp_path / "out", **files)
+    assert "20.0% show no known class" in (tmp_path / "out" / "drift.html").read_text()
+
+
 def test_the_report_names_what_drifted_and_shows_the_images_that_were_kept(tmp_path: Path) -> None:
     """JSON, Prometheus text and a page, from the newest files of a folder."""
     write_samples(tmp_path / "reference.npz", samples(400, seed=0), version=3, labels=LABELS)
