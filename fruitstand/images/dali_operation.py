@@ -1,7 +1,7 @@
 """Decode, resize and crop with DALI: the only definition of the served pipeline.
 
-Training's loader calls `decode_pixels`. `export.publish.render` copies its source into the `dali.py` of a
-model repository, which NVIDIA's container runs without this package. So the function may import only DALI.
+`export.publish.render` copies the source of `decode_pixels` into the `dali.py` of a model repository, which
+NVIDIA's container runs without this package. So the function may import only DALI.
 """
 
 from typing import Any

@@ -14,7 +14,6 @@ CHOICES = {
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "sched": ("cosine", "tanh", "poly", "constant"),
     "preprocessing": ("whole", "timm"),
-    "loader": ("cache", "dali"),
     "keep": ("last", "best"),
     "sampling": ("uniform", "balanced"),
 }
@@ -135,9 +134,6 @@ class TrainConfig:
 
     precision: str = "auto"
     """auto is bf16-mixed on CPUs with AMX and GPUs with bf16, 16-mixed on other GPUs, else 32-true."""
-    loader: str = "cache"
-    """cache decodes every image once and keeps the pixels; dali decodes in each epoch, on a GPU if there is
-    one."""
     workers: int = 0
     """Processes that read ahead; 0 reads in the training process, which takes under 1 % of the time on a
     CPU."""

@@ -193,15 +193,6 @@ def _loaders(
     rows = data.split("train")
     weights = balanced_weights(rows) if config.sampling == "balanced" else None
     batches = ShuffledBatches(len(rows), config.batch_size, config.seed, weights=weights, **place)
-    if config.loader == "dali":
-        from training.fit.dali_loader import DaliLoader
-
-        shared = {"device": fabric.device, "num_threads": torch.get_num_threads()}
-        share = batches.batch_size // fabric.world_size
-        loader = DaliLoader(data, "train", preprocessing, batches, batch_size=share, **shared)
-        every = list(eval_loader(range(len(data.split("val"))), **place).sampler)
-        longest = max(map(len, every), default=1)
-        return batches, loader, DaliLoader(data, "val", preprocessing, every, batch_size=longest, **shared)
     with fabric.rank_zero_first(local=True):
         pixels = pixel_cache(data, preprocessing)
     train_set = SplitPixels(data, pixels, "train")

@@ -126,31 +126,6 @@ def test_the_schedule_rises_to_lr_and_falls_to_min_lr() -> None:
     assert rates[25] == pytest.approx(0.05, rel=0.01)
 
 
-def test_dali_trains_on_the_pixels_that_are_served(prepared: PreparedData, tmp_path: Path) -> None:
-    """Its batches differ from the cache's by less than a level, in the same order, epoch after epoch."""
-    from fruitstand.contract import Preprocessing
-    from training.fit.dali_loader import DaliLoader
-    from training.fit.pixel_cache import ShuffledBatches, SplitPixels, pixel_cache
-
-    preprocessing = Preprocessing(input_size=(64, 64))
-    cached = SplitPixels(prepared, pixel_cache(prepared, preprocessing), "train")
-    batches = ShuffledBatches(len(cached), 10, 0)
-    loader = DaliLoader(
-        prepared, "train", preprocessing, batches, batch_size=10, device=torch.device("cpu"), num_threads=1
-    )
-    for epoch, first in ((0, 0), (1, 3)):
-        batches.start_at(epoch, first)
-        got = list(loader)
-        assert len(got) == len(batches) - first
-        for (pixels, targets), positions in zip(got, batches, strict=True):
-            expected, wanted = cached[positions]
-            assert torch.equal(targets, wanted)
-            assert (pixels.float() - expected.float()).abs().mean() < 1
-    meta = train(replace(TINY, loader="dali"), data_directory=prepared.directory, out=tmp_path / "run")
-    assert meta is not None
-    assert meta["config"]["loader"] == "dali"
-
-
 @pytest.mark.nightly
 def test_trackers_get_every_epoch_and_the_model(
     prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
