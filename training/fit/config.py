@@ -24,7 +24,7 @@ _SHARES = (
     *("gamma", "contrast", "color", "shift", "small_scale", "small_share"),
 )
 _NOT_NEGATIVE = (
-    *("workers", "patience", "seed", "weight_decay", "clip_grad", "min_lr", "mixup", "cutmix"),
+    *("workers", "seed", "weight_decay", "clip_grad", "min_lr", "mixup", "cutmix"),
     "checkpoint_seconds",
 )
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -85,8 +85,6 @@ class TrainConfig:
     """Decay per update of a moving average of the weights, which is then evaluated and saved; 0 is off."""
     label_smoothing: float = 0.1
     """Share of each target that is spread over all classes."""
-    patience: int = 0
-    """Epochs without a better validation top-1 before training stops early; 0 never stops early."""
     keep: str = "last"
     """Which epoch's weights are saved: last, or best by validation top-1."""
 
@@ -202,10 +200,6 @@ class TrainConfig:
         if epoch >= self.epochs * self.small_share or epoch == self.epochs - 1:
             return self.input_size
         return max(32, round(self.input_size * self.small_scale / 16) * 16)
-
-    def first_full_size_epoch(self) -> int:
-        """The first epoch (from 0) whose training images have the size that is served."""
-        return next(epoch for epoch in range(self.epochs) if self.train_size(epoch) == self.input_size)
 
 
 def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:

@@ -258,7 +258,6 @@ def _finish(
         "data_wait_pct": round(
             sum(epoch["data_wait_pct"] * epoch["seconds"] for epoch in epochs) / max(seconds, 1e-9), 2
         ),
-        "stopped_early": progress.stopped,
         "saved_epoch": progress.best_epoch if config.keep == "best" else len(epochs) - 1,
         "epochs": epochs,
     }

@@ -59,8 +59,6 @@ class Progress:
     best_top1: float = -1.0
     """Best validation top-1 so far."""
     best_epoch: int = -1
-    stopped: bool = False
-    """Whether `patience` ended the run early."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row for each finished epoch."""
 
@@ -113,7 +111,7 @@ class Loop:
             self._restore(read_checkpoint(self._out / CHECKPOINT_NAME))
         self._schedule.step_update(self.progress.step)
         try:
-            while self.progress.epoch < self._config.epochs and not self.progress.stopped:
+            while self.progress.epoch < self._config.epochs:
                 self._train_epoch()
                 self._end_epoch()
         finally:
@@ -188,7 +186,7 @@ class Loop:
             self.progress.loss_sum += loss
 
     def _end_epoch(self) -> None:
-        """Validate, record the epoch, write the checkpoint, and check for early stopping."""
+        """Validate, record the epoch and write the checkpoint."""
         config, progress = self._config, self.progress
         self._log.stop()
         if self.fabric.world_size > 1:
@@ -217,17 +215,11 @@ class Loop:
             if config.keep == "best" and self.fabric.is_global_zero:
                 with atomic_file(self._out / BEST_NAME) as temporary:
                     safetensors.torch.save_file(contiguous_state(self.evaluated.model), temporary)
-        if config.patience:
-            # Epochs on small images do not count: top-1 often stands still until the full size is used.
-            best_epoch = max(progress.best_epoch, config.first_full_size_epoch())
-            progress.stopped = progress.epoch - best_epoch >= config.patience
         progress.history.append(row)
         progress.epoch += 1
         progress.batch, progress.loss_sum, progress.seconds, progress.wait_seconds = 0, 0.0, 0.0, 0.0
         self._save()
         self._log.print(row)
-        if progress.stopped:
-            self._log.note(f"stopped early: validation top-1 did not improve in {config.patience} epochs")
         if self.fabric.is_global_zero:
             write_history(self._out / METRICS_NAME, progress.history)
             self._on_epoch(row)

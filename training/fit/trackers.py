@@ -76,10 +76,6 @@ class EpochLog:
             f" data wait {row['data_wait_pct']:.1f} %, {row['seconds']:.0f} s"
         )
 
-    def note(self, text: str) -> None:
-        """Print any other message."""
-        self._console.print(text)
-
 
 class Tracker(Protocol):
     """Records the epochs of a run."""

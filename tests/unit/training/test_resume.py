@@ -31,7 +31,6 @@ EVERYTHING = TrainConfig(
     drop_path_rate=0.1,
     ema_decay=0.9,
     keep="best",
-    patience=3,
     clip_grad=1.0,
     random_erasing=0.5,
     mixup=0.2,
