@@ -1,7 +1,7 @@
 """The commands `fruitstand loadtest`, `profile`, `diagnose` and `tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -67,8 +67,8 @@ def loadtest(
 
 
 def profile(
-    images: Annotated[Path | None, typer.Option(help="Folder with the images to send.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result and the plots.")] = None,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the result and the plots.")],
     url: Url = "127.0.0.1:8001",
     name: ServedName = DEFAULT_NAME,
     loads: Annotated[
@@ -77,29 +77,17 @@ def profile(
     request_batches: Annotated[str, typer.Option(help="Images in a request, such as 1,8.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each load.")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of a measurement, seconds.")] = 6.0,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(metavar="BEFORE AFTER", help="Compare two results instead of measuring."),
-    ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Result to compare with; exit 1 if throughput is lower.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Sweep loads and request batches with perf_analyzer, or compare two results."""
+    """Sweep loads and request batches with perf_analyzer."""
     with needs("loadtest"):
-        from loadtests.results.compare import compare as run_compare
-        from loadtests.results.compare import gate
+        from loadtests.results.baseline import compare
         from loadtests.results.result import read_result
         from loadtests.sweep import profile as run_profile
 
-        if compare is not None:
-            _print_comparison(run_compare(*map(read_result, compare)), as_json)
-            return
-        if images is None or out is None:
-            raise UsageError(
-                "--images and --out are missing: the images to send, and a folder for the result"
-            )
         reference = read_result(baseline) if baseline is not None else None
         result = run_profile(
             url=url,
@@ -111,14 +99,16 @@ def profile(
             rounds=rounds,
             seconds=seconds,
         )
-        kept = gate(reference, result) if reference is not None else []
+        kept = compare(reference, result) if reference is not None else []
     if as_json:
         print_json({**result.to_json(), "baseline": kept})
     else:
         _print_points(result)
         for row in kept:
             verdict = "kept" if row["ok"] else "SLOWER"
-            print(f"{verdict}: {_where(row)}: {row['ratio']} x baseline, tolerance {row['tolerance']:.0%}")
+            unit = "in flight" if row["loop"] == "closed" else "images/s offered"
+            load = f"{row['load']:g} {unit}, batch {row['request_batch']:g}"
+            print(f"{verdict}: {load}: {row['ratio']} x baseline, tolerance {row['tolerance']:.0%}")
         print(f"result: {out / 'result.json'}")
     if not all(row["ok"] for row in kept):
         raise typer.Exit(1)
@@ -149,20 +139,6 @@ def diagnose(
         print(f"{step['name']}: {step['mean_batch']:.1f} images a batch, busy {step['busy']:.0%}; {times}")
     for one in result["findings"]:
         print(f"{one['model']}: {one['words']}\n    {one['remedy']}")
-
-
-def _print_comparison(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        spread = f"{row['low']} to {row['high']}"
-        print(f"{_where(row)}, {row['quantity']}: {row['ratio']} x ({spread}): {row['verdict']}")
-
-
-def _where(row: dict[str, Any]) -> str:
-    unit = "in flight" if row["loop"] == "closed" else "images/s offered"
-    return f"{row['load']:g} {unit}, batch {row['request_batch']:g}"
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:

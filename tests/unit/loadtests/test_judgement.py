@@ -10,7 +10,7 @@ from fruitstand.errors import UsageError
 from loadtests.generator.profiles import PROFILES, named_profile
 from loadtests.generator.recording import limits_found
 from loadtests.loadtest import DEFAULT_SLO
-from loadtests.results.compare import compare, gate
+from loadtests.results.baseline import compare
 from loadtests.results.result import RESULT, Knee, LoadResult, Point, read_result
 from loadtests.results.slo import find_knee, judge, judged_points, read_slo
 from loadtests.sweep import parse_loads
@@ -137,19 +137,11 @@ def test_no_answer_at_all_meets_no_objective() -> None:
     assert not any(one.met for one in judge({"p99_ms": 10, "error_rate": 0.1}, [nothing]))
 
 
-def test_overlapping_samples_are_noise() -> None:
-    """And others are not."""
-    before = result(point(8, 100, 95, 100, 105), point(16, 100, 95, 100, 105))
-    after = result(point(8, 103, 98, 103, 108), point(16, 130, 125, 130, 135))
-    verdicts = [row["verdict"] for row in compare(before, after) if row["quantity"] == "images_per_s"]
-    assert verdicts == ["noise", "better"]
-
-
-def test_the_gate_learns_its_tolerance_from_the_rounds() -> None:
+def test_the_comparison_learns_its_tolerance_from_the_rounds() -> None:
     """Six percent less is within what a restless baseline differs by, and not within a calm one's."""
     current = result(point(8, 94, 94, 94, 94))
-    (restless,) = gate(result(point(8, 100, 95, 100, 105)), current)
-    (calm,) = gate(result(point(8, 100, 99.5, 100, 100.5)), current)
+    (restless,) = compare(result(point(8, 100, 95, 100, 105)), current)
+    (calm,) = compare(result(point(8, 100, 99.5, 100, 100.5)), current)
     assert (restless["ok"], calm["ok"]) == (True, False)
 
 
@@ -164,7 +156,7 @@ def test_the_gate_learns_its_tolerance_from_the_rounds() -> None:
 def test_a_baseline_that_says_nothing_is_refused(baseline: LoadResult, words: str) -> None:
     """Instead of passing."""
     with pytest.raises(UsageError, match=words):
-        gate(baseline, result(point(8, 100)))
+        compare(baseline, result(point(8, 100)))
 
 
 def test_a_busy_or_late_generator_is_the_limit() -> None:
