@@ -53,15 +53,6 @@ If a model has any of its own parameters, the native backend overwrites the acce
 four.
 """
 
-DEPRECATED_CUDA_VALUES = MappingProxyType(
-    {
-        "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
-        "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
-        "do_copy_in_default_stream": {"true": "1", "false": "0"},
-    }
-)
-"""ONNX Runtime's names of these parameters' values."""
-
 ONNXRUNTIME_PARAMETERS = MappingProxyType(
     {
         "intra_op_thread_count": INTEGER,

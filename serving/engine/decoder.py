@@ -7,6 +7,7 @@ A bad image does not affect its neighbours: incomplete files are refused before 
 batch still fails, the images that may have caused the failure are decoded separately.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from fruitstand.contract import Preprocessing
-from fruitstand.errors import ImageRejected
+from fruitstand.errors import ArtefactError, ImageRejected, ServerError
+from fruitstand.images.dali_pipeline import load_pipeline_definition
 from fruitstand.images.formats import jpeg
 from fruitstand.images.reference_decode import decode_inspected, is_reduced
 from fruitstand.images.structure import Inspected, inspect_image
 from fruitstand.images.synthetic import canary_image
-from serving.engine.pipeline import Pipeline
 
 _Results = list[np.ndarray | ImageRejected | None]
 
@@ -52,12 +53,17 @@ class Decoder:
             ArtefactError: the file does not hold exactly one pipeline.
             ServerError: the pipeline cannot be built.
         """
-        self._input_name = input_name
-        self.pipeline = Pipeline(
-            pipeline_file, max_batch_size=max_batch_size, num_threads=num_threads, device_id=device_id
-        )
+        self._input_name, self._file_name = input_name, pipeline_file.name
+        self._options = {"batch_size": max_batch_size, "device_id": device_id}
+        if num_threads is not None:
+            self._options["num_threads"] = num_threads
+        if device_id is not None:
+            os.environ["FRUITSTAND_DECODE_DEVICE"] = "gpu"
+        definition = load_pipeline_definition(pipeline_file)
+        self._define = definition.define
+        self._rebuild()
         # A pipeline without a contract gets the default limits, and no reduced decode.
-        self.contract = self.pipeline.preprocessing or Preprocessing(reduced_decode=0)
+        self.contract = definition.preprocessing or Preprocessing(reduced_decode=0)
         if device_id is not None:
             self.contract = replace(self.contract, reduced_decode=0)
         self._progressive = threading.Lock()
@@ -153,8 +159,20 @@ class Decoder:
 
     def _run(self, encoded: list[np.ndarray]) -> np.ndarray:
         """Run DALI; returns (N, H, W, 3) uint8, a view of the pipeline's memory."""
-        (pixels,) = self.pipeline.run({self._input_name: encoded})
-        return pixels
+        self._pipeline.feed_input(self._input_name, encoded)
+        (pixels,) = self._pipeline.run()
+        return np.asarray(pixels.as_cpu().as_tensor())
+
+    def _rebuild(self) -> None:
+        """Replace the pipeline by a new one."""
+        try:
+            self._pipeline = self._define(**self._options)
+            self._pipeline.build()
+        except ArtefactError:
+            raise
+        except Exception as exc:  # DALI raises RuntimeError, ValueError and TypeError here
+            reason = str(exc).strip().splitlines()[-1]
+            raise ServerError(f"{self._file_name}: the pipeline cannot be built: {reason}") from exc
 
     def _recover(self) -> None:
         """Reuse the pipeline after an error if it still works, in a tenth of the time of a rebuild.
@@ -167,4 +185,4 @@ class Decoder:
                 return
         except Exception:  # see decode
             pass
-        self.pipeline.rebuild()
+        self._rebuild()

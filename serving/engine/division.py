@@ -45,19 +45,14 @@ class DividedSession:
                 feeds = {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()}
                 session.run(outputs, feeds)
 
-    def run(
-        self,
-        outputs: Sequence[str],
-        feeds: Mapping[str, np.ndarray],
-        options: onnxruntime.RunOptions | None = None,
-    ) -> list[np.ndarray]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run a batch and return its outputs in order; axis 0 of each array is the batch."""
         parts = divide(len(next(iter(feeds.values()))), self._num_threads)
         if len(parts) == 1:
-            return list(self._whole.run(outputs, feeds, options))
+            return list(self._whole.run(outputs, feeds))
         run = self._parts.run
         results = self._pool.map(
-            lambda part: run(outputs, {name: feed[part] for name, feed in feeds.items()}, options), parts
+            lambda part: run(outputs, {name: feed[part] for name, feed in feeds.items()}), parts
         )
         return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
 

@@ -12,8 +12,8 @@ from serving.engine import session_plan
 from serving.engine.session_plan import (
     Providers,
     checked_model_file,
+    intra_op_threads,
     load_failure,
-    session_settings,
     share_threads,
 )
 from serving.engine.tensorrt_libraries import load_tensorrt
@@ -75,36 +75,10 @@ def open_session(
 
 
 def session_options(config: dict[str, Any], *, device_id: int | None = None) -> onnxruntime.SessionOptions:
-    """Session options from `parameters`, `optimization.graph` and `model_operations`."""
-    settings = session_settings(config, device_id=device_id)
+    """Session options with the configuration's threads."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, settings.graph_level)
-    options.intra_op_num_threads = settings.intra_op_threads
-    options.inter_op_num_threads = settings.inter_op_threads
-    if settings.is_parallel:
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    options.enable_cpu_mem_arena = settings.uses_arena
-    options.enable_mem_pattern = settings.uses_memory_pattern
-    for key, value in settings.session_entries.items():
-        options.add_session_config_entry(key, value)
-    for library in settings.operator_libraries:
-        try:
-            options.register_custom_ops_library(library)
-        except Exception as exc:  # ONNX Runtime raises one class per status code, with no common base
-            raise ServerError(
-                f"{config['name']}: op_library_filename {Path(library).name} cannot be loaded"
-            ) from exc
-    return options
-
-
-def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:
-    """Options of each call; None if the configuration sets none."""
-    value = config.get("parameters", {}).get(session_plan.ARENA_SHRINKAGE, {}).get("string_value")
-    if value is None:
-        return None
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry(session_plan.ARENA_SHRINKAGE, value)
+    options.intra_op_num_threads = intra_op_threads(config, device_id=device_id)
     return options
 
 

@@ -4,8 +4,9 @@ Source:
     triton-inference-server/onnxruntime_backend `src/onnxruntime.cc` (validation), as of 24.10.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fruitstand.errors import ServerError
 
@@ -42,12 +43,6 @@ TYPES = {
 """Tensor types by their names in a model configuration."""
 
 
-class _Session(Protocol):
-    def get_inputs(self) -> list[Any]: ...
-
-    def get_outputs(self) -> list[Any]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One input or output of the ONNX file."""
@@ -59,31 +54,30 @@ class Tensor:
     """With the batch axis; -1 for symbolic dimensions."""
 
 
-def signature(session: _Session) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs of an opened file.
+def tensors_of(arguments: Iterable[Any]) -> list[Tensor]:
+    """The inputs or outputs of an opened file, as `InferenceSession` returns them.
 
     Raises:
         ServerError: one of them has a type that Triton does not know.
     """
-    return [_tensor(one) for one in session.get_inputs()], [_tensor(one) for one in session.get_outputs()]
+    names = {one.onnxruntime_name: name for name, one in TYPES.items()}
+    for one in arguments:
+        if one.type not in names:
+            raise ServerError(f"{one.name}: Triton has no type for {one.type}")
+    return [
+        Tensor(one.name, names[one.type], [n if isinstance(n, int) and n >= 0 else -1 for n in one.shape])
+        for one in arguments
+    ]
 
 
-def _tensor(argument: Any) -> Tensor:
-    data_type = next((name for name, one in TYPES.items() if one.onnxruntime_name == argument.type), None)
-    if data_type is None:
-        raise ServerError(f"{argument.name}: Triton has no type for {argument.type}")
-    dims = [dim if isinstance(dim, int) and dim >= 0 else -1 for dim in argument.shape]
-    return Tensor(argument.name, data_type, dims)
-
-
-def check_signature(config: dict[str, Any], session: _Session) -> None:
-    """Check a configuration against the file, as the native backend does before it loads a model.
+def check_signature(config: dict[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Check a configuration against the file's tensors, as the native backend does before it loads a model.
 
     Raises:
         ServerError: number, name, type or dims differ, or the file has no batch axis.
     """
     name = config["name"]
-    for kind, tensors in zip(("input", "output"), signature(session), strict=True):
+    for kind, tensors in (("input", inputs), ("output", outputs)):
         there = {tensor.name: tensor for tensor in tensors}
         asked = {tensor["name"]: tensor for tensor in config[kind]}
         unknown = sorted(set(asked) - set(there))

@@ -1,16 +1,14 @@
 """Translate a Triton model configuration into ONNX Runtime's options, as plain data.
 
 `serving/engine/onnx_session.py` opens a session from them through ONNX Runtime's Python API, and
-`serving/host/cpp/engine.cc` through its C API. They support the settings of NVIDIA's onnxruntime backend;
-`docs/backends.md` lists them.
+`serving/host/cpp/engine.cc` through its C API. Threads and accelerators can be set, see `docs/backends.md`.
 
 Source:
     triton-inference-server/onnxruntime_backend README, sections "Model Config Options" and "Optimization".
 """
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,6 @@ from fruitstand.machine.threads import thread_budget
 from fruitstand.repository.triton_keys import (
     CPU_ACCELERATORS,
     CUDA_PARAMETERS,
-    DEPRECATED_CUDA_PARAMETERS,
-    DEPRECATED_CUDA_VALUES,
-    GRAPH_LEVELS,
     TENSORRT_OPTION_NAMES,
     TENSORRT_PARAMETERS,
 )
@@ -30,59 +25,19 @@ from serving.engine.settings import checked_map, checked_parameters
 
 log = logging.getLogger("fruitstand.backend")
 
-ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
-DEVICE_INITIALIZERS = "session.use_device_allocator_for_initializers"
 OPENVINO = "OpenVINOExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-_TRUE = ("1", "true")
 
 Providers = list[tuple[str, dict[str, str]]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionSettings:
-    """Options of a session and its calls that are independent of the accelerator."""
-
-    graph_level: str
-    """Graph optimisation level, such as ORT_ENABLE_ALL."""
-    intra_op_threads: int
-    inter_op_threads: int
-    is_parallel: bool
-    """Whether independent nodes of the graph run concurrently."""
-    uses_arena: bool
-    uses_memory_pattern: bool
-    session_entries: Mapping[str, str]
-    run_entries: Mapping[str, str]
-    operator_libraries: tuple[str, ...]
-    """Paths of custom operators."""
-
-
-def session_settings(config: dict[str, Any], *, device_id: int | None = None) -> SessionSettings:
-    """Settings from `parameters`, `optimization.graph` and `model_operations`.
+def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) -> int:
+    """Intra-op threads of one instance.
 
     Raises:
         ServerError: an unknown key or value.
     """
-    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    if level not in GRAPH_LEVELS:
-        raise ServerError(f"{config['name']}: graph level {level}, allowed -1, 0, 1 or 2")
-    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
-    return SessionSettings(
-        graph_level=GRAPH_LEVELS[level],
-        intra_op_threads=intra_op_threads(config, device_id=device_id),
-        inter_op_threads=int(parameters.get("inter_op_thread_count", "0")),
-        is_parallel=parameters.get("execution_mode") == "1",
-        uses_arena=parameters.get("enable_mem_arena", "1") in _TRUE,
-        uses_memory_pattern=parameters.get("enable_mem_pattern", "1") in _TRUE,
-        session_entries={key: parameters[key] for key in (DEVICE_INITIALIZERS,) if key in parameters},
-        run_entries={key: parameters[key] for key in (ARENA_SHRINKAGE,) if key in parameters},
-        operator_libraries=tuple(config.get("model_operations", {}).get("op_library_filename", [])),
-    )
-
-
-def intra_op_threads(config: dict[str, Any], *, device_id: int | None = None) -> int:
-    """Intra-op threads of one instance."""
-    parameters = checked_parameters(config, "onnxruntime", on_gpu=device_id is not None)
+    parameters = checked_parameters(config, "onnxruntime")
     # With 0 ONNX Runtime would choose, ignoring cgroup limits. CPU instances share the thread budget.
     instances = sum(group["count"] for group in config.get("instance_group", [])) if device_id is None else 1
     share = max(1, thread_budget() // max(1, instances))
@@ -173,12 +128,7 @@ def _cpu_providers(name: str, accelerators: list[dict[str, Any]]) -> Providers:
 
 def _gpu_providers(config: dict[str, Any], accelerators: list[dict[str, Any]], device_id: int) -> Providers:
     device = {"device_id": str(device_id)}
-    given = checked_parameters(config, "onnxruntime", on_gpu=True)
-    cuda = {
-        key: DEPRECATED_CUDA_VALUES.get(key, {}).get(given[key], given[key])
-        for key in DEPRECATED_CUDA_PARAMETERS
-        if key in given
-    }
+    cuda: dict[str, str] = {}
     providers = []
     for accelerator in accelerators:
         name, parameters = accelerator["name"], accelerator.get("parameters", {})
@@ -188,7 +138,7 @@ def _gpu_providers(config: dict[str, Any], accelerators: list[dict[str, Any]], d
             providers.append((TENSORRT, {**device, **named}))
         elif name == "cuda":
             checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
-            cuda = {**cuda, **parameters}
+            cuda |= parameters
         else:
             raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")
     return [*providers, ("CUDAExecutionProvider", {**device, **cuda})]

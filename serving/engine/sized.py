@@ -49,12 +49,7 @@ class SizedSession:
         for size in self._sessions:
             self.run(outputs, {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()})
 
-    def run(
-        self,
-        outputs: Sequence[str],
-        feeds: Mapping[str, np.ndarray],
-        options: onnxruntime.RunOptions | None = None,
-    ) -> list[np.ndarray]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run a batch and return its outputs in order; axis 0 of each array is the batch.
 
         Raises:
@@ -65,7 +60,7 @@ class SizedSession:
         if size is None:
             raise ValueError(f"{num_images} images in a batch, allowed {max(self._sessions)}")
         filled = {name: self._fill(name, feed, size) for name, feed in feeds.items()}
-        return [array[:num_images] for array in self._sessions[size].run(outputs, filled, options)]
+        return [array[:num_images] for array in self._sessions[size].run(outputs, filled)]
 
     def _fill(self, name: str, batch: np.ndarray, size: int) -> np.ndarray:
         """Copy the batch to the start of a reused array; the rows after it are padding."""

@@ -7,7 +7,6 @@ the library twice: the C++ opens the one in the wheel.
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,19 +18,16 @@ from fruitstand.contract import FEATURES, KNOWN, PIXELS, PROBABILITIES
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.repository.versions import on_trial
 from serving.engine.decode_step import DecodeStep
-from serving.engine.onnx_signature import TYPES, check_signature
+from serving.engine.onnx_signature import TYPES, Tensor, check_signature
 from serving.engine.sampler import Sampler, sampler_from_environment
 from serving.engine.session_plan import (
     OPENVINO,
     checked_model_file,
     execution_providers,
+    intra_op_threads,
     load_failure,
-    session_settings,
     share_threads,
 )
-
-_GRAPH_LEVELS = {"ORT_DISABLE_ALL": 0, "ORT_ENABLE_BASIC": 1, "ORT_ENABLE_EXTENDED": 2, "ORT_ENABLE_ALL": 99}
-"""ONNX Runtime's numbers in its C API."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,34 +124,22 @@ def refusal(model_directory: str, version: int, reason: str) -> str | None:
 class Decode:
     """The decode step of one instance."""
 
-    def __init__(self, step: DecodeStep, types: Sequence[str]) -> None:
-        """Wrap a decode step.
-
-        Args:
-            step: the decode step.
-            types: NumPy's names of the input types.
-        """
-        self._step, self._types = step, types
+    def __init__(self, step: DecodeStep) -> None:
+        self._step = step
 
     def decode(self, requests: list[tuple[tuple[memoryview, tuple[int, ...]], ...]]) -> list[Any]:
         """Decode a batch.
 
         Args:
-            requests: the inputs of each request, as bytes and shape.
+            requests: the inputs of each request, here one, as bytes and shape.
 
         Returns:
-            For each request an error text, or its outputs as (shape, [array, ...]).
+            For each request an error text, or its outputs, here one, as (shape, [array, ...]).
         """
-        feeds = [
-            {
-                name: np.frombuffer(view, dtype).reshape(shape)
-                for name, dtype, (view, shape) in zip(self._step.inputs, self._types, request, strict=True)
-            }
-            for request in requests
-        ]
+        encoded = [np.frombuffer(view, np.uint8).reshape(shape) for ((view, shape),) in requests]
         return [
-            answer if isinstance(answer, str) else [(one.shape, one.parts) for one in answer]
-            for answer in self._step.run(feeds)
+            answer if isinstance(answer, str) else [((len(answer), *answer[0].shape), answer)]
+            for answer in self._step.run(encoded)
         ]
 
     def close(self) -> None:
@@ -165,9 +149,7 @@ class Decode:
 
 def open_decoder(model_directory: str, version: int, config_json: str) -> Decode:
     """Build the decode pipeline of one CPU instance."""
-    config = json.loads(config_json)
-    step = DecodeStep(Path(model_directory, str(version)), config, device_id=None)
-    return Decode(step, [TYPES[one["data_type"]].numpy_name for one in config["input"]])
+    return Decode(DecodeStep(Path(model_directory, str(version)), json.loads(config_json), device_id=None))
 
 
 def onnxruntime_library() -> str:
@@ -206,12 +188,11 @@ def plan_inference(
     path = checked_model_file(
         Path(model_directory, str(version)), config, trusted_keys=Path(keys) if keys else None
     )
-    settings = session_settings(config)
     providers = execution_providers(config, device_id=None, available=available)
     parameters = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
-    threads, share = settings.intra_op_threads, int(parameters.get("threads_per_worker", 1))
+    threads, share = intra_op_threads(config), int(parameters.get("threads_per_worker", 1))
     workers = int(parameters.get("num_workers", 0)) or max(1, threads // share)
-    intra_op_threads = share_threads(
+    threads_per_caller = share_threads(
         providers,
         num_threads=workers * share if for_workers else threads,
         callers=workers if for_workers else 1,
@@ -221,17 +202,9 @@ def plan_inference(
         model_path=str(path),
         num_workers=workers,
         workers_need_their_own=workers > 1 or share != threads,
-        graph_level=_GRAPH_LEVELS[settings.graph_level],
-        intra_op_threads=intra_op_threads,
-        inter_op_threads=settings.inter_op_threads,
-        execution_mode=int(settings.is_parallel),
-        uses_arena=settings.uses_arena,
-        uses_memory_pattern=settings.uses_memory_pattern,
+        intra_op_threads=threads_per_caller,
         uses_openvino=openvino is not None,
         openvino_options=list((openvino or {}).items()),
-        session_entries=list(settings.session_entries.items()),
-        run_entries=list(settings.run_entries.items()),
-        operator_libraries=list(settings.operator_libraries),
     )
 
 
@@ -244,32 +217,21 @@ FileTensors = list[tuple[str, int, list[int]]]
 """Name, ONNX type number and dims of each input or output of an opened file."""
 
 
-class _File:
-    """The signature of an opened file, with the two methods that `check_signature` calls."""
-
-    def __init__(self, inputs: FileTensors, outputs: FileTensors) -> None:
-        self._inputs, self._outputs = inputs, outputs
-
-    def get_inputs(self) -> list[Any]:
-        return list(map(_argument, self._inputs))
-
-    def get_outputs(self) -> list[Any]:
-        return list(map(_argument, self._outputs))
-
-
-def _argument(tensor: tuple[str, int, list[int]]) -> SimpleNamespace:
-    name, onnx_type, dims = tensor
-    types = {one.onnx_number: one.onnxruntime_name for one in TYPES.values()}
-    return SimpleNamespace(name=name, type=types.get(onnx_type, f"type {onnx_type}"), shape=dims)
-
-
 def check_file(config_json: str, inputs: FileTensors, outputs: FileTensors) -> None:
     """Check a configuration against the opened file.
 
     Raises:
         ServerError: number, name, type or dims differ, or the file has no batch axis.
     """
-    check_signature(json.loads(config_json), _File(inputs, outputs))
+    names = {one.onnx_number: name for name, one in TYPES.items()}
+
+    def known(tensors: FileTensors) -> list[Tensor]:
+        for name, onnx_type, _ in tensors:
+            if onnx_type not in names:
+                raise ServerError(f"{name}: Triton has no type for ONNX's type {onnx_type}")
+        return [Tensor(name, names[onnx_type], dims) for name, onnx_type, dims in tensors]
+
+    check_signature(json.loads(config_json), known(inputs), known(outputs))
 
 
 class Sampling:

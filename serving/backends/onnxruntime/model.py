@@ -35,8 +35,7 @@ class TritonPythonModel:
     def _load(self, args: dict[str, str]) -> None:
         # Imported here, because these imports take a second and belong to the load.
         from serving.engine.division import DividedSession, divide
-        from serving.engine.onnx_session import run_options
-        from serving.engine.onnx_signature import check_signature
+        from serving.engine.onnx_signature import check_signature, tensors_of
         from serving.engine.session_plan import intra_op_threads
         from serving.engine.sized import SizedSession, plans_each_size
 
@@ -46,7 +45,7 @@ class TritonPythonModel:
         device_id = int(args["model_instance_device_id"]) if on_gpu else None
         open_for = functools.partial(_open, directory, config, device_id)
         session = self._session = open_for(1)
-        check_signature(config, session)
+        check_signature(config, tensors_of(session.get_inputs()), tensors_of(session.get_outputs()))
         one_image = _one_image(config)
         if not on_gpu and config["max_batch_size"] > 0:
             threads = intra_op_threads(config)
@@ -56,7 +55,6 @@ class TritonPythonModel:
             self._session = SizedSession(session, lambda: open_for(1), config["max_batch_size"])
         if self._session is not session and one_image:
             self._session.warm_up([tensor["name"] for tensor in config["output"]], one_image)
-        self._run_options = run_options(config)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batches: dict[str, np.ndarray] = {}
@@ -81,7 +79,7 @@ class TritonPythonModel:
             feeds[name] = parts[0] if len(parts) == 1 else self._joined(name, parts)
         is_sampled = self._sampler is not None and self._sampler.is_due()
         outputs = self._sampled_outputs if is_sampled else self._outputs
-        results = dict(zip(outputs, self._session.run(outputs, feeds, self._run_options), strict=True))
+        results = dict(zip(outputs, self._session.run(outputs, feeds), strict=True))
         if is_sampled:
             self._sampler.offer(
                 feeds[PIXELS], results[PROBABILITIES], results.get(FEATURES), results.get(KNOWN)

@@ -160,20 +160,14 @@ using Run = OrtFunction<9, OrtStatus*(OrtSession*, const OrtRunOptions*, const c
                                       const OrtValue* const* inputs, size_t num_inputs, const char* const* output_names,
                                       size_t num_outputs, OrtValue** outputs)>;
 using CreateSessionOptions = OrtFunction<10, OrtStatus*(OrtSessionOptions**)>;
-using SetSessionExecutionMode = OrtFunction<13, OrtStatus*(OrtSessionOptions*, int mode)>;
-using DisableMemPattern = OrtFunction<17, OrtStatus*(OrtSessionOptions*)>;
-using DisableCpuMemArena = OrtFunction<19, OrtStatus*(OrtSessionOptions*)>;
 using SetSessionLogSeverityLevel = OrtFunction<22, OrtStatus*(OrtSessionOptions*, int level)>;
-using SetSessionGraphOptimizationLevel = OrtFunction<23, OrtStatus*(OrtSessionOptions*, int level)>;
 using SetIntraOpNumThreads = OrtFunction<24, OrtStatus*(OrtSessionOptions*, int num_threads)>;
-using SetInterOpNumThreads = OrtFunction<25, OrtStatus*(OrtSessionOptions*, int num_threads)>;
 using SessionGetInputCount = OrtFunction<30, OrtStatus*(const OrtSession*, size_t*)>;
 using SessionGetOutputCount = OrtFunction<31, OrtStatus*(const OrtSession*, size_t*)>;
 using SessionGetInputTypeInfo = OrtFunction<33, OrtStatus*(const OrtSession*, size_t index, OrtTypeInfo**)>;
 using SessionGetOutputTypeInfo = OrtFunction<34, OrtStatus*(const OrtSession*, size_t index, OrtTypeInfo**)>;
 using SessionGetInputName = OrtFunction<36, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char**)>;
 using SessionGetOutputName = OrtFunction<37, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char**)>;
-using CreateRunOptions = OrtFunction<39, OrtStatus*(OrtRunOptions**)>;
 using CreateTensorWithDataAsOrtValue =
     OrtFunction<49, OrtStatus*(const OrtMemoryInfo*, void* data, size_t size_bytes, const int64_t* shape,
                                size_t num_dims, int element_type, OrtValue**)>;
@@ -190,15 +184,11 @@ using ReleaseStatus = OrtFunction<93, void(OrtStatus*)>;
 using ReleaseMemoryInfo = OrtFunction<94, void(OrtMemoryInfo*)>;
 using ReleaseSession = OrtFunction<95, void(OrtSession*)>;
 using ReleaseValue = OrtFunction<96, void(OrtValue*)>;
-using ReleaseRunOptions = OrtFunction<97, void(OrtRunOptions*)>;
 using ReleaseTypeInfo = OrtFunction<98, void(OrtTypeInfo*)>;
 using ReleaseTensorTypeAndShapeInfo = OrtFunction<99, void(OrtTensorTypeAndShapeInfo*)>;
 using ReleaseSessionOptions = OrtFunction<100, void(OrtSessionOptions*)>;
 using GetAvailableProviders = OrtFunction<125, OrtStatus*(char***, int* count)>;
 using ReleaseAvailableProviders = OrtFunction<126, OrtStatus*(char**, int count)>;
-using AddSessionConfigEntry = OrtFunction<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)>;
-using AddRunConfigEntry = OrtFunction<165, OrtStatus*(OrtRunOptions*, const char* key, const char* value)>;
-using RegisterCustomOpsLibrary = OrtFunction<228, OrtStatus*(OrtSessionOptions*, const char* path)>;
 using AppendOpenVino =
     OrtFunction<275, OrtStatus*(OrtSessionOptions*, const char* const* keys, const char* const* values, size_t count)>;
 }  // namespace ort

@@ -77,32 +77,14 @@ std::vector<int64_t> Value::shape() const {
 }
 
 Session::Session(const OnnxRuntime& runtime, const SessionOptions& options)
-    : runtime_(runtime),
-      session_(nullptr, runtime.function<ort::ReleaseSession>()),
-      run_options_(nullptr, runtime.function<ort::ReleaseRunOptions>()) {
+    : runtime_(runtime), session_(nullptr, runtime.function<ort::ReleaseSession>()) {
   const OnnxRuntime& api = runtime_;
-  if (!options.run_entries.empty()) {
-    OrtRunOptions* run_options = nullptr;
-    api.check(api.function<ort::CreateRunOptions>()(&run_options));
-    run_options_.reset(run_options);
-    for (auto& [key, value] : options.run_entries)
-      api.check(api.function<ort::AddRunConfigEntry>()(run_options, key.c_str(), value.c_str()));
-  }
   OrtSessionOptions* made = nullptr;
   api.check(api.function<ort::CreateSessionOptions>()(&made));
   std::unique_ptr<OrtSessionOptions, ort::ReleaseSessionOptions::type> owned(
       made, api.function<ort::ReleaseSessionOptions>());
   api.check(api.function<ort::SetSessionLogSeverityLevel>()(made, ORT_LOG_ERROR));
-  api.check(api.function<ort::SetSessionGraphOptimizationLevel>()(made, options.graph_level));
   api.check(api.function<ort::SetIntraOpNumThreads>()(made, options.intra_op_threads));
-  api.check(api.function<ort::SetInterOpNumThreads>()(made, options.inter_op_threads));
-  api.check(api.function<ort::SetSessionExecutionMode>()(made, options.execution_mode));
-  if (!options.uses_arena) api.check(api.function<ort::DisableCpuMemArena>()(made));
-  if (!options.uses_memory_pattern) api.check(api.function<ort::DisableMemPattern>()(made));
-  for (auto& [key, value] : options.session_entries)
-    api.check(api.function<ort::AddSessionConfigEntry>()(made, key.c_str(), value.c_str()));
-  for (auto& library : options.operator_libraries)
-    api.check(api.function<ort::RegisterCustomOpsLibrary>()(made, library.c_str()));
   if (options.uses_openvino) {
     std::vector<const char*> keys, values;
     for (auto& [key, value] : options.openvino) {
@@ -127,7 +109,7 @@ std::vector<Value> Session::run(const std::vector<TensorSpec>& inputs, const std
   }
   for (auto& name : outputs) output_names.push_back(name.c_str());
   OrtStatus* status =
-      runtime_.function<ort::Run>()(session_.get(), run_options_.get(), input_names.data(), given.data(), given.size(),
+      runtime_.function<ort::Run>()(session_.get(), nullptr, input_names.data(), given.data(), given.size(),
                                     output_names.data(), output_names.size(), results.data());
   std::vector<Value> owned;
   for (OrtValue* one : results) owned.emplace_back(runtime_, one);

@@ -15,11 +15,9 @@ using Entries = std::vector<std::pair<std::string, std::string>>;
 // The options of one session, chosen by `serving.engine.session_plan`.
 struct SessionOptions {
   std::string model_path;
-  int graph_level, intra_op_threads, inter_op_threads, execution_mode;
-  bool uses_arena, uses_memory_pattern;
+  int intra_op_threads;
   bool uses_openvino;
-  Entries openvino, session_entries, run_entries;
-  std::vector<std::string> operator_libraries;
+  Entries openvino;
 };
 
 // One input or output of the ONNX file.
@@ -88,7 +86,6 @@ class Session {
 
   const OnnxRuntime& runtime_;
   std::unique_ptr<OrtSession, ort::ReleaseSession::type> session_;
-  std::unique_ptr<OrtRunOptions, ort::ReleaseRunOptions::type> run_options_;
 };
 
 }  // namespace host

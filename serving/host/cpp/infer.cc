@@ -46,17 +46,9 @@ Entries read_entries(const Object& plan, const char* attribute) {
 // Requires the GIL.
 SessionOptions read_plan(const Object& plan) {
   return {plan.text("model_path"),
-          static_cast<int>(plan.number("graph_level")),
           static_cast<int>(plan.number("intra_op_threads")),
-          static_cast<int>(plan.number("inter_op_threads")),
-          static_cast<int>(plan.number("execution_mode")),
-          plan.number("uses_arena") != 0,
-          plan.number("uses_memory_pattern") != 0,
           plan.number("uses_openvino") != 0,
-          read_entries(plan, "openvino_options"),
-          read_entries(plan, "session_entries"),
-          read_entries(plan, "run_entries"),
-          plan.texts("operator_libraries")};
+          read_entries(plan, "openvino_options")};
 }
 
 OnnxRuntime& open_runtime() {

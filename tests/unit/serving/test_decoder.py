@@ -108,12 +108,12 @@ def test_a_pipeline_that_is_dead_is_replaced(decoder: Decoder, monkeypatch: pyte
         as_array(kind.content) for kind in image_kinds() if kind.name in ("jpeg", "webp_overwritten")
     )
     expected = decoder.decode([good])[0].copy()
-    dead = decoder.pipeline._pipeline
+    dead = decoder._pipeline
     monkeypatch.setattr(dead, "run", lambda: (_ for _ in ()).throw(RuntimeError("no longer valid")))
     results = decoder.decode([good, bad])
     np.testing.assert_array_equal(results[0], expected)
     assert isinstance(results[1], ImageRejected)
-    assert decoder.pipeline._pipeline is not dead
+    assert decoder._pipeline is not dead
 
 
 def test_a_full_batch_of_different_lengths_is_decoded(decoder: Decoder, preprocessing: Preprocessing) -> None:
