@@ -47,13 +47,7 @@ Measure = Callable[[float], float]
 
 
 def in_process_images_per_s(repository: Path, images: Path, seconds: float) -> float:
-    """Images/s of the fastest loop, with the served version's engine.
-
-    Args:
-        repository: a model repository with a served version.
-        images: folder with at least `BATCH` images.
-        seconds: length of each loop.
-    """
+    """Images/s of the fastest loop, with the served version's engine."""
     measures = in_process(repository, served_version(repository), read_images(images))
     return round(max(measures[name](seconds) for name in LOOPS), 1)
 
@@ -86,12 +80,6 @@ def in_process(
     repository: Path, version: Path, files: Batch, config_name: str = CPU_CONFIG
 ) -> dict[str, Measure]:
     """Measurements with the served pipeline file, ONNX file and engine, without a server.
-
-    Args:
-        repository: a model repository with a served version.
-        version: folder of the served version.
-        files: encoded images, at least `BATCH`.
-        config_name: the server configuration to compare with.
 
     Raises:
         ServerError: the installed ONNX Runtime cannot use the configuration's engine.

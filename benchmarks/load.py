@@ -65,15 +65,6 @@ class Target:
         request_batch: int = 1,
         top_k: int = 1,
     ) -> None:
-        """Prepare the payloads.
-
-        Args:
-            url: URL of the peer, or HOST:PORT of our gRPC endpoint.
-            images: encoded images.
-            peer: the peer; None for our server.
-            request_batch: images per request, for our server.
-            top_k: classes per answer, for our server.
-        """
         self._url, self._peer, self.num_requests = url, peer, len(images)
         self.request_batch = request_batch
         if peer is not None:

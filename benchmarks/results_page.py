@@ -32,11 +32,7 @@ independent; frames of one film are not.
 
 
 def render(results: Path) -> str:
-    """Render `docs/results.md`.
-
-    Args:
-        results: the folder with the result files.
-    """
+    """Render `docs/results.md`."""
     found = {path.name: read_json(path) for path in results.glob("accuracy_*.json")}
     order = sorted(found, key=lambda name: (*_keys(found[name]), found[name]["date"], name))
     if not order:
@@ -114,12 +110,7 @@ def _accuracy_row(name: str, result: dict) -> str:
 
 
 def render_performance(page: str, results: Path) -> str:
-    """Render the tables of `docs/performance.md`; the text above the mark stays.
-
-    Args:
-        page: the current page.
-        results: the folder with the result files.
-    """
+    """Render the tables of `docs/performance.md`; the text above the mark stays."""
     method = page.partition(MARK)[0]
     peers = [(path.name, read_json(path)) for path in sorted(results.glob("peers_*.json"))]
     loads = [

@@ -36,13 +36,7 @@ WEB_PORT, INNER_PORT = 8081, 9902
 
 
 def render(access: Access, *, folder: Path = FOLDER, certificate: Path = CERTIFICATE) -> dict[str, Json]:
-    """Render the files, by name.
-
-    Args:
-        access: the callers' keys; its certificates are not used.
-        folder: folder of the files in the pod.
-        certificate: folder of `tls.crt` and `tls.key` in the pod.
-    """
+    """Render the files, by name."""
     document = bootstrap(
         folder,
         listen="0.0.0.0",  # the NetworkPolicy decides who can connect

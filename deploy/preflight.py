@@ -35,14 +35,7 @@ FIXED_PORTS = {"gpu": (8002, 8010, 8011, 9901), "cpu": (8002, 8010, 8011, 8012, 
 def problems(
     profile: str, root: Path, environment: Mapping[str, str], *, started_before: bool = False
 ) -> Iterator[str]:
-    """Yield every reason why the stack cannot run here, with a fix.
-
-    Args:
-        profile: gpu or cpu.
-        root: folder of the clone.
-        environment: the variables that docker-compose.yml passes on.
-        started_before: the stack may be running, so that taken ports are its own.
-    """
+    """Yield every reason why the stack cannot run here, with a fix."""
     if platform.machine() != "x86_64":
         yield f"{platform.machine()} is not supported: the images are built for x86-64"
     if profile == "gpu":

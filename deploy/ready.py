@@ -28,13 +28,7 @@ CERTIFICATE = Path("/access/server.crt")
 def report(
     repository: Path, ports: dict[str, int], listen: str = "127.0.0.1", scheme: str = "http"
 ) -> list[str]:
-    """The lines with all URLs and the next commands to try.
-
-    Args:
-        repository: the served model repository.
-        ports: ports by the names in `PORTS`.
-        listen: IP address of the gateway.
-        scheme: https if the gateway speaks TLS, else http.
+    """The lines with all URLs and the next commands to try; `ports` are those of `PORTS`, by name.
 
     Raises:
         FruitstandError: the repository serves no version, or its manifest cannot be read.

@@ -165,12 +165,7 @@ def _print_table(report: dict, out: Path) -> None:
 
 
 def next_steps(out: Path, image: Path) -> list[tuple[str, str]]:
-    """What to try after a demo: a line of words and a command that works as printed, without activation.
-
-    Args:
-        out: the demo's folder.
-        image: one of its test images.
-    """
+    """What to try after a demo: a line of words and a command that works as printed, without activation."""
     program = shlex.quote(os.path.relpath(Path(sys.executable).with_name("fruitstand")))
     repository, run = shlex.quote(str(out / "model_repository")), shlex.quote(str(out / "run"))
     return [

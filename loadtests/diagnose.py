@@ -71,12 +71,6 @@ def diagnose(
 ) -> dict[str, Any]:
     """Watch a server under load, and find out what limits its throughput.
 
-    Args:
-        url: HOST:PORT of the server's gRPC endpoint.
-        model_name: the classifier.
-        seconds: how long to watch.
-        num_cores: cores of the server's machine; None takes this machine's if the server runs on it.
-
     Returns:
         `findings`, those of the configuration first, and the numbers behind them.
 

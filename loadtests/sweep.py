@@ -99,16 +99,6 @@ def profile(
     In a closed loop with one image per request, perf_analyzer compares each answer with the one from before
     the load. It cannot check requests with several images.
 
-    Args:
-        url: HOST:PORT of the server's gRPC endpoint.
-        model_name: the classifier.
-        images: folder with the images to send.
-        out: folder for `result.json`, plots and perf_analyzer's CSV files.
-        loads: see `parse_loads`.
-        request_batches: images in one request.
-        rounds: measurements of each load.
-        seconds: length of each measurement.
-
     Raises:
         UsageError: bad input, no server that answers, or perf_analyzer cannot be installed.
         FruitstandError: perf_analyzer failed, or an answer differed under load.

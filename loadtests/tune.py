@@ -86,12 +86,6 @@ class Measured:
 def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[str, Any]:
     """Search, measure the winner again, and write `tuning.json`, `tune.json` and `frontier.png`.
 
-    Args:
-        repository: a repository with a served version; only a copy of it is changed.
-        images: folder with the images to send.
-        out: folder for the results and the study.
-        search: the budget and the load.
-
     Returns:
         The content of `tune.json`.
 

@@ -67,11 +67,7 @@ LIMITS = {
 
 
 def read_slo(path: Path, profile: str) -> dict[str, float]:
-    """Read the objectives of one profile.
-
-    Args:
-        path: a TOML file with one table for each profile, keys as in `LIMITS`.
-        profile: the name of the table.
+    """Read the objectives of one profile from a TOML file with a table for each, keys as in `LIMITS`.
 
     Raises:
         UsageError: no such file, not TOML, an unknown profile or key, not a number, or no such table.
@@ -96,12 +92,7 @@ def read_slo(path: Path, profile: str) -> dict[str, float]:
 
 
 def judge(objectives: dict[str, float], points: list[Point]) -> list[Verdict]:
-    """Compare each objective with the worst point, or for images/s with the best.
-
-    Args:
-        objectives: from `read_slo`.
-        points: from `judged_points`.
-    """
+    """Compare each objective with the worst of the `judged_points`, or for images/s with the best."""
     calls = sum(point.num_requests for point in points)
     unanswered = sum(point.num_requests - point.num_answered for point in points)
     latencies = [point.latency_ms["p99"] for point in points]

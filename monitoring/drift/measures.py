@@ -22,11 +22,6 @@ NUM_COMPONENTS = 32
 def measure(window: Samples, reference: Samples, *, num_classes: int) -> dict[str, float]:
     """Compute all measures of a window.
 
-    Args:
-        window: n samples.
-        reference: m samples.
-        num_classes: number of classes of the model.
-
     Returns:
         `psi_class_mix`; `ks_*` of confidence, entropy and each image statistic, 0 to 1; `mmd_features` if
         both sides have features of equal width.
@@ -103,12 +98,6 @@ MIN_SAMPLES = 50
 
 def thresholds(reference: Samples, window_size: int, *, num_classes: int, seed: int = 0) -> dict[str, float]:
     """Compute the value of each measure above which a window has drifted.
-
-    Args:
-        reference: clean samples.
-        window_size: number of samples in a window.
-        num_classes: number of classes of the model.
-        seed: seed of the random draws.
 
     Raises:
         UsageError: too few samples.

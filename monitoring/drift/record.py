@@ -22,13 +22,6 @@ def record_samples(
 ) -> dict[str, Any]:
     """Write the samples of classified images.
 
-    Args:
-        paths: the images.
-        answers: one answer for each image.
-        repository: the server's model repository; classes and preprocessing come from its version.
-        out: the .npz file to write.
-        num_kept: number of images whose pixels are kept.
-
     Returns:
         File, version and number of samples, JSON-ready.
 

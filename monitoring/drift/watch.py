@@ -32,18 +32,9 @@ def watch_drift(
     interval_s: float,
     port: int,
 ) -> None:
-    """Report until SIGTERM or SIGINT; prints one line of JSON with the URLs.
+    """Report at an interval until SIGTERM or SIGINT; prints one line of JSON with the URLs.
 
     An error, such as no samples after the server's start, is logged, and the next report tries again.
-
-    Args:
-        samples: the folder that servers fill.
-        repository: the model repository, whose versions hold their references.
-        reference: a file of clean samples to compare with; None uses the version's reference.
-        window_size: number of newest samples to compare.
-        out: the folder of the report.
-        interval_s: seconds between reports.
-        port: port on loopback; 0 uses a free one.
 
     Raises:
         UsageError: the port is taken.

@@ -184,16 +184,7 @@ def _nearest(
     *,
     decoded: bool = False,
 ) -> Check:
-    """Compare answers with the ONNX file they are nearest to: the server may not show which file it serves.
-
-    Args:
-        name: the check's name.
-        expected: the expectation, for the report.
-        got: (N, C) float32, the server's answers.
-        references: the answers of each file.
-        advice: what to do if the check fails.
-        decoded: the server decoded the images, so that pixels may differ by one.
-    """
+    """Compare answers with the ONNX file nearest to them: the server may not show which one it serves."""
     if any(got.shape != one.probabilities.shape for one in references):
         text = f"shape {got.shape}, not {references[0].probabilities.shape}"
         return judged(name, ok=False, expected=expected, got=text, advice=advice)

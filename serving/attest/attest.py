@@ -64,18 +64,7 @@ def attest(
     tls: Tls | None = None,
     api_key: str | None = None,
 ) -> Report:
-    """Check a running server against its model repository.
-
-    Args:
-        url: HOST:PORT of the gRPC endpoint of the server or of its gateway.
-        repository: the model repository it should serve; None skips the checks that compare with it.
-        name: name of the repository, such as birds, if it is not at hand; None takes the default.
-        quick: about 20 s instead of a minute, with fewer images and shorter loads.
-        wait_s: seconds to wait for the server to become ready.
-        min_throughput: images/s required at 64 in flight; None requires a tenth of this machine's own rate.
-        skip: names of checks to leave out.
-        tls: encrypts the connection.
-        api_key: sent with each call.
+    """Check a running server against its model repository; the options are those of `fruitstand attest`.
 
     Raises:
         UsageError: an unknown check, no repository there, or a malformed address.

@@ -81,13 +81,6 @@ class Server:
     ) -> None:
         """Check the address; connections open when the context is entered.
 
-        Args:
-            url: HOST:PORT.
-            names: models under test.
-            tls: encrypts the connection; None sends clear text.
-            api_key: sent with each call; allowed in clear text only on loopback.
-            timeout_s: the default timeout of a call.
-
         Raises:
             UsageError: not HOST:PORT, or an API key would be sent in clear text.
         """

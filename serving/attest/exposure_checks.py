@@ -75,13 +75,7 @@ async def check_runtime(server: Server, *, has_gateway: bool) -> tuple[Check, di
 
 
 def judge_version(name: str, version: str, *, is_shielded: bool) -> Check:
-    """Judge a server by the name and version it reports.
-
-    Args:
-        name: such as triton.
-        version: such as 2.75.0.
-        is_shielded: only this machine or a gateway can reach the server.
-    """
+    """Judge a server by its version; it is shielded if only this machine or a gateway can reach it."""
     expected = SERVER_EXPECTED
     got = f"{name} {version}"
     numbers = version.split(".")

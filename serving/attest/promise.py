@@ -185,14 +185,7 @@ class Subject:
 async def examine(
     server: Server, promise: Promise | None, *, quick: bool, min_throughput: float | None
 ) -> Subject:
-    """Find out which version answers, which configurations are visible, and whether Envoy is in front.
-
-    Args:
-        server: a server that already classifies images.
-        promise: the model repository; None when there is none to compare with.
-        quick: make fewer requests in each check.
-        min_throughput: images/s required at 64 in flight; None compares with this machine's own rate.
-    """
+    """Find out which version answers, which configurations are visible, and whether Envoy is in front."""
     answer = await server.classify(canary_image())
     version, reason = None, NO_REPOSITORY
     if promise is not None:

@@ -22,24 +22,11 @@ class DividedSession:
     def __init__(
         self, whole: onnxruntime.InferenceSession, parts: onnxruntime.InferenceSession, num_threads: int
     ) -> None:
-        """Create the threads.
-
-        Args:
-            whole: session with all threads, for batches too small to divide.
-            parts: session of the same model with one thread per caller; the same session if there is one
-                thread.
-            num_threads: threads of each session.
-        """
         self._whole, self._parts, self._num_threads = whole, parts, num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="part")
 
     def warm_up(self, outputs: Sequence[str], one_image: Mapping[str, np.ndarray]) -> None:
-        """Run every size that is used once, because engines compile for each size on first use.
-
-        Args:
-            outputs: names of the outputs.
-            one_image: the inputs of a batch of one.
-        """
+        """Run every size that is used once, because engines compile for each size on first use."""
         for session, sizes in ((self._whole, range(1, MIN_PART)), (self._parts, (MIN_PART, MAX_PART))):
             for size in sizes:
                 feeds = {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()}

@@ -74,14 +74,6 @@ class Recorder(SampleFiles[Arrival, Arrival]):
     def __init__(
         self, folder: Path, *, max_bytes: int, rate_per_s: float, preprocessing: Preprocessing
     ) -> None:
-        """Start its thread.
-
-        Args:
-            folder: folder for the files.
-            max_bytes: size limit of the folder.
-            rate_per_s: largest number of images per second; a burst may use one second's allowance at once.
-            preprocessing: the contract that the images were decoded with.
-        """
         self._max_bytes, self._rate_per_s, self._preprocessing = max_bytes, rate_per_s, preprocessing
         self._burst = self._allowance = max(1.0, rate_per_s)
         self._offered_s = time.monotonic()

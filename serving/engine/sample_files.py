@@ -28,16 +28,9 @@ Part = TypeVar("Part")
 
 
 class SampleFiles(abc.ABC, Generic[Taken, Part]):
-    """Writes samples to a folder; a subclass defines what a sample is."""
+    """Writes samples to a folder; a subclass defines what a sample is, and starts the thread last."""
 
     def __init__(self, folder: Path, *, name: str, queue_length: int) -> None:
-        """Start the thread; a subclass calls this last.
-
-        Args:
-            folder: folder for the files.
-            name: name of the thread, also in the log.
-            queue_length: largest number of samples that wait for the thread; more are dropped.
-        """
         self._folder = folder
         self._queue: queue.Queue[Taken | None] = queue.Queue(queue_length)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

@@ -48,10 +48,6 @@ def sampling_rate_per_s() -> float:
 def sampler_from_environment(model: str, version: int) -> "Sampler | None":
     """The sampler of one model instance; None if FRUITSTAND_SAMPLES is not set.
 
-    Args:
-        model: its name; a model with another than the default's writes into a folder of that name.
-        version: of the model.
-
     Raises:
         UsageError: the rate is not a positive number.
     """
@@ -77,14 +73,6 @@ class Sampler(SampleFiles[Taken, Samples]):
     """Samples some of the served images and writes them in the format of `fruitstand.sampling.samples`."""
 
     def __init__(self, folder: Path, *, version: int, rate_per_s: float, keep_images: bool) -> None:
-        """Start the sampling thread.
-
-        Args:
-            folder: folder for the files.
-            version: the model version.
-            rate_per_s: largest number of samples per second.
-            keep_images: keep the pixels too.
-        """
         self._version, self._keep_images = version, keep_images
         self._interval_s = 1 / rate_per_s
         self._next_s = 0.0

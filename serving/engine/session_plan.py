@@ -90,11 +90,6 @@ def execution_providers(
 
     Skips an accelerator that the installed ONNX Runtime lacks, and logs it.
 
-    Args:
-        config: the model's configuration.
-        device_id: GPU to use; None for a KIND_CPU instance.
-        available: providers of the installed ONNX Runtime.
-
     Raises:
         ServerError: an unknown accelerator or parameter, or a GPU instance without the CUDA provider.
     """

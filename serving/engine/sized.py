@@ -28,24 +28,12 @@ class SizedSession:
         open_another: Callable[[], onnxruntime.InferenceSession],
         max_batch_size: int,
     ) -> None:
-        """Open the sessions.
-
-        Args:
-            first: a session of the model, used for the smallest size.
-            open_another: opens another session of the model.
-            max_batch_size: images in the largest batch.
-        """
         sizes = [*(size for size in SMALL_SIZES if size < max_batch_size), max_batch_size]
         self._sessions = {size: first if size == sizes[0] else open_another() for size in sizes}
         self._filled: dict[tuple[str, int], np.ndarray] = {}
 
     def warm_up(self, outputs: Sequence[str], one_image: Mapping[str, np.ndarray]) -> None:
-        """Let each session plan for its size.
-
-        Args:
-            outputs: names of the outputs.
-            one_image: the inputs of a batch of one.
-        """
+        """Let each session plan for its size."""
         for size in self._sessions:
             self.run(outputs, {name: np.repeat(feed, size, axis=0) for name, feed in one_image.items()})
 

@@ -26,9 +26,6 @@ def needed_major(provider: Path = PROVIDER) -> int | None:
 def load_tensorrt(provider: Path = PROVIDER) -> str:
     """Load TensorRT, so that ONNX Runtime finds the libraries by name.
 
-    Args:
-        provider: ONNX Runtime's library for TensorRT.
-
     Returns:
         What is missing and how to install it; empty if TensorRT was loaded.
     """

@@ -35,7 +35,6 @@ class ApiKey:
     """Sustained rate; a burst may take one second's worth. None sets no limit."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"name: got {self.name!r}, allowed 1 to 64 letters, digits, '.', '_' and '-'")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):

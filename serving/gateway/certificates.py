@@ -16,11 +16,6 @@ def write_dev_certificates(directory: Path, *, hosts: list[str], days: int) -> N
 
     The CA's private key is thrown away, so that nobody can sign further certificates.
 
-    Args:
-        directory: receives ca.crt, server.crt, server.key, client.crt and client.key.
-        hosts: names and addresses of the server.
-        days: validity of the two certificates.
-
     Raises:
         UsageError: the directory has certificates already, or a host is neither a name nor an address.
     """

@@ -16,12 +16,7 @@ end
 
 
 def add_tracing(bootstrap: Json, tracing: Tracing) -> None:
-    """Add tracing to a bootstrap document.
-
-    Args:
-        bootstrap: made by `gateway_config.bootstrap`; changed in place.
-        tracing: the collector, and the share of requests to trace.
-    """
+    """Add tracing to a document of `gateway.config.bootstrap`, in place."""
     resources = bootstrap["static_resources"]
     for listener in resources["listeners"]:
         if listener["name"] in ("gateway", "http"):

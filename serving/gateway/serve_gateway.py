@@ -33,15 +33,6 @@ def serve_gateway(
     Once the gateway listens, it prints one line of JSON with its URLs to stdout. It does not wait for the
     servers; those that do not answer get no calls.
 
-    Args:
-        replica_ports: gRPC ports of the servers on loopback.
-        listen: IP address to listen on.
-        port: port for gRPC and HTTP; 0 takes a free one.
-        http_port: a second port that answers as `port` does; 0 takes a free one.
-        metrics_port: loopback port of the Prometheus page; 0 takes a free one.
-        insecure: listen beyond loopback without TLS.
-        of_gateway: further arguments of `Gateway`.
-
     Raises:
         UsageError: no server or one twice, a port is taken, or it would listen in clear text.
         ArtefactError: a certificate or key file cannot be used.

@@ -30,12 +30,7 @@ def named_servers(cluster: str, host: str, port: int) -> Json:
 
 
 def triton_cluster(servers: Json, replicas: int) -> Json:
-    """The cluster of all replicas.
-
-    Args:
-        servers: made by `watched_servers` or `named_servers`.
-        replicas: the largest number of servers.
-    """
+    """The cluster of all replicas."""
     in_flight = IN_FLIGHT_PER_REPLICA * replicas
     # When a replica dies, all of its share of the calls in flight is retried at once.
     budget_pct = min(100.0, 100.0 / replicas + 20.0)

@@ -38,9 +38,6 @@ BUILD_TIMEOUT_S = 300.0
 def library(more_flags: Sequence[str] = ()) -> Path:
     """Return the library's path; builds it if it is not in the cache.
 
-    Args:
-        more_flags: further compiler flags.
-
     Raises:
         ServerError: the build failed, or lacks something; says what to install.
     """
@@ -64,9 +61,6 @@ def library(more_flags: Sequence[str] = ()) -> Path:
 
 def library_path(more_flags: Sequence[str] = ()) -> Path:
     """Path of the library, whether it is built or not.
-
-    Args:
-        more_flags: further compiler flags.
 
     Raises:
         ServerError: there is no cache folder.

@@ -238,13 +238,6 @@ class Sampling:
     """The drift sampler of one instance."""
 
     def __init__(self, sampler: Sampler, outputs: list[str], shape: tuple[int, ...]) -> None:
-        """Wrap a sampler.
-
-        Args:
-            sampler: writes the samples.
-            outputs: outputs of a sampled batch: the configured ones, and features if the file has them.
-            shape: shape of one image.
-        """
         self.outputs = outputs
         self._sampler, self._shape = sampler, shape
 

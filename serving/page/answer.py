@@ -45,13 +45,6 @@ class Refused(Exception):
     """An error to send to the HTTP caller."""
 
     def __init__(self, status: int, reason: str, *, allow: str | None = None) -> None:
-        """Set status and message.
-
-        Args:
-            status: HTTP status.
-            reason: the message, one line.
-            allow: the allowed method, for 405.
-        """
         super().__init__(reason)
         self.status, self.reason, self.allow = status, reason, allow
 

@@ -24,12 +24,6 @@ class Upstream:
     """The gRPC calls behind the HTTP paths; use it in the event loop that created it."""
 
     def __init__(self, url: str, *, deadline_s: float) -> None:
-        """Prepare the channel; the first call opens it.
-
-        Args:
-            url: HOST:PORT of the gRPC endpoint, clear text on loopback.
-            deadline_s: deadline of one inference.
-        """
         self._wire = Wire(url, tls=None, api_key=None, keepalive_s=None, asynchronous=True)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._wire.channel)
         self._deadline_s = deadline_s
@@ -86,11 +80,7 @@ class Upstream:
         return await self._call(self._wire.infer, request, self._deadline_s, list(metadata.items()))
 
     async def ask(self, method: str, **fields: str) -> Any:
-        """Call a health or metadata method.
-
-        Args:
-            method: name of a method of KServe V2's gRPC service, such as ModelReady.
-            fields: fields of its request.
+        """Call a health or metadata method of KServe V2, such as ModelReady, with the fields of its request.
 
         Raises:
             RequestFailed: see `fruitstand_client.errors`.

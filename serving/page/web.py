@@ -93,10 +93,6 @@ class WebServer:
     def start(self, grpc_url: str, model: str = FRUIT_CLASSIFIER) -> None:
         """Start to answer requests.
 
-        Args:
-            grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
-            model: the classifier that `POST /classify` asks where the request names none.
-
         Raises:
             ServerError: the HTTP server did not start; the log says why.
         """

@@ -43,7 +43,6 @@ class Canary:
     """Sends a server a canary image every two seconds, without blocking for the answer."""
 
     def __init__(self, server: EmbeddedServer) -> None:
-        """Connect to a server that already answers."""
         self._server = server
         self._client = open_triton(server.url)
         self._asked_s = now = time.monotonic()
@@ -101,14 +100,6 @@ class Replica:
     def __init__(
         self, name: str, server: EmbeddedServer, *, max_memory_mib: float, announce: Callable[[], None]
     ) -> None:
-        """Prepare the thread; `start` starts it.
-
-        Args:
-            name: name in the log.
-            server: the server to supervise.
-            max_memory_mib: resident memory above which the server is restarted.
-            announce: called when `taking` has changed.
-        """
         self.name, self.server = name, server
         self.taking = True
         """Whether the server takes new calls."""

@@ -43,20 +43,6 @@ def serve_replicas(
 
     Once the gateway answers, one line of JSON with its URLs goes to stdout.
 
-    Args:
-        repositories: the model repositories.
-        replicas: number of servers.
-        listen: IP address of the gateway; the servers stay on loopback.
-        port: port of the gateway; 0 takes a free one.
-        http_port: a second port of the gateway that answers as `port` does; 0 takes a free one.
-        metrics_port: metrics port of the first replica, the next ones 10 apart; 0 takes free ones, also for
-            the gateway's metrics.
-        log_path: log file of the servers; None writes to stderr.
-        access_directory: certificates and API keys, see `serving.gateway.access`.
-        insecure: listen beyond loopback without TLS.
-        tracing: collector for spans; None turns tracing off.
-        of_each: further arguments of each `EmbeddedServer`.
-
     Raises:
         UsageError: nothing to serve, a port is taken, or it would listen in clear text.
         ArtefactError: a version, a certificate or a key file cannot be used.

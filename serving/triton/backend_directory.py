@@ -44,11 +44,6 @@ def choose_backends(
 ) -> Backends:
     """Choose the host if it can serve, else the stubs; the log says why.
 
-    Args:
-        repositories: the model repositories of the server.
-        config_name: the requested configuration; the host serves only `cpu`.
-        environment: FRUITSTAND_BACKENDS is `host` or `stub`.
-
     Raises:
         UsageError: FRUITSTAND_BACKENDS has another value.
     """

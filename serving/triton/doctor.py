@@ -52,11 +52,7 @@ class Finding:
 
 
 def examine(ports: Iterable[int] = DEFAULT_PORTS.values()) -> list[Finding]:
-    """Check everything that serving needs.
-
-    Args:
-        ports: the ports that have to be free.
-    """
+    """Check everything that serving needs."""
     checks: tuple[Callable[[], Finding], ...] = (
         _glibc, _python, _pytriton, _stub, _own_backend, _shared_memory, _temporary_folder, _cpu,
         _engines, _dali, gpu_driver, _threads,

@@ -30,12 +30,6 @@ def wait_until_ready(
 ) -> None:
     """Wait for a server that was just started, and check its answers.
 
-    Args:
-        url: HOST:PORT of its gRPC endpoint.
-        deadline: seconds on the monotonic clock.
-        is_alive: whether its process is running.
-        golden: for each ensemble the served version's golden images, with the recorded answers.
-
     Raises:
         ServerError: it exited, was not ready in time, has another version, or answered wrongly.
     """

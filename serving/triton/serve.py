@@ -19,11 +19,6 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
     Once the server answers, one line of JSON with its URLs goes to stdout. A tritonserver that exits
     by itself is started again.
 
-    Args:
-        repositories: the model repositories; `POST /classify` asks the first one's classifier by default.
-        http_port: port of `POST /classify`, KServe V2 REST and the page; 0 takes a free one.
-        of_server: further arguments of `EmbeddedServer`.
-
     Raises:
         UsageError: no repository, nothing published, or a port is taken.
         ArtefactError: the served version was altered, or lacks the required signature.

@@ -44,11 +44,6 @@ def copy_images(
 ) -> tuple[list[ManifestRow], np.ndarray, list[dict[str, str]], dict[str, int]]:
     """Copy every image that can be decoded; formats that the server does not read become PNG.
 
-    Args:
-        source: the folder or zip with the images.
-        found: the images.
-        staged: the folder to copy to, into its `images/`.
-
     Returns:
         A row and a thumbnail (see `training.data.thumbnails`) for each copied image, in the order of `found`;
         file and reason for each skipped one; the number of converted images by format.

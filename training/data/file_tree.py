@@ -128,7 +128,6 @@ class ZipTree(AbstractContextManager["ZipTree"]):
             raise DataError(f"{self._path}: {name} cannot be unpacked ({exc}); download it again") from exc
 
     def __exit__(self, *_: object) -> None:
-        """Close the zip."""
         self._archive.close()
 
 

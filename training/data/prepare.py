@@ -38,19 +38,7 @@ def prepare_data(
     images_per_class: int = 200,
     seed: int = 0,
 ) -> dict[str, object]:
-    """Prepare a folder that `fruitstand train` reads.
-
-    Args:
-        source: "generated", "kaggle", or the path of a folder or zip of class folders, or of a table (see
-            `training.data.tables`).
-        out: the folder to create; must not exist.
-        split: what is held out, see `training.data.splits`.
-        validation: "film", or "frame" for one frame in ten.
-        subset: picks the data set with this text in its path, if the source has several.
-        label_level: "fruit" or "variety", for trees that have both levels.
-        num_classes: classes to paint (generated only).
-        images_per_class: images to paint for each class, half of them for Test (generated only).
-        seed: seed of the painter and of the split.
+    """Prepare a folder that `fruitstand train` reads; the options are those of `fruitstand data prepare`.
 
     Returns:
         The content of `report.json`.

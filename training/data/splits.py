@@ -76,14 +76,7 @@ UNITS: dict[str, Unit] = {"classic": film_of, "object": variety_of, "film": film
 
 
 def divide(rows: Iterable[ManifestRow], *, kind: str, seed: int, validation: str = "film") -> Division:
-    """Assign every image to a split.
-
-    Args:
-        rows: the images, with the data set's own splits.
-        kind: one of `SPLIT_KINDS`.
-        validation: one of `VALIDATION_KINDS`.
-        seed: decides which varieties or films are held out.
-    """
+    """Assign every image to a split."""
     rows = list(rows)
     left_out: list[str] = []
     test = "the data set's own"

@@ -52,11 +52,6 @@ def evaluate_run(
 def finish_evaluation(run_directory: Path, meta: dict[str, Any], data: PreparedData) -> dict[str, Any]:
     """Evaluate the saved weights of a run that has just been trained, and write its model card.
 
-    Args:
-        run_directory: holds the weights.
-        meta: the content of `meta.json` without the evaluation.
-        data: the data the run was trained on.
-
     Returns:
         `meta` with `metrics` (of Test, or of validation if there is no Test) and `evaluations`. The caller
         writes `meta.json` last, because it marks the run as finished.

@@ -34,14 +34,7 @@ class Mistake:
 
 
 def write_mistake_sheet(path: Path, directory: Path, mistakes: Sequence[Mistake], title: str) -> None:
-    """Write the contact sheet.
-
-    Args:
-        path: the PNG to write.
-        directory: the prepared folder.
-        mistakes: all mistakes, the most confident first.
-        title: the headline; the number of mistakes is added.
-    """
+    """Write the contact sheet."""
     shown = _spread(mistakes)[: NUM_COLUMNS * NUM_LINES]
     height = PICTURE_SIDE + 3 * LINE_HEIGHT + 10
     lines = max(1, -(-len(shown) // NUM_COLUMNS))

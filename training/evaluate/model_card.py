@@ -15,11 +15,6 @@ NUM_WORST = 5
 def add_evaluation(run_directory: Path, meta: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Add an evaluation to a run's metadata, and write its model card.
 
-    Args:
-        run_directory: the run.
-        meta: the content of its `meta.json`.
-        result: the content of the report's `evaluation.json`.
-
     Returns:
         The new content of `meta.json`; an earlier evaluation of the same data and split is replaced.
     """

@@ -203,11 +203,7 @@ class TrainConfig:
 
 
 def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
-    """Apply `FIELD=VALUE` settings.
-
-    Args:
-        config: the settings to start from.
-        settings: such as "lr=0.1", "pretrained=true", "loggers=tensorboard,mlflow".
+    """Apply `FIELD=VALUE` settings, such as "lr=0.1" or "loggers=tensorboard,mlflow".
 
     Raises:
         ValueError: not of that form, no such field, or an invalid value.

@@ -59,14 +59,6 @@ def fit(
 ) -> dict | None:
     """Train one model.
 
-    Args:
-        config: the settings, with a resolved precision.
-        data: the prepared folder.
-        out: the run folder.
-        resume: continue from the last checkpoint in `out`.
-        devices: processes on this machine; each gets one GPU or an equal share of the cores.
-        source: the run whose weights to start from, if any.
-
     Returns:
         The content of `meta.json`; None in every process but the first.
 

@@ -128,11 +128,6 @@ def resolve_preprocessing(
 def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int:
     """Load another run's weights; a class of the same name keeps its row of the head.
 
-    Args:
-        model: the same timm model with one output for each of `labels`.
-        source: a finished run.
-        labels: the model's classes.
-
     Returns:
         How many classes kept their row of the head; the others start with fresh weights.
     """
@@ -151,10 +146,6 @@ def load_from_run(model: torch.nn.Module, source: Run, labels: list[str]) -> int
 
 def load_from_file(model: torch.nn.Module, path: Path) -> bool:
     """Load weights from a safetensors file or a torch checkpoint, without executing code from it.
-
-    Args:
-        model: a timm model.
-        path: the file, as timm and most training programs write it.
 
     Returns:
         Whether the head was loaded too; a head of another size keeps its fresh weights.

@@ -82,15 +82,6 @@ class Step:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
     ) -> None:
-        """Create timm's erasing and mixing as `config` asks for.
-
-        Args:
-            fabric: a launched Fabric.
-            classifier: the model with its normalisation.
-            wrapped: `classifier.model` as Fabric wrapped it for precision and for gradient exchange.
-            optimizer: the optimiser as Fabric wrapped it.
-            config: the settings.
-        """
         self._fabric, self._classifier, self._wrapped = fabric, classifier, wrapped
         self._optimizer, self._config = optimizer, config
         self._erase = None

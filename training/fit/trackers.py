@@ -90,11 +90,6 @@ class Tracker(Protocol):
 def create_trackers(config: TrainConfig, out: Path, *, first_epoch: int) -> list[Tracker]:
     """Create the trackers named in `config.loggers`.
 
-    Args:
-        config: the settings.
-        out: the run folder.
-        first_epoch: the first epoch that a resumed run reports; 0 for a new run.
-
     Raises:
         UsageError: a package is missing.
     """

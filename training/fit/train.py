@@ -35,16 +35,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict | None:
-    """Train one model.
-
-    Args:
-        config: the settings.
-        data_directory: a prepared folder.
-        out: the run folder to create.
-        finetune_from: a finished run whose weights to start from.
-        devices: processes on this machine; under torchrun its number takes precedence.
-        resume: continue an interrupted run from its last checkpoint.
-        overwrite: replace an existing run.
+    """Train one model; the options are those of `fruitstand train`.
 
     Returns:
         The content of `meta.json`; None in every process but the first.

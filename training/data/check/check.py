@@ -73,11 +73,7 @@ class CheckResult:
 
 
 def check_data(directory: Path, *, out: Path | None = None) -> CheckResult:
-    """Check a prepared folder and write the reports.
-
-    Args:
-        directory: the prepared folder.
-        out: folder for the reports; default: `check` in the prepared folder.
+    """Check a prepared folder and write the reports, by default to its `check`.
 
     Raises:
         DataError: not a prepared folder, or one from a version that did not record the kind of split.

@@ -32,13 +32,7 @@ COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
 def render_page(result: dict[str, Any], data: PreparedData, balance_png: bytes) -> str:
-    """Render the HTML page.
-
-    Args:
-        result: the content of `check.json`.
-        data: the prepared folder; the pictures are read from it.
-        balance_png: the plot of the class balance.
-    """
+    """Render the HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
