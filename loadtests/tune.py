@@ -29,7 +29,6 @@ from fruitstand.machine.threads import thread_budget
 from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.tuning import TUNING_NAME, Tuning, read_tuning
 from fruitstand.stages import served
-from loadtests.results.plots import legend_beside, new_figure, save
 from loadtests.sweep import profile
 from serving.triton.backend_directory import HOST, choose_backends
 
@@ -37,7 +36,6 @@ log = logging.getLogger("fruitstand.tune")
 
 RESULT_NAME = "tune.json"
 STUDY_NAME = "study.log"
-FRONTIER_NAME = "frontier.png"
 DELAYS_US = (0, 250, 500, 1000, 2000, 4000)
 PREFERRED = (0, 8, 16, 32)
 PART_IMAGES = (4, 8, 16, 32)
@@ -84,7 +82,7 @@ class Measured:
 
 
 def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[str, Any]:
-    """Search, measure the winner again, and write `tuning.json`, `tune.json` and `frontier.png`.
+    """Search, measure the winner again, and write `tuning.json` and `tune.json`.
 
     Returns:
         The content of `tune.json`.
@@ -126,7 +124,6 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
     result = _result(search, in_use, chosen, found, rounds)
     write_json(out / TUNING_NAME, chosen.to_dict())
     write_json(out / RESULT_NAME, result)
-    _plot(out / FRONTIER_NAME, result)
     shutil.rmtree(bench.copy)
     return result
 
@@ -311,20 +308,3 @@ def frontier(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
             best = one["images_per_s"]
             kept.append(one)
     return kept
-
-
-def _plot(path: Path, result: dict[str, Any]) -> None:
-    trials, best = result["samples"]["trials"], result["summary"]["frontier"]
-    figure, (axes,) = new_figure(1)
-
-    def points(of: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-        return [one["p99_ms"] for one in of], [one["images_per_s"] for one in of]
-
-    axes.scatter(*points(trials), label="a trial")
-    axes.scatter(*points(trials[:1]), marker="s", color="tab:red", label="current settings")
-    axes.plot(*points(best), "k-", label="the frontier")
-    axes.axvline(result["settings"]["p99_ms"], color="tab:gray", linestyle="--", label="p99 budget")
-    axes.set(xlabel="p99, ms", ylabel="images/s", xlim=(0, None), ylim=(0, None))
-    axes.set_title("Trials: good is high and left of the budget")
-    legend_beside(axes)
-    save(figure, path)

@@ -7,7 +7,6 @@ the library twice: the C++ opens the one in the wheel.
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,39 +29,8 @@ from serving.engine.session_plan import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorSettings:
-    """One input or output of a model's configuration."""
-
-    name: str
-    triton_type: int
-    onnx_type: int
-    item_size_bytes: int
-    dims: list[int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSettings:
-    """Tensors and limits of a model, for its queue."""
-
-    inputs: list[TensorSettings]
-    outputs: list[TensorSettings]
-    max_batch_size: int
-    is_ragged: bool
-    """Whether requests of different shapes may share a batch."""
-    max_queue_size: int
-    """Requests that may wait; 0 sets no limit."""
-    default_timeout_us: int
-    allow_timeout_override: bool
-    max_queue_delay_us: int
-    """Longest wait of decoded images while others are still in decode."""
-    max_part_images: int
-    """Images that one worker computes at a time."""
-    num_warmup_requests: int
-
-
-def read_settings(config_json: str) -> ModelSettings:
-    """Read tensors and queue limits from a model configuration.
+def read_settings(config_json: str) -> SimpleNamespace:
+    """Tensors and limits of a model, for its queue in `model.cc`.
 
     The limits are in `parameters`, or in `dynamic_batching` if the file was written for Triton's batcher.
 
@@ -81,12 +49,12 @@ def read_settings(config_json: str) -> ModelSettings:
     )
     override = parameters.get("allow_timeout_override", str(policy.get("allow_timeout_override", True)))
     warmups = [one["batch_size"] * max(1, one.get("count", 0)) for one in config.get("model_warmup", [])]
-    return ModelSettings(
+    return SimpleNamespace(
         inputs=[_tensor_settings(config["name"], one) for one in config["input"]],
         outputs=[_tensor_settings(config["name"], one) for one in config["output"]],
         max_batch_size=int(config["max_batch_size"]),
-        is_ragged=not needs_one_length,
-        max_queue_size=limit("max_queue_size"),
+        is_ragged=not needs_one_length,  # requests of different shapes may share a batch
+        max_queue_size=limit("max_queue_size"),  # 0 sets no limit
         default_timeout_us=limit("default_timeout_microseconds"),
         allow_timeout_override=override.lower() in ("1", "true"),
         max_queue_delay_us=int(parameters.get("max_queue_delay_microseconds", 0)),
@@ -95,12 +63,12 @@ def read_settings(config_json: str) -> ModelSettings:
     )
 
 
-def _tensor_settings(model: str, tensor: dict[str, Any]) -> TensorSettings:
+def _tensor_settings(model: str, tensor: dict[str, Any]) -> SimpleNamespace:
     data_type = tensor["data_type"]
     if data_type not in TYPES or not TYPES[data_type].size_bytes:
         raise ServerError(f"{model}: {tensor['name']} is {data_type}, which this backend does not support")
     known = TYPES[data_type]
-    return TensorSettings(
+    return SimpleNamespace(
         name=tensor["name"],
         triton_type=known.triton_number,
         onnx_type=known.onnx_number,

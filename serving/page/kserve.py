@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2
 
 from fruitstand.repository.model_names import CLASSIFIER_NAME
 from fruitstand_client.errors import RequestFailed
+from fruitstand_client.wire import strings
 from serving.page.answer import Refused, json_response, response
 from serving.page.upstream import Upstream
 
@@ -155,7 +156,9 @@ def render_response(answer: Any, binary: set[str] | None) -> tuple[dict[str, Any
             tail.append(raw)
         else:
             output["data"] = (
-                _strings(raw) if tensor.datatype == "BYTES" else np.frombuffer(raw, "<f4").tolist()
+                [one.decode() for one in strings(raw)]
+                if tensor.datatype == "BYTES"
+                else np.frombuffer(raw, "<f4").tolist()
             )
         outputs.append(output)
     named = {"model_name": answer.model_name, "model_version": answer.model_version}
@@ -185,13 +188,3 @@ def _bytes_of(data: Any) -> bytes:
     if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255):
         raise ValueError("data: allowed whole numbers from 0 to 255")
     return numbers.astype(np.uint8).tobytes()
-
-
-def _strings(raw: bytes) -> list[str]:
-    """Parse a BYTES tensor: each element follows its length, 4 bytes little-endian."""
-    found, position = [], 0
-    while position < len(raw):
-        length = int.from_bytes(raw[position : position + 4], "little")
-        found.append(raw[position + 4 : position + 4 + length].decode())
-        position += 4 + length
-    return found

@@ -40,7 +40,6 @@ def test_a_search_goes_on_where_it_was_and_leaves_the_repository_alone(
     assert read_tuning(out / TUNING_NAME) == Tuning(**second["summary"]["tuning"])
     assert {path: sha256_file(path) for path in before} == before
     assert not (repository / TUNING_NAME).exists()
-    assert (out / "frontier.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_settings_that_cannot_be_served_end_the_search(
     copy = shutil.copytree(repository, tmp_path / "repository")
     (copy / "fruit_resnet" / "1" / "model.int8.onnx").write_bytes(b"torn")
     images = prepared.directory / "images" / "Test"
-    with pytest.raises(FruitstandError, match="settings in use cannot be measured"):
+    with pytest.raises(FruitstandError, match="current settings cannot be measured"):
         tune(copy, images, out=tmp_path / "out", search=Search(p99_ms=10_000, trials=2, seconds=3))
     out = tmp_path / "later"
     monkeypatch.setattr(tuning, "FINAL_ROUNDS", 1)

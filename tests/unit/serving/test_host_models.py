@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf import json_format, text_format
@@ -22,7 +23,7 @@ def config(model: str, name: str = HOST_CONFIG) -> dict:
     )
 
 
-def settings(document: dict) -> models.ModelSettings:
+def settings(document: dict) -> SimpleNamespace:
     """What the queue is told of a configuration."""
     return models.read_settings(json.dumps(document))
 
