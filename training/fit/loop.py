@@ -28,12 +28,13 @@ from fruitstand.artefacts import atomic_file
 from fruitstand.contract import Preprocessing
 from fruitstand.errors import ArtefactError, TrainingError
 from fruitstand.model.network import read_weights
+from fruitstand.progress import track
 from fruitstand.runs import CHECKPOINT_NAME
 from training.fit.config import TrainConfig
 from training.fit.model import Classifier
 from training.fit.pixel_cache import ShuffledBatches
 from training.fit.steps import Step, create_optimizer, create_schedule
-from training.fit.trackers import METRICS_NAME, EpochLog, write_history
+from training.fit.trackers import METRICS_NAME, print_epoch, write_history
 
 BEST_NAME = "best.safetensors"
 GPU_LOSSES = 16
@@ -98,7 +99,6 @@ class Loop:
         self.progress = Progress()
         self._losses: list[torch.Tensor] = []
         self._saved_at = time.monotonic()
-        self._log = EpochLog(config.epochs, silent=not fabric.is_global_zero)
 
     def run(self, *, resume: bool) -> Progress:
         """Train all epochs; `resume` starts from the last checkpoint.
@@ -110,12 +110,9 @@ class Loop:
         if resume:
             self._restore(read_checkpoint(self._out / CHECKPOINT_NAME))
         self._schedule.step_update(self.progress.step)
-        try:
-            while self.progress.epoch < self._config.epochs:
-                self._train_epoch()
-                self._end_epoch()
-        finally:
-            self._log.stop()
+        while self.progress.epoch < self._config.epochs:
+            self._train_epoch()
+            self._end_epoch()
         if self._config.keep == "best":
             state = read_weights(self._out / BEST_NAME)
             self.evaluated.model.load_state_dict(state)
@@ -142,13 +139,15 @@ class Loop:
         config, progress = self._config, self.progress
         size, total = config.train_size(progress.epoch), len(self._batches)
         self._batches.start_at(progress.epoch, progress.batch)
-        self._log.start(progress.epoch, size=size, done=progress.batch, total=total)
         self._model.train()
         read_each = GPU_LOSSES if self.fabric.device.type == "cuda" else 1
         moment = time.monotonic()
-        batches = iter(self._loader)
-        while progress.batch < total:
-            pixels, targets = self.fabric.to_device(next(batches))
+        batches = self._loader
+        if self.fabric.is_global_zero:
+            what = f"epoch {progress.epoch + 1}/{config.epochs}, {size} px"
+            batches = track(batches, total=total, completed=progress.batch, description=what)
+        for batch in batches:
+            pixels, targets = self.fabric.to_device(batch)
             progress.wait_seconds += time.monotonic() - moment
             self._losses.append(self.step(pixels, targets, size=size, step=progress.step))
             progress.batch += 1
@@ -158,7 +157,6 @@ class Loop:
                 self._ema.update(self._model, step=progress.step)
             if len(self._losses) == read_each or progress.batch == total:
                 self._read_losses()
-            self._log.advance()
             now = time.monotonic()
             progress.seconds += now - moment
             moment = now
@@ -188,7 +186,6 @@ class Loop:
     def _end_epoch(self) -> None:
         """Validate, record the epoch and write the checkpoint."""
         config, progress = self._config, self.progress
-        self._log.stop()
         if self.fabric.world_size > 1:
             # Each process has batch-norm statistics of its own images. Copy those of rank 0 to all. Every
             # process must call these in the same order, or one receives the other model's tensors.
@@ -219,8 +216,8 @@ class Loop:
         progress.epoch += 1
         progress.batch, progress.loss_sum, progress.seconds, progress.wait_seconds = 0, 0.0, 0.0, 0.0
         self._save()
-        self._log.print(row)
         if self.fabric.is_global_zero:
+            print_epoch(row, config.epochs)
             write_history(self._out / METRICS_NAME, progress.history)
             self._on_epoch(row)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import Progress as Bar
 
 from fruitstand.artefacts import read_json, write_bytes, write_json
 from fruitstand.errors import UsageError
@@ -37,44 +36,14 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-class EpochLog:
-    """Prints a line per epoch on stderr, and on a terminal a progress bar; only the first process prints."""
-
-    def __init__(self, epochs: int, *, silent: bool) -> None:
-        self._epochs = epochs
-        self._console = Console(stderr=True, highlight=False, quiet=silent)
-        self._bar: Bar | None = None
-
-    def start(self, epoch: int, *, size: int, done: int, total: int) -> None:
-        """Show the progress bar of an epoch."""
-        self._bar = Bar(
-            console=self._console,
-            disable=not self._console.is_terminal or self._console.quiet,
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            f"epoch {epoch + 1}/{self._epochs}, {size} px", total=total, completed=done
-        )
-
-    def advance(self) -> None:
-        """Advance the bar by one batch."""
-        if self._bar is not None:
-            self._bar.advance(self._task)
-
-    def stop(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def print(self, row: dict[str, float]) -> None:
-        """Print the line of an epoch."""
-        self._console.print(
-            f"epoch {row['epoch'] + 1}/{self._epochs} at {row['size_px']} px:"
-            f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
-            f" val_top1 {row['val_top1']:.4f}, {row['images_per_s']:.0f} images/s,"
-            f" data wait {row['data_wait_pct']:.1f} %, {row['seconds']:.0f} s"
-        )
+def print_epoch(row: dict[str, float], epochs: int) -> None:
+    """Print the line of an epoch on stderr."""
+    Console(stderr=True, highlight=False).print(
+        f"epoch {row['epoch'] + 1}/{epochs} at {row['size_px']} px:"
+        f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
+        f" val_top1 {row['val_top1']:.4f}, {row['images_per_s']:.0f} images/s,"
+        f" data wait {row['data_wait_pct']:.1f} %, {row['seconds']:.0f} s"
+    )
 
 
 class Tracker(Protocol):
