@@ -108,7 +108,8 @@ def test_a_gateway_is_green_and_hides_the_statistics(tiny: Path, tmp_path: Path)
         try:
             assert serving.stdout is not None
             url = json.loads(serving.stdout.readline())["grpc"]
-            report = attest(url, repository=tiny, quick=True, min_throughput=ANY_SPEED)
+            # What the embedded server alone was asked above, and a gateway does not change.
+            report = attest(url, repository=tiny, quick=True, skip=("input_kinds", "isolation", "speed"))
         finally:
             serving.terminate()
     assert report.server["gateway"]
