@@ -46,7 +46,6 @@ GATES = (
     Listed(name="explainer_distance", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
     Listed(name="explainer_bytes", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
     Listed(name="golden_images", at=(EXPORT,)),
-    Listed(name="config_findings", at=(PUBLICATION,)),
     Listed(name="size_ratio_{file}", at=(PUBLICATION,), files=(INT8_MODEL, FP16_MODEL)),
     Listed(name="golden_distance", at=(PUBLICATION,)),
     Listed(name="slowdown_to_version_{number}", at=(PUBLICATION,)),
