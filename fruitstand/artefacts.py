@@ -55,9 +55,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`, and rename it to `path` if the block succeeds.
 
-    Args:
-        path: the directory to create.
-        replace: replace an existing directory, which stays until the block has succeeded.
+    With `replace` there may be a directory, which stays until the block has succeeded.
 
     Raises:
         ArtefactError: `path` exists already and `replace` is not set.
@@ -91,9 +89,8 @@ def remove_directory(path: Path) -> None:
 def sweep_temporaries(directory: Path, *, of_anyone: bool = False) -> list[Path]:
     """Remove temporary files that killed processes left in `directory`; return the removed paths.
 
-    Args:
-        directory: the folder to clean; sub-folders are not searched.
-        of_anyone: also remove files of running processes; for callers that hold the directory's lock.
+    Sub-folders are not searched. `of_anyone` also removes files of running processes, for callers that hold
+    the directory's lock.
     """
     removed = []
     for path in directory.glob(".tmp-*"):

@@ -44,8 +44,7 @@ TrustedKeys = Annotated[
 def needs(extra: str | None = None) -> Iterator[None]:
     """Turn a failed import into an error that says what to install.
 
-    Args:
-        extra: the extra with the packages that the code needs; None if only a stage can be missing.
+    The extra has the packages that the code needs; without one only a stage can be missing.
 
     Raises:
         UsageError: a stage or a package is missing.

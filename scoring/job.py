@@ -100,9 +100,7 @@ class Job:
 def open_job(directory: Path, record: dict[str, Any]) -> Iterator[Job]:
     """Start a job in a folder, or continue the one that is there, with a lock on the folder.
 
-    Args:
-        directory: the folder of the job.
-        record: inputs, model and settings, JSON-ready; they must equal those the job began with.
+    The record is inputs, model and settings, JSON-ready; they must equal those the job began with.
 
     Raises:
         UsageError: the folder holds something else, or a job with other inputs, model or settings.

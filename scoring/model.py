@@ -128,10 +128,6 @@ def pin_version(repository: Path, version: Version) -> PinnedVersion:
 def pin_server(url: str, tls: Tls | None) -> PinnedServer:
     """Send a canary image to a server, and pin the version and the classes that answer.
 
-    Args:
-        url: HOST:PORT.
-        tls: TLS settings of the connection.
-
     Raises:
         ClientError: the server does not answer.
         ServerError: the server rejects a valid image.
@@ -155,10 +151,7 @@ class LocalModel:
     def __init__(self, pinned: PinnedVersion, *, num_threads: int, top_k: int) -> None:
         """Load the pinned version.
 
-        Args:
-            pinned: the version to load.
-            num_threads: threads of the decoder, and of the session.
-            top_k: classes in each answer.
+        The decoder and the session have `num_threads` each.
 
         Raises:
             ArtefactError: the repository no longer holds what was pinned.

@@ -94,10 +94,8 @@ class Inputs:
 def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) -> Inputs:
     """List a source's images and cut them into partitions.
 
-    Args:
-        source: a folder of images, of Parquet files or of WebDataset tars; or one such file.
-        partition_size: minimum number of images in a partition; Parquet row groups are not cut.
-        columns: names of the image column and the id column; Parquet only.
+    The source is a folder of images, of Parquet files or of WebDataset tars, or one such file. Row groups are
+    not cut, so a partition may be larger. `columns` are Parquet's of image and id.
 
     Raises:
         UsageError: no input, several kinds of files, a compressed tar, or no such column.

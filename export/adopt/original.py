@@ -179,11 +179,7 @@ def observe(
 ) -> Original:
     """Run the file on images to find its layout and output, and whether it returns probabilities.
 
-    Args:
-        signature: the file's declared input.
-        preprocessing: preprocessing with the model's input size.
-        num_classes: number of labels.
-        pixels_nhwc_u8: a few (H, W, 3) images, as different as possible.
+    The images are (N, H, W, 3) uint8: a few, as different as possible.
 
     Raises:
         ArtefactError: the file fails on an image, or has no output with one row of classes per image.

@@ -139,11 +139,7 @@ def write_explainer(
 ) -> None:
     """Write the file.
 
-    Args:
-        path: of the file.
-        head: the network's.
-        sample: at least `NUM_NEIGHBOURS` images.
-        preprocessing: says which part of a picture the maps cover.
+    The sample has at least `NUM_NEIGHBOURS` images.
     """
     (_, depth), (height, width) = head.weights.shape, preprocessing.input_size
     num_maps = min(MAX_MAPS, len(head.weights))
@@ -175,12 +171,7 @@ def write_explainer(
 def _graph_text(num_classes: int, depth: int, num_maps: int, size: list[int], cell: list[int]) -> str:
     """The graph in ONNX's textual syntax; names that no node makes are constants.
 
-    Args:
-        num_classes: C.
-        depth: D.
-        num_maps: k.
-        size: height and width of the input, pixels.
-        cell: height and width of what becomes one pixel of a thumbnail.
+    `size` is height and width of the input, `cell` of what becomes one pixel of a thumbnail.
     """
     height, width = size
     return f"""<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>

@@ -49,11 +49,7 @@ class Seen:
 def watch(number: int, canary: LiveServer, others: Sequence[LiveServer], seconds: float) -> None:
     """Compare one server with the others while both receive calls.
 
-    Args:
-        number: number of the new version, for the message.
-        canary: the server with the new version.
-        others: servers with the old version.
-        seconds: length of the comparison; a clearly worse version fails earlier.
+    It takes `seconds`; a clearly worse version fails earlier.
 
     Raises:
         GateFailed: the new version is worse, or got too few calls.

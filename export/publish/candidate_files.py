@@ -56,10 +56,7 @@ GATES = (
 def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Iterator[str]:
     """The gates that only export can measure; a candidate with these files has to contain them.
 
-    Args:
-        files: the names of its files.
-        cpu_engine: that int8 is served by.
-        reference: what the fp32 file was compared with: torch, or the original of an adopted model.
+    `reference` is torch, or original for an adopted model.
     """
     variants = {FP16_MODEL: "fp16", INT8_MODEL: f"int8_{cpu_engine}"}
     for gate in GATES:

@@ -36,16 +36,7 @@ def export(
 ) -> dict:
     """Export, check and publish a run.
 
-    Args:
-        run_directory: a finished run.
-        repository: the model repository.
-        variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
-        data_directory: the prepared folder; None takes the one the run was trained on.
-        compare_int8: measure every way to quantise and take the best, instead of the first that passes.
-        explain: add an explainer, which servers then serve beside the classifier.
-        sign_key: an Ed25519 private key, PEM, to sign the version with.
-        max_slowdown: how many times as slow as the served version it may be.
-        name: of a new repository's models, see `fruitstand.repository.model_names`.
+    The arguments are the options of `fruitstand export`.
 
     Returns:
         The published version's number, path and gates.

@@ -67,12 +67,7 @@ def publish(
     The first version of a repository is served at once, later ones after their promotion. A version has to
     match the served one, or the newest if none is served.
 
-    Args:
-        repository: the model repository; made if missing.
-        candidate: the folder that `fruitstand export` made.
-        max_slowdown: largest time per image, relative to the served version.
-        sign_key: an Ed25519 private key, PEM.
-        name: of a repository in which nothing was published yet, see `fruitstand.repository.model_names`.
+    The other arguments are the options of `fruitstand models publish`.
 
     Returns:
         The manifest of the new version.

@@ -85,13 +85,7 @@ def render_repository(
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order to write them.
 
-    Args:
-        preprocessing: the contract of the model to be served.
-        labels: its classes in output order.
-        files: the files to serve; None serves int8 by OpenVINO, and fp16 on a GPU.
-        state: the version to serve; None if nothing is published yet.
-        tuning: settings of queues, threads and instances on CPUs.
-        names: names of the models; None takes the default.
+    Without a state nothing is published yet. Without `files`, int8 is served by OpenVINO, and fp16 on a GPU.
 
     Returns:
         Content by path relative to the repository.
@@ -210,11 +204,7 @@ def write_repository(
 ) -> list[Path]:
     """Update a repository's rendered files; returns those that changed.
 
-    Args:
-        repository: the model repository.
-        preprocessing: as for `render_repository`; so are the others.
-        labels: the classes.
-        choices: `files`, `state`, `tuning` and `names`.
+    The choices are those of `render_repository`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

@@ -29,11 +29,7 @@ _COARSEST_CELLS, _COARSEST_CONTRAST, _FALLOFF, _GRAIN = 4, 60.0, 0.62, 3.0
 def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -> "Image.Image":
     """Make a smooth colourful picture.
 
-    Args:
-        width: pixels.
-        height: pixels.
-        mode: Pillow's pixel mode.
-        phase: shifts the pattern, so that each value gives another picture.
+    Sizes are pixels, the mode is Pillow's. Each value of `phase` gives another picture.
     """
     import numpy as np
     from PIL import Image

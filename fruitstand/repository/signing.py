@@ -60,9 +60,7 @@ def sign_manifest(manifest: Path, private_key: "Ed25519PrivateKey") -> None:
 def check_signature(manifest: Path, trusted_keys: Path) -> None:
     """Check that a trusted key has signed a manifest.
 
-    Args:
-        manifest: the signed file.
-        trusted_keys: a folder with public keys, `*.pub` or `*.pem`.
+    The keys are `*.pub` and `*.pem` files of that folder.
 
     Raises:
         UsageError: no key in that folder.

@@ -42,12 +42,7 @@ class Recording:
 
 
 def write_recording(path: Path, recording: Recording) -> None:
-    """Write a recording atomically; only its owner can read it, because the images belong to callers.
-
-    Args:
-        path: an .npz file.
-        recording: at least one image.
-    """
+    """Write a recording atomically; only its owner can read it, because the images belong to callers."""
     import numpy as np
 
     with atomic_file(path) as temporary:
@@ -65,9 +60,7 @@ def write_recording(path: Path, recording: Recording) -> None:
 def read_recordings(source: Path, *, max_images: int) -> Recording:
     """Read the newest recorded images.
 
-    Args:
-        source: the folder in FRUITSTAND_SAMPLES, its sub-folder `encoded`, or one file.
-        max_images: largest number of images.
+    The source is the folder in FRUITSTAND_SAMPLES, its sub-folder `encoded`, or one file.
 
     Raises:
         UsageError: there is no recording.

@@ -116,11 +116,7 @@ def describe(
 def write_samples(path: Path, samples: Samples, *, version: int, labels: Sequence[str] = ()) -> None:
     """Write samples atomically.
 
-    Args:
-        path: an .npz file.
-        samples: at least one sample.
-        version: the model version that answered.
-        labels: its classes; empty if unknown.
+    `version` is the one that answered; `labels` are its classes, empty if unknown.
     """
     import numpy as np
 

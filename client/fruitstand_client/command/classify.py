@@ -69,12 +69,7 @@ class Output:
 def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output, **settings: Any) -> int:
     """Classify the named images and write one row per image, in order.
 
-    Args:
-        arguments: see `fruitstand_client.command.sources.find_images`.
-        url: of the server; see `fruitstand_client.Client`.
-        top_k: classes in each answer.
-        output: where the rows go.
-        settings: of `fruitstand_client.Client`.
+    The settings are those of `fruitstand_client.Client`.
 
     Returns:
         How many images got no answer.

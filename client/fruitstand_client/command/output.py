@@ -123,10 +123,6 @@ def escaped(path: str) -> str:
 def open_rows(output_format: str, out: Path | None) -> Iterator[Rows]:
     """Open an output for rows: stdout, or a file that appears whole or not at all.
 
-    Args:
-        output_format: one of `FORMATS`.
-        out: the file; None writes to stdout.
-
     Raises:
         UsageError: parquet to stdout.
     """
@@ -217,10 +213,7 @@ class PartialRows:
 def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[PartialRows]:
     """Write rows to OUT.partial, which is renamed to OUT once it is complete.
 
-    Args:
-        output_format: one of `RESUMED_FORMATS`.
-        out: the file.
-        resume: go on with an OUT.partial that is there.
+    With `resume` it goes on with an OUT.partial that is there.
 
     Raises:
         UsageError: the file exists and `resume` is off, or another run is writing to it.
