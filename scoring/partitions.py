@@ -119,7 +119,12 @@ def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) 
         if KINDS.get(Path(name).suffix.lower()) == kind:
             stat = os.stat(folder / name)
             digest.update(os.fsencode(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}"))
-            pieces += _pieces(folder, name, kind, columns)
+            if kind == "image":
+                pieces.append(Piece(name))
+            elif kind == "tar":
+                pieces += _members(folder / name, name)
+            else:
+                pieces += _row_groups(folder / name, name, columns)
     partitions: list[Partition] = []
     first = 0
     for cut in _cut(pieces, partition_size):
@@ -146,15 +151,6 @@ def _files(source: Path) -> list[str]:
         for name in names
         if not name.startswith(".")
     )
-
-
-def _pieces(folder: Path, name: str, kind: str, columns: tuple[str, str]) -> Iterator[Piece]:
-    if kind == "image":
-        yield Piece(name)
-    elif kind == "tar":
-        yield from _members(folder / name, name)
-    else:
-        yield from _row_groups(folder / name, name, columns)
 
 
 def _members(path: Path, name: str) -> Iterator[Piece]:

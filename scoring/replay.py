@@ -131,7 +131,7 @@ def _run_offline(repository: Path, version: Version, images: Sequence[bytes]) ->
     batches = [images[start : start + MAX_BATCH_SIZE] for start in range(0, len(images), MAX_BATCH_SIZE)]
     started_s = perf_counter()
     for batch in track(batches, total=len(batches), description=f"version {version.number}"):
-        answers += model.answer(batch)
+        answers += model(batch)
     return Run(answers=answers, duration_s=perf_counter() - started_s)
 
 

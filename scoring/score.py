@@ -23,10 +23,9 @@ from fruitstand.progress import track
 from scoring.job import Job, open_job
 from scoring.model import (
     Answer,
-    LocalModel,
+    Model,
     PinnedServer,
     PinnedVersion,
-    ServedModel,
     pin_repository,
     pin_server,
 )
@@ -45,7 +44,7 @@ class Worker:
         """
         self._job = job
         self._open = lambda: pinned.open(num_threads=num_threads, top_k=top_k)
-        self._model: LocalModel | ServedModel | None = None
+        self._model: Model | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -73,7 +72,7 @@ class Worker:
         scored: list[tuple[Image, Answer | str]] = []
         for images in self._batches(partition):
             readable = [one.content for one in images if isinstance(one.content, bytes)]
-            answers = iter(model.answer(readable))
+            answers = iter(model(readable))
             for one in images:
                 answer = next(answers) if isinstance(one.content, bytes) else one.content
                 # Drop the content, so that memory does not grow with the partition.
