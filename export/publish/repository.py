@@ -93,15 +93,18 @@ def write_served(
     names = names or repository_names(repository)
     if version.serve.explains:
         _link_explainer(repository, names, state.version)
-    write_repository(
-        repository,
-        version.preprocessing,
-        version.labels,
-        state=state,
-        files=version.serve,
-        tuning=read_tuning(repository),
-        names=names,
-    )
+    write_repository(repository, **_choices(repository, version, state, names))
+
+
+def _choices(repository: Path, version: Version, state: ServingState, names: ModelNames) -> dict[str, Any]:
+    return {
+        "preprocessing": version.preprocessing,
+        "labels": version.labels,
+        "state": state,
+        "files": version.serve,
+        "tuning": read_tuning(repository),
+        "names": names,
+    }
 
 
 def _link_explainer(repository: Path, names: ModelNames, number: int) -> None:
@@ -255,15 +258,8 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
     state = serving_state(repository)
     if state is None:
         return {}
-    version = read_version(repository, state.version)
-    return render_repository(
-        version.preprocessing,
-        version.labels,
-        state=state,
-        files=version.serve,
-        tuning=read_tuning(repository),
-        names=repository_names(repository),
-    )
+    version, names = read_version(repository, state.version), repository_names(repository)
+    return render_repository(**_choices(repository, version, state, names))
 
 
 def configure(repository: Path, tuning: Tuning) -> None:

@@ -5,8 +5,8 @@ files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write 
 """
 
 import base64
-import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,33 +96,37 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     Raises:
         UsageError: no such file, or not an Ed25519 private key.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    with contextlib.suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
-        key = load_pem_private_key(path.read_bytes(), password=None)
-        if isinstance(key, Ed25519PrivateKey):
-            return key
-    raise UsageError(
-        f"--sign {path}: no Ed25519 private key in PEM; make one with 'fruitstand models keygen'"
-    )
+    key = _read_pem(path, lambda pem: load_pem_private_key(pem, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(
+            f"--sign {path}: no Ed25519 private key in PEM; make one with 'fruitstand models keygen'"
+        )
+    return key
 
 
 def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     keys = []
-    paths = sorted([*directory.glob("*.pub"), *directory.glob("*.pem")]) if directory.is_dir() else []
-    for path in paths:
-        key = None
-        with contextlib.suppress(ValueError, UnsupportedAlgorithm):
-            key = load_pem_public_key(path.read_bytes())
+    for path in sorted([*directory.glob("*.pub"), *directory.glob("*.pem")]):
+        key = _read_pem(path, load_pem_public_key)
         if not isinstance(key, Ed25519PublicKey):
             raise UsageError(f"{path}: no Ed25519 public key in PEM; remove it from the trusted keys")
         keys.append(key)
     if not keys:
         raise UsageError(f"--trusted-keys {directory}: no *.pub or *.pem file there")
     return keys
+
+
+def _read_pem(path: Path, load: Callable[[bytes], object]) -> object:
+    """A key; None if it cannot be read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        return None
