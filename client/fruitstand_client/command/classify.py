@@ -14,8 +14,9 @@ from fruitstand_client.client import Client
 from fruitstand_client.command.output import (
     FORMATS,
     RESUMED_FORMATS,
+    ParquetRows,
     PartialRows,
-    Rows,
+    TextRows,
     open_partial,
     open_rows,
     partial_path,
@@ -88,7 +89,7 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
             client = stack.enter_context(Client(url, **settings))
         except ValueError as exc:
             raise UsageError(str(exc)) from exc
-        rows: Rows
+        rows: TextRows | ParquetRows
         num_done = 0
         if output.is_resumable and output.path is not None:
             partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
