@@ -87,3 +87,12 @@ def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str,
 def print_json(value: Any) -> None:
     """Print a result as one JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_result(value: Any, *lines: str, as_json: bool) -> None:
+    """Print a result on stdout: as one JSON document, or in these lines."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        print(line)
