@@ -161,7 +161,10 @@ def write_explainer(
         "crop_end": [THUMBNAIL_SIDE * one for one in cell],
     }
     constants = {name: np.array(values, np.int64) for name, values in integers.items()}
-    constants |= _head_constants(head) | _sample_constants(sample)
+    # What all classes share moves no probability, so it is no reason for one of them.
+    arrays = {"weights": head.weights, "bias": head.bias, "mean_weights": head.weights.mean(axis=0)}
+    constants |= {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    constants |= _sample_constants(sample)
     crop = [width / height, preprocessing.crop_pct, preprocessing.crop_mode == "squash"]
     constants |= {"crop": np.array([crop], np.float32), "tiny": np.array(1e-12, np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
@@ -238,12 +241,6 @@ def _graph_text(num_classes: int, depth: int, num_maps: int, size: list[int], ce
       crop_dims = Concat <axis = 0> (batch_dim, three)
       {CROP} = Expand (crop, crop_dims)
     }}"""
-
-
-def _head_constants(head: LinearHead) -> dict[str, np.ndarray]:
-    # What all classes share moves no probability, so it is no reason for one of them.
-    arrays = {"weights": head.weights, "bias": head.bias, "mean_weights": head.weights.mean(axis=0)}
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
 
 
 def _sample_constants(sample: TrainingSample) -> dict[str, np.ndarray]:

@@ -47,7 +47,11 @@ def export(
         ArtefactError: the run is half written or altered, or the repository serves other classes.
         GateFailed: a check missed its limit; the candidate stays in the run's folder.
     """
-    _check_variants(variants, compare_int8=compare_int8)
+    unknown = set(variants) - set(VARIANTS)
+    if unknown:
+        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
+    if compare_int8 and "int8" not in variants:
+        raise UsageError("--compare-int8: there is nothing to compare without int8 among --variants")
     repository_names(repository, name)
     run = read_run(run_directory)
     data = read_run_data(run, data_directory)
@@ -72,11 +76,3 @@ def export(
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}
-
-
-def _check_variants(variants: tuple[str, ...], *, compare_int8: bool) -> None:
-    unknown = set(variants) - set(VARIANTS)
-    if unknown:
-        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
-    if compare_int8 and "int8" not in variants:
-        raise UsageError("--compare-int8: there is nothing to compare without int8 among --variants")

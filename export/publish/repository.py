@@ -113,19 +113,14 @@ def _link_explainer(repository: Path, names: ModelNames, number: int) -> None:
         target = Path("..", names.model, str(number))
         link = repository / model / str(number)
         for other in version_numbers(link.parent):
-            if other != number or not link.is_symlink():
-                _unlink(link.with_name(str(other)))
+            old = link.with_name(str(other))
+            if old.is_symlink() and other != number:
+                old.unlink()
+            elif not old.is_symlink():  # a copy of the repository has folders
+                remove_directory(old)
         if not link.is_symlink():
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(target, target_is_directory=True)
-
-
-def _unlink(path: Path) -> None:
-    """Remove a link, or the folder that a copy of the repository has in its place."""
-    if path.is_symlink():
-        path.unlink()
-    else:
-        remove_directory(path)
 
 
 def reference_version(repository: Path) -> Version | None:

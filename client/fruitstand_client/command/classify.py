@@ -79,8 +79,9 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
         UsageError: an argument that names no image, or a setting outside what is allowed.
         RequestFailed: the server did not answer; the rows so far are kept where they can be resumed.
     """
-    if output.resume and output.path is not None and _is_complete(output.path):
-        return _look_again(output.path, output.format, arguments)
+    out = output.path
+    if output.resume and out is not None and out.is_file() and not partial_path(out).exists():
+        return _look_again(out, output.format, arguments)
     total = count_images(arguments)
     images = find_images(arguments)
     summary = _Summary()
@@ -91,14 +92,14 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
             raise UsageError(str(exc)) from exc
         rows: TextRows | ParquetRows
         num_done = 0
-        if output.is_resumable and output.path is not None:
-            partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
-            images = skip_done(partial_path(output.path), output.format, images)
+        if output.is_resumable and out is not None:
+            partial = stack.enter_context(open_partial(output.format, out, resume=output.resume))
+            images = skip_done(partial_path(out), output.format, images)
             num_done = partial.num_done
             summary.go_on(partial)
             rows = partial
         else:
-            rows = stack.enter_context(open_rows(output.format, output.path))
+            rows = stack.enter_context(open_rows(output.format, out))
         sheet = None
         if output.sheet is not None:
             from fruitstand_client.command.sheet import ContactSheet
@@ -119,10 +120,6 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
             sheet.save()
     summary.tell()
     return summary.num_failed
-
-
-def _is_complete(out: Path) -> bool:
-    return out.is_file() and not partial_path(out).exists()
 
 
 def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:
