@@ -31,11 +31,11 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
     If the block raises, the old content stays. Symbolic links are followed. A device such as /dev/stdout is
-    written to directly.
+    written to directly. A private file can be read by its owner only, from its first byte on.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -43,6 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         return
     temporary = _temporary_for(path)
     try:
+        if private:
+            temporary.touch(0o600)
         yield temporary
         fsync_path(temporary)
         os.replace(temporary, path)

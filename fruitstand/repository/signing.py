@@ -5,7 +5,6 @@ files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write 
 """
 
 import base64
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,11 +42,8 @@ def make_key(private_key: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     write_bytes(public_key, public_bytes)
-    with atomic_file(private_key) as temporary:
-        # Create the file with these permissions, so that others cannot read it at any time.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(private_bytes)
+    with atomic_file(private_key, private=True) as temporary:
+        temporary.write_bytes(private_bytes)
     return public_key
 
 
