@@ -134,12 +134,7 @@ def ask(page: webdriver.Chrome, url: str, image: Path) -> bytes:
 
 
 def save(name: str, png: bytes) -> None:
-    """Write a picture as WebP.
-
-    Args:
-        name: without a suffix.
-        png: the picture.
-    """
+    """Write a picture as WebP."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     webp = io.BytesIO()
     picture.save(webp, "WEBP", quality=82, method=6)

@@ -1,5 +1,6 @@
 """The verbs `fruitstand export` and `fruitstand models`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from fruitstand.cli_options import (
     SignKey,
     TrustedKeys,
     needs,
-    print_json,
+    print_result,
 )
 from fruitstand.repository.tuning import read_tuning
 
@@ -52,10 +53,7 @@ def publish(
         from export.publish.publish import publish as run_publish
 
         manifest = run_publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign, name=name)
-    if as_json:
-        print_json(manifest)
-    else:
-        print(f"published version {manifest['version']} in {repository}")
+    print_result(manifest, f"published version {manifest['version']} in {repository}", as_json=as_json)
 
 
 @app.command(name="list")
@@ -65,18 +63,17 @@ def list_(repository: Repository = REPOSITORY, as_json: Json = False) -> None:
         from export.publish.repository import list_versions
 
         rows = list_versions(repository)
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        if "damaged" in row:
-            print(f"{row['version']:4}  {row['role']:8}  {row['damaged']}")
-            continue
-        size_mib = row["size_bytes"] / 2**20
-        print(
-            f"{row['version']:4}  {row['role']:8}  {row['model_name']:12}  {size_mib:7.1f} MiB"
-            f"  {row['serve']['cpu_model']} on {row['serve']['cpu_engine']}  from {row['source_run']}"
-        )
+    print_result(rows, *map(_row, rows), as_json=as_json)
+
+
+def _row(row: dict[str, Any]) -> str:
+    begin = f"{row['version']:4}  {row['role']:8}  "
+    if "damaged" in row:
+        return begin + row["damaged"]
+    return begin + (
+        f"{row['model_name']:12}  {row['size_bytes'] / 2**20:7.1f} MiB"
+        f"  {row['serve']['cpu_model']} on {row['serve']['cpu_engine']}  from {row['source_run']}"
+    )
 
 
 @app.command()
@@ -145,10 +142,8 @@ def configure(
 
         settings = read_tuning(tuning)
         run_configure(repository, settings)
-    if as_json:
-        print_json(settings.to_dict())
-    else:
-        print(f"{repository}: configured; restart the server to apply it")
+    line = f"{repository}: configured; restart the server to apply it"
+    print_result(settings.to_dict(), line, as_json=as_json)
 
 
 @app.command()
@@ -162,37 +157,29 @@ def prune(
         from export.publish.repository import prune as run_prune
 
         removed = run_prune(repository, keep=keep)
-    if as_json:
-        print_json({"removed": removed})
-    else:
-        print(f"removed {', '.join(map(str, removed)) or 'nothing'}")
+    line = f"removed {', '.join(map(str, removed)) or 'nothing'}"
+    print_result({"removed": removed}, line, as_json=as_json)
 
 
 @app.command()
 def check(
     repository: Repository = REPOSITORY, trusted_keys: TrustedKeys = None, as_json: Json = False
 ) -> None:
-    """Check every file against its manifest, and configurations and graphs for known faults."""
+    """Check every file against its manifest, configurations against the rendered ones, and graphs."""
     with needs("export"):
-        from export.gates.config_lint import lint_repository
         from export.gates.structure import structure_findings
         from export.publish.repository import check_repository, drifted_files, stray_files
 
         versions = check_repository(repository, trusted_keys=trusted_keys)
-        findings = [str(one) for one in lint_repository(repository)]
-        findings += [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
+        findings = [f"{path}: is not what was rendered for it" for path in drifted_files(repository)]
         findings += [
             f"{path}: was not rendered; remove it, the next promotion would load that model again"
             for path in stray_files(repository)
         ]
         findings += structure_findings(versions)
     result = {"versions": [one.number for one in versions], "findings": findings}
-    if as_json:
-        print_json(result)
-    else:
-        for line in result["findings"]:
-            print(line)
-        print(f"{len(versions)} versions as published, {len(findings)} findings")
+    total = f"{len(versions)} versions as published, {len(findings)} findings"
+    print_result(result, *findings, total, as_json=as_json)
     if findings:
         raise typer.Exit(1)
 
@@ -209,16 +196,14 @@ def keygen(
 
 
 def _print_state(state: Any, url: str | None, control: Path | None, as_json: bool) -> None:
-    if as_json:
-        live = url is not None or control is not None
-        print_json({"version": state.version, "previous": state.previous, "live": live})
-        return
     if control is not None:
         where = "answers behind the gateway"
     else:
         where = f"answers at {url}" if url is not None else "will be served by the next server that starts"
     before = f", before it version {state.previous}" if state.previous is not None else ""
-    print(f"version {state.version} {where}{before}")
+    live = url is not None or control is not None
+    result = {"version": state.version, "previous": state.previous, "live": live}
+    print_result(result, f"version {state.version} {where}{before}", as_json=as_json)
 
 
 def export(
@@ -253,18 +238,19 @@ def export(
             max_slowdown=max_slowdown,
             name=name,
         )
-    if as_json:
-        print_json(result)
-        return
+    print_result(result, *_export_lines(result), as_json=as_json)
+
+
+def _export_lines(result: dict[str, Any]) -> Iterator[str]:
     for gate in result["gates"]:
         allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
-        print(f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}")
+        yield f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}"
     if int8 := result["reports"].get("int8"):
         for attempt in int8["attempts"]:
             for engine, one in attempt["engines"].items():
-                print(
+                yield (
                     f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
                     f" {one['top1_agreement']:.4f}, {one['speedup_over_fp32']:.2f} x fp32"
                 )
-        print(f"int8: {int8['choice']}, served by {int8['engine']}")
-    print(f"published version {result['version']} in {result['repository']}")
+        yield f"int8: {int8['choice']}, served by {int8['engine']}"
+    yield f"published version {result['version']} in {result['repository']}"

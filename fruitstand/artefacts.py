@@ -31,11 +31,11 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
     If the block raises, the old content stays. Symbolic links are followed. A device such as /dev/stdout is
-    written to directly.
+    written to directly. A private file can be read by its owner only, from its first byte on.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -43,6 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         return
     temporary = _temporary_for(path)
     try:
+        if private:
+            temporary.touch(0o600)
         yield temporary
         fsync_path(temporary)
         os.replace(temporary, path)
@@ -55,9 +57,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`, and rename it to `path` if the block succeeds.
 
-    Args:
-        path: the directory to create.
-        replace: replace an existing directory, which stays until the block has succeeded.
+    With `replace` there may be a directory, which stays until the block has succeeded.
 
     Raises:
         ArtefactError: `path` exists already and `replace` is not set.
@@ -91,9 +91,8 @@ def remove_directory(path: Path) -> None:
 def sweep_temporaries(directory: Path, *, of_anyone: bool = False) -> list[Path]:
     """Remove temporary files that killed processes left in `directory`; return the removed paths.
 
-    Args:
-        directory: the folder to clean; sub-folders are not searched.
-        of_anyone: also remove files of running processes; for callers that hold the directory's lock.
+    Sub-folders are not searched. `of_anyone` also removes files of running processes, for callers that hold
+    the directory's lock.
     """
     removed = []
     for path in directory.glob(".tmp-*"):

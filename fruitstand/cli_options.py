@@ -44,8 +44,7 @@ TrustedKeys = Annotated[
 def needs(extra: str | None = None) -> Iterator[None]:
     """Turn a failed import into an error that says what to install.
 
-    Args:
-        extra: the extra with the packages that the code needs; None if only a stage can be missing.
+    The extra has the packages that the code needs; without one only a stage can be missing.
 
     Raises:
         UsageError: a stage or a package is missing.
@@ -88,3 +87,12 @@ def connection(url: str | None, ca: Path | None, cert: Path | None) -> dict[str,
 def print_json(value: Any) -> None:
     """Print a result as one JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_result(value: Any, *lines: str, as_json: bool) -> None:
+    """Print a result on stdout: as one JSON document, or in these lines."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        print(line)

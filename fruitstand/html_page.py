@@ -21,9 +21,7 @@ img.plot { max-width: 100% }
 def html_page(title: str, body: str) -> str:
     """A whole page.
 
-    Args:
-        title: heading, as plain text.
-        body: HTML below the heading.
+    The title is plain text, the body HTML.
     """
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -34,10 +32,7 @@ def html_page(title: str, body: str) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], classes: Sequence[str] = ()) -> str:
     """An HTML table of plain values; numbers are aligned to the right.
 
-    Args:
-        heads: column headings.
-        rows: cells of each row.
-        classes: CSS class of each row, such as `bad`; empty for none.
+    `classes` has the CSS class of each row, such as `bad`.
     """
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     lines = [
@@ -55,8 +50,6 @@ def _cell(value: object) -> str:
 def image_url(content: bytes, kind: str) -> str:
     """A data URL for `<img src>`.
 
-    Args:
-        content: the encoded picture.
-        kind: png or jpeg.
+    The kind is png or jpeg.
     """
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

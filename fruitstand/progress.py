@@ -9,11 +9,7 @@ T = TypeVar("T")
 def track(items: Iterable[T], *, total: int | None, description: str, completed: int = 0) -> Iterator[T]:
     """Yield `items` and show progress, rate and remaining time.
 
-    Args:
-        items: the items to work on.
-        total: number of items including `completed`; None if unknown.
-        description: one word.
-        completed: number of items done earlier.
+    `total` includes the `completed`, items done earlier; None if it is unknown.
     """
     from rich.console import Console
 

@@ -41,9 +41,7 @@ class Run:
 def read_run_data(run: Run, directory: Path | None) -> PreparedData:
     """Read the prepared folder of a run.
 
-    Args:
-        run: a finished run.
-        directory: a folder to use instead of the one the run was trained on.
+    A directory is used instead of the one the run was trained on.
 
     Raises:
         DataError: not a prepared folder, or the run's own was prepared again since.

@@ -50,12 +50,8 @@ def served(
 ) -> Iterator[str]:
     """Run `fruitstand serve` on free ports; yields its gRPC address.
 
-    Args:
-        repository: the model repository.
-        log: file for tritonserver's log.
-        config_name: the name in `configs/<name>.pbtxt`.
-        environment: environment variables of the server, besides those of this process.
-        python: Python interpreter that runs the server.
+    `log` is the file for tritonserver's log, `python` the interpreter that runs the server; variables are
+    added to this process's environment.
 
     Raises:
         ServerError: the server exited instead of serving.

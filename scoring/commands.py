@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Json, Repository, TrustedKeys, connection, needs, print_json
+from fruitstand.cli_options import Ca, Cert, Json, Repository, TrustedKeys, connection, needs, print_result
 
 
 def score(
@@ -55,17 +55,14 @@ def score(
             trusted_keys=trusted_keys,
             tls=connection(url, ca, cert)["tls"],
         )
-    if as_json:
-        print_json(result)
-        return
     rate = result["num_scored_now"] / max(result["total_s"], 1e-9)
-    print(
+    line = (
         f"{out}: {result['num_predictions']} images answered, {result['num_errors']} rejected"
         f" ({result['num_scored_now']} in this run, {rate:.0f} images/s), model version"
         f" {result['model']['version']}"
     )
-    if result["num_errors"]:
-        print(f"rejected images: {out / 'errors'}")
+    rejected = [f"rejected images: {out / 'errors'}"] if result["num_errors"] else []
+    print_result(result, line, *rejected, as_json=as_json)
 
 
 def replay(
@@ -103,10 +100,5 @@ def replay(
             out=out,
             trusted_keys=trusted_keys,
         )
-    if as_json:
-        print_json(result.to_json())
-        return
-    for line in summary(result):
-        print(line)
-    if out is not None:
-        print(f"page: {out / 'replay.html'}")
+    page = [] if out is None else [f"page: {out / 'replay.html'}"]
+    print_result(result.to_json(), *summary(result), *page, as_json=as_json)

@@ -18,6 +18,7 @@ from typing import Any
 
 from fruitstand.artefacts import atomic_file, read_json, sweep_temporaries, write_json
 from fruitstand.errors import ArtefactError, UsageError
+from fruitstand_client.command.output import escaped
 from scoring.model import Answer
 from scoring.partitions import Image
 
@@ -50,7 +51,7 @@ class Job:
         if failed:
             import pyarrow as pa
 
-            reasons = pa.array([_text(reason) for _, reason in failed], pa.string())
+            reasons = pa.array([escaped(reason) for _, reason in failed], pa.string())
             self._write_table(errors, [image for image, _ in failed], {"error": reasons})
         else:
             errors.unlink(missing_ok=True)
@@ -86,7 +87,7 @@ class Job:
         table = pa.table(
             {
                 "index": pa.array([image.index for image in images], pa.int64()),
-                "path": pa.array([_text(image.path) for image in images], pa.string()),
+                "path": pa.array([escaped(image.path) for image in images], pa.string()),
                 **columns,
                 "model_version": repeated(self.model["version"]),
                 "manifest_sha256": repeated(self.model["manifest_sha256"]),
@@ -100,9 +101,7 @@ class Job:
 def open_job(directory: Path, record: dict[str, Any]) -> Iterator[Job]:
     """Start a job in a folder, or continue the one that is there, with a lock on the folder.
 
-    Args:
-        directory: the folder of the job.
-        record: inputs, model and settings, JSON-ready; they must equal those the job began with.
+    The record is inputs, model and settings, JSON-ready; they must equal those the job began with.
 
     Raises:
         UsageError: the folder holds something else, or a job with other inputs, model or settings.
@@ -163,8 +162,3 @@ def _ranked_columns(answers: Sequence[Answer]) -> dict[str, Any]:
         "probability": pa.array([one.probabilities[0] for one in answers], pa.float32()),
         "top_k": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), ranks),
     }
-
-
-def _text(value: str) -> str:
-    """Escape the bytes of a file name that are not UTF-8."""
-    return value.encode("utf-8", "backslashreplace").decode()

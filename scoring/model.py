@@ -6,10 +6,10 @@ promotion during a job cannot mix two versions.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,10 @@ class Answer:
     """Probabilities in the same order, 0 to 1."""
 
 
+Model: TypeAlias = Callable[[Sequence[bytes]], list[Answer | str]]
+"""Classifies up to 64 encoded images; returns an answer or an error message for each."""
+
+
 @dataclass(frozen=True, slots=True)
 class PinnedVersion:
     """A published version in a model repository."""
@@ -65,9 +69,49 @@ class PinnedVersion:
             "pipeline_sha256": self.pipeline_sha256,
         }
 
-    def open(self, *, num_threads: int, top_k: int) -> "LocalModel":
-        """Load it into this process."""
-        return LocalModel(self, num_threads=num_threads, top_k=top_k)
+    def open(self, *, num_threads: int, top_k: int) -> Model:
+        """Load decoder and session of the embedded server's backends into this process; not thread-safe.
+
+        The decoder and the session have `num_threads` each.
+
+        Raises:
+            ArtefactError: the repository no longer holds what was pinned.
+            ServerError: the model cannot be loaded here.
+        """
+        from serving.engine.decoder import Decoder
+        from serving.engine.onnx_session import open_session
+
+        version, pipeline = read_version(self.repository, self.version), self.repository / self.pipeline
+        for path, expected in (
+            (version.directory / MANIFEST_NAME, self.manifest_sha256),
+            (pipeline, self.pipeline_sha256),
+        ):
+            if not path.is_file() or sha256_file(path) != expected:
+                raise ArtefactError(
+                    f"{path}: differs from the start of the job; all machines need equal files"
+                )
+        labels, preprocessing = np.array(version.labels, dtype=object), version.preprocessing
+        decoder = Decoder(
+            pipeline, input_name=ENCODED, max_batch_size=MAX_BATCH_SIZE, num_threads=num_threads
+        )
+        # This checks the model file against the manifest again, on the machine that loads it.
+        session = open_session(version.directory, self.config, device_id=None, num_threads=num_threads)
+
+        def answer(encoded: Sequence[bytes]) -> list[Answer | str]:
+            files = [_as_the_client_sends(one, preprocessing) for one in encoded]
+            taken = [one for one in files if not isinstance(one, ImageRejected)]
+            results = iter(decoder.decode(taken) if taken else [])
+            decoded = [one if isinstance(one, ImageRejected) else next(results) for one in files]
+            pixels = [one for one in decoded if not isinstance(one, ImageRejected)]
+            if not pixels:
+                return list(map(str, decoded))
+            (probabilities,) = session.run([PROBABILITIES], {PIXELS: np.stack(pixels)})
+            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+            ranked = np.take_along_axis(probabilities, order, axis=1)
+            answers = map(Answer, labels[order].tolist(), ranked.tolist())
+            return [str(one) if isinstance(one, ImageRejected) else next(answers) for one in decoded]
+
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +135,37 @@ class PinnedServer:
             "labels_sha256": self.labels_sha256,
         }
 
-    def open(self, *, num_threads: int, top_k: int) -> "ServedModel":
-        """Connect to it."""
-        return ServedModel(self, top_k=top_k)
+    def open(self, *, num_threads: int, top_k: int) -> Model:
+        """Connect to it.
+
+        Its answers raise `ServerError` if another version answers than the job began with, and `ClientError`
+        if the server does not answer.
+        """
+        from fruitstand_client import Client
+
+        key = os.environ.get(API_KEY_VARIABLE)
+        client = Client(self.url, batch_size=MAX_BATCH_SIZE, tls=self.tls, api_key=key)
+
+        def answer(encoded: Sequence[bytes]) -> list[Answer | str]:
+            answers: list[Answer | str] = []
+            for one in client.classify_stream(encoded, top_k=top_k):
+                # Rejected images go to the error table. Other errors end the job, which can be continued.
+                if one.failure is not None and not isinstance(one.failure, ImageRejected):
+                    raise one.failure
+                if one.error is not None:
+                    answers.append(one.error)
+                    continue
+                if one.model_version != self.version:
+                    raise ServerError(
+                        f"{self.url}: answers with version {one.model_version}, but the job began with"
+                        f" {self.version}; roll back, or score into another --out"
+                    )
+                answers.append(
+                    Answer([rank.label for rank in one.top_k], [rank.probability for rank in one.top_k])
+                )
+            return answers
+
+        return answer
 
 
 def pin_repository(repository: Path, trusted_keys: Path | None) -> PinnedVersion:
@@ -128,10 +200,6 @@ def pin_version(repository: Path, version: Version) -> PinnedVersion:
 def pin_server(url: str, tls: Tls | None) -> PinnedServer:
     """Send a canary image to a server, and pin the version and the classes that answer.
 
-    Args:
-        url: HOST:PORT.
-        tls: TLS settings of the connection.
-
     Raises:
         ClientError: the server does not answer.
         ServerError: the server rejects a valid image.
@@ -149,108 +217,12 @@ def pin_server(url: str, tls: Tls | None) -> PinnedServer:
     return PinnedServer(url, prediction.model_version, labels_sha256, tls)
 
 
-class LocalModel:
-    """Decoder and session of the embedded server's backends in this process; not thread-safe."""
-
-    def __init__(self, pinned: PinnedVersion, *, num_threads: int, top_k: int) -> None:
-        """Load the pinned version.
-
-        Args:
-            pinned: the version to load.
-            num_threads: threads of the decoder, and of the session.
-            top_k: classes in each answer.
-
-        Raises:
-            ArtefactError: the repository no longer holds what was pinned.
-            ServerError: the model cannot be loaded here.
-        """
-        from serving.engine.decoder import Decoder
-        from serving.engine.onnx_session import open_session
-
-        version = read_version(pinned.repository, pinned.version)
-        pipeline = pinned.repository / pinned.pipeline
-        for path, expected in (
-            (version.directory / MANIFEST_NAME, pinned.manifest_sha256),
-            (pipeline, pinned.pipeline_sha256),
-        ):
-            if not path.is_file() or sha256_file(path) != expected:
-                raise ArtefactError(
-                    f"{path}: differs from the start of the job; all machines need equal files"
-                )
-        self._labels = np.array(version.manifest["labels"], dtype=object)
-        self._top_k = min(top_k, len(self._labels))
-        self._preprocessing = Preprocessing.from_dict(version.manifest["preprocessing"])
-        self._decoder = Decoder(
-            pipeline, input_name=ENCODED, max_batch_size=MAX_BATCH_SIZE, num_threads=num_threads
-        )
-        # This checks the model file against the manifest again, on the machine that loads it.
-        self._session = open_session(
-            version.directory, pinned.config, device_id=None, num_threads=num_threads
-        )
-
-    def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
-        """Classify up to 64 encoded images; returns an answer or an error message for each."""
-        files = [_as_the_client_sends(one, self._preprocessing) for one in encoded]
-        taken = [one for one in files if not isinstance(one, ImageRejected)]
-        results = iter(self._decoder.decode(taken) if taken else [])
-        decoded = [one if isinstance(one, ImageRejected) else next(results) for one in files]
-        pixels = [one for one in decoded if not isinstance(one, ImageRejected)]
-        if not pixels:
-            return list(map(str, decoded))
-        (probabilities,) = self._session.run([PROBABILITIES], {PIXELS: np.stack(pixels)})
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._top_k]
-        ranked = np.take_along_axis(probabilities, order, axis=1)
-        answers = map(Answer, self._labels[order].tolist(), ranked.tolist())
-        return [str(one) if isinstance(one, ImageRejected) else next(answers) for one in decoded]
-
-
 def _as_the_client_sends(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray | ImageRejected:
     """Convert an image to a supported format if necessary; (N,) uint8, or the error."""
     try:
         return np.frombuffer(as_supported(encoded, preprocessing).content, np.uint8)
     except ImageRejected as exc:
         return exc
-
-
-class ServedModel:
-    """A server that answers through the client."""
-
-    def __init__(self, pinned: PinnedServer, *, top_k: int) -> None:
-        """Connect to the pinned server; answers hold `top_k` classes."""
-        from fruitstand_client import Client
-
-        self._pinned, self._top_k = pinned, top_k
-        self._client = Client(
-            pinned.url,
-            batch_size=MAX_BATCH_SIZE,
-            tls=pinned.tls,
-            api_key=os.environ.get(API_KEY_VARIABLE),
-        )
-
-    def answer(self, encoded: Sequence[bytes]) -> list[Answer | str]:
-        """Classify encoded images; returns an answer or an error message for each.
-
-        Raises:
-            ServerError: another version answers than the job began with.
-            ClientError: the server does not answer.
-        """
-        answers: list[Answer | str] = []
-        for one in self._client.classify_stream(encoded, top_k=self._top_k):
-            # Rejected images go to the error table. All other errors end the job, which can be continued.
-            if one.failure is not None and not isinstance(one.failure, ImageRejected):
-                raise one.failure
-            if one.error is not None:
-                answers.append(one.error)
-                continue
-            if one.model_version != self._pinned.version:
-                raise ServerError(
-                    f"{self._pinned.url}: answers with version {one.model_version}, but the job began with"
-                    f" {self._pinned.version}; roll back, or score into another --out"
-                )
-            answers.append(
-                Answer([rank.label for rank in one.top_k], [rank.probability for rank in one.top_k])
-            )
-        return answers
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -94,10 +94,8 @@ class Inputs:
 def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) -> Inputs:
     """List a source's images and cut them into partitions.
 
-    Args:
-        source: a folder of images, of Parquet files or of WebDataset tars; or one such file.
-        partition_size: minimum number of images in a partition; Parquet row groups are not cut.
-        columns: names of the image column and the id column; Parquet only.
+    The source is a folder of images, of Parquet files or of WebDataset tars, or one such file. Row groups are
+    not cut, so a partition may be larger. `columns` are Parquet's of image and id.
 
     Raises:
         UsageError: no input, several kinds of files, a compressed tar, or no such column.
@@ -121,7 +119,12 @@ def find_inputs(source: Path, *, partition_size: int, columns: tuple[str, str]) 
         if KINDS.get(Path(name).suffix.lower()) == kind:
             stat = os.stat(folder / name)
             digest.update(os.fsencode(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}"))
-            pieces += _pieces(folder, name, kind, columns)
+            if kind == "image":
+                pieces.append(Piece(name))
+            elif kind == "tar":
+                pieces += _members(folder / name, name)
+            else:
+                pieces += _row_groups(folder / name, name, columns)
     partitions: list[Partition] = []
     first = 0
     for cut in _cut(pieces, partition_size):
@@ -148,15 +151,6 @@ def _files(source: Path) -> list[str]:
         for name in names
         if not name.startswith(".")
     )
-
-
-def _pieces(folder: Path, name: str, kind: str, columns: tuple[str, str]) -> Iterator[Piece]:
-    if kind == "image":
-        yield Piece(name)
-    elif kind == "tar":
-        yield from _members(folder / name, name)
-    else:
-        yield from _row_groups(folder / name, name, columns)
 
 
 def _members(path: Path, name: str) -> Iterator[Piece]:

@@ -58,15 +58,7 @@ def replay(
 ) -> ReplayResult:
     """Send recorded images to two versions and compare their answers.
 
-    Args:
-        samples: recorded traffic, see `fruitstand.sampling.recording.read_recordings`.
-        repository: model repository with both versions; it is not changed.
-        version: number of the new version.
-        against: number of the old version; None takes the served one.
-        rate: `recorded`, `max` or images/s; None runs offline.
-        max_images: largest number of images; the newest are taken.
-        out: folder for replay.json and replay.html.
-        trusted_keys: a folder with public keys, one of which must have signed both versions.
+    The arguments are the options of `fruitstand replay`; the repository is not changed.
 
     Raises:
         UsageError: nothing recorded, no such version, or a wrong rate.
@@ -139,7 +131,7 @@ def _run_offline(repository: Path, version: Version, images: Sequence[bytes]) ->
     batches = [images[start : start + MAX_BATCH_SIZE] for start in range(0, len(images), MAX_BATCH_SIZE)]
     started_s = perf_counter()
     for batch in track(batches, total=len(batches), description=f"version {version.number}"):
-        answers += model.answer(batch)
+        answers += model(batch)
     return Run(answers=answers, duration_s=perf_counter() - started_s)
 
 
@@ -187,12 +179,7 @@ async def send(
 ) -> Run:
     """Send each image when it is due, whether earlier ones are answered or not.
 
-    Args:
-        url: HOST:PORT of the server.
-        images: encoded images.
-        due_s: (N,) seconds after the first one, ascending; None keeps 64 images in flight.
-        description: for the progress bar.
-        model: name of the classifier.
+    `due_s` has (N,) seconds after the first one, ascending; None keeps 64 images in flight.
 
     Raises:
         ClientError: the server stopped answering.

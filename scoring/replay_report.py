@@ -99,16 +99,7 @@ class ReplayResult:
 def compare(
     old_version: int, old: Run, new_version: int, new: Run, *, recording: Recording, rate: str | None
 ) -> ReplayResult:
-    """Compare two runs over the same recording.
-
-    Args:
-        old_version: number of the version to compare with.
-        old: its answers.
-        new_version: number of the version to try.
-        new: its answers.
-        recording: the recorded images.
-        rate: the value of `--rate`.
-    """
+    """Compare two runs over the same recording."""
     by_class: defaultdict[str, list[tuple[int, str, float, str, float]]] = defaultdict(list)
     for index, (before, now) in enumerate(zip(old.answers, new.answers, strict=True)):
         if not isinstance(before, str) and not isinstance(now, str):
@@ -191,12 +182,7 @@ def summary(result: ReplayResult) -> list[str]:
 
 
 def render_page(result: ReplayResult, images: Sequence[bytes]) -> str:
-    """The result as one HTML file, with pictures of the flipped images.
-
-    Args:
-        result: the comparison.
-        images: the recorded images.
-    """
+    """The result as one HTML file, with pictures of the flipped images."""
     rows = [
         [
             one.label,

@@ -23,10 +23,9 @@ from fruitstand.progress import track
 from scoring.job import Job, open_job
 from scoring.model import (
     Answer,
-    LocalModel,
+    Model,
     PinnedServer,
     PinnedVersion,
-    ServedModel,
     pin_repository,
     pin_server,
 )
@@ -41,15 +40,11 @@ class Worker:
     ) -> None:
         """Keep the arguments. The model is loaded later: Ray Data 2.60 hangs if a constructor fails.
 
-        Args:
-            job: where to write.
-            pinned: the model.
-            num_threads: threads of the decoder, and of the session.
-            top_k: classes in each answer.
+        The decoder and the session have `num_threads` each.
         """
         self._job = job
         self._open = lambda: pinned.open(num_threads=num_threads, top_k=top_k)
-        self._model: LocalModel | ServedModel | None = None
+        self._model: Model | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -77,7 +72,7 @@ class Worker:
         scored: list[tuple[Image, Answer | str]] = []
         for images in self._batches(partition):
             readable = [one.content for one in images if isinstance(one.content, bytes)]
-            answers = iter(model.answer(readable))
+            answers = iter(model(readable))
             for one in images:
                 answer = next(answers) if isinstance(one.content, bytes) else one.content
                 # Drop the content, so that memory does not grow with the partition.
@@ -120,19 +115,7 @@ def score(
 ) -> dict[str, Any]:
     """Score every image of a source exactly once; a stopped job continues where it stopped.
 
-    Args:
-        source: see `scoring.partitions.find_inputs`.
-        out: the folder of the job, see `scoring.job`.
-        repository: a model repository whose served version scores the images.
-        url: HOST:PORT of a server that scores them instead.
-        num_workers: processes; None is one per core; 0 uses this process, without Ray.
-        partition_size: images in one output file.
-        top_k: classes in each answer.
-        columns: IMAGE,ID: names of the columns of a Parquet source.
-        address: address of a Ray cluster whose machines share source, repository and out; None starts Ray
-            here.
-        trusted_keys: a folder with public keys, one of which must have signed the served version.
-        tls: TLS settings of the connection to the server.
+    The arguments are the options of `fruitstand score`.
 
     Returns:
         Counts, the model, and the duration, s.

@@ -179,12 +179,7 @@ def translate(
 ) -> RequestFailed:
     """Translate a gRPC error.
 
-    Args:
-        status: name of the gRPC status.
-        text: what came with it.
-        url: the server's address, for the message.
-        pushback_s: see `RequestFailed`.
-        request_id: see `RequestFailed`.
+    `status` is the name of the gRPC status, `text` what came with it; `url` goes into the message.
     """
     kind = BY_STATUS.get(status, ServerFailure)
     for statuses, pattern, named in _BY_TEXT:

@@ -59,9 +59,7 @@ class RetryPolicy:
     def pause_s(self, failure: RequestFailed, attempt: int) -> float | None:
         """Seconds to wait before the next attempt; None forbids another one.
 
-        Args:
-            failure: of the last attempt.
-            attempt: its number, from 0.
+        Attempts are counted from 0.
         """
         absent = isinstance(failure, ServerUnreachable | ModelNotFound)
         # A stopping Triton has unloaded its models: it answers NOT_FOUND for a model that just answered.

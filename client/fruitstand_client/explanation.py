@@ -82,11 +82,7 @@ class Explanation:
 def explain_request(wire: Wire, encoded: bytes, timeout_s: float, *, model: str) -> Any:
     """A ModelInferRequest for one image's explanation.
 
-    Args:
-        wire: the connection.
-        encoded: the image.
-        timeout_s: deadline of the request.
-        model: the classifier's name; its explainer is named alike.
+    The explainer is named like its classifier, `model`.
     """
     request = wire.request([encoded], ALL_CLASSES, timeout_s)
     request.model_name = model.removesuffix("_classifier") + "_explainer"

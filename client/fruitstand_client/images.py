@@ -52,10 +52,7 @@ def read_batches(
     A truncated file gets its own request: otherwise the zeros that pad it to its neighbours' size would be
     decoded as its end, and the server would answer a truncated image.
 
-    Args:
-        images: see `Image`.
-        batch_bytes: size of one request; every image counts as much as the largest, to which it is padded.
-        shrink: shrink large images, see `fruitstand_client.shrink`.
+    Every image counts as much towards `batch_bytes` as the largest, to which it is padded.
     """
     batch: list[EncodedImage] = []
     longest = 0

@@ -16,10 +16,6 @@ QUALITY = 92
 def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
     """A JPEG of the same picture, upright, whose shorter side has 512 to 576 pixels.
 
-    Args:
-        content: a JPEG, PNG, WebP or BMP file.
-        limits: the contract whose limits hold before anything is decoded.
-
     Returns:
         The file and a word on what was done; None where the picture is that small, or the file would grow.
 

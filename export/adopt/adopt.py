@@ -67,17 +67,7 @@ def adopt(
 ) -> dict[str, Any]:
     """Check an external model and publish it.
 
-    Args:
-        model: an ONNX file, or timm:NAME.
-        repository: the model repository.
-        labels: file with the classes; None only for a timm model with ImageNet's classes.
-        preprocessing: a JSON file with fields of `Preprocessing`, or timm:NAME; None takes the model's own.
-        images: folder of images for int8 and the gates; None generates images and makes only fp32.
-        weights: a safetensors file for a timm model; None fetches the pretrained weights.
-        out: folder for the candidate and generated images; None names it after the model.
-        sign_key: Ed25519 private key, PEM, to sign the version with.
-        max_slowdown: largest time per image, relative to the served version.
-        name: name of a new repository, see `fruitstand.repository.model_names`.
+    The arguments are the options of `fruitstand adopt`.
 
     Returns:
         The published version's number, gates and reports, and the properties found in the model.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Json, MaxSlowdown, NewName, Repository, SignKey, needs, print_json
+from fruitstand.cli_options import Json, MaxSlowdown, NewName, Repository, SignKey, needs, print_result
 
 
 def adopt(
@@ -58,17 +58,20 @@ def adopt(
             from export.publish.promote import promote
 
             promote(repository, result["version"])
-    if as_json:
-        print_json(result)
-    else:
-        hidden = ("sha256", "licence")
-        found = ", ".join(f"{key} {value}" for key, value in result["adopted"].items() if key not in hidden)
-        print(f"adopted {found}; {result['num_classes']} classes")
-        print(f"passed {len(result['gates'])} gates")
-        for variant, report in result["reports"].items():
-            print(f"{variant}: " + (f"left out, {report['left_out']}" if "left_out" in report else "made"))
-        print(f"published version {result['version']} in {repository}; without a GPU it serves ", end="")
-        print(f"{result['serve']['cpu_model']} on {result['serve']['cpu_engine']}")
+    hidden = ("sha256", "licence")
+    found = ", ".join(f"{key} {value}" for key, value in result["adopted"].items() if key not in hidden)
+    print_result(
+        result,
+        f"adopted {found}; {result['num_classes']} classes",
+        f"passed {len(result['gates'])} gates",
+        *(
+            f"{variant}: " + (f"left out, {report['left_out']}" if "left_out" in report else "made")
+            for variant, report in result["reports"].items()
+        ),
+        f"published version {result['version']} in {repository}; without a GPU it serves"
+        f" {result['serve']['cpu_model']} on {result['serve']['cpu_engine']}",
+        as_json=as_json,
+    )
     if serve:
         sys.stdout.flush()
         command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(repository)]

@@ -99,11 +99,11 @@ def read_signature(path: Path) -> Signature:
     (images,) = inputs
     if images.type not in INPUT_TYPES:
         raise ArtefactError(f"{path}: input {images.name} is {images.type}, allowed {', '.join(INPUT_TYPES)}")
-    layouts = _layouts(images.shape)
+    shape, axes = images.shape, (NCHW, NHWC) if len(images.shape) == 4 else ()
+    layouts = [axis for axis in axes if shape[axis] == 3]
+    layouts = layouts or [axis for axis in axes if not isinstance(shape[axis], int)]
     if not layouts:
-        raise ArtefactError(
-            f"{path}: input {images.name} is {images.shape}, expected [N, 3, H, W] or [N, H, W, 3]"
-        )
+        raise ArtefactError(f"{path}: input {images.name} is {shape}, expected [N, 3, H, W] or [N, H, W, 3]")
     return Signature(
         path=path,
         model=model,
@@ -111,15 +111,8 @@ def read_signature(path: Path) -> Signature:
         input_name=images.name,
         input_type=INPUT_TYPES[images.type],
         layouts=layouts,
-        fixed_batch=images.shape[0] if isinstance(images.shape[0], int) else None,
+        fixed_batch=shape[0] if isinstance(shape[0], int) else None,
     )
-
-
-def _layouts(shape: list[Any]) -> list[int]:
-    if len(shape) != 4:
-        return []
-    fixed = [axis for axis in (NCHW, NHWC) if shape[axis] == 3]
-    return fixed or [axis for axis in (NCHW, NHWC) if not isinstance(shape[axis], int)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,11 +172,7 @@ def observe(
 ) -> Original:
     """Run the file on images to find its layout and output, and whether it returns probabilities.
 
-    Args:
-        signature: the file's declared input.
-        preprocessing: preprocessing with the model's input size.
-        num_classes: number of labels.
-        pixels_nhwc_u8: a few (H, W, 3) images, as different as possible.
+    The images are (N, H, W, 3) uint8: a few, as different as possible.
 
     Raises:
         ArtefactError: the file fails on an image, or has no output with one row of classes per image.

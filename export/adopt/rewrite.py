@@ -33,9 +33,7 @@ _FLOATS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.fl
 def rewrite(original: Original, pixels_nhwc_u8: np.ndarray) -> onnx.ModelProto:
     """Rewrite the original so that it can be served.
 
-    Args:
-        original: the external model.
-        pixels_nhwc_u8: at least 8 images to compare the answers on.
+    The answers are compared on the images, (N, H, W, 3) uint8, at least 8.
 
     Raises:
         ArtefactError: no rewrite gives the original's answers at every batch size; says what went wrong.

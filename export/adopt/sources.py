@@ -132,12 +132,8 @@ def as_prepared(
     If every folder is named after a label, it is the class of its images. Otherwise the class is the model's
     own answer, and the gates measure agreement instead of accuracy.
 
-    Args:
-        folder: root of the images.
-        paths: the images.
-        labels: the classes.
-        answers: (N, C) float32, the original's probabilities.
-        is_painted: the images are generated: the gates measure on all, and folder names are no classes.
+    `answers` are the original's probabilities, (N, C) float32. Of generated images the gates measure on all,
+    and their folder names are no classes.
     """
     is_labelled = not is_painted and all(path.parent.name in labels for path in paths)
     rows = []
@@ -160,11 +156,8 @@ def make_timm_model(
 ) -> torch.nn.Module:
     """Load a timm model with its pretrained weights, including the head, or with the weights of a file.
 
-    Args:
-        name: timm's name, or hf-hub:OWNER/MODEL.
-        weights: a safetensors file; None fetches the pretrained weights.
-        labels: the classes of the file's head.
-        input_size: height and width in pixels that the file was trained for; None takes timm's.
+    `name` may be hf-hub:OWNER/MODEL. `labels` and `input_size` (height and width, pixels) describe a file of
+    weights; without a size it is timm's.
 
     Raises:
         UsageError: timm does not know the model, or a file comes without labels.
@@ -199,9 +192,7 @@ def make_timm_model(
 def check_timm_name(name: str, *, hub: bool = False) -> None:
     """Check that timm knows a model name.
 
-    Args:
-        name: timm's name.
-        hub: also allow hf-hub:OWNER/MODEL.
+    `hub` allows hf-hub:OWNER/MODEL too.
 
     Raises:
         UsageError: unknown name; the message suggests similar ones.

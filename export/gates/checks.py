@@ -32,12 +32,8 @@ def parity_gates(
 ) -> list[Gate]:
     """Compare PyTorch with ONNX Runtime on real images, at every batch size in `CHECKED_BATCHES`.
 
-    Args:
-        path: the ONNX file.
-        model: the served model in PyTorch.
-        pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
-        max_abs_diff: the limit, on probabilities.
-        reference: what `model` is called in the gates' names.
+    The images are (N, H, W, 3) uint8, repeated when fewer than a batch. `reference` is the model's name in
+    the gates'.
     """
     session = open_session(path)
     gates = []
@@ -61,11 +57,8 @@ def extreme_pixels_gate(path: Path, preprocessing: Preprocessing, engine: str = 
 def agreement_gate(variant: str, got: np.ndarray, expected: np.ndarray, share: float | None = None) -> Gate:
     """Check the share of images with the same top-1 answer.
 
-    Args:
-        variant: what gave `got`, such as fp16; the gate's name begins with it.
-        got: (N, C) probabilities.
-        expected: (N, C) PyTorch's.
-        share: the least that is allowed, or all but one image of a small set; None for all images.
+    Both are (N, C) probabilities. `share` is the least that is allowed, or all but one image of a small set;
+    None requires all images.
     """
     same = np.mean(got.argmax(axis=1) == expected.argmax(axis=1))
     limit = 1.0 if share is None else all_but_share_or_one_image(share, len(expected))

@@ -77,11 +77,7 @@ def decode_gates(
 ) -> list[Gate]:
     """Compare the served decode with the reference decode, in pixels and in answers.
 
-    Args:
-        fp32: the model that answers.
-        preprocessing: the contract.
-        validation: the held-back images, decoded by both.
-        min_margin: between the first and the second probability; a less clear answer may turn.
+    An answer may turn where first and second probability differ by less than `min_margin`.
     """
     corpus = [*supported_images().values(), *photographs().values()]
     reference = np.stack([decode_reference(content, preprocessing) for content in corpus])

@@ -73,12 +73,8 @@ def measure(
 ) -> Measured:
     """Measure a file on the validation images.
 
-    Args:
-        name: what the gates' names begin with.
-        engine: that both sessions run on.
-        session: of the file.
-        fp32: of the file that it was made from.
-        validation: the held-back images.
+    Both sessions run on `engine`; `fp32` has the file that the other was made from. The gates' names begin
+    with `name`.
     """
     got, expected = run_batches(session, validation.pixels_nhwc_u8), validation.reference
     gates = [
@@ -101,10 +97,7 @@ def compare(
 ) -> Speed:
     """Time two sessions alternately.
 
-    Args:
-        new: whose speed is asked for.
-        old: the session to compare with.
-        pixels_nhwc_u8: (N, H, W, 3) uint8 images; repeated when fewer than a batch.
+    The images are (N, H, W, 3) uint8, repeated when fewer than a batch.
     """
     batch = np.resize(pixels_nhwc_u8, (BATCH, *pixels_nhwc_u8.shape[1:]))
     for session in (new, old):

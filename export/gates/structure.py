@@ -24,11 +24,7 @@ def structure_gate(path: Path, preprocessing: Preprocessing, num_classes: int) -
 
 
 def structure_findings(versions: Iterable[Version]) -> list[str]:
-    """Apply today's rules to published versions; returns one line per problem.
-
-    Args:
-        versions: published ones, each as its manifest says.
-    """
+    """Apply today's rules to published versions; returns one line per problem."""
     findings = []
     for version in versions:
         for name in version.record.networks:
@@ -40,11 +36,6 @@ def structure_findings(versions: Iterable[Version]) -> list[str]:
 
 def structure_problems(path: Path, preprocessing: Preprocessing, num_classes: int) -> list[str]:
     """Problems of an ONNX file: names, types, shapes, a fixed batch axis, versions, non-standard parts.
-
-    Args:
-        path: the file.
-        preprocessing: for the input's height and width.
-        num_classes: of the output.
 
     Returns:
         One line each; empty when the file may be served.

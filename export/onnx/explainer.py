@@ -139,11 +139,7 @@ def write_explainer(
 ) -> None:
     """Write the file.
 
-    Args:
-        path: of the file.
-        head: the network's.
-        sample: at least `NUM_NEIGHBOURS` images.
-        preprocessing: says which part of a picture the maps cover.
+    The sample has at least `NUM_NEIGHBOURS` images.
     """
     (_, depth), (height, width) = head.weights.shape, preprocessing.input_size
     num_maps = min(MAX_MAPS, len(head.weights))
@@ -165,7 +161,10 @@ def write_explainer(
         "crop_end": [THUMBNAIL_SIDE * one for one in cell],
     }
     constants = {name: np.array(values, np.int64) for name, values in integers.items()}
-    constants |= _head_constants(head) | _sample_constants(sample)
+    # What all classes share moves no probability, so it is no reason for one of them.
+    arrays = {"weights": head.weights, "bias": head.bias, "mean_weights": head.weights.mean(axis=0)}
+    constants |= {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    constants |= _sample_constants(sample)
     crop = [width / height, preprocessing.crop_pct, preprocessing.crop_mode == "squash"]
     constants |= {"crop": np.array([crop], np.float32), "tiny": np.array(1e-12, np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
@@ -175,12 +174,7 @@ def write_explainer(
 def _graph_text(num_classes: int, depth: int, num_maps: int, size: list[int], cell: list[int]) -> str:
     """The graph in ONNX's textual syntax; names that no node makes are constants.
 
-    Args:
-        num_classes: C.
-        depth: D.
-        num_maps: k.
-        size: height and width of the input, pixels.
-        cell: height and width of what becomes one pixel of a thumbnail.
+    `size` is height and width of the input, `cell` of what becomes one pixel of a thumbnail.
     """
     height, width = size
     return f"""<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>
@@ -247,12 +241,6 @@ def _graph_text(num_classes: int, depth: int, num_maps: int, size: list[int], ce
       crop_dims = Concat <axis = 0> (batch_dim, three)
       {CROP} = Expand (crop, crop_dims)
     }}"""
-
-
-def _head_constants(head: LinearHead) -> dict[str, np.ndarray]:
-    # What all classes share moves no probability, so it is no reason for one of them.
-    arrays = {"weights": head.weights, "bias": head.bias, "mean_weights": head.weights.mean(axis=0)}
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
 
 
 def _sample_constants(sample: TrainingSample) -> dict[str, np.ndarray]:

@@ -23,9 +23,7 @@ def convert_fp16(fp32: Path, fp16: Path) -> None:
     ONNX Runtime's own converter (`onnxruntime.transformers.float16`) puts casts to fp16 and back between two
     neighbours that both stay fp32. This one puts one cast on each side of the network.
 
-    Args:
-        fp32: the file that `export_onnx` wrote, with nodes in execution order.
-        fp16: the file to write.
+    Its nodes are in execution order, as `export_onnx` writes them.
     """
     model = onnx.load(fp32)
     graph = model.graph

@@ -64,11 +64,7 @@ def export_onnx(
 ) -> None:
     """Write `model` as one ONNX file with a symbolic batch axis.
 
-    Args:
-        model: in evaluation mode.
-        preprocessing: for the input's height and width.
-        path: of the file; weights are inside it.
-        metadata: for the file's `metadata_props`.
+    The model is in evaluation mode; its weights are inside the file.
     """
     model = copy.deepcopy(model)
     for name, pool in list(model.model.named_modules()):

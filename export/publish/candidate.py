@@ -4,9 +4,10 @@ The folder appears whole. If a gate fails, the build stops and `candidate.json` 
 be inspected, but not published.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ from fruitstand.contract import (
 from fruitstand.errors import GateFailed
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.labels import labels_sha256
-from fruitstand.manifest import ManifestRow, PreparedData
+from fruitstand.manifest import PreparedData
 from fruitstand.model.session import GPU_ENGINE, has_engine, open_session, run_batches
 from fruitstand.repository.tolerances import MAX_ABS_DIFF, MAX_FP16_ABS_DIFF, MIN_AGREEMENT
 from fruitstand.repository.version_record import (
@@ -110,12 +111,25 @@ class _Draft:
     """A candidate while it is built."""
 
     run: Run
+    data: PreparedData
     network: Network
     directory: Path
+    validation: Validation
     gates: list[Gate] = field(default_factory=list)
     reports: dict[str, Any] = field(default_factory=dict)
     serve: ServedFiles = FP32_ONLY
     abstention: dict[str, Any] | None = None
+
+    @property
+    def fp32(self) -> Path:
+        """The file that the others are made from."""
+        return self.directory / FP32_MODEL
+
+    @property
+    def some_pixels(self) -> np.ndarray:
+        """At most `NUM_PARITY_IMAGES` validation images, spread evenly over the split."""
+        pixels = self.validation.pixels_nhwc_u8
+        return pixels[:: -(-len(pixels) // NUM_PARITY_IMAGES)]
 
     def require(self, gates: list[Gate]) -> None:
         """Record gates; raises at the first that fails."""
@@ -124,23 +138,53 @@ class _Draft:
         if failed:
             raise GateFailed(str(failed[0]))
 
-    def add_variant(self, name: str, file: str, add: Callable[[], None]) -> None:
-        """Make an fp16 or int8 file; if it may be left out, a failure only goes into the report."""
-        num_gates = len(self.gates)
-        try:
-            add()
-        except Exception as exc:  # converters raise any class for an external network
-            if not self.network.may_lack_variants:
-                raise
-            reason = " ".join(str(exc).split()) or type(exc).__name__
-            log.warning("%s is left out: %s", name, reason)
-            del self.gates[num_gates:]
-            (self.directory / file).unlink(missing_ok=True)
-            self.reports[name] = {**self.reports.get(name, {}), "left_out": reason}
-
     def require_readable(self, path: Path) -> None:
         """Require the structure gate before others: a file of another structure cannot be run."""
         self.require([structure_gate(path, self.run.preprocessing, len(self.run.labels))])
+
+    def require_parity(self, path: Path, max_abs_diff: float) -> None:
+        """Require the reference's answers, within `max_abs_diff`, and probabilities for any pixels."""
+        self.require_readable(path)
+        network = self.network
+        parity = parity_gates(
+            path, network.reference, self.some_pixels, max_abs_diff=max_abs_diff, reference=network.name
+        )
+        self.require([*parity, extreme_pixels_gate(path, self.run.preprocessing)])
+
+    def images(self, split: str, count: int = NUM_CALIBRATION_IMAGES) -> tuple[np.ndarray, np.ndarray]:
+        """(N, H, W, 3) uint8 and their (N,) classes, every class with its share, over films and frames."""
+        rows = sorted(self.data.split(split), key=lambda row: (row.label, row.film, row.frame))
+        positions = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        chosen, index = [rows[position] for position in positions], self.data.label_index()
+        pixels = np.stack(list(decode_rows(self.data, chosen, self.run.preprocessing)))
+        return pixels, np.array([index[row.label] for row in chosen])
+
+    def record(self, *, passed: bool) -> Record:
+        """The content of `candidate.json`."""
+        run = self.run
+        return Record(
+            fruitstand_version=__version__,
+            passed=passed,
+            model_name=run.model_name,
+            labels=run.labels,
+            labels_sha256=labels_sha256(run.labels),
+            preprocessing=run.preprocessing.to_dict(),
+            source_run={
+                "name": run.directory.resolve().name,
+                "weights_sha256": run.meta["weights_sha256"],
+                "git_commit": run.meta["git_commit"],
+                "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
+                "reference": self.network.name,
+                **({"adopted": run.meta["adopted"]} if "adopted" in run.meta else {}),
+            },
+            gates_data={"source": self.data.source, "manifest_sha256": self.data.manifest_sha256},
+            gates=[gate.to_json() for gate in self.gates],
+            reports=self.reports,
+            abstention=self.abstention,
+            requires={"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
+            files=describe_files(self.directory),
+            serve=self.serve,
+        )
 
 
 def build_candidate(
@@ -169,168 +213,154 @@ def build_candidate(
         GateFailed: a check missed its limit; the candidate is there, marked as not passed.
         DataError: an image was changed since it was prepared.
     """
-    directory = run.directory / CANDIDATE_FOLDER
+    directory, network = run.directory / CANDIDATE_FOLDER, network or network_of(run)
     sweep_temporaries(run.directory)
     failure: GateFailed | None = None
     with atomic_directory(directory, replace=True) as staged:
-        draft = _Draft(run=run, network=network or network_of(run), directory=staged)
+        log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
+        validation = read_validation(data, run.preprocessing, network.reference)
+        draft = _Draft(run=run, data=data, network=network, directory=staged, validation=validation)
         try:
-            _build(draft, data, variants, compare_int8=compare_int8, explain=explain)
+            _build(draft, variants, compare_int8=compare_int8, explain=explain)
         except GateFailed as exc:
             failure = exc
-        write_json(staged / CANDIDATE_NAME, _record(draft, data, passed=failure is None).to_json())
+        write_json(staged / CANDIDATE_NAME, draft.record(passed=failure is None).to_json())
     if failure:
         raise GateFailed(f"{failure}; nothing was published, the candidate is in {directory}") from failure
     return directory
 
 
-def _build(
-    draft: _Draft, data: PreparedData, variants: tuple[str, ...], *, compare_int8: bool, explain: bool
-) -> None:
-    run = draft.run
-    log.info("export %s, %d classes, %s", run.model_name, len(run.labels), run.preprocessing.input_size)
-    validation = read_validation(data, run.preprocessing, draft.network.reference)
-    temperature = 1.0
+def _build(draft: _Draft, variants: tuple[str, ...], *, compare_int8: bool, explain: bool) -> None:
     if draft.network.set_temperature:
-        temperature = fit_temperature(validation.reference, validation.targets)
+        before = draft.validation.reference
+        temperature = fit_temperature(before, draft.validation.targets)
         draft.network.set_temperature(temperature)
-        validation = replace(validation, reference=temper(validation.reference, temperature))
+        draft.validation = replace(draft.validation, reference=temper(before, temperature))
         draft.reports["temperature"] = temperature
-    _add_fp32(draft, validation)
+    _add_fp32(draft)
     if "fp16" in variants:
-        draft.add_variant("fp16", FP16_MODEL, lambda: _add_fp16(draft, validation))
+        with _optional(draft, "fp16", FP16_MODEL):
+            _add_fp16(draft)
     if "int8" in variants:
-        draft.add_variant(
-            "int8", INT8_MODEL, lambda: _add_int8(draft, data, validation, compare=compare_int8)
-        )
+        with _optional(draft, "int8", INT8_MODEL):
+            _add_int8(draft, compare=compare_int8)
     if explain:
-        _add_explainer(draft, data, validation)
-    served = draft.directory / draft.serve.cpu_model
+        _add_explainer(draft)
     if draft.network.set_temperature:
-        _add_known(draft, data, validation, temperature)
-    count = write_golden(draft.directory, served, draft.serve.cpu_engine, validation, run.labels)
+        _add_known(draft)
+    served, engine = draft.directory / draft.serve.cpu_model, draft.serve.cpu_engine
+    count = write_golden(draft.directory, served, engine, draft.validation, draft.run.labels)
     draft.require([at_least("golden_images", count, 1)])
-    session = open_session(served, draft.serve.cpu_engine)
-    answers = run_batches(session, validation.served_nhwc_u8)
-    others = {
-        one.name: run_batches(session, validation.served_nhwc_u8, one.name)
-        for one in session.get_outputs()
-        if one.name in (FEATURES, KNOWN)
-    }
-    reference = describe(validation.served_nhwc_u8, answers, others.get(FEATURES), others.get(KNOWN))
-    write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=run.labels)
-
-
-def _add_fp32(draft: _Draft, validation: Validation) -> None:
-    run, network, fp32 = draft.run, draft.network, draft.directory / FP32_MODEL
-    network.write_fp32(fp32)
-    draft.require_readable(fp32)
-    pixels = validation.pixels_nhwc_u8
-    parity = parity_gates(
-        fp32,
-        network.reference,
-        _some(pixels),
-        max_abs_diff=network.max_abs_diff,
-        reference=network.name,
+    session, pixels = open_session(served, engine), draft.validation.served_nhwc_u8
+    given = {one.name for one in session.get_outputs()}
+    features, known = (
+        run_batches(session, pixels, name) if name in given else None for name in (FEATURES, KNOWN)
     )
-    draft.require([*parity, extreme_pixels_gate(fp32, run.preprocessing)])
-    answers = run_batches(open_session(fp32), pixels)
+    reference = describe(pixels, run_batches(session, pixels), features, known)
+    write_samples(draft.directory / REFERENCE_NAME, reference, version=UNNUMBERED, labels=draft.run.labels)
+
+
+@contextlib.contextmanager
+def _optional(draft: _Draft, name: str, file: str) -> Iterator[None]:
+    """Make an fp16 or int8 file; if it may be left out, a failure only goes into the report."""
+    num_gates = len(draft.gates)
+    try:
+        yield
+    except Exception as exc:  # converters raise any class for an external network
+        if not draft.network.may_lack_variants:
+            raise
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        log.warning("%s is left out: %s", name, reason)
+        del draft.gates[num_gates:]
+        (draft.directory / file).unlink(missing_ok=True)
+        draft.reports[name] = {**draft.reports.get(name, {}), "left_out": reason}
+
+
+def _add_fp32(draft: _Draft) -> None:
+    network, validation = draft.network, draft.validation
+    network.write_fp32(draft.fp32)
+    draft.require_parity(draft.fp32, network.max_abs_diff)
+    answers = run_batches(open_session(draft.fp32), validation.pixels_nhwc_u8)
     share = None if network.max_abs_diff <= MAX_ABS_DIFF else MIN_AGREEMENT
     draft.require([agreement_gate("fp32", answers, validation.reference, share)])
     log.info("decode with the pipeline that will be served, and with the reference decode")
-    draft.require(decode_gates(fp32, run.preprocessing, validation, min_margin=network.min_margin))
+    preprocessing = draft.run.preprocessing
+    draft.require(decode_gates(draft.fp32, preprocessing, validation, min_margin=network.min_margin))
 
 
-def _add_fp16(draft: _Draft, validation: Validation) -> None:
+def _add_fp16(draft: _Draft) -> None:
     """Measure fp16 on a GPU if there is one; the CPU simulates a GPU's answers, but not its speed."""
-    run, fp32, fp16 = draft.run, draft.directory / FP32_MODEL, draft.directory / FP16_MODEL
+    fp32, fp16, validation = draft.fp32, draft.directory / FP16_MODEL, draft.validation
     convert_fp16(fp32, fp16)
-    draft.require_readable(fp16)
-    parity = parity_gates(
-        fp16,
-        draft.network.reference,
-        _some(validation.pixels_nhwc_u8),
-        max_abs_diff=MAX_FP16_ABS_DIFF,
-        reference=draft.network.name,
-    )
-    draft.require([*parity, extreme_pixels_gate(fp16, run.preprocessing)])
+    draft.require_parity(fp16, MAX_FP16_ABS_DIFF)
     engines = {"fp16": "cpu"} | ({"fp16_gpu": GPU_ENGINE} if has_engine(GPU_ENGINE) else {})
-    measured = {
-        name: measure(name, engine, open_session(fp16, engine), open_session(fp32, engine), validation)
+    measured = [
+        measure(name, engine, open_session(fp16, engine), open_session(fp32, engine), validation)
         for name, engine in engines.items()
-    }
+    ]
     draft.reports["fp16"] = {
         "num_images": len(validation.targets),
         "simulated_on": "cpu",
-        "engines": {one.engine: one.to_json() for one in measured.values()},
+        "engines": {one.engine: one.to_json() for one in measured},
     }
-    for one in measured.values():
+    for one in measured:
         draft.require(one.gates)
     draft.serve = replace(draft.serve, gpu_model=FP16_MODEL)
 
 
-def _add_int8(draft: _Draft, data: PreparedData, validation: Validation, *, compare: bool) -> None:
-    run, int8 = draft.run, draft.directory / INT8_MODEL
-    calibration, _ = _read_images(data, "train", run)
+def _add_int8(draft: _Draft, *, compare: bool) -> None:
+    int8 = draft.directory / INT8_MODEL
+    calibration, _ = draft.images("train")
     log.info("quantise with %d training images", len(calibration))
     measured, draft.reports["int8"] = make_int8(
-        draft.directory / FP32_MODEL, int8, calibration, validation, compare=compare
+        draft.fp32, int8, calibration, draft.validation, compare=compare
     )
     draft.require_readable(int8)
-    draft.require([*measured.gates, extreme_pixels_gate(int8, run.preprocessing, measured.engine)])
+    draft.require([*measured.gates, extreme_pixels_gate(int8, draft.run.preprocessing, measured.engine)])
     draft.serve = replace(draft.serve, cpu_model=INT8_MODEL, cpu_engine=measured.engine)
 
 
-def _add_known(draft: _Draft, data: PreparedData, validation: Validation, temperature: float) -> None:
+def _add_known(draft: _Draft) -> None:
     """KNOWN and label sets, in every file; without pooled features a network has none."""
-    run, serve = draft.run, draft.serve
-    engines = {FP32_MODEL: "cpu"}
-    if (draft.directory / FP16_MODEL).exists():
-        engines[FP16_MODEL] = "cpu"
-    engines[serve.cpu_model] = serve.cpu_engine
-    if FEATURES not in {one.name for one in open_session(draft.directory / FP32_MODEL).get_outputs()}:
+    serve, validation = draft.serve, draft.validation
+    if FEATURES not in {one.name for one in open_session(draft.fp32).get_outputs()}:
         log.warning("the network has no pooled features, so it cannot tell what it does not know")
         return
-    training = _read_images(data, "train", run)
-    record, gates = calibrate_files(draft.directory, engines, training, validation)
+    others = [FP16_MODEL] if (draft.directory / FP16_MODEL).exists() else []
+    engines = dict.fromkeys((FP32_MODEL, *others), "cpu") | {serve.cpu_model: serve.cpu_engine}
+    record, gates = calibrate_files(draft.directory, engines, draft.images("train"), validation)
     draft.require(gates)
     splits = {"val": (validation.served_nhwc_u8, validation.targets)}
-    if any(row.split == "test" for row in data.rows):
-        splits["test"] = _read_images(data, "test", run)
-    measured = measure_abstention(
-        draft.directory / serve.cpu_model, serve.cpu_engine, splits, run.preprocessing
-    )
+    if any(row.split == "test" for row in draft.data.rows):
+        splits["test"] = draft.images("test")
+    served = draft.directory / serve.cpu_model
+    measured = measure_abstention(served, serve.cpu_engine, splits, draft.run.preprocessing)
+    temperature = draft.reports["temperature"]
     draft.abstention = {"temperature": temperature, **record, "file": serve.cpu_model, "measured": measured}
     draft.serve = replace(serve, known=True)
 
 
-def _add_explainer(draft: _Draft, data: PreparedData, validation: Validation) -> None:
+def _add_explainer(draft: _Draft) -> None:
     """After the other files were made of the fp32 one: they do without the feature map."""
-    run, fp32, path = draft.run, draft.directory / FP32_MODEL, draft.directory / EXPLAINER_MODEL
+    run, fp32, path = draft.run, draft.fp32, draft.directory / EXPLAINER_MODEL
     head = find_linear_head(onnx.load(fp32).graph)
     if head is None:
         log.warning(
             "%s does not end in global average pooling and one linear layer: no explainer", run.model_name
         )
         return
-    depth = head.weights.shape[1]
-    rows = _stratified(data.split("train"), max_sample(depth))
-    if len(rows) < NUM_NEIGHBOURS:
-        raise GateFailed(f"an explainer needs {NUM_NEIGHBOURS} training images, there are {len(rows)}")
-    log.info("explain with %d of %d training images", len(rows), len(data.split("train")))
+    num_training = len(draft.data.split("train"))
+    pixels, classes = draft.images("train", max_sample(head.weights.shape[1]))
+    if len(pixels) < NUM_NEIGHBOURS:
+        raise GateFailed(f"an explainer needs {NUM_NEIGHBOURS} training images, there are {len(pixels)}")
+    log.info("explain with %d of %d training images", len(pixels), num_training)
     expose_feature_map(fp32, head)
-    session, index = open_session(fp32), data.label_index()
-    pixels = np.stack(list(decode_rows(data, rows, run.preprocessing)))
-    sample = TrainingSample(
-        classes=np.array([index[row.label] for row in rows]),
-        features=run_batches(session, pixels, FEATURES),
-        pixels=pixels,
-    )
+    session, some = open_session(fp32), draft.some_pixels
+    features = run_batches(session, pixels, FEATURES)
+    sample = TrainingSample(classes=classes, features=features, pixels=pixels)
     write_explainer(path, head, sample, run.preprocessing)
-    some = _some(validation.pixels_nhwc_u8)
     maps = run_batches(session, some, FEATURE_MAP)
-    feeds = {FEATURE_MAP: maps, PIXELS: some}
-    (explained,) = open_session(path).run([PROBABILITIES], feeds)
+    (explained,) = open_session(path).run([PROBABILITIES], {FEATURE_MAP: maps, PIXELS: some})
     distance = np.abs(explained - run_batches(session, some)).max()
     size_bytes = path.stat().st_size - head.weights.nbytes
     draft.require(
@@ -339,52 +369,5 @@ def _add_explainer(draft: _Draft, data: PreparedData, validation: Validation) ->
             at_most("explainer_bytes", size_bytes, MAX_BYTES),
         ]
     )
-    draft.reports["explainer"] = {"num_training_images": len(rows), "of": len(data.split("train"))}
+    draft.reports["explainer"] = {"num_training_images": len(pixels), "of": num_training}
     draft.serve = replace(draft.serve, feature_map=maps.shape[1:])
-
-
-def _record(draft: _Draft, data: PreparedData, *, passed: bool) -> Record:
-    """The content of `candidate.json`."""
-    run = draft.run
-    return Record(
-        fruitstand_version=__version__,
-        passed=passed,
-        model_name=run.model_name,
-        labels=run.labels,
-        labels_sha256=labels_sha256(run.labels),
-        preprocessing=run.preprocessing.to_dict(),
-        source_run={
-            "name": run.directory.resolve().name,
-            "weights_sha256": run.meta["weights_sha256"],
-            "git_commit": run.meta["git_commit"],
-            "data": {key: run.meta["data"][key] for key in ("source", "manifest_sha256")},
-            "reference": draft.network.name,
-            **({"adopted": run.meta["adopted"]} if "adopted" in run.meta else {}),
-        },
-        gates_data={"source": data.source, "manifest_sha256": data.manifest_sha256},
-        gates=[gate.to_json() for gate in draft.gates],
-        reports=draft.reports,
-        abstention=draft.abstention,
-        requires={"triton": f">={EMBEDDED_SERVER_VERSION}", "opset": OPSET, "ir_version": IR_VERSION},
-        files=describe_files(draft.directory),
-        serve=draft.serve,
-    )
-
-
-def _read_images(data: PreparedData, split: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(N, H, W, 3) uint8 and their (N,) classes, some of every class of a split."""
-    rows, index = _stratified(data.split(split), NUM_CALIBRATION_IMAGES), data.label_index()
-    pixels = np.stack(list(decode_rows(data, rows, run.preprocessing)))
-    return pixels, np.array([index[row.label] for row in rows])
-
-
-def _some(pixels: np.ndarray) -> np.ndarray:
-    """At most `NUM_PARITY_IMAGES` images, spread evenly over the split."""
-    return pixels[:: -(-len(pixels) // NUM_PARITY_IMAGES)]
-
-
-def _stratified(rows: list[ManifestRow], count: int) -> list[ManifestRow]:
-    """At most `count` rows, every class with its share, spread evenly over its films and frames."""
-    ordered = sorted(rows, key=lambda row: (row.label, row.film, row.frame))
-    positions = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
-    return [ordered[position] for position in positions]

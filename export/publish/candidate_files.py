@@ -46,7 +46,6 @@ GATES = (
     Listed(name="explainer_distance", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
     Listed(name="explainer_bytes", at=(EXPORT,), files=(EXPLAINER_MODEL,)),
     Listed(name="golden_images", at=(EXPORT,)),
-    Listed(name="config_findings", at=(PUBLICATION,)),
     Listed(name="size_ratio_{file}", at=(PUBLICATION,), files=(INT8_MODEL, FP16_MODEL)),
     Listed(name="golden_distance", at=(PUBLICATION,)),
     Listed(name="slowdown_to_version_{number}", at=(PUBLICATION,)),
@@ -57,10 +56,7 @@ GATES = (
 def required_gates(files: Iterable[str], cpu_engine: str, reference: str) -> Iterator[str]:
     """The gates that only export can measure; a candidate with these files has to contain them.
 
-    Args:
-        files: the names of its files.
-        cpu_engine: that int8 is served by.
-        reference: what the fp32 file was compared with: torch, or the original of an adopted model.
+    `reference` is torch, or original for an adopted model.
     """
     variants = {FP16_MODEL: "fp16", INT8_MODEL: f"int8_{cpu_engine}"}
     for gate in GATES:

@@ -36,16 +36,7 @@ def export(
 ) -> dict:
     """Export, check and publish a run.
 
-    Args:
-        run_directory: a finished run.
-        repository: the model repository.
-        variants: of fp32, int8 and fp16; fp32 is always made, it is what the others are made of.
-        data_directory: the prepared folder; None takes the one the run was trained on.
-        compare_int8: measure every way to quantise and take the best, instead of the first that passes.
-        explain: add an explainer, which servers then serve beside the classifier.
-        sign_key: an Ed25519 private key, PEM, to sign the version with.
-        max_slowdown: how many times as slow as the served version it may be.
-        name: of a new repository's models, see `fruitstand.repository.model_names`.
+    The arguments are the options of `fruitstand export`.
 
     Returns:
         The published version's number, path and gates.
@@ -56,7 +47,11 @@ def export(
         ArtefactError: the run is half written or altered, or the repository serves other classes.
         GateFailed: a check missed its limit; the candidate stays in the run's folder.
     """
-    _check_variants(variants, compare_int8=compare_int8)
+    unknown = set(variants) - set(VARIANTS)
+    if unknown:
+        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
+    if compare_int8 and "int8" not in variants:
+        raise UsageError("--compare-int8: there is nothing to compare without int8 among --variants")
     repository_names(repository, name)
     run = read_run(run_directory)
     data = read_run_data(run, data_directory)
@@ -81,11 +76,3 @@ def export(
     manifest = publish(repository, candidate, max_slowdown=max_slowdown, sign_key=sign_key, name=name)
     log.info("published version %d in %s", manifest["version"], repository)
     return {key: manifest[key] for key in ("version", "gates", "reports")} | {"repository": str(repository)}
-
-
-def _check_variants(variants: tuple[str, ...], *, compare_int8: bool) -> None:
-    unknown = set(variants) - set(VARIANTS)
-    if unknown:
-        raise UsageError(f"--variants: got {min(unknown)!r}, allowed {', '.join(VARIANTS)}")
-    if compare_int8 and "int8" not in variants:
-        raise UsageError("--compare-int8: there is nothing to compare without int8 among --variants")

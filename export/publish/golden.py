@@ -19,12 +19,7 @@ NUM_IMAGES = 8
 def write_golden(directory: Path, model: Path, engine: str, validation: Validation, labels: list[str]) -> int:
     """Choose golden images and write them with their answers.
 
-    Args:
-        directory: folder of the candidate.
-        model: the file that will be served on a CPU.
-        engine: the engine that will serve it.
-        validation: the validation images; the served decode's pixels are used.
-        labels: the classes.
+    The answers are those to the served decode's pixels, by the file and engine that will be served on a CPU.
 
     Returns:
         The number of images; below `NUM_IMAGES` if too few answers are correct.

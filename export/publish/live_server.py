@@ -26,11 +26,8 @@ class LiveServer:
     ) -> None:
         """Prepare a connection to HOST:PORT of the gRPC endpoint.
 
-        Args:
-            url: of the server itself, not of a gateway.
-            names: of the models that are changed.
-            headers: what lets a call change models, where the server asks for it.
-            metrics_url: of its Prometheus page, for who compares servers.
+        The address is that of the server itself, not of a gateway. `headers` let a call change models, where
+        the server asks for it.
         """
         self.names, self.metrics_url = names, metrics_url
         self._url, self._headers = url, dict(headers or {})

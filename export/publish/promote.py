@@ -50,16 +50,8 @@ def promote(
 ) -> ServingState:
     """Serve another version.
 
-    Args:
-        repository: the model repository, the same folder that the server reads.
-        number: number of a published version.
-        url: HOST:PORT of the running server's gRPC endpoint.
-        control: for servers behind a gateway, the control file from the ready line. Without it and without a
-            url, the next server that starts serves the version.
-        watch_s: seconds that one of several servers serves the version before the others do; if it fails more
-            often or is slower, it is taken back. 0 switches all servers at once.
-        gate: recorded traffic that both versions must answer alike; checked before anything changes.
-        trusted_keys: folder of public keys, one of which must have signed the version.
+    The arguments are the options of `fruitstand models promote`; 0 for `watch_s` switches all servers at
+    once.
 
     Returns:
         The served and the previous version.

@@ -4,22 +4,18 @@ The candidate's own gates are in its `candidate.json`. Publication checks what d
 repeats all checks that need no training data, so that it does not rely on that file.
 """
 
-import itertools
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from export.gates.checks import extreme_pixels_gate
-from export.gates.config_lint import lint_repository
 from export.gates.decode_parity import decode_as_served
 from export.gates.gate import MAX_SLOWDOWN, Gate, at_most, read_gate
 from export.gates.measured import compare
@@ -71,12 +67,7 @@ def publish(
     The first version of a repository is served at once, later ones after their promotion. A version has to
     match the served one, or the newest if none is served.
 
-    Args:
-        repository: the model repository; made if missing.
-        candidate: the folder that `fruitstand export` made.
-        max_slowdown: largest time per image, relative to the served version.
-        sign_key: an Ed25519 private key, PEM.
-        name: of a repository in which nothing was published yet, see `fruitstand.repository.model_names`.
+    The other arguments are the options of `fruitstand models publish`.
 
     Returns:
         The manifest of the new version.
@@ -118,9 +109,7 @@ def _publish(
     claims = {name: record.to_json()[name] for name in ("labels_sha256", "preprocessing", "serve")}
     check_same_contract(repository, reference, **claims)
     new = Version(number, repository / names.model / str(number), record)
-    for gate in itertools.chain(
-        [_config_gate(repository, new, names)], _gates(candidate, new, reference, max_slowdown)
-    ):
+    for gate in _gates(candidate, new, reference, max_slowdown):
         if not gate.passed:
             raise GateFailed(f"{gate}; nothing was published, the candidate is in {candidate}")
         record.gates.append(gate.to_json())
@@ -158,15 +147,6 @@ def _checked(candidate: Path) -> Record:
         reason = "; ".join(failed or missing) or "its record says so"
         raise GateFailed(f"{candidate}: did not pass its gates: {reason}")
     return record
-
-
-def _config_gate(repository: Path, new: Version, names: ModelNames) -> Gate:
-    """Lint the configuration that would serve the version."""
-    with TemporaryDirectory(dir=repository, prefix=f".tmp-{os.getpid()}-") as name:
-        scratch = Path(name)
-        write_served(scratch, ServingState(new.number), described_by=new, names=names)
-        findings = lint_repository(scratch)
-    return at_most("config_findings", len(findings), 0, detail="; ".join(map(str, findings[:1])))
 
 
 def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: float) -> Iterator[Gate]:

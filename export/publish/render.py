@@ -64,8 +64,11 @@ _CPU_OPTIMIZATION = {
     ),
     "cpu": "# ONNX Runtime's own kernels: OpenVINO's answered wrongly where this was exported.",
 }
-
-
+_CONTRACTS = (
+    *("IMAGE", "ENCODED", "PIXELS", "PROBABILITIES", "MAX_BATCH_SIZE"),
+    *("FEATURE_MAP", "ACTIVATION", "NEIGHBOURS", "THUMBNAILS", "CROP", "NUM_NEIGHBOURS", "PICTURE_BYTES"),
+)
+"""Constants of the contract that templates name, in lower case."""
 _KNOWN_OUTPUTS = "".join(
     f', {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}' for name in (contract.KNOWN, contract.SET_SIZE)
 )
@@ -85,13 +88,7 @@ def render_repository(
 ) -> dict[Path, bytes]:
     """Every rendered file of a model repository, in the order to write them.
 
-    Args:
-        preprocessing: the contract of the model to be served.
-        labels: its classes in output order.
-        files: the files to serve; None serves int8 by OpenVINO, and fp16 on a GPU.
-        state: the version to serve; None if nothing is published yet.
-        tuning: settings of queues, threads and instances on CPUs.
-        names: names of the models; None takes the default.
+    Without a state nothing is published yet. Without `files`, int8 is served by OpenVINO, and fp16 on a GPU.
 
     Returns:
         Content by path relative to the repository.
@@ -145,11 +142,8 @@ def _model_values(
     height, width = preprocessing.input_size
     return {
         **dict(zip(contract.MODELS, names.all, strict=True)),
-        "image": contract.IMAGE,
-        "encoded": contract.ENCODED,
-        "pixels": contract.PIXELS,
-        "probabilities": contract.PROBABILITIES,
-        "max_batch_size": contract.MAX_BATCH_SIZE,
+        **dict(zip(contract.EXPLAINER_MODELS, names.explaining, strict=True)),
+        **{name.lower(): getattr(contract, name) for name in _CONTRACTS},
         "num_classes": len(labels),
         "height": height,
         "width": width,
@@ -160,27 +154,12 @@ def _model_values(
         "gpu_model": files.gpu_model,
         "known_outputs": _KNOWN_OUTPUTS if files.known else "",
         "known_maps": _KNOWN_MAPS if files.known else "",
-        **_explainer_values(len(labels), files, names),
-        "warmup_image": WARMUP_IMAGE.name,
-        "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
-    }
-
-
-def _explainer_values(num_classes: int, files: ServedFiles, names: ModelNames) -> dict[str, Any]:
-    """What the explainer's templates take besides."""
-    return {
-        **dict(zip(contract.EXPLAINER_MODELS, names.explaining, strict=True)),
-        "feature_map": contract.FEATURE_MAP,
         "feature_map_dims": ", ".join(map(str, files.feature_map)),
-        "activation": contract.ACTIVATION,
-        "neighbours": contract.NEIGHBOURS,
-        "thumbnails": contract.THUMBNAILS,
-        "crop": contract.CROP,
-        "num_maps": min(contract.MAX_MAPS, num_classes),
-        "num_neighbours": contract.NUM_NEIGHBOURS,
-        "picture_bytes": contract.PICTURE_BYTES,
+        "num_maps": min(contract.MAX_MAPS, len(labels)),
         "fp32_model": FP32_MODEL,
         "explainer_model": EXPLAINER_MODEL,
+        "warmup_image": WARMUP_IMAGE.name,
+        "warmup_size_bytes": (TEMPLATES / WARMUP_IMAGE).stat().st_size,
     }
 
 
@@ -210,11 +189,7 @@ def write_repository(
 ) -> list[Path]:
     """Update a repository's rendered files; returns those that changed.
 
-    Args:
-        repository: the model repository.
-        preprocessing: as for `render_repository`; so are the others.
-        labels: the classes.
-        choices: `files`, `state`, `tuning` and `names`.
+    The choices are those of `render_repository`.
     """
     changed = []
     for relative, content in render_repository(preprocessing, labels, **choices).items():

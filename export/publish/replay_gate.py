@@ -28,12 +28,6 @@ class ReplayGate:
     ) -> dict[str, Any]:
         """Replay the traffic to both versions and compare their answers.
 
-        Args:
-            repository: model repository with both versions.
-            number: version to be promoted.
-            against: version that answers now.
-            trusted_keys: as for `promote`.
-
         Returns:
             The counts, for the audit log.
 

@@ -38,10 +38,6 @@ LOCK_NAME = ".lock"
 def locked(repository: Path, *, create: bool = False) -> Iterator[None]:
     """Lock the repository for changes, and remove temporary files of killed writers.
 
-    Args:
-        repository: the model repository.
-        create: create the repository if it is missing.
-
     Raises:
         UsageError: no model repository there.
         ArtefactError: another command is changing it.
@@ -87,12 +83,8 @@ def write_served(
 ) -> None:
     """Render all files for a state; Triton reads them at its next load.
 
-    Args:
-        repository: the model repository.
-        state: what is to be served; see `transition` for the way from one to another.
-        described_by: a version to take classes, preprocessing and files from, which are the same for all
-            versions; None takes the one to be served.
-        names: of the models, where nothing was rendered yet; None: the repository's.
+    Classes, preprocessing and files come from `described_by`, since they are the same for all versions, or
+    else from the version to be served. `names` is for a repository in which nothing was rendered yet.
 
     Raises:
         ArtefactError: the manifest of the version to be served is damaged.
@@ -101,15 +93,18 @@ def write_served(
     names = names or repository_names(repository)
     if version.serve.explains:
         _link_explainer(repository, names, state.version)
-    write_repository(
-        repository,
-        version.preprocessing,
-        version.labels,
-        state=state,
-        files=version.serve,
-        tuning=read_tuning(repository),
-        names=names,
-    )
+    write_repository(repository, **_choices(repository, version, state, names))
+
+
+def _choices(repository: Path, version: Version, state: ServingState, names: ModelNames) -> dict[str, Any]:
+    return {
+        "preprocessing": version.preprocessing,
+        "labels": version.labels,
+        "state": state,
+        "files": version.serve,
+        "tuning": read_tuning(repository),
+        "names": names,
+    }
 
 
 def _link_explainer(repository: Path, names: ModelNames, number: int) -> None:
@@ -118,19 +113,14 @@ def _link_explainer(repository: Path, names: ModelNames, number: int) -> None:
         target = Path("..", names.model, str(number))
         link = repository / model / str(number)
         for other in version_numbers(link.parent):
-            if other != number or not link.is_symlink():
-                _unlink(link.with_name(str(other)))
+            old = link.with_name(str(other))
+            if old.is_symlink() and other != number:
+                old.unlink()
+            elif not old.is_symlink():  # a copy of the repository has folders
+                remove_directory(old)
         if not link.is_symlink():
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(target, target_is_directory=True)
-
-
-def _unlink(path: Path) -> None:
-    """Remove a link, or the folder that a copy of the repository has in its place."""
-    if path.is_symlink():
-        path.unlink()
-    else:
-        remove_directory(path)
 
 
 def reference_version(repository: Path) -> Version | None:
@@ -148,10 +138,8 @@ def reference_version(repository: Path) -> Version | None:
 def check_same_contract(repository: Path, reference: Version | None, **claims: Any) -> None:
     """Check labels, preprocessing and served files, which all versions of a repository share.
 
-    Args:
-        repository: the model repository.
-        reference: a version of it; None agrees with everything.
-        claims: of a run or a candidate: `labels_sha256`, `preprocessing`, `serve`, as in a manifest.
+    The claims are `labels_sha256`, `preprocessing` and `serve`, as in a manifest. No reference agrees with
+    everything.
 
     Raises:
         ArtefactError: one of them differs.
@@ -265,23 +253,12 @@ def _rendered(repository: Path) -> dict[Path, bytes]:
     state = serving_state(repository)
     if state is None:
         return {}
-    version = read_version(repository, state.version)
-    return render_repository(
-        version.preprocessing,
-        version.labels,
-        state=state,
-        files=version.serve,
-        tuning=read_tuning(repository),
-        names=repository_names(repository),
-    )
+    version, names = read_version(repository, state.version), repository_names(repository)
+    return render_repository(**_choices(repository, version, state, names))
 
 
 def configure(repository: Path, tuning: Tuning) -> None:
     """Write the settings into the repository's configuration; a server uses them after its next start.
-
-    Args:
-        repository: the model repository.
-        tuning: the settings.
 
     Raises:
         UsageError: nothing is published there.
@@ -299,9 +276,7 @@ def configure(repository: Path, tuning: Tuning) -> None:
 def prune(repository: Path, *, keep: int) -> list[int]:
     """Remove the oldest versions; the served and the previous version always stay.
 
-    Args:
-        repository: the model repository.
-        keep: how many of the newest to keep besides those two.
+    Besides those two, the newest `keep` stay.
 
     Returns:
         The numbers removed.

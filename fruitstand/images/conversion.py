@@ -58,9 +58,7 @@ def as_supported(content: bytes, preprocessing: Preprocessing) -> Converted:
     the server drops those of PNG. If the PNG exceeds `max_encoded_bytes`, the picture is reduced by the
     smallest whole factor that makes it fit, by averaging pixels.
 
-    Args:
-        content: an image file.
-        preprocessing: the contract; its limits are checked before anything is decoded.
+    The contract's limits are checked before anything is decoded.
 
     Raises:
         ImageRejected: not an image, too many pixels or bytes, damaged, or a format that is not converted.

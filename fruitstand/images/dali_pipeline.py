@@ -39,8 +39,7 @@ class PipelineDefinition:
 def load_pipeline_definition(path: Path) -> PipelineDefinition:
     """Read a pipeline file.
 
-    Args:
-        path: a Python file with exactly one function under `@autoserialize`, or a serialised pipeline.
+    It is Python with exactly one function under `@autoserialize`, or a serialised pipeline.
 
     Raises:
         ArtefactError: no such file, not exactly one such function, not a pipeline, or an invalid contract.

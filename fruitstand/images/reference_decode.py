@@ -54,10 +54,7 @@ def decode_inspected(
 ) -> "npt.NDArray[np.uint8]":
     """Decode an image that `inspect_image` has checked.
 
-    Args:
-        inspected: the image.
-        preprocessing: the contract.
-        reduced: decode a JPEG at `preprocessing.jpeg_scale` instead of its full size.
+    `reduced` decodes a JPEG at `preprocessing.jpeg_scale` instead of its full size.
 
     Returns:
         The same as `decode_reference`.

@@ -29,11 +29,7 @@ _COARSEST_CELLS, _COARSEST_CONTRAST, _FALLOFF, _GRAIN = 4, 60.0, 0.62, 3.0
 def pattern(width: int, height: int, mode: str = "RGB", *, phase: float = 0.0) -> "Image.Image":
     """Make a smooth colourful picture.
 
-    Args:
-        width: pixels.
-        height: pixels.
-        mode: Pillow's pixel mode.
-        phase: shifts the pattern, so that each value gives another picture.
+    Sizes are pixels, the mode is Pillow's. Each value of `phase` gives another picture.
     """
     import numpy as np
     from PIL import Image
@@ -58,10 +54,15 @@ def with_orientation(
     orientation: int, size: tuple[int, int] = (150, 120), image_format: str = "JPEG"
 ) -> bytes:
     """Make an image file with an EXIF orientation, 1 to 8."""
-    image = pattern(*size)
-    exif = image.getexif()
+    return encode(pattern(*size), image_format, exif=_exif(orientation))
+
+
+def _exif(orientation: int) -> bytes:
+    from PIL import Image
+
+    exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
-    return encode(image, image_format, exif=exif.tobytes())
+    return exif.tobytes()
 
 
 def supported_images() -> dict[str, bytes]:
@@ -134,27 +135,13 @@ def photographs() -> dict[str, bytes]:
     whole = photograph(*LARGEST)
     part = whole.crop((0, 0, 1203, 901))
     images = {
-        "largest": _jpeg(whole),
-        "largest_turned": _jpeg(whole, exif=_turned(6)),
-        "largest_progressive": _jpeg(whole, quality=75, progressive=True),
-        "tall": _jpeg(whole.crop((900, 0, 1701, 1603)), quality=85, subsampling=0),
-        "grey": _jpeg(part.convert("L")),
-        "cmyk": _jpeg(part.convert("CMYK")),
+        "largest": encode(whole, quality=92),
+        "largest_turned": encode(whole, quality=92, exif=_exif(6)),
+        "largest_progressive": encode(whole, quality=75, progressive=True),
+        "tall": encode(whole.crop((900, 0, 1701, 1603)), quality=85, subsampling=0),
+        "grey": encode(part.convert("L"), quality=92),
+        "cmyk": encode(part.convert("CMYK"), quality=92),
     }
     for orientation in range(1, 9):
-        images[f"turned_{orientation}"] = _jpeg(part, exif=_turned(orientation))
+        images[f"turned_{orientation}"] = encode(part, quality=92, exif=_exif(orientation))
     return images
-
-
-def _turned(orientation: int) -> bytes:
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
-    return exif.tobytes()
-
-
-def _jpeg(picture: "Image.Image", *, quality: int = 92, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, **options)
-    return file.getvalue()

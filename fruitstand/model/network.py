@@ -18,11 +18,8 @@ def create_network(
 ) -> "torch.nn.Module":
     """Create a timm model.
 
-    Args:
-        model_name: timm's name, such as resnet18.
-        num_classes: outputs.
-        input_size: height and width in pixels; used for models with a fixed input size, such as a ViT.
-        **arguments: passed on to timm, such as pretrained and drop_rate.
+    `input_size` (height and width, pixels) is used for models with a fixed one, such as a ViT. Other
+    arguments go to timm, such as pretrained and drop_rate.
     """
     import timm
 

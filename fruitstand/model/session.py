@@ -31,10 +31,7 @@ def create_session(
 ) -> "onnxruntime.InferenceSession":
     """Load an ONNX file.
 
-    Args:
-        model: the file.
-        options: ONNX Runtime's session options.
-        providers: ONNX Runtime's provider names, the preferred one first.
+    The providers have ONNX Runtime's names, the preferred one first.
 
     Raises:
         ArtefactError: ONNX Runtime cannot load the file; includes its reason.
@@ -53,11 +50,8 @@ def open_session(
 ) -> "onnxruntime.InferenceSession":
     """Load an ONNX file on one of `CPU_ENGINES` or on `GPU_ENGINE`.
 
-    Args:
-        model: the file.
-        engine: the engine that computes.
-        num_threads: intra-op threads; 0 lets ONNX Runtime choose.
-        can_spin: let idle threads spin. Sessions that run in turns slow each other by spinning.
+    With 0 threads ONNX Runtime chooses. Idle threads may spin with `can_spin`: sessions that run in turns
+    slow each other by it.
 
     Raises:
         ArtefactError: ONNX Runtime cannot load the file.

@@ -72,11 +72,8 @@ def open_channel(
 ) -> Any:
     """Open a gRPC channel; it connects with its first call.
 
-    Args:
-        url: HOST:PORT, or several separated by commas.
-        credentials: `grpc.ChannelCredentials` for TLS; None sends clear text.
-        options: gRPC channel arguments in addition to `channel_options`.
-        asynchronous: open a `grpc.aio` channel, which belongs to the running event loop.
+    Without `grpc.ChannelCredentials` it sends clear text. The options are added to `channel_options`. An
+    asynchronous one is of `grpc.aio` and belongs to the running event loop.
 
     Raises:
         UsageError: invalid address, or none of several host names is found.
@@ -182,10 +179,7 @@ def fetch_page(url: str, *, timeout_s: float) -> bytes:
 def metric_total(page: str, name: str, **labels: str) -> float:
     """Sum all series of a metric that have the given labels; 0 if there are none.
 
-    Args:
-        page: metrics in Prometheus's text format.
-        name: name of the metric as on the page.
-        labels: labels to match; a series may have more.
+    The page is in Prometheus's text format. A series may have more labels.
     """
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -18,9 +18,7 @@ BACKLOG = 1024
 def listening_socket(port: int, flag: str) -> socket.socket:
     """Listen on a port of the loopback interface.
 
-    Args:
-        port: 0 chooses a free one.
-        flag: the option that chooses the port, for the error message.
+    0 chooses a free port. `flag` is the option that chooses it, for the error message.
 
     Raises:
         UsageError: the port is taken, or may not be used.
@@ -48,8 +46,7 @@ def listening_socket(port: int, flag: str) -> socket.socket:
 def claim_ports(wanted: Mapping[str, int]) -> list[int]:
     """Choose ports for servers that start next.
 
-    Args:
-        wanted: the port for each option that chooses one; 0 for a free one.
+    `wanted` has the port for each option that chooses one; 0 for a free one.
 
     Returns:
         The ports in the order of the options. Nothing listens on them yet.

@@ -1,7 +1,7 @@
 """Triton's model statistics, as counters that can be added and subtracted."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
@@ -28,12 +28,10 @@ class ModelCounters:
     """Compute time of all instances, summed over the executions."""
 
     def __add__(self, other: "ModelCounters") -> "ModelCounters":
-        names = [field.name for field in fields(self)]
-        return ModelCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return ModelCounters(**{one: getattr(self, one) + getattr(other, one) for one in self.__slots__})
 
     def __sub__(self, before: "ModelCounters") -> "ModelCounters":
-        names = [field.name for field in fields(self)]
-        return ModelCounters(**{name: getattr(self, name) - getattr(before, name) for name in names})
+        return ModelCounters(**{one: getattr(self, one) - getattr(before, one) for one in self.__slots__})
 
     @property
     def mean_batch(self) -> float:

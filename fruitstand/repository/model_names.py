@@ -90,9 +90,7 @@ def names_for(name: str) -> ModelNames:
 def repository_names(repository: Path, name: str | None = None) -> ModelNames:
     """The names a repository has.
 
-    Args:
-        repository: the model repository.
-        name: for a repository in which nothing was published yet; None gives it the default.
+    `name` is for a repository in which nothing was published yet; None gives it the default.
 
     Raises:
         UsageError: the repository has another name already, or the name is not allowed.

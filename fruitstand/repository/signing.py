@@ -5,8 +5,7 @@ files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write 
 """
 
 import base64
-import contextlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +42,8 @@ def make_key(private_key: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     write_bytes(public_key, public_bytes)
-    with atomic_file(private_key) as temporary:
-        # Create the file with these permissions, so that others cannot read it at any time.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(private_bytes)
+    with atomic_file(private_key, private=True) as temporary:
+        temporary.write_bytes(private_bytes)
     return public_key
 
 
@@ -60,9 +56,7 @@ def sign_manifest(manifest: Path, private_key: "Ed25519PrivateKey") -> None:
 def check_signature(manifest: Path, trusted_keys: Path) -> None:
     """Check that a trusted key has signed a manifest.
 
-    Args:
-        manifest: the signed file.
-        trusted_keys: a folder with public keys, `*.pub` or `*.pem`.
+    The keys are `*.pub` and `*.pem` files of that folder.
 
     Raises:
         UsageError: no key in that folder.
@@ -98,33 +92,37 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     Raises:
         UsageError: no such file, or not an Ed25519 private key.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    with contextlib.suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
-        key = load_pem_private_key(path.read_bytes(), password=None)
-        if isinstance(key, Ed25519PrivateKey):
-            return key
-    raise UsageError(
-        f"--sign {path}: no Ed25519 private key in PEM; make one with 'fruitstand models keygen'"
-    )
+    key = _read_pem(path, lambda pem: load_pem_private_key(pem, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(
+            f"--sign {path}: no Ed25519 private key in PEM; make one with 'fruitstand models keygen'"
+        )
+    return key
 
 
 def _read_public_keys(directory: Path) -> "list[Ed25519PublicKey]":
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     keys = []
-    paths = sorted([*directory.glob("*.pub"), *directory.glob("*.pem")]) if directory.is_dir() else []
-    for path in paths:
-        key = None
-        with contextlib.suppress(ValueError, UnsupportedAlgorithm):
-            key = load_pem_public_key(path.read_bytes())
+    for path in sorted([*directory.glob("*.pub"), *directory.glob("*.pem")]):
+        key = _read_pem(path, load_pem_public_key)
         if not isinstance(key, Ed25519PublicKey):
             raise UsageError(f"{path}: no Ed25519 public key in PEM; remove it from the trusted keys")
         keys.append(key)
     if not keys:
         raise UsageError(f"--trusted-keys {directory}: no *.pub or *.pem file there")
     return keys
+
+
+def _read_pem(path: Path, load: Callable[[bytes], object]) -> object:
+    """A key; None if it cannot be read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        return None

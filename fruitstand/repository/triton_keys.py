@@ -1,4 +1,4 @@
-"""Keys and values that the backends accept in a Triton model configuration, for the linter and the stand-ins.
+"""Keys and values that the stand-in backends accept in a Triton model configuration.
 
 Each key maps to a regular expression that its whole value must match.
 
@@ -82,21 +82,6 @@ CUDA_PARAMETERS = MappingProxyType({
 })  # fmt: skip
 """Parameters of the "cuda" accelerator, passed to ONNX Runtime unchanged; the instance group sets the
 device."""
-
-REMOVED_TENSORRT_PARAMETERS = (
-    "precision_mode",
-    "int8_calibration_table_name",
-    "int8_use_native_calibration_table",
-    "trt_layer_norm_fp32_fallback",
-)
-"""Parameters that TensorRT 11 no longer has, because it computes in the types of the ONNX file.
-
-The backend still accepts them. With TensorRT 10 a precision mode lets TensorRT change the types; without one
-ONNX Runtime requests a strongly typed network.
-
-Source:
-    microsoft/onnxruntime#28611; `tensorrt_execution_provider.cc`, network flags.
-"""
 
 TENSORRT_PARAMETERS = MappingProxyType({
     **dict.fromkeys((

@@ -75,8 +75,7 @@ DEFAULTS = Tuning()
 def read_tuning(path: Path) -> Tuning:
     """Read settings.
 
-    Args:
-        path: the file, or a model repository; a repository without the file has the defaults.
+    A model repository without the file has the defaults.
 
     Raises:
         ArtefactError: no such file, or invalid settings.

@@ -64,9 +64,7 @@ def transition(old: ServingState | None, new: ServingState) -> list[ServingState
 
     The ensemble never pins a version that the classifier does not load.
 
-    Args:
-        old: the current state; None before the first publication.
-        new: the state to reach.
+    There is no old one before the first publication.
 
     Returns:
         The new version loaded beside the old one, the new one pinned, the old one no longer loaded.
@@ -208,12 +206,7 @@ def _read_config(path: Path) -> "model_config_pb2.ModelConfig":
 
 
 def on_trial(model: Path, number: int) -> bool:
-    """Whether a version is not the served one, so that it is loaded only for a promotion.
-
-    Args:
-        model: the model's folder.
-        number: the version number.
-    """
+    """Whether a version is not the served one, so that it is loaded only for a promotion."""
     state = serving_state(model.parent)
     is_model = model.name == repository_names(model.parent).model
     return is_model and state is not None and state.version != number
@@ -241,11 +234,8 @@ def read_version(repository: Path, number: int) -> Version:
 def verify_version(repository: Path, number: int, *, trusted_keys: Path | None = None) -> Version:
     """Read a version and check every file against its manifest.
 
-    Args:
-        repository: the model repository.
-        number: the version number.
-        trusted_keys: a folder with public keys, one of which must have signed the manifest; None requires no
-            signature.
+    One of the public keys in the folder `trusted_keys` must have signed the manifest; None requires no
+    signature.
 
     Raises:
         UsageError: no such version.
@@ -260,10 +250,6 @@ def verify_version(repository: Path, number: int, *, trusted_keys: Path | None =
 
 def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
     """Check one file of a version against the manifest, as a backend does before it loads the file.
-
-    Args:
-        path: the file in its version's folder.
-        trusted_keys: see `verify_version`.
 
     Raises:
         ArtefactError: the manifest is missing, unsigned or of another version, or the file is altered or not
@@ -280,10 +266,7 @@ def verify_model_file(path: Path, *, trusted_keys: Path | None = None) -> None:
 def verify_files(directory: Path, expected: dict[str, FileEntry], *, besides: set[str]) -> None:
     """Check a folder against the sha256 values in its manifest.
 
-    Args:
-        directory: the folder.
-        expected: entries of the manifest, keyed by relative name.
-        besides: further allowed names: the manifest itself and its signature.
+    `besides` names further files that may be there: the manifest itself and its signature.
 
     Raises:
         ArtefactError: a file is altered, missing, a link, or not in the manifest.

@@ -4,7 +4,6 @@ The server writes it while it serves (`serving.engine.recorder`), `fruitstand re
 versions. numpy is imported inside, as everywhere in this package.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,32 +41,23 @@ class Recording:
 
 
 def write_recording(path: Path, recording: Recording) -> None:
-    """Write a recording atomically; only its owner can read it, because the images belong to callers.
-
-    Args:
-        path: an .npz file.
-        recording: at least one image.
-    """
+    """Write a recording atomically; only its owner can read it, because the images belong to callers."""
     import numpy as np
 
-    with atomic_file(path) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(
-                file,
-                arrived_ns=recording.arrived_ns,
-                size_bytes=np.array([len(one) for one in recording.images], np.int64),
-                content=np.frombuffer(b"".join(recording.images), np.uint8),
-                num_passed=np.array(recording.num_passed),
-            )
+    with atomic_file(path, private=True) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            arrived_ns=recording.arrived_ns,
+            size_bytes=np.array([len(one) for one in recording.images], np.int64),
+            content=np.frombuffer(b"".join(recording.images), np.uint8),
+            num_passed=np.array(recording.num_passed),
+        )
 
 
 def read_recordings(source: Path, *, max_images: int) -> Recording:
     """Read the newest recorded images.
 
-    Args:
-        source: the folder in FRUITSTAND_SAMPLES, its sub-folder `encoded`, or one file.
-        max_images: largest number of images.
+    The source is the folder in FRUITSTAND_SAMPLES, its sub-folder `encoded`, or one file.
 
     Raises:
         UsageError: there is no recording.

@@ -51,15 +51,8 @@ class Samples:
 
     def rows(self, indices: "npt.NDArray[np.intp]") -> "Samples":
         """Select samples by index, without their pixels."""
-        return Samples(
-            statistics=self.statistics[indices],
-            predicted=self.predicted[indices],
-            confidence=self.confidence[indices],
-            entropy=self.entropy[indices],
-            features=self.features[indices],
-            known=self.known[indices],
-            pixels=self.pixels[:0],
-        )
+        columns = {name: getattr(self, name)[indices] for name in self.__slots__ if name != "pixels"}
+        return Samples(**columns, pixels=self.pixels[:0])
 
 
 def image_statistics(pixels_hwc_u8: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.float32]":
@@ -116,11 +109,7 @@ def describe(
 def write_samples(path: Path, samples: Samples, *, version: int, labels: Sequence[str] = ()) -> None:
     """Write samples atomically.
 
-    Args:
-        path: an .npz file.
-        samples: at least one sample.
-        version: the model version that answered.
-        labels: its classes; empty if unknown.
+    `version` is the one that answered; `labels` are its classes, empty if unknown.
     """
     import numpy as np
 

@@ -14,8 +14,9 @@ from fruitstand_client.client import Client
 from fruitstand_client.command.output import (
     FORMATS,
     RESUMED_FORMATS,
+    ParquetRows,
     PartialRows,
-    Rows,
+    TextRows,
     open_partial,
     open_rows,
     partial_path,
@@ -69,12 +70,7 @@ class Output:
 def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output, **settings: Any) -> int:
     """Classify the named images and write one row per image, in order.
 
-    Args:
-        arguments: see `fruitstand_client.command.sources.find_images`.
-        url: of the server; see `fruitstand_client.Client`.
-        top_k: classes in each answer.
-        output: where the rows go.
-        settings: of `fruitstand_client.Client`.
+    The settings are those of `fruitstand_client.Client`.
 
     Returns:
         How many images got no answer.
@@ -83,8 +79,9 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
         UsageError: an argument that names no image, or a setting outside what is allowed.
         RequestFailed: the server did not answer; the rows so far are kept where they can be resumed.
     """
-    if output.resume and output.path is not None and _is_complete(output.path):
-        return _look_again(output.path, output.format, arguments)
+    out = output.path
+    if output.resume and out is not None and out.is_file() and not partial_path(out).exists():
+        return _look_again(out, output.format, arguments)
     total = count_images(arguments)
     images = find_images(arguments)
     summary = _Summary()
@@ -93,16 +90,16 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
             client = stack.enter_context(Client(url, **settings))
         except ValueError as exc:
             raise UsageError(str(exc)) from exc
-        rows: Rows
+        rows: TextRows | ParquetRows
         num_done = 0
-        if output.is_resumable and output.path is not None:
-            partial = stack.enter_context(open_partial(output.format, output.path, resume=output.resume))
-            images = skip_done(partial_path(output.path), output.format, images)
+        if output.is_resumable and out is not None:
+            partial = stack.enter_context(open_partial(output.format, out, resume=output.resume))
+            images = skip_done(partial_path(out), output.format, images)
             num_done = partial.num_done
             summary.go_on(partial)
             rows = partial
         else:
-            rows = stack.enter_context(open_rows(output.format, output.path))
+            rows = stack.enter_context(open_rows(output.format, out))
         sheet = None
         if output.sheet is not None:
             from fruitstand_client.command.sheet import ContactSheet
@@ -123,10 +120,6 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
             sheet.save()
     summary.tell()
     return summary.num_failed
-
-
-def _is_complete(out: Path) -> bool:
-    return out.is_file() and not partial_path(out).exists()
 
 
 def _look_again(out: Path, output_format: str, arguments: list[str]) -> int:

@@ -13,9 +13,9 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 from fruitstand.artefacts import atomic_file, fsync_path
 from fruitstand.errors import UsageError
@@ -25,18 +25,11 @@ from fruitstand_client.prediction import NOT_KNOWN, Prediction
 
 FORMATS = ("table", "jsonl", "csv", "parquet")
 RESUMED_FORMATS = ("jsonl", "csv")
-CSV_COLUMNS = (
+COLUMNS = (
     *("path", "label", "probability", "top_k", "known", "label_set"),
     *("model_version", "converted_from", "error"),
 )
 TABLE_WIDTHS = (24, 6)
-
-
-class Rows(Protocol):
-    """A destination for rows."""
-
-    def write(self, prediction: Prediction) -> None:
-        """One row."""
 
 
 class TextRows:
@@ -47,7 +40,7 @@ class TextRows:
         self._file = file
         self._line = {"table": _table_line, "jsonl": _jsonl_line, "csv": _csv_line}[output_format]
         if header and output_format == "csv":
-            self._put(_csv_row(CSV_COLUMNS))
+            self._put(_csv_row(COLUMNS))
         elif header and output_format == "table":
             self._put(f"{'label':{TABLE_WIDTHS[0]}}  {'prob':{TABLE_WIDTHS[1]}}  image  [next]\n")
 
@@ -77,19 +70,12 @@ class ParquetRows:
             raise UsageError("--format parquet needs pyarrow: pip install 'fruitstand[classify]'") from exc
 
         rank = pa.struct([("label", pa.string()), ("probability", pa.float32())])
-        self._schema = pa.schema(
-            [
-                ("path", pa.string()),
-                ("label", pa.string()),
-                ("probability", pa.float32()),
-                ("top_k", pa.list_(rank)),
-                ("known", pa.float32()),
-                ("label_set", pa.list_(pa.string())),
-                ("model_version", pa.string()),
-                ("converted_from", pa.string()),
-                ("error", pa.string()),
-            ]
-        )
+        others = {
+            **dict.fromkeys(("probability", "known"), pa.float32()),
+            "top_k": pa.list_(rank),
+            "label_set": pa.list_(pa.string()),
+        }
+        self._schema = pa.schema([(name, others.get(name, pa.string())) for name in COLUMNS])
         self._writer = pq.ParquetWriter(path, self._schema)
         self._rows: list[dict[str, object]] = []
 
@@ -120,29 +106,16 @@ def escaped(path: str) -> str:
 
 
 @contextmanager
-def open_rows(output_format: str, out: Path | None) -> Iterator[Rows]:
-    """Open an output for rows: stdout, or a file that appears whole or not at all.
-
-    Args:
-        output_format: one of `FORMATS`.
-        out: the file; None writes to stdout.
-
-    Raises:
-        UsageError: parquet to stdout.
-    """
+def open_rows(output_format: str, out: Path | None) -> Iterator[TextRows | ParquetRows]:
+    """Open an output for rows: stdout, or a file that appears whole or not at all."""
     if out is None:
-        if output_format == "parquet":
-            raise UsageError("parquet is not written to stdout; give --out FILE")
         yield TextRows(sys.stdout.buffer, output_format)
         sys.stdout.buffer.flush()
         return
     with atomic_file(out) as temporary:
         if output_format == "parquet":
-            parquet = ParquetRows(temporary)
-            try:
+            with closing(ParquetRows(temporary)) as parquet:
                 yield parquet
-            finally:
-                parquet.close()
         else:
             with temporary.open("wb") as file:
                 yield TextRows(file, output_format)
@@ -189,12 +162,11 @@ class WrittenRow(NamedTuple):
     """Offset of the byte after the row."""
 
 
-class PartialRows:
+class PartialRows(TextRows):
     """The rows of a resumable run."""
 
     def __init__(self, path: Path, output_format: str, file: IO[bytes]) -> None:
         """Continue `file` after its last complete row."""
-        self._file = file
         self.num_done = 0
         """Inputs that have a row from an earlier run."""
         self.num_failed = 0
@@ -205,11 +177,11 @@ class PartialRows:
             self.num_failed += row.failed
             end = row.end
         file.truncate(end)
-        self._rows = TextRows(file, output_format, header=end == 0)
+        super().__init__(file, output_format, header=end == 0)
 
     def write(self, prediction: Prediction) -> None:
         """Write one row, unbuffered, so that it survives a crash of this process."""
-        self._rows.write(prediction)
+        super().write(prediction)
         self._file.flush()
 
 
@@ -217,10 +189,7 @@ class PartialRows:
 def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[PartialRows]:
     """Write rows to OUT.partial, which is renamed to OUT once it is complete.
 
-    Args:
-        output_format: one of `RESUMED_FORMATS`.
-        out: the file.
-        resume: go on with an OUT.partial that is there.
+    With `resume` it goes on with an OUT.partial that is there.
 
     Raises:
         UsageError: the file exists and `resume` is off, or another run is writing to it.
@@ -284,9 +253,9 @@ def written_rows(path: Path, output_format: str) -> Iterator[WrittenRow]:
                     yield WrittenRow(escaped(row["path"]), row["error"] is not None, end)
                 else:
                     (cells,) = csv.reader([text])
-                    if len(cells) != len(CSV_COLUMNS) or "\0" in text:
+                    if len(cells) != len(COLUMNS) or "\0" in text:
                         return
-                    if cells != list(CSV_COLUMNS):
+                    if cells != list(COLUMNS):
                         yield WrittenRow(cells[0], bool(cells[-1]), end)
             except (ValueError, KeyError, TypeError):
                 return

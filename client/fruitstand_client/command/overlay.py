@@ -33,10 +33,7 @@ BLACK, GREY, RED = (30, 30, 30), (110, 110, 110), (170, 30, 30)
 def explain_each(images: Iterable[Source], client: Client, directory: Path) -> Iterator[Source]:
     """The same images; for each that the server does not reject, a PNG is written.
 
-    Args:
-        images: to be classified.
-        client: connected to the server.
-        directory: made where it is missing; files in it are replaced.
+    The folder is made where it is missing; files in it are replaced.
 
     Raises:
         UsageError: Pillow is missing, or the server has no explainer.
@@ -67,12 +64,7 @@ def explain_each(images: Iterable[Source], client: Client, directory: Path) -> I
 
 
 def draw(opened: "Picture", explanation: Explanation) -> "Picture":
-    """One picture of an explanation.
-
-    Args:
-        opened: the image that was explained.
-        explanation: of its most probable class.
-    """
+    """One picture of an explanation."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     image = ImageOps.exif_transpose(opened).convert("RGB")

@@ -170,9 +170,7 @@ def _matches(argument: str) -> Iterator[Source]:
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Yield a folder's images; files and subfolders are sorted together.
 
-    Args:
-        folder: where to look.
-        above: device and inode of the folders it lies in.
+    `above` holds device and inode of the folders it lies in.
     """
     try:
         info = folder.stat()

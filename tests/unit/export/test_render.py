@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,69 @@ def test_a_gpu_is_warmed_up_to_the_largest_batch(name: str) -> None:
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     profiles = [one.parameters["trt_profile_opt_shapes"] for one in accelerators if one.name == "tensorrt"]
     assert all(int(profile.split(":")[1].split("x")[0]) in sizes for profile in profiles)
+
+
+def configurations(tmp_path: Path, name: str) -> dict[str, model_config_pb2.ModelConfig]:
+    """The models as a server with this `--model-config-name` reads them; `name` may be empty."""
+    write_repository(tmp_path, Preprocessing(), LABELS)
+    found = {}
+    for folder in (path for path in tmp_path.iterdir() if path.is_dir()):
+        chosen = folder / "configs" / f"{name}.pbtxt"
+        text = (chosen if chosen.is_file() else folder / "config.pbtxt").read_text()
+        found[folder.name] = text_format.Parse(text, model_config_pb2.ModelConfig())
+    return found
+
+
+def in_order(
+    models: dict[str, model_config_pb2.ModelConfig], ensemble: str
+) -> Iterator[model_config_pb2.ModelConfig]:
+    """The models that a request goes through; every step names all tensors of its model."""
+    for step in models[ensemble].ensemble_scheduling.step:
+        config = models[step.model_name]
+        assert set(step.input_map) == {one.name for one in config.input}
+        assert set(step.output_map) == {one.name for one in config.output}
+        if config.platform == "ensemble":
+            yield from in_order(models, step.model_name)
+        else:
+            yield config
+
+
+@pytest.mark.parametrize("name", ["", "cpu", "host", "cpu-native", "gpu", "gpu-trt"])
+def test_no_configuration_has_a_fault_that_triton_keeps_quiet_about(tmp_path: Path, name: str) -> None:
+    """Work would pile up, batches would end after one image, or ready would be true too early."""
+    models = configurations(tmp_path, name)
+    for config in models.values():
+        for tensor in config.input:
+            assert tensor.allow_ragged_batch == (list(tensor.dims) == [-1]), f"{config.name} {tensor.name}"
+        if config.platform != "ensemble":
+            assert config.model_warmup
+            assert {group.kind for group in config.instance_group} <= {1, 2}, "KIND_GPU and KIND_CPU"
+    is_first = True
+    for config in in_order(models, FRUIT_CLASSIFIER):
+        if name == "host":
+            limit = "max_queue_size" in config.parameters
+            assert not config.HasField("dynamic_batching"), "the host batches by itself"
+            assert int(config.parameters["default_timeout_microseconds"].string_value) > 0
+        else:
+            policy = config.dynamic_batching.default_queue_policy
+            limit = policy.max_queue_size > 0
+            assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+            assert policy.default_timeout_microseconds > 0
+            assert policy.allow_timeout_override
+        # In a later step, but for the one behind the guard, a limit can hang Triton's ensembles before 26.02.
+        assert limit == is_first
+        is_first = config.backend == "python"
+
+
+def test_tensorrt_builds_one_engine_for_all_batches_and_keeps_none(tmp_path: Path) -> None:
+    """A kept engine would answer for the next version; a batch outside of the profile builds it anew."""
+    config = configurations(tmp_path, "gpu-trt")[FRUIT_RESNET]
+    (one,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert "trt_engine_cache_enable" not in one.parameters
+    assert "precision_mode" not in one.parameters, "TensorRT 11 has none"
+    bounds = [one.parameters[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")]
+    dims = "x".join(map(str, config.input[0].dims))
+    assert bounds == [f"PIXELS:{size}x{dims}" for size in (1, 32, config.max_batch_size)]
 
 
 def test_only_what_changed_is_written(tmp_path: Path) -> None:
