@@ -20,18 +20,22 @@ std::chrono::steady_clock::time_point time_of(uint64_t ns) {
 }  // namespace
 
 void Pace::learn(int64_t images, uint64_t took_ns, uint64_t now) {
-  double image_ns = static_cast<double>(took_ns) / static_cast<double>(images + 1);
-  double weight = learnt_at_ns_ == 0 ? 1 : 0.25, error = image_ns - image_ns_;
+  double image_ns = static_cast<double>(took_ns) / static_cast<double>(images + 1), weight = 1;
+  if (learnt_at_ns_ != 0) {
+    image_ns = std::min(image_ns, 4 * image_ns_);  // a process that was stopped for a while is not slow afterwards
+    weight = 0.25;
+  }
+  double error = image_ns - image_ns_;
   deviation_ns_ += 0.25 * (std::abs(error) - deviation_ns_);
   image_ns_ += weight * error;
   learnt_at_ns_ = now;
 }
 
-// Twice the deviation on top, as TCP does it; half as much for each second without a batch, or an estimate that is once
-// too long would refuse everything from then on.
+// With the deviation on top; half as much for each second without a batch, or an estimate that is once too long would
+// refuse everything from then on.
 int64_t Pace::images_within(uint64_t ns, uint64_t now) const {
   double age_s = 1e-9 * static_cast<double>(now - learnt_at_ns_);
-  double image_ns = (image_ns_ + 2 * deviation_ns_) * std::exp2(-age_s);
+  double image_ns = (image_ns_ + deviation_ns_) * std::exp2(-age_s);
   return static_cast<int64_t>(static_cast<double>(ns) / std::max(image_ns, 1e3)) - 1;
 }
 

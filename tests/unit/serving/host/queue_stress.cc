@@ -155,7 +155,7 @@ void call(Queue& queue, const ModelSettings& settings, Requests& made, unsigned 
   }
 }
 
-// A batch takes 300 ms. Then of two requests that wait, the one whose caller is gone in 400 ms is refused at once.
+// A batch takes 300 ms. Then of two requests that wait, the one whose caller is gone in 300 ms is refused at once.
 bool late_one_is_refused(ModelSettings settings) {
   settings.default_timeout_us = 60'000'000;
   Queue queue(settings, {16, /*may_split=*/true}, "model", "1");
@@ -177,7 +177,7 @@ bool late_one_is_refused(ModelSettings settings) {
   long before = unavailable;
   push(0);
   compute(300);
-  push(200'000);
+  push(150'000);
   push(0);
   compute(0);
   return unavailable == before + 1 && made[1]->num_answers == 1;
