@@ -1,6 +1,5 @@
 """Session fixtures: one small data set, one trained run, one repository, one server for all tests."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from fruitstand.manifest import PreparedData, read_prepared
 from fruitstand.runs import Run, read_run
 from serving.triton.embedded import EmbeddedServer
 from tests import prebuilt
+from tests.images import real_data_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tests/integration", "tests/unit/export", "tests/unit/training")
@@ -51,7 +51,7 @@ def large_jpegs() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real Fruits-360 images, where this machine has one."""
-    path = Path(os.environ.get("FRUITSTAND_REAL_DATA", ROOT.parent / "shared"))
+    path = real_data_folder()
     if not (path / "fruits-360_dataset").is_dir():
         pytest.skip(f"needs real Fruits-360 images in {path}; set FRUITSTAND_REAL_DATA to where they are")
     return path

@@ -14,6 +14,8 @@ from loadtests.server_statistics import ServedModel
 from serving.attest.kinds import image_kinds
 from serving.triton.backend_directory import BACKENDS_VARIABLE, HOST, STUB
 from serving.triton.embedded import EmbeddedServer
+from tests.images import real_data_folder
+from tests.nightly.chaos.pictures import many_pictures
 
 BOTH = [pytest.param(HOST, id="host"), pytest.param(STUB, id="stub")]
 NUM_IMAGES = 32
@@ -45,6 +47,18 @@ def test_both_give_the_same_answers_bit_for_bit(
     """To each image asked for alone."""
     with ServedModel(servers[HOST].url) as host, ServedModel(servers[STUB].url) as stub:
         assert host.probabilities(files) == stub.probabilities(files)
+
+
+@pytest.mark.nightly
+def test_both_give_the_same_answers_to_1000_images(servers: dict[str, EmbeddedServer]) -> None:
+    """Real ones where this machine has them, else painted ones."""
+    real = sorted(real_data_folder().rglob("*.jpg"))
+    files = [path.read_bytes() for path in real[:: max(1, len(real) // 1000)][:1000]] or many_pictures(1000)
+    assert len(files) == 1000
+    with ServedModel(servers[HOST].url) as host, ServedModel(servers[STUB].url) as stub:
+        answers = host.probabilities(files)
+        assert len(set(answers)) > 500
+        assert answers == stub.probabilities(files)
 
 
 @pytest.mark.parametrize("backends", BOTH)

@@ -75,6 +75,7 @@ class Decoder final : public Instance {
     uint64_t computed = now_ns();
     ignore(TRITONBACKEND_ModelInstanceReportBatchStatistics(handle_, static_cast<uint64_t>(num_images), started,
                                                             started, computed, computed));
+    Upstream::shared().took(computed - requests.front()->arrived_ns());
     for (size_t i = 0; i < requests.size(); ++i) answer(*requests[i], decoded[i], computed);
     Py_END_ALLOW_THREADS;
   }

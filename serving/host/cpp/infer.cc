@@ -183,11 +183,14 @@ class Inference final : public Instance {
     next_sample_ns_ = 0;
   }
 
-  // The engine compiles for each batch size on first use.
+  // The engine compiles for each batch size on first use. Small ones are frequent; between larger ones that costs less
+  // than it costs the callers of other versions to compute them all at each load.
   void warm_up(const Session& session, int64_t most) {
     for (const TensorSpec& input : settings_.inputs)
       if (std::any_of(input.dims.begin(), input.dims.end(), [](int64_t dim) { return dim < 1; })) return;
-    for (int64_t size = 1; size <= most; ++size) {
+    for (int64_t size = 1; size <= most; size = size < MIN_PART ? size + 1
+                                                : size < most   ? std::min(2 * size, most)
+                                                                : most + 1) {
       std::vector<std::vector<uint8_t>> zeros;
       std::vector<Value> values;
       for (const TensorSpec& input : settings_.inputs) {

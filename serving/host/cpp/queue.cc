@@ -1,6 +1,7 @@
 #include "queue.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace host {
 
@@ -17,6 +18,26 @@ std::chrono::steady_clock::time_point time_of(uint64_t ns) {
 }
 
 }  // namespace
+
+void Pace::learn(int64_t images, uint64_t took_ns, uint64_t now) {
+  double image_ns = static_cast<double>(took_ns) / static_cast<double>(images + 1), weight = 1;
+  if (learnt_at_ns_ != 0) {
+    image_ns = std::min(image_ns, 4 * image_ns_);  // a process that was stopped for a while is not slow afterwards
+    weight = 0.25;
+  }
+  double error = image_ns - image_ns_;
+  deviation_ns_ += 0.25 * (std::abs(error) - deviation_ns_);
+  image_ns_ += weight * error;
+  learnt_at_ns_ = now;
+}
+
+// With the deviation on top; half as much for each second without a batch, or an estimate that is once too long would
+// refuse everything from then on.
+int64_t Pace::images_within(uint64_t ns, uint64_t now) const {
+  double age_s = 1e-9 * static_cast<double>(now - learnt_at_ns_);
+  double image_ns = (image_ns_ + deviation_ns_) * std::exp2(-age_s);
+  return static_cast<int64_t>(static_cast<double>(ns) / std::max(image_ns, 1e3)) - 1;
+}
 
 Upstream& Upstream::shared() {
   static Upstream upstream;
@@ -145,12 +166,16 @@ void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
   uint64_t now = now_ns();
   while (!waiting_.empty() && batch->num_images < limit) {
     std::shared_ptr<Request> request = waiting_.front();
-    if (request->next_image == 0 && (request->is_expired(now) || request->is_cancelled())) {
-      (request->is_expired(now) ? expired : cancelled)->push_back(request);
+    int64_t in_time = images_in_time(*request, now);
+    bool is_late = request->is_expired(now) || in_time < 1;
+    if (request->next_image == 0 && (is_late || request->is_cancelled())) {
+      (is_late ? expired : cancelled)->push_back(request);
       images_waiting_ -= request->num_images();
       waiting_.pop_front();
       continue;
     }
+    limit = std::min(limit, std::max<int64_t>(1, in_time));
+    if (batch->num_images >= limit) break;
     if (!batch->slices.empty() && !settings_.is_ragged && !request->same_shapes(*batch->slices[0].request)) break;
     int64_t start = request->next_image, count = request->num_images() - start;
     int64_t room = limit - batch->num_images;
@@ -165,10 +190,22 @@ void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
     batch->slices.push_back({std::move(request), start, count});
   }
   images_computing_ += batch->num_images;
+  batch->formed_at_ns = now;
+}
+
+// A caller gives its time to each of the two steps' queues, and has about as much as both together. What the first step
+// took is gone; in the rest a batch has to end, or its answer comes too late.
+int64_t Queue::images_in_time(const Request& request, uint64_t now) const {
+  if (request.deadline_ns() == UINT64_MAX) return INT64_MAX;
+  uint64_t timeout_ns = request.deadline_ns() - request.arrived_ns();
+  uint64_t end_ns = request.deadline_ns() + timeout_ns - std::min(timeout_ns, Upstream::shared().latest_ns());
+  return pace_.images_within(end_ns - std::min(end_ns, now), now);
 }
 
 void Queue::done(const Batch& batch) {
   std::lock_guard<std::mutex> lock(mutex_);
+  uint64_t now = now_ns();
+  pace_.learn(batch.num_images, now - batch.formed_at_ns, now);
   images_computing_ -= batch.num_images;
   --num_busy_;
   if (!waiting_.empty()) ready_.notify_one();

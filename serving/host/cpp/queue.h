@@ -25,11 +25,14 @@ class Upstream {
   void add(int64_t images);
   void remove(int64_t images);
   int64_t num_images() const { return images_.load(); }
+  void took(uint64_t ns) { latest_ns_ = ns; }  // from the arrival of a batch's oldest request to its answer
+  uint64_t latest_ns() const { return latest_ns_; }
   void listen(Queue* queue);
   void ignore(Queue* queue);
 
  private:
   std::atomic<int64_t> images_{0};
+  std::atomic<uint64_t> latest_ns_{0};
   std::mutex mutex_;
   std::set<Queue*> listeners_;
 };
@@ -44,6 +47,19 @@ struct Batch {
   std::vector<Slice> slices;
   int64_t num_images = 0;
   bool takes_all_threads = false;  // few images are in flight, and this batch holds all that were ready
+  uint64_t formed_at_ns = 0;
+};
+
+// How long a batch probably takes, by what the latest ones took. Each has a base that costs as much as one image.
+class Pace {
+ public:
+  void learn(int64_t images, uint64_t took_ns, uint64_t now);
+  // The most images that probably end within this time.
+  int64_t images_within(uint64_t ns, uint64_t now) const;
+
+ private:
+  double image_ns_ = 0, deviation_ns_ = 0;
+  uint64_t learnt_at_ns_ = 0;
 };
 
 // How batches are formed.
@@ -81,11 +97,13 @@ class Queue {
   int64_t images_under_way() const;  // in decode, waiting or computed; not those of other steps' queues
   bool one_computes_all() const;
   bool should_wait(uint64_t now) const;
+  int64_t images_in_time(const Request& request, uint64_t now) const;
   void drop(const Requests& expired, const Requests& cancelled);
   void changed();
 
   const ModelSettings& settings_;
   const BatchPolicy policy_;
+  Pace pace_;
   std::mutex mutex_;
   std::condition_variable ready_, timer_;
   std::deque<std::shared_ptr<Request>> waiting_;

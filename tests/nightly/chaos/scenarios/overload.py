@@ -16,6 +16,7 @@ from tests.nightly.chaos.material import ANY_SPEED
 from tests.nightly.chaos.pictures import picture
 from tests.nightly.chaos.processors import share_processors
 from tests.nightly.chaos.setting import Outcome, Setting, at_least, at_most, equals, none_failed, none_of
+from tests.nightly.chaos.stack import CANARY_INTERVAL_S
 
 QUEUE_LIMIT_MS = 2000.0
 """`default_timeout_microseconds` of image_decode."""
@@ -88,28 +89,25 @@ def deadlines_pass(setting: Setting) -> Outcome:
     with setting.stack() as stack:
         share_processors(stack)
         peak = capacity(stack, requests, seconds=max(6.0, tier.steady_s), in_flight=IN_FLIGHT)
-        before = stack.executed("nv_inference_count", FRUIT_RESNET)
-        with (
-            Load(stack, requests, rate=0, in_flight=max(8, int(0.2 * peak)), repeat=False) as backlog,
-        ):
+        before, began = stack.executed("nv_inference_count", FRUIT_RESNET), time.monotonic()
+        with Load(stack, requests, rate=0, in_flight=max(8, int(0.2 * peak)), repeat=False) as backlog:
             time.sleep(1)
             with Load(stack, requests, rate=peak / 4, deadline_s=0.05, repeat=False) as short:
                 time.sleep(tier.overload_s)
         time.sleep(2)
         executed = stack.executed("nv_inference_count", FRUIT_RESNET) - before
+        canaries = len(stack.replicas) * (time.monotonic() - began) / CANARY_INTERVAL_S
     answered = backlog.ledger.statuses["OK"] + short.ledger.statuses["OK"]
-    expired = short.ledger.statuses["DEADLINE_EXCEEDED"]
-    canaries = len(stack.replicas) * (tier.overload_s + 5) / 2
     in_vain = max(0.0, executed - answered - canaries)
-    waited_ms = sorted(
-        (one.done - one.sent) * 1e3 for one in short.ledger.records if one.status == "DEADLINE_EXCEEDED"
-    )
+    # Told by the server, which refuses what waited too long, or by the caller's own clock.
+    waited_ms = sorted((one.done - one.sent) * 1e3 for one in short.ledger.records if one.status != "OK")
     numbers = {
-        **short.ledger.numbers(), "executed": executed, "answered": answered, "expired": expired,
-        "executed_in_vain_share": round(in_vain / max(1, expired), 3),
+        **short.ledger.numbers(), "executed": executed, "answered": answered, "expired": len(waited_ms),
+        "canaries": round(canaries), "executed_in_vain_share": round(in_vain / max(1, len(waited_ms)), 3),
         "told_within_ms": round(waited_ms[int(0.99 * (len(waited_ms) - 1))], 1) if waited_ms else None,
     }  # fmt: skip
     claims = (
+        at_least("calls that expire", len(waited_ms), 1),
         at_most("callers of 50 ms are told within, ms", numbers["told_within_ms"], 60),
         at_most("share of expired calls computed in vain", numbers["executed_in_vain_share"], 0.05),
     )
@@ -160,7 +158,7 @@ def inner_step_full(setting: Setting) -> Outcome:
     tier, material = setting.tier, setting.material
     repository = setting.copy(material.repository, "repository")
     slow = setting.copy(material.second, "slow")
-    bad_candidates.slow(slow / "export")
+    bad_candidates.slow(slow / "export", num_channels=192)
     must("models", "publish", slow / "export", "--repository", repository, "--max-slowdown", ANY_SPEED)
     must("models", "promote", max(published_versions(repository)), "--repository", repository)
     deadline_s, pending = 3.0, pending_metric()

@@ -155,6 +155,34 @@ void call(Queue& queue, const ModelSettings& settings, Requests& made, unsigned 
   }
 }
 
+// A batch takes 300 ms. Then of two requests that wait, the one whose caller is gone in 300 ms is refused at once.
+bool late_one_is_refused(ModelSettings settings) {
+  settings.default_timeout_us = 60'000'000;
+  Queue queue(settings, {16, /*may_split=*/true}, "model", "1");
+  queue.add_worker();
+  Requests made;
+  auto push = [&](uint64_t timeout_us) {
+    made.push_back(std::make_unique<TRITONBACKEND_Request>());
+    made.back()->timeout_us = timeout_us;
+    made.back()->bytes.resize(4);
+    queue.push(std::make_shared<Request>(made.back().get(), settings));
+  };
+  auto compute = [&](int ms) {
+    Batch batch;
+    queue.take(&batch, false);
+    std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+    for (Slice& slice : batch.slices) slice.request->respond(nullptr, {}, now_ns());
+    queue.done(batch);
+  };
+  long before = unavailable;
+  push(0);
+  compute(300);
+  push(150'000);
+  push(0);
+  compute(0);
+  return unavailable == before + 1 && made[1]->num_answers == 1;
+}
+
 }  // namespace
 
 int main() {
@@ -185,7 +213,8 @@ int main() {
     for (auto& requests : made)
       for (auto& one : requests) num_wrong += one->num_answers != 1 || one->num_releases != 1;
   }
-  printf("%d %ld %ld %ld %ld\n", NUM_ROUNDS * NUM_CALLERS * NUM_CALLS, computed.load(), unavailable.load(),
+  num_wrong += !late_one_is_refused(settings);
+  printf("%d %ld %ld %ld %ld\n", NUM_ROUNDS * NUM_CALLERS * NUM_CALLS + 3, computed.load(), unavailable.load(),
          cancelled.load(), num_wrong);
   return num_wrong == 0 && Upstream::shared().num_images() == 0 ? 0 : 1;
 }
