@@ -21,11 +21,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """A running subject and what was measured of it before anything was broken."""
+    """A running subject, its capacity, and the steady load."""
 
     running: Running
     capacity: float
-    """Calls/s."""
+    """Calls/s, measured before anything was broken; 0 where no fault needs it."""
+    steady_rate: float
+    """Calls/s of a load that it can bear."""
     soak_s: float
 
     @property
@@ -35,4 +37,4 @@ class Bench:
 
     def steady(self) -> Load:
         """A load that it can bear."""
-        return Load(self.caller, rate=STEADY_SHARE * self.capacity)
+        return Load(self.caller, rate=self.steady_rate)

@@ -30,6 +30,7 @@ from fruitstand.network.ports import free_ports
 from fruitstand.repository.versions import MANIFEST_NAME, published_versions
 
 EXIT_S = 40.0
+NICENESS = 5
 SERVER_PROGRAM = "tritonserver"
 """The worker of our stack."""
 COMPUTED = "nv_inference_count"
@@ -80,7 +81,7 @@ class Running:
         started = time.monotonic()
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                self._command(),
+                ["nice", "-n", str(NICENESS), *self._command()],  # the generator comes first
                 cwd=self._folder if self.subject.is_ours else SERVERS,
                 env=self._environment(second),
                 stdout=output,
