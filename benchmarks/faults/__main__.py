@@ -3,7 +3,7 @@ r"""The same faults on our stack and its peers, one after the other, on the same
     python -m benchmarks.faults --repository model_repository --images DIR \
         --out benchmarks/results/faults_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.faults ... --peers mosec --faults bad_inputs    # one cell
-    python -m benchmarks.faults ... --faults soak --rate 30              # may run beside others, with one --out
+    python -m benchmarks.faults ... --faults soak --rate 30    # may run beside others, into one file
     python -m benchmarks.faults.table                                    # docs/reliability.md
 
 Every call goes over HTTP and into a ledger: right, wrong, refused or lost. A cell is made of ledgers and of
@@ -26,9 +26,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.faults import bodies, breakdown, inputs, overload
-from benchmarks.faults.bench import STEADY_SHARE, Bench, Cell
 from benchmarks.faults.ledger import DEADLINE_S, SLOW_S, capacity
-from benchmarks.faults.running import Running
+from benchmarks.faults.running import STEADY_SHARE, Bench, Cell, Running
 from benchmarks.faults.subjects import SUBJECTS, Subject
 from benchmarks.in_process import served_version
 from fruitstand.artefacts import read_json, write_json
@@ -128,7 +127,7 @@ def _break(
         bench = Bench(running=running, capacity=most, steady_rate=rate or STEADY_SHARE * most, soak_s=soak_s)
         console.print(f"[bold]{subject.name}[/]  {most:.0f} images/s")
         for name in faults:
-            row["cells"][name] = _cell(name, bench)
+            row["cells"][name] = _cell(name, bench, is_last=name == faults[-1])
             console.print(f"{subject.name} {name}: {row['cells'][name]['text']}")
             yield row
     except FruitstandError as exc:  # it does not start again
@@ -138,7 +137,7 @@ def _break(
         running.stop()
 
 
-def _cell(name: str, bench: Bench) -> dict[str, Any]:
+def _cell(name: str, bench: Bench, *, is_last: bool) -> dict[str, Any]:
     running = bench.running
     if not running.answers():
         running.restart()
@@ -151,7 +150,7 @@ def _cell(name: str, bench: Bench) -> dict[str, Any]:
     load_1_min = round(os.getloadavg()[0], 2)
     num_starts = running.num_starts - starts
     after = "started anew" if name in RENEWED else "answers" if running.answers() else "restarted"
-    if after != "answers":
+    if after != "answers" and not is_last:
         running.restart()
     return {
         **cell,
@@ -174,7 +173,9 @@ def _add(out: Path, name: str, row: dict[str, Any]) -> None:
 
 
 def _merge(out: Path, name: str, row: dict[str, Any]) -> None:
-    result = read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
+    result: dict[str, Any] = (
+        read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
+    )
     result["settings"] = {
         "num_images": NUM_IMAGES,
         "file": MODEL_FILE,

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from benchmarks.faults.bench import Bench, Cell
+from benchmarks.faults.running import Bench, Cell
 
 LARGE_BYTES = 100 * 10**6
 BOMB_BYTES = 2**30

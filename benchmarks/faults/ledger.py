@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import statistics
 import threading
 import time
 from collections import Counter
@@ -226,8 +225,3 @@ def capacity(caller: Caller, seconds: float = 5.0, in_flight: int = 64) -> float
     if not done:
         raise FruitstandError(f"{caller.subject.name}: nothing answered right: {load.ledger.numbers()}")
     return done / (until - since)
-
-
-def median(values: Sequence[float]) -> float | None:
-    """Or None without values."""
-    return round(statistics.median(values), 1) if values else None

@@ -1,12 +1,11 @@
 """Too much load, callers that give up, and a long steady load."""
 
 import asyncio
+import statistics
 import time
 
-import numpy as np
-
-from benchmarks.faults.bench import Bench, Cell
 from benchmarks.faults.ledger import LOST, REFUSED, RIGHT, Load
+from benchmarks.faults.running import Bench, Cell
 
 OVERLOAD_FACTOR = 3.0
 OVERLOAD_S = 20.0
@@ -90,7 +89,7 @@ def soak(bench: Bench) -> Cell:
             if passed >= WARM_UP_SHARE * bench.soak_s:
                 samples.append((passed, bench.running.memory_mib()))
             time.sleep(min(SAMPLE_S, bench.soak_s / 20))
-    per_s = float(np.polyfit(*zip(*samples, strict=True), 1)[0])
+    per_s = statistics.linear_regression(*zip(*samples, strict=True)).slope
     per_1000 = per_s * 1000 / bench.steady_rate
     text = (
         f"{per_s * 3600:+.0f} MiB/h, {per_1000:+.2f} MiB per 1,000 answers, "
