@@ -53,11 +53,11 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             old = subjects.get(key, {"cells": {}})
             subjects[key] = {**old, **row, "cells": {**old["cells"], **row["cells"]}}
         hardware, rows = result["hardware"], result["subjects"].values()
-        loads = [cell["load_1_min"] for row in rows for cell in row["cells"].values()]
+        loads = [cell["load_1_min"] for row in rows for cell in row["cells"].values()] or [0]
         lines.append(
             f"Measured {result['date'][:10]} on {hardware['num_cores']} cores ({hardware['cpu']}), commit "
-            f"{(result['commit'] or 'unknown')[:7]}, [{name}](../benchmarks/results/{name}). The load "
-            f"average was {min(loads, default=0):.1f} to {max(loads, default=0):.1f}; the file has it for each cell."
+            f"{(result['commit'] or 'unknown')[:7]}, [{name}](../benchmarks/results/{name}). Load average "
+            f"{min(loads):.1f} to {max(loads):.1f}; the file has it for each cell."
         )
     subjects = {key: subjects[key] for key in NAMES if key in subjects}
     capacities = (f"{row.get('capacity_per_s', 0):.0f}" for row in subjects.values())
