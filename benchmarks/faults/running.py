@@ -72,12 +72,19 @@ class Running:
         self.start()
 
     def start(self, *, second: bool = False) -> None:
-        """Start it, with the first model or with the second.
+        """Start it, with the first model or with the second; a start that fails is tried once more.
 
         Raises:
             FruitstandError: no answer comes.
         """
         self.num_starts += 1
+        try:
+            self._start(second)
+        except ServerError:
+            self.stop()
+            self._start(second)
+
+    def _start(self, second: bool) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=self._scratch))
         self._mark = secrets.token_hex(8)
         self.repository, self._log = self._folder / "repository", self._folder / "log"
