@@ -58,7 +58,9 @@ def terminate(bench: Bench) -> Cell:
     lost = sum(one.verdict != RIGHT for one in under_way)
     later = Ledger([one for one in records if one.sent >= told])
     # A refused connection says that nothing was taken; a broken one leaves its caller in doubt.
-    doubtful = sum(one.verdict == LOST and one.status != "ClientConnectorError" for one in later.records)
+    doubtful = sum(
+        one.verdict == LOST and one.status != ConnectionRefusedError.__name__ for one in later.records
+    )
     text = f"{lost} of {len(under_way)} lost, {doubtful} later ones broken off, ended in {exit_s:g} s"
     numbers = {"under_way": len(under_way), "lost_under_way": lost, "broken_off_later": doubtful}
     return Cell(text=text, numbers={**numbers, "exit_s": exit_s, "later": later.numbers()})
