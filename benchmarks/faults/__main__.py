@@ -112,13 +112,9 @@ def _break(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cells": {},
     }
+    running = None
     try:
         running = start()
-    except FruitstandError as exc:
-        console.print(f"{subject.name}: {exc}")
-        yield {**row, "failed": _said(exc)}
-        return
-    try:
         running.caller.learn()
         most = 0.0
         if not rate or "overload" in faults:
@@ -130,11 +126,12 @@ def _break(
             row["cells"][name] = _cell(name, bench, is_last=name == faults[-1])
             console.print(f"{subject.name} {name}: {row['cells'][name]['text']}")
             yield row
-    except FruitstandError as exc:  # it does not start again
+    except (FruitstandError, OSError) as exc:  # it does not start, or not again
         console.print(f"{subject.name}: {exc}")
         yield {**row, "failed": _said(exc)}
     finally:
-        running.stop()
+        if running is not None:
+            running.stop()
 
 
 def _cell(name: str, bench: Bench, *, is_last: bool) -> dict[str, Any]:

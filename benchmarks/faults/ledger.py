@@ -19,6 +19,7 @@ from fruitstand.errors import FruitstandError
 
 DEADLINE_S = 5.0
 """A caller's patience, unless a fault names another."""
+LEARN_S = 60.0
 BACK_OFF_S = 0.05
 """After a failure, in a closed loop."""
 SLOW_S = 0.5
@@ -165,7 +166,7 @@ class Caller:
         """
 
         async def ask() -> list[str]:
-            async with self.connected() as send:
+            async with self.connected() as send, asyncio.timeout(LEARN_S):
                 answers = [await send(number) for number in range(self.target.num_requests)]
             return [self.subject.read(self.target.label(answer), answer)[0] for answer in answers]
 

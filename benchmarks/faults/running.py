@@ -82,7 +82,11 @@ class Running:
             self._start(second)
         except ServerError:
             self.stop()
-            self._start(second)
+            try:
+                self._start(second)
+            except ServerError:
+                self.stop()
+                raise
 
     def _start(self, second: bool) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=self._scratch))
