@@ -3,6 +3,7 @@ r"""The same faults on our stack and its peers, one after the other, on the same
     python -m benchmarks.faults --repository model_repository --images DIR \
         --out benchmarks/results/faults_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.faults ... --peers mosec --faults bad_inputs    # one cell
+    python -m benchmarks.faults ... --faults soak --rate 30    # may run beside others, into one file
     python -m benchmarks.faults.table                                    # docs/reliability.md
 
 Every call goes over HTTP and into a ledger: right, wrong, refused or lost. A cell is made of ledgers and of
@@ -11,6 +12,8 @@ A peer answers before every fault; where it does not afterwards it is restarted,
 """
 
 import datetime
+import fcntl
+import functools
 import os
 import re
 import tempfile
@@ -23,9 +26,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.faults import bodies, breakdown, inputs, overload
-from benchmarks.faults.bench import STEADY_SHARE, Bench, Cell
 from benchmarks.faults.ledger import DEADLINE_S, SLOW_S, capacity
-from benchmarks.faults.running import Running
+from benchmarks.faults.running import STEADY_SHARE, Bench, Cell, Running
 from benchmarks.faults.subjects import SUBJECTS, Subject
 from benchmarks.in_process import served_version
 from fruitstand.artefacts import read_json, write_json
@@ -62,6 +64,9 @@ def main(
     peers: Annotated[str, typer.Option(help="With commas.")] = ",".join(SUBJECTS),
     faults: Annotated[str, typer.Option(help="With commas.")] = ",".join(FAULTS),
     soak_minutes: Annotated[float, typer.Option(min=0.1, help="Of steady load.")] = 10.0,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Calls/s of the steady load; 0: 30 % of capacity.")
+    ] = 0.0,
     missing: Annotated[bool, typer.Option("--missing", help="Only cells that --out lacks.")] = False,
 ) -> None:
     """Break each in turn, and write what came of it."""
@@ -83,8 +88,9 @@ def main(
             with tempfile.TemporaryDirectory(
                 prefix="fruitstand-faults-", ignore_cleanup_errors=True
             ) as scratch:
+                running = functools.partial(Running, SUBJECTS[name], repository, model, sample, Path(scratch))
                 for row in _break(
-                    SUBJECTS[name], todo, repository, model, sample, soak_minutes * 60, Path(scratch)
+                    SUBJECTS[name], running, manifest["model_name"], todo, rate, soak_minutes * 60
                 ):
                     _add(out, name, row)
     print(out)
@@ -92,56 +98,56 @@ def main(
 
 def _break(
     subject: Subject,
+    start: Callable[[], Running],
+    model_name: str,
     faults: Sequence[str],
-    repository: Path,
-    model: dict[str, Any],
-    sample: Sequence[bytes],
+    rate: float,
     soak_s: float,
-    scratch: Path,
 ) -> Iterator[dict[str, Any]]:
     """One subject's column of the table, again after each cell."""
     row: dict[str, Any] = {
         "settings": subject.settings,
+        "model": model_name,
         "commit": git_commit(Path(__file__).parent),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cells": {},
     }
+    running = None
     try:
-        running = Running(subject, repository, model, sample, scratch)
-    except FruitstandError as exc:
-        console.print(f"{subject.name}: {exc}")
-        yield {**row, "failed": _said(exc)}
-        return
-    try:
+        running = start()
         running.caller.learn()
-        bench = Bench(running=running, capacity=capacity(running.caller), soak_s=soak_s)
-        row["capacity_per_s"] = round(bench.capacity, 1)
-        console.print(f"[bold]{subject.name}[/]  {bench.capacity:.0f} images/s")
+        most = 0.0
+        if not rate or "overload" in faults:
+            most = capacity(running.caller)
+            row["capacity_per_s"] = round(most, 1)
+        bench = Bench(running=running, capacity=most, steady_rate=rate or STEADY_SHARE * most, soak_s=soak_s)
+        console.print(f"[bold]{subject.name}[/]  {most:.0f} images/s")
         for name in faults:
-            row["cells"][name] = _cell(name, bench)
+            row["cells"][name] = _cell(name, bench, is_last=name == faults[-1])
             console.print(f"{subject.name} {name}: {row['cells'][name]['text']}")
             yield row
-    except FruitstandError as exc:  # it does not start again
+    except (FruitstandError, OSError) as exc:  # it does not start, or not again
         console.print(f"{subject.name}: {exc}")
         yield {**row, "failed": _said(exc)}
     finally:
-        running.stop()
+        if running is not None:
+            running.stop()
 
 
-def _cell(name: str, bench: Bench) -> dict[str, Any]:
+def _cell(name: str, bench: Bench, *, is_last: bool) -> dict[str, Any]:
     running = bench.running
     if not running.answers():
         running.restart()
     started, starts = time.monotonic(), running.num_starts
     try:
         cell = asdict(FAULTS[name](bench))
-    except (FruitstandError, OSError) as exc:
+    except Exception as exc:  # whatever a broken server makes psutil, asyncio or aiohttp raise
         cell = {"text": f"broke off: {_said(exc)}", "numbers": {}}
     seconds = round(time.monotonic() - started, 1)
     load_1_min = round(os.getloadavg()[0], 2)
     num_starts = running.num_starts - starts
     after = "started anew" if name in RENEWED else "answers" if running.answers() else "restarted"
-    if after != "answers":
+    if after != "answers" and not is_last:
         running.restart()
     return {
         **cell,
@@ -158,7 +164,15 @@ def _said(error: Exception) -> str:
 
 
 def _add(out: Path, name: str, row: dict[str, Any]) -> None:
-    result = read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _merge(out, name, row)
+
+
+def _merge(out: Path, name: str, row: dict[str, Any]) -> None:
+    result: dict[str, Any] = (
+        read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
+    )
     result["settings"] = {
         "num_images": NUM_IMAGES,
         "file": MODEL_FILE,
@@ -167,8 +181,9 @@ def _add(out: Path, name: str, row: dict[str, Any]) -> None:
         "slow_s": SLOW_S,
         "steady_share": STEADY_SHARE,
     }
-    known = result["subjects"].get(name, {}).get("cells", {})
-    result["subjects"][name] = {**row, "cells": {**known, **row["cells"]}}
+    known = result["subjects"].get(name, {"cells": {}})
+    known.pop("failed", None)
+    result["subjects"][name] = {**known, **row, "cells": {**known["cells"], **row["cells"]}}
     write_json(out, result)
 
 

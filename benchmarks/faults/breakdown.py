@@ -5,8 +5,8 @@ import signal
 import time
 from itertools import pairwise
 
-from benchmarks.faults.bench import Bench, Cell
 from benchmarks.faults.ledger import LOST, RIGHT, Ledger, Load
+from benchmarks.faults.running import Bench, Cell
 from fruitstand.errors import FruitstandError
 
 CALM_S = 2.0
@@ -16,49 +16,35 @@ IN_FLIGHT = 32
 """When it is told to end."""
 
 
-def _back(ledger: Ledger, since: float) -> str:
-    back_s = ledger.abnormal_s(since)
-    return f"not back in {AFTER_S:g} s" if back_s is None else f"back in {back_s:g} s"
-
-
 def kill(bench: Bench) -> Cell:
     """One worker is killed by SIGKILL."""
-    pids = bench.running.workers()
-    with bench.steady() as load:
-        time.sleep(CALM_S)
-        killed = time.monotonic()
-        os.kill(pids[0], signal.SIGKILL)
-        time.sleep(AFTER_S)
-    text = f"{load.ledger.failed} failed, {_back(load.ledger, killed)}"
-    numbers = {"workers": len(pids), "back_s": load.ledger.abnormal_s(killed), **load.ledger.numbers()}
-    return Cell(text=text, numbers=numbers)
+    return _hurt(bench, signal.SIGKILL)
 
 
 def freeze(bench: Bench) -> Cell:
     """SIGSTOP of one worker for 10 s."""
-    pids = bench.running.workers()
+    return _hurt(bench, signal.SIGSTOP, then=signal.SIGCONT)
+
+
+def _hurt(bench: Bench, number: signal.Signals, then: signal.Signals | None = None) -> Cell:
+    pids, replaced = bench.running.workers(), False
     with bench.steady() as load:
         time.sleep(CALM_S)
-        stopped = time.monotonic()
-        os.kill(pids[0], signal.SIGSTOP)
+        hurt = time.monotonic()
+        os.kill(pids[0], number)
         try:
             time.sleep(FROZEN_S)
         finally:
-            try:
-                os.kill(pids[0], signal.SIGCONT)
-            except ProcessLookupError:
-                replaced = True
-            else:
-                replaced = False
+            if then is not None:
+                try:
+                    os.kill(pids[0], then)
+                except ProcessLookupError:
+                    replaced = True
         time.sleep(AFTER_S - FROZEN_S)
-    text = f"{load.ledger.failed} failed, {_back(load.ledger, stopped)}" + ", worker replaced" * replaced
-    numbers = {
-        "workers": len(pids),
-        "replaced": replaced,
-        "back_s": load.ledger.abnormal_s(stopped),
-        **load.ledger.numbers(),
-    }
-    return Cell(text=text, numbers=numbers)
+    back_s = load.ledger.abnormal_s(hurt)
+    back = f"not back in {AFTER_S:g} s" if back_s is None else f"back in {back_s:g} s"
+    text = f"{load.ledger.failed} failed, {back}" + ", worker replaced" * replaced
+    return Cell(text=text, numbers={"workers": len(pids), "back_s": back_s, **load.ledger.numbers()})
 
 
 def terminate(bench: Bench) -> Cell:
@@ -72,7 +58,9 @@ def terminate(bench: Bench) -> Cell:
     lost = sum(one.verdict != RIGHT for one in under_way)
     later = Ledger([one for one in records if one.sent >= told])
     # A refused connection says that nothing was taken; a broken one leaves its caller in doubt.
-    doubtful = sum(one.verdict == LOST and one.status != "ClientConnectorError" for one in later.records)
+    doubtful = sum(
+        one.verdict == LOST and one.status != ConnectionRefusedError.__name__ for one in later.records
+    )
     text = f"{lost} of {len(under_way)} lost, {doubtful} later ones broken off, ended in {exit_s:g} s"
     numbers = {"under_way": len(under_way), "lost_under_way": lost, "broken_off_later": doubtful}
     return Cell(text=text, numbers={**numbers, "exit_s": exit_s, "later": later.numbers()})

@@ -3,8 +3,8 @@
 import asyncio
 import re
 
-from benchmarks.faults.bench import Bench, Cell
 from benchmarks.faults.ledger import LOST, RIGHT, Caller, Ledger
+from benchmarks.faults.running import Bench, Cell
 from serving.attest.kinds import image_kinds
 
 ROUNDS = 20

@@ -1,24 +1,25 @@
 """Calls at a given rate, or so many in flight, and a ledger of what became of every one of them."""
 
 import asyncio
+import contextlib
 import math
-import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
-
+from benchmarks.faults.http import Connections
 from benchmarks.faults.subjects import Subject
-from benchmarks.load import RefusedByStatus, Target
+from benchmarks.load import RefusedByStatus, Send, Target
 from fruitstand.errors import FruitstandError
 
 DEADLINE_S = 5.0
 """A caller's patience, unless a fault names another."""
+LEARN_S = 60.0
 BACK_OFF_S = 0.05
 """After a failure, in a closed loop."""
 SLOW_S = 0.5
@@ -112,10 +113,29 @@ class Caller:
         """
         self.subject = subject
         self.target = Target(url, images, subject.peer)
+        self._url, self._requests = url, []
+        for body, kind in map(subject.peer.payload, images):
+            head = f"POST {subject.peer.path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+            head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+            self._requests.append(head.encode() + body)
         self.expected: list[str] = []
         """Labels, as it gave them before anything was broken; empty: any label is right."""
 
-    async def call(self, send: Any, number: int, deadline_s: float = DEADLINE_S) -> Record:
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Send]:
+        """Connect, and yield a function that sends the image of this number, and raises what it is told."""
+        connections = Connections(self._url)
+
+        async def send(number: int) -> bytes:
+            status, answer = await connections.send(self._requests[number])
+            if status != 200:
+                raise RefusedByStatus(self._url, status, answer)
+            return answer
+
+        yield send
+        connections.close()
+
+    async def call(self, send: Send, number: int, deadline_s: float = DEADLINE_S) -> Record:
         """One call."""
         sent, text, version = time.monotonic(), "", ""
         try:
@@ -128,14 +148,14 @@ class Caller:
             verdict, status, text = REFUSED, str(exc.status), exc.answer[:4096].decode(errors="replace")
         except (ValueError, KeyError, TypeError, IndexError, FruitstandError) as exc:
             verdict, status, text = WRONG, "200", f"{type(exc).__name__}: {exc}"
-        except (TimeoutError, OSError, aiohttp.ClientError) as exc:
+        except (TimeoutError, OSError) as exc:
             verdict, status = LOST, type(exc).__name__
         done = time.monotonic()
         return Record(sent=sent, done=done, verdict=verdict, status=status, text=text, version=version)
 
     async def at_once(self, numbers: Sequence[int], deadline_s: float = DEADLINE_S) -> list[Record]:
         """Calls that are sent together."""
-        async with self.target.connected() as send:
+        async with self.connected() as send:
             return list(await asyncio.gather(*(self.call(send, number, deadline_s) for number in numbers)))
 
     def learn(self) -> None:
@@ -146,7 +166,7 @@ class Caller:
         """
 
         async def ask() -> list[str]:
-            async with self.target.connected() as send:
+            async with self.connected() as send, asyncio.timeout(LEARN_S):
                 answers = [await send(number) for number in range(self.target.num_requests)]
             return [self.subject.read(self.target.label(answer), answer)[0] for answer in answers]
 
@@ -183,13 +203,13 @@ class Load:
         self._thread.join()
 
     async def _run(self) -> None:
-        async with self._caller.target.connected() as send:
+        async with self._caller.connected() as send:
             if self._rate:
                 await self._open_loop(send)
             else:
                 await asyncio.gather(*(self._user(send, number) for number in range(self._in_flight)))
 
-    async def _open_loop(self, send: Any) -> None:
+    async def _open_loop(self, send: Send) -> None:
         calls: set[asyncio.Task[str]] = set()
         due, number = time.monotonic(), 0
         while not self._stopped.is_set():
@@ -201,14 +221,14 @@ class Load:
             await asyncio.sleep(max(0.0, wait_s))
         await asyncio.gather(*calls)
 
-    async def _user(self, send: Any, number: int) -> None:
+    async def _user(self, send: Send, number: int) -> None:
         while not self._stopped.is_set():
             verdict = await self._one(send, number)
             number += self._in_flight
             if verdict != RIGHT:
                 await asyncio.sleep(BACK_OFF_S)
 
-    async def _one(self, send: Any, number: int) -> str:
+    async def _one(self, send: Send, number: int) -> str:
         number %= self._caller.target.num_requests
         record = await self._caller.call(send, number, self._deadline_s)
         self.ledger.records.append(record)
@@ -226,8 +246,3 @@ def capacity(caller: Caller, seconds: float = 5.0, in_flight: int = 64) -> float
     if not done:
         raise FruitstandError(f"{caller.subject.name}: nothing answered right: {load.ledger.numbers()}")
     return done / (until - since)
-
-
-def median(values: Sequence[float]) -> float | None:
-    """Or None without values."""
-    return round(statistics.median(values), 1) if values else None

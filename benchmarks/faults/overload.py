@@ -1,10 +1,11 @@
 """Too much load, callers that give up, and a long steady load."""
 
 import asyncio
+import statistics
 import time
 
-from benchmarks.faults.bench import Bench, Cell
 from benchmarks.faults.ledger import LOST, REFUSED, RIGHT, Load
+from benchmarks.faults.running import Bench, Cell
 
 OVERLOAD_FACTOR = 3.0
 OVERLOAD_S = 20.0
@@ -13,7 +14,9 @@ GIVE_UP_S = 0.05
 WAVES, WAVE_CALLS = 4, 64
 SETTLE_S = 2.0
 """After each wave: what still waits is computed or dropped."""
-SOAK_SHARE = 0.5
+WARM_UP_SHARE = 0.3
+"""Of a soak: memory that grows in this time is not counted."""
+SAMPLE_S = 10.0
 
 
 def overload(bench: Bench) -> Cell:
@@ -79,14 +82,25 @@ def give_up(bench: Bench) -> Cell:
 
 
 def soak(bench: Bench) -> Cell:
-    """Half the capacity for minutes: memory after a fifth of the time, and at the end."""
-    with Load(bench.caller, rate=SOAK_SHARE * bench.capacity) as load:
-        time.sleep(bench.soak_s / 5)
-        first = bench.running.memory_mib()
-        time.sleep(bench.soak_s * 4 / 5)
-        last = bench.running.memory_mib()
+    """The steady load for minutes: a line through the memory after the warm-up."""
+    began, samples = time.monotonic(), []
+    with bench.steady() as load:
+        while (passed := time.monotonic() - began) < bench.soak_s:
+            if passed >= WARM_UP_SHARE * bench.soak_s:
+                samples.append((passed, bench.running.memory_mib()))
+            time.sleep(min(SAMPLE_S, bench.soak_s / 20))
+    per_s = statistics.linear_regression(*zip(*samples, strict=True)).slope
+    per_1000 = per_s * 1000 / bench.steady_rate
     text = (
-        f"{last - first:+.0f} of {first:.0f} MiB in {bench.soak_s * 4 / 5 / 60:.1f} min, "
-        f"{load.ledger.failed} failed"
+        f"{per_s * 3600:+.0f} MiB/h, {per_1000:+.2f} MiB per 1,000 answers, "
+        f"{samples[-1][1]:.0f} MiB, {load.ledger.failed} failed"
     )
-    return Cell(text=text, numbers={"first_mib": first, "last_mib": last, **load.ledger.numbers()})
+    numbers = {
+        "minutes": round(bench.soak_s / 60, 1),
+        "rate": round(bench.steady_rate, 1),
+        "mib_per_hour": round(per_s * 3600, 2),
+        "mib_per_1000": round(per_1000, 4),
+        "samples_s_mib": [(round(passed), mib) for passed, mib in samples],
+        **load.ledger.numbers(),
+    }
+    return Cell(text=text, numbers=numbers)

@@ -11,12 +11,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.faults.ledger import RIGHT, Caller
+from benchmarks.faults.ledger import RIGHT, Caller, Load
 from benchmarks.faults.subjects import SECOND, Subject
 from benchmarks.in_process import served_version
 from benchmarks.peers import processes
@@ -30,6 +31,9 @@ from fruitstand.network.ports import free_ports
 from fruitstand.repository.versions import MANIFEST_NAME, published_versions
 
 EXIT_S = 40.0
+NICENESS = 5
+STEADY_SHARE = 0.3
+"""Of the capacity: the load under which something is broken."""
 SERVER_PROGRAM = "tritonserver"
 """The worker of our stack."""
 COMPUTED = "nv_inference_count"
@@ -68,19 +72,30 @@ class Running:
         self.start()
 
     def start(self, *, second: bool = False) -> None:
-        """Start it, with the first model or with the second.
+        """Start it, with the first model or with the second; a start that fails is tried once more.
 
         Raises:
             FruitstandError: no answer comes.
         """
         self.num_starts += 1
+        try:
+            self._start(second)
+        except ServerError:
+            self.stop()
+            try:
+                self._start(second)
+            except ServerError:
+                self.stop()
+                raise
+
+    def _start(self, second: bool) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=self._scratch))
         self._mark = secrets.token_hex(8)
         self.repository, self._log = self._folder / "repository", self._folder / "log"
         started = time.monotonic()
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                self._command(),
+                ["nice", "-n", str(NICENESS), *self._command()],  # the generator comes first
                 cwd=self._folder if self.subject.is_ours else SERVERS,
                 env=self._environment(second),
                 stdout=output,
@@ -219,3 +234,33 @@ class Running:
                     if line.startswith("VmHWM:"):
                         total += int(line.split()[1]) / 1024
         return round(total, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One fault on one subject."""
+
+    text: str
+    """For the table."""
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """A running subject, its capacity, and the steady load."""
+
+    running: Running
+    capacity: float
+    """Calls/s, measured before anything was broken; 0 where no fault needs it."""
+    steady_rate: float
+    """Calls/s of a load that it can bear."""
+    soak_s: float
+
+    @property
+    def caller(self) -> Caller:
+        """With good images."""
+        return self.running.caller
+
+    def steady(self) -> Load:
+        """A load that it can bear."""
+        return Load(self.caller, rate=self.steady_rate)

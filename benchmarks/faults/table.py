@@ -1,4 +1,4 @@
-"""The table that `docs/reliability.md` opens with, from the newest `benchmarks/results/faults_*.json`.
+"""The table that `docs/reliability.md` opens with, from `benchmarks/results/faults_*.json`.
 
 python -m benchmarks.faults.table
 """
@@ -36,33 +36,36 @@ ROWS = {
     "connections": "200 idle and slow connections for 25 s: failed neighbours, connections cut off",
     "swap": "Another model takes over: failed calls, old answers after a new one, longest gap",
     "terminate": "SIGTERM with 32 calls under way: lost ones, later ones broken off",
-    "soak": "Steady load: growth of memory, failed calls",
+    "soak": "10 minutes at 30 calls/s: growth of memory after the warm-up, memory at the end, failed calls",
 }
 
 
-def render(name: str, result: dict[str, Any]) -> str:
+def render(results: dict[str, dict[str, Any]]) -> str:
     """The section, Markdown.
 
     Args:
-        name: of the result file.
-        result: its content.
+        results: result files by name, the oldest first; of each cell the newest counts.
     """
-    subjects = {key: result["subjects"][key] for key in NAMES if key in result["subjects"]}
-    hardware = result["hardware"]
-    loads = [cell["load_1_min"] for row in subjects.values() for cell in row["cells"].values()]
-    lines = [
-        f"Measured {result['date'][:10]} on {hardware['num_cores']} cores ({hardware['cpu']}), commit "
-        f"{(result['commit'] or 'unknown')[:7]}, [{name}](../benchmarks/results/{name}). The load average "
-        f"was {min(loads, default=0):.1f} to {max(loads, default=0):.1f}; the file has it for each cell.",
+    subjects: dict[str, dict[str, Any]] = {}
+    lines = []
+    for name, result in results.items():
+        for key, row in result["subjects"].items():
+            old = subjects.get(key, {"cells": {}})
+            subjects[key] = {**old, **row, "cells": {**old["cells"], **row["cells"]}}
+        hardware, rows = result["hardware"], result["subjects"].values()
+        loads = [cell["load_1_min"] for row in rows for cell in row["cells"].values()] or [0]
+        lines.append(
+            f"Measured {result['date'][:10]} on {hardware['num_cores']} cores ({hardware['cpu']}), commit "
+            f"{(result['commit'] or 'unknown')[:7]}, [{name}](../benchmarks/results/{name}). Load average "
+            f"{min(loads):.1f} to {max(loads):.1f}; the file has it for each cell."
+        )
+    subjects = {key: subjects[key] for key in NAMES if key in subjects}
+    capacities = (f"{row.get('capacity_per_s', 0):.0f}" for row in subjects.values())
+    lines += [
         "",
         _row(["fault", *(NAMES[key] for key in subjects)]),
         _row(["---"] * (len(subjects) + 1)),
-        _row(
-            [
-                "Capacity, images/s over HTTP",
-                *(f"{row.get('capacity_per_s', 0):.0f}" for row in subjects.values()),
-            ]
-        ),
+        _row(["Capacity, images/s over HTTP", *capacities]),
     ]
     lines += [
         _row([title, *(_text(row, fault) for row in subjects.values())]) for fault, title in ROWS.items()
@@ -86,10 +89,10 @@ def _row(cells: list[str]) -> str:
 
 def main() -> None:
     """Write the table; what stands around it stays."""
-    path = max(RESULTS.glob("faults_*.json"), key=lambda one: str(read_json(one)["date"]))
+    found = {path.name: read_json(path) for path in RESULTS.glob("faults_*.json")}
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    write_bytes(PAGE, (before + BEGIN + render(path.name, read_json(path)) + END + after).encode())
+    section = render(dict(sorted(found.items(), key=lambda one: str(one[1]["date"]))))
+    write_bytes(PAGE, (before + BEGIN + section + END + rest.partition(END)[2]).encode())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.peers import processes
 from benchmarks.peers.catalogue import SERVERS, Peer
 from benchmarks.peers.environments import install
 from fruitstand.artefacts import write_json
-from fruitstand.errors import FruitstandError
+from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.machine.threads import thread_budget, thread_environment
 from fruitstand.network.ports import free_ports
 from fruitstand.stages import served
@@ -162,7 +162,7 @@ def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> Non
     """Wait until the first image is answered.
 
     Raises:
-        FruitstandError: the server has exited, or took too long.
+        ServerError: it has exited, or took too long.
     """
     said = "it has exited"
     while time.monotonic() - started < START_TIMEOUT_S and processes.marked(mark):
@@ -173,7 +173,7 @@ def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> Non
             said = str(exc)
             time.sleep(0.1)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    raise FruitstandError(f"no answer after the start: {said}; its log ends with: {' | '.join(lines[-3:])}")
+    raise ServerError(f"no answer after the start: {said}; its log ends with: {' | '.join(lines[-3:])}")
 
 
 async def _first(target: Target) -> None:

@@ -46,6 +46,7 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
         finally:
             for number in previous:
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
+            web.stop()  # first, or HTTP would take requests for a server that has ended
             server.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)

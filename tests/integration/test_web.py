@@ -1,6 +1,7 @@
 """The page to try the model with, in a real Chromium against the real server."""
 
 import base64
+import contextlib
 import http.client
 import json
 import shutil
@@ -26,6 +27,7 @@ from serving.gateway.api_keys import add_api_key
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
 from tests.gateway_calls import opened
+from tests.http_calls import ask
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -348,7 +350,7 @@ def test_the_pages_limit_is_the_contracts() -> None:
 def test_serve_gives_out_the_page_and_answers_until_it_ends(
     repository: Path, test_images: list[Path], tmp_path: Path
 ) -> None:
-    """The ready line has its URL; afterwards nobody listens there."""
+    """The ready line has its URL; after SIGTERM every request is answered, until nobody listens there."""
     command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -362,6 +364,12 @@ def test_serve_gives_out_the_page_and_answers_until_it_ends(
         assert json.load(connection.getresponse())["model_version"] == "1"
         connection.close()
         process.terminate()
+        statuses = []
+        with contextlib.suppress(OSError):  # nobody listens any more
+            while process.poll() is None:
+                statuses.append(ask(f"{ready['http']}/classify", test_images[0].read_bytes()).status)
+        assert process.poll() is None  # the port goes first, the model server after it
+        assert set(statuses) <= {200}
         assert process.wait(30) == 0
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass

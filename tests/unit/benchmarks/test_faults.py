@@ -98,7 +98,7 @@ def test_a_leak_is_found(text: str, leaks: bool) -> None:
 
 
 def test_the_table_has_a_row_a_fault_and_a_column_a_subject() -> None:
-    """Also for one that did not start, and for faults that were not run."""
+    """Also for one that did not start, and for faults of another run."""
     cell = {"text": "3 failed", "after": "restarted", "load_1_min": 1.0, "numbers": {}}
     result = {
         "date": "2026-11-28T08:00:00",
@@ -109,9 +109,14 @@ def test_the_table_has_a_row_a_fault_and_a_column_a_subject() -> None:
             "mosec": {"failed": "no Java", "cells": {}},
         },
     }
-    lines = render("faults_x.json", result).splitlines()
+    again = {
+        **result,
+        "subjects": {OURS: {"cells": {"soak": {**cell, "text": "+0 MiB", "after": "answers"}}}},
+    }
+    lines = render({"faults_x.json": result, "faults_y.json": again}).splitlines()
     assert "| fault | ours, one server | Mosec |" in lines
     assert f"| {ROWS['kill']} | 3 failed (r) | did not start |" in lines
+    assert f"| {ROWS['soak']} | +0 MiB | did not start |" in lines
     assert "- Mosec: no Java." in lines
     assert set(NAMES) == set(SUBJECTS)
 
