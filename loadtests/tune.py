@@ -1,6 +1,6 @@
 """`fruitstand tune`: find the settings with the most images/s on this machine within a p99 budget.
 
-Optuna proposes settings for the serving backend, our own or the Python stubs. Each proposal is written to a
+Optuna proposes settings for our own C++ backend. Each proposal is written to a
 copy of the repository, served by `fruitstand serve` and measured with perf_analyzer. The study is saved in
 the output folder, so an interrupted search continues. On a noisy machine the best trial may be luck. So at
 the end the best and the current settings are measured again in turns, and the best ones are chosen only if
@@ -36,8 +36,6 @@ log = logging.getLogger("fruitstand.tune")
 
 RESULT_NAME = "tune.json"
 STUDY_NAME = "study.log"
-DELAYS_US = (0, 250, 500, 1000, 2000, 4000)
-PREFERRED = (0, 8, 16, 32)
 PART_IMAGES = (4, 8, 16, 32)
 WAITS_US = (0, 1000, 2000, 4000, 8000)
 MAX_INSTANCES = 2
@@ -88,13 +86,15 @@ def tune(repository: Path, images: Path, *, out: Path, search: Search) -> dict[s
         The content of `tune.json`.
 
     Raises:
-        UsageError: no repository, no images, or perf_analyzer cannot be installed.
+        UsageError: no repository, no images, no C++ backend, or perf_analyzer cannot be installed.
         FruitstandError: the current settings, or `MAX_FAILURES` proposals in a row, could not be measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = _Bench(repository, images, out, search)
     in_use = read_tuning(repository)
-    space = _Space(in_use, choose_backends([repository], CPU_CONFIG).kind)
+    if choose_backends([repository], CPU_CONFIG).kind != HOST:
+        raise UsageError("tune needs the C++ backend; 'fruitstand doctor' says what it lacks here")
+    space = _Space(in_use)
     study = _study(out, search, space)
     failures = 0
     while (left := search.trials - len(_finished(study))) > 0:
@@ -165,42 +165,31 @@ class _Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """The search space: the settings that the serving backend reads. All others keep their current values."""
+    """The search space: the settings that our backend reads. All others keep their current values."""
 
     in_use: Tuning
-    backends: str
 
     def propose(self, trial: Trial) -> dict[str, int]:
         """Propose the settings of one trial, with explicit thread counts."""
         budget = thread_budget()
-        proposed = {
+        workers = trial.suggest_int("infer_workers", 1, budget)
+        return {
             "decode_instances": trial.suggest_int("decode_instances", 1, MAX_INSTANCES),
             "decode_threads": trial.suggest_int("decode_threads", 1, budget),
-        }
-        if self.backends == HOST:
-            workers = trial.suggest_int("infer_workers", 1, budget)
-            threads = trial.suggest_int("infer_threads_per_worker", 1, max(1, budget // workers))
-            return proposed | {
-                "infer_workers": workers,
-                "infer_threads_per_worker": threads,
-                "infer_part_images": trial.suggest_categorical("infer_part_images", PART_IMAGES),
-                "infer_wait_us": trial.suggest_categorical("infer_wait_us", WAITS_US),
-            }
-        return proposed | {
-            "decode_queue_delay_us": trial.suggest_categorical("decode_queue_delay_us", DELAYS_US),
-            "infer_queue_delay_us": trial.suggest_categorical("infer_queue_delay_us", DELAYS_US),
-            "infer_preferred_batch": trial.suggest_categorical("infer_preferred_batch", PREFERRED),
-            "infer_instances": trial.suggest_int("infer_instances", 1, MAX_INSTANCES),
-            "infer_threads": trial.suggest_int("infer_threads", 1, budget),
+            "infer_workers": workers,
+            "infer_threads_per_worker": trial.suggest_int(
+                "infer_threads_per_worker", 1, max(1, budget // workers)
+            ),
+            "infer_part_images": trial.suggest_categorical("infer_part_images", PART_IMAGES),
+            "infer_wait_us": trial.suggest_categorical("infer_wait_us", WAITS_US),
         }
 
     def tuning(self, proposed: dict[str, int]) -> Tuning:
-        """Convert a trial to settings; a count equal to the thread budget becomes "all threads" (-1 or 0)."""
+        """Convert a trial to settings; a count equal to the thread budget becomes "all threads"."""
         budget, values = thread_budget(), dict(proposed)
-        for name, whole_budget in (("decode_threads", -1), ("infer_threads", 0)):
-            if values.get(name) == budget:
-                values[name] = whole_budget
-        if values.get("infer_workers") == budget // values.get("infer_threads_per_worker", 1):
+        if values["decode_threads"] == budget:
+            values["decode_threads"] = -1
+        if values["infer_workers"] == budget // values["infer_threads_per_worker"]:
             values["infer_workers"] = 0
         return replace(self.in_use, **values)
 
@@ -208,7 +197,6 @@ class _Space:
         """The current settings as a trial, with explicit thread counts."""
         budget, values = thread_budget(), self.in_use.to_dict()
         values["decode_threads"] = budget if values["decode_threads"] == -1 else values["decode_threads"]
-        values["infer_threads"] = values["infer_threads"] or budget
         workers = max(1, budget // values["infer_threads_per_worker"])
         values["infer_workers"] = values["infer_workers"] or workers
         return values
@@ -220,7 +208,7 @@ def _study(out: Path, search: Search, space: _Space) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
     sampler = optuna.samplers.TPESampler(n_startup_trials=8)
     study = optuna.create_study(
-        study_name=f"{search.name}-{space.backends}",
+        study_name=search.name,
         storage=storage,
         sampler=sampler,
         direction="maximize",

@@ -14,7 +14,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'frui
 from fruitstand.errors import FruitstandError, UsageError
 from loadtests import tune as tuning
 from loadtests.tune import RESULT_NAME, Search, frontier, tune
-from serving.triton.backend_directory import HOST, STUB
+from serving.triton.backend_directory import BACKENDS_VARIABLE, STUB
 
 
 @pytest.mark.nightly
@@ -42,23 +42,25 @@ def test_a_search_goes_on_where_it_was_and_leaves_the_repository_alone(
     assert not (repository / TUNING_NAME).exists()
 
 
-@pytest.mark.parametrize(
-    ("backends", "searched"),
-    [pytest.param(HOST, "infer_workers", id="host"), pytest.param(STUB, "infer_preferred_batch", id="stub")],
-)
-def test_settings_of_the_serving_backend_are_searched_and_the_others_stay(
-    backends: str, searched: str
-) -> None:
+def test_settings_of_the_backend_are_searched_and_the_others_stay() -> None:
     """The first trial is the settings in use, and comes back as they are."""
     in_use = Tuning(infer_queue_delay_us=500, infer_wait_us=2000, max_queue_size=99)
-    space, study = tuning._Space(in_use, backends), tuning.optuna.create_study()
+    space, study = tuning._Space(in_use), tuning.optuna.create_study()
     study.enqueue_trial(space.of_use())
     proposed = space.propose(study.ask())
-    assert searched in proposed
+    assert "infer_workers" in proposed
     assert space.tuning(proposed) == in_use
     other = space.tuning(space.propose(study.ask()))
-    left = "infer_queue_delay_us" if backends == HOST else "infer_wait_us"
-    assert getattr(other, left) == getattr(in_use, left)
+    assert other.infer_queue_delay_us == in_use.infer_queue_delay_us
+
+
+def test_the_python_stubs_are_not_tuned(
+    repository: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They serve where the C++ backend cannot be built."""
+    monkeypatch.setenv(BACKENDS_VARIABLE, STUB)
+    with pytest.raises(UsageError, match="needs the C\\+\\+ backend"):
+        tune(repository, prepared.directory / "images", out=tmp_path / "out", search=Search(p99_ms=10))
 
 
 def test_the_frontier_holds_what_nothing_beats() -> None:
