@@ -2,32 +2,25 @@
 
     python -m benchmarks.abstention --run runs/known --unseen LEFT_OUT_CLASSES --photos PHOTOGRAPHS
 
-    python -m benchmarks.abstention --run runs/known --cost-rounds 40     # on a quiet machine
-
 The run was trained without the classes in LEFT_OUT_CLASSES and then exported. PHOTOGRAPHS is any folder with
 pictures of other things; none of them is kept. Beside KNOWN, the result has the AUROC of other scores from
-the same features and training images. `--cost-rounds` times the served file and the same file without KNOWN
-in turns.
+the same features and training images.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
 import typer
 from PIL import Image, UnidentifiedImageError
 
 from benchmarks.accuracy import RESULTS, file_name
 from export.onnx.known import fit_features
-from export.onnx.metadata import write_model
 from export.publish.abstention import auroc, set_scores
 from export.publish.candidate_files import CANDIDATE_FOLDER, CANDIDATE_NAME
 from fruitstand.artefacts import write_json
-from fruitstand.contract import FEATURES, KNOWN, KNOWN_LIMIT, PIXELS, PROBABILITIES, SET_SIZE, Preprocessing
+from fruitstand.contract import FEATURES, KNOWN, KNOWN_LIMIT, PROBABILITIES, SET_SIZE, Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.images.reference_decode import decode_rows
 from fruitstand.images.synthetic import photograph
@@ -54,7 +47,6 @@ def measure(
     unseen: Annotated[Path | None, typer.Option(help="Folder with images of classes left out.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder with pictures of other things.")] = None,
     max_images: Annotated[int, typer.Option(help="Of a split and of a kind.")] = 600,
-    cost_rounds: Annotated[int, typer.Option(help="Time the file with and without KNOWN so often.")] = 0,
     results: Annotated[Path, typer.Option(help="Folder for the result.")] = RESULTS,
 ) -> None:
     """Measure an exported run and record it."""
@@ -108,40 +100,9 @@ def measure(
             "others": {name: _against(outputs["test"], outputs[name], scores) for name in others},
         },
     }
-    if cost_rounds:
-        model = folder / record.serve.cpu_model
-        batch = splits["test"][0]
-        result["summary"]["time_with_over_without"] = _cost(
-            model, record.serve.cpu_engine, batch, cost_rounds
-        )
     path = results / file_name(result).replace("accuracy_", "abstention_")
     write_json(path, result)
     print(path)
-
-
-def _cost(model: Path, engine: str, pixels_nhwc_u8: np.ndarray, rounds: int) -> dict[str, float]:
-    """Time of a batch of 32 with KNOWN, as a multiple of the time without: median and quartiles of rounds."""
-    proto = onnx.load(model)
-    for kept in (proto.graph.node, proto.graph.output, proto.graph.initializer):
-        for one in [one for one in kept if one.name.startswith("known/") or one.name in (KNOWN, SET_SIZE)]:
-            kept.remove(one)
-    with TemporaryDirectory() as scratch:
-        plain = Path(scratch, "plain.onnx")
-        write_model(proto, plain)
-        sessions = open_session(model, engine), open_session(plain, engine)
-        batch = np.resize(pixels_nhwc_u8, (32, *pixels_nhwc_u8.shape[1:]))
-        wanted = ([PROBABILITIES, KNOWN, SET_SIZE], [PROBABILITIES])
-        ratios = []
-        for number in range(rounds + 3):  # the first rounds warm up
-            seconds = []
-            for session, outputs in zip(sessions, wanted, strict=True):
-                started = time.perf_counter()
-                session.run(outputs, {PIXELS: batch})
-                seconds.append(time.perf_counter() - started)
-            if number >= 3:
-                ratios.append(seconds[0] / seconds[1])
-    low, median, high = np.percentile(ratios, (25, 50, 75))
-    return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def _against(
