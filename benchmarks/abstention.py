@@ -97,6 +97,8 @@ def measure(
                 )
                 for name in ("val", "test")
             },
+            # About one half where Test shows the same objects; near one where KNOWN sees that they are new.
+            "auroc_val_against_test": auroc(outputs["val"][KNOWN], outputs["test"][KNOWN]),
             "others": {name: _against(outputs["test"], outputs[name], scores) for name in others},
         },
     }
