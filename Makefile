@@ -73,7 +73,7 @@ compose-test: setup ## docker-compose.yml as it is committed, from fresh clones 
 	tests/compose/run.sh
 
 retrain: setup ## new data or drift -> train -> gates -> publish -> canary -> promote; DATA=PREPARED, URL=HOST:PORT
-	python -m deploy.retrain --data "$(DATA)" $(if $(REPOSITORY),--repository "$(REPOSITORY)") $(if $(URL),--url "$(URL)") $(if $(SAMPLES),--samples "$(SAMPLES)")
+	python -m deploy.retrain --data "$(DATA)" $(if $(REPOSITORY),--repository "$(REPOSITORY)") $(if $(URL),--url "$(URL)") $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(MAX_FLIPS),--max-flips "$(MAX_FLIPS)")
 
 demo: setup ## the whole way, data to served answers; DATA=PATH for real Fruits-360
 	fruitstand demo $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS))

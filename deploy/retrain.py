@@ -4,8 +4,9 @@
 
 Every step is a `fruitstand` command, so that a failed step can be repeated by hand. Nothing happens unless
 the data is new or the served images have drifted. The canary is a separate server with the new version; the
-version is promoted only if it is at least as accurate on the test images as the old one. After the promotion
-the live server classifies the same images, and a worse result is rolled back.
+version is promoted only if it is at least as accurate on the test images as the old one, and only if it
+answers recorded images alike, where the samples have some. After the promotion the live server classifies the
+same images, and a worse result is rolled back.
 """
 
 import shutil
@@ -23,6 +24,7 @@ from fruitstand.labels import labels_sha256
 from fruitstand.manifest import read_prepared
 from fruitstand.repository.model_names import CLASSIFIER, repository_names
 from fruitstand.repository.versions import read_version, serving_state
+from fruitstand.sampling.recording import RECORDING_FOLDER
 from fruitstand.stages import command_line, step
 from monitoring.drift.report import drift_report
 from serving.triton.embedded import EmbeddedServer
@@ -41,8 +43,12 @@ def retrain(
         typer.Option(help="The live server; without one, the next server start serves the version."),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Folder of the live server's samples, to check for drift.")
+        Path | None,
+        typer.Option(help="Folder of the live server's samples: checked for drift, recorded images replayed."),
     ] = None,
+    max_flips: Annotated[
+        str, typer.Option(help="Largest share of recorded images that may change their answer.")
+    ] = "5%",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Settings passed to train.")] = None,
     model: Annotated[str | None, typer.Option(help="A timm ResNet; default: the served version's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
@@ -79,12 +85,11 @@ def retrain(
             f"version {number} is not promoted: top1 {verdict['new_top1']:.4f}, version {old.number} has"
             f" {verdict['old_top1']:.4f}"
         )
-    live = ["--url", url] if url else []
-    step("models", "promote", number, "--repository", repository, *live)
+    promote(repository, number, url=url, samples=samples, max_flips=max_flips)
     if url:
         served = top1(url, repository, data, run / "live")
         if served < verdict["new_top1"] - MAX_TOP1_LOSS:
-            step("models", "rollback", "--repository", repository, *live)
+            step("models", "rollback", "--repository", repository, "--url", url)
             raise GateFailed(
                 f"rolled back to version {old.number}: version {number} had top1 {served:.4f} live"
             )
@@ -118,6 +123,16 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
             with EmbeddedServer(copy, log_path=Path(name) / "triton.log") as server:
                 result[f"{which}_top1"] = top1(server.url, copy, data, Path(name) / which)
     return result
+
+
+def promote(
+    repository: Path, number: int, *, url: str | None, samples: Path | None, max_flips: str
+) -> None:
+    """Promote through the replay gate if the samples have recorded images."""
+    live = ["--url", url] if url else []
+    recorded = samples is not None and (samples / RECORDING_FOLDER).is_dir()
+    gate = ["--replay", samples, "--max-flips", max_flips] if recorded else []
+    step("models", "promote", number, "--repository", repository, *live, *gate)
 
 
 def top1(url: str, repository: Path, data: Path, out: Path) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.retrain import promote as retrain_promote
 from fruitstand.repository.audit_log import read_audit
 from fruitstand.repository.versions import serving_state
 from fruitstand.sampling.recording import RECORDING_FOLDER, Recording, read_recordings, write_recording
@@ -79,6 +80,20 @@ def test_the_gate_lets_a_version_through_that_answers_alike(
     entry = read_audit(own)[-1]
     assert entry["replay"]["num_flips"] == 0
     assert entry["replay"]["num_images"] >= 60
+
+
+def test_the_retraining_loop_promotes_through_the_gate_where_images_are_recorded(
+    versions: Path, samples: Path, tmp_path: Path
+) -> None:
+    """Samples without recordings, as of a server that keeps none, ask for no replay."""
+    own = Path(shutil.copytree(versions, tmp_path / "model_repository"))
+    with pytest.raises(SystemExit):
+        retrain_promote(own, SWAPPED, url=None, samples=samples, max_flips="5%")
+    assert not read_audit(own)[-1]["done"]
+    retrain_promote(own, SWAPPED, url=None, samples=tmp_path, max_flips="5%")
+    state = serving_state(own)
+    assert state is not None
+    assert state.version == SWAPPED
 
 
 def test_the_gate_needs_enough_images_and_a_share(versions: Path, samples: Path, tmp_path: Path) -> None:
