@@ -3,7 +3,7 @@ r"""The same faults on our stack and its peers, one after the other, on the same
     python -m benchmarks.faults --repository model_repository --images DIR \
         --out benchmarks/results/faults_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.faults ... --peers mosec --faults bad_inputs    # one cell
-    python -m benchmarks.faults ... --faults soak --rate 30    # may run beside others, into one file
+    python -m benchmarks.faults ... --faults soak --rate 10    # may run beside others, into one file
     python -m benchmarks.faults.table                                    # docs/reliability.md
 
 Every call goes over HTTP and into a ledger: right, wrong, refused or lost. A cell is made of ledgers and of
