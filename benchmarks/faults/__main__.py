@@ -3,7 +3,7 @@ r"""The same faults on our stack and its peers, one after the other, on the same
     python -m benchmarks.faults --repository model_repository --images DIR \
         --out benchmarks/results/faults_HARDWARE_DATE_COMMIT.json
     python -m benchmarks.faults ... --peers mosec --faults bad_inputs    # one cell
-    python -m benchmarks.faults ... --faults soak --rate 30    # may run beside others, into one file
+    python -m benchmarks.faults ... --faults soak --rate 10    # may run beside others, into one file
     python -m benchmarks.faults.table                                    # docs/reliability.md
 
 Every call goes over HTTP and into a ledger: right, wrong, refused or lost. A cell is made of ledgers and of
@@ -11,6 +11,7 @@ counters of the kernel and of the peer. An `--out` that exists is added to, so t
 A peer answers before every fault; where it does not afterwards it is restarted, which the cell says.
 """
 
+import contextlib
 import datetime
 import fcntl
 import functools
@@ -27,7 +28,7 @@ import typer
 
 from benchmarks.faults import bodies, breakdown, inputs, overload
 from benchmarks.faults.ledger import DEADLINE_S, SLOW_S, capacity
-from benchmarks.faults.running import STEADY_SHARE, Bench, Cell, Running
+from benchmarks.faults.running import NICENESS, STEADY_SHARE, Bench, Cell, Running
 from benchmarks.faults.subjects import SUBJECTS, Subject
 from benchmarks.in_process import served_version
 from fruitstand.artefacts import read_json, write_json
@@ -164,15 +165,22 @@ def _said(error: Exception) -> str:
 
 
 def _add(out: Path, name: str, row: dict[str, Any]) -> None:
-    with out.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(out.parent):
         _merge(out, name, row)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _merge(out: Path, name: str, row: dict[str, Any]) -> None:
-    result: dict[str, Any] = (
-        read_json(out) if out.exists() else {**provenance(), "settings": {}, "subjects": {}}
-    )
+    result: dict[str, Any] = read_json(out) if out.exists() else {**provenance(), "subjects": {}}
     result["settings"] = {
         "num_images": NUM_IMAGES,
         "file": MODEL_FILE,
@@ -180,6 +188,7 @@ def _merge(out: Path, name: str, row: dict[str, Any]) -> None:
         "deadline_s": DEADLINE_S,
         "slow_s": SLOW_S,
         "steady_share": STEADY_SHARE,
+        "niceness_of_servers": NICENESS,
     }
     known = result["subjects"].get(name, {"cells": {}})
     known.pop("failed", None)

@@ -12,6 +12,10 @@ from fruitstand.errors import FruitstandError
 CALM_S = 2.0
 AFTER_S = 16.0
 FROZEN_S = 10.0
+ARRIVES_S = 60.0
+"""Longest wait for an answer of the new model."""
+MIXED_S = 8.0
+"""After it: do old answers still come?"""
 IN_FLIGHT = 32
 """When it is told to end."""
 
@@ -77,7 +81,11 @@ def swap(bench: Bench) -> Cell:
         except (FruitstandError, OSError) as exc:
             failure = str(exc)
         took_s = round(time.monotonic() - began, 1)
-        time.sleep(AFTER_S - CALM_S)
+        while time.monotonic() < began + ARRIVES_S and not any(
+            one.version == bench.running.second for one in load.ledger.records[-50:]
+        ):
+            time.sleep(0.5)
+        time.sleep(MIXED_S)
     ledger = load.ledger
     answered = sorted((one for one in ledger.records if one.verdict == RIGHT), key=lambda one: one.done)
     arrived = min((one.done for one in answered if one.version == bench.running.second), default=None)

@@ -91,9 +91,10 @@ def soak(bench: Bench) -> Cell:
             time.sleep(min(SAMPLE_S, bench.soak_s / 20))
     per_s = statistics.linear_regression(*zip(*samples, strict=True)).slope
     per_1000 = per_s * 1000 / bench.steady_rate
+    measured_s = samples[-1][0] - samples[0][0]
     text = (
-        f"{per_s * 3600:+.0f} MiB/h, {per_1000:+.2f} MiB per 1,000 answers, "
-        f"{samples[-1][1]:.0f} MiB, {load.ledger.failed} failed"
+        f"{per_s * measured_s:+.0f} of {samples[-1][1]:.0f} MiB in {measured_s / 60:.0f} min, "
+        f"{per_1000:+.2f} MiB per 1,000 answers, {load.ledger.failed} failed"
     )
     numbers = {
         "minutes": round(bench.soak_s / 60, 1),

@@ -36,7 +36,7 @@ ROWS = {
     "connections": "200 idle and slow connections for 25 s: failed neighbours, connections cut off",
     "swap": "Another model takes over: failed calls, old answers after a new one, longest gap",
     "terminate": "SIGTERM with 32 calls under way: lost ones, later ones broken off",
-    "soak": "10 minutes at 30 calls/s: growth of memory after the warm-up, memory at the end, failed calls",
+    "soak": "10 minutes at 10 calls/s: growth of memory after 3 minutes of warm-up, failed calls",
 }
 
 

@@ -165,7 +165,7 @@ def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> Non
         ServerError: it has exited, or took too long.
     """
     said = "it has exited"
-    while time.monotonic() - started < START_TIMEOUT_S and processes.marked(mark):
+    while time.monotonic() - started < START_TIMEOUT_S and _lives(mark):
         try:
             asyncio.run(_first(target))
             return
@@ -174,6 +174,14 @@ def wait_for_answer(target: Target, started: float, mark: str, log: Path) -> Non
             time.sleep(0.1)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     raise ServerError(f"no answer after the start: {said}; its log ends with: {' | '.join(lines[-3:])}")
+
+
+def _lives(mark: str) -> bool:
+    """Asked twice: a process in the middle of `exec` has no environment that could be read."""
+    if processes.marked(mark):
+        return True
+    time.sleep(0.5)
+    return bool(processes.marked(mark))
 
 
 async def _first(target: Target) -> None:
