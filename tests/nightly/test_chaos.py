@@ -14,8 +14,8 @@ from tests.nightly.chaos.setting import TIERS
 
 TIER = os.environ.get("FRUITSTAND_CHAOS_TIER", "brief")
 OUT = os.environ.get("FRUITSTAND_CHAOS_OUT")
-LATENCY_LIMIT_MISSED = {10, 12}
-"""On two cores these miss a limit on latency with the Python backends; see docs/reliability.md."""
+LATENCY_LIMIT_MISSED = {12}
+"""Misses a limit on latency on two cores with the Python backends; not seen to pass with the C++ one."""
 TIMEOUT_S = {"brief": 600, "ci": 1800, "full": 7200}
 
 
