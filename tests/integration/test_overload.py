@@ -208,8 +208,10 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_inference(narrow: Embedded
     outcomes = calls.count()
     assert total(outcomes, EXPIRED) > 0
     assert outcomes["answered"] + total(outcomes, EXPIRED) + total(outcomes, NO_ROOM) == len(calls.sent)
-    for model, count in before.items():
-        assert calls.executed(model) - count == outcomes["answered"]
+    assert calls.executed(FRUIT_RESNET) - before[FRUIT_RESNET] == outcomes["answered"]
+    # What the decoder held is decoded; the C++ backend then sees that its time does not suffice.
+    decoded = calls.executed(IMAGE_DECODE) - before[IMAGE_DECODE]
+    assert outcomes["answered"] <= decoded < total(outcomes, EXPIRED) + outcomes["answered"]
 
 
 def test_a_deadline_that_passes_in_the_second_queue_costs_no_inference(
