@@ -44,7 +44,7 @@ def retrain(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder of the live server's samples: checked for drift, recorded images replayed."),
+        typer.Option(help="Folder of the live server's samples: checked for drift; its images are replayed."),
     ] = None,
     max_flips: Annotated[
         str, typer.Option(help="Largest share of recorded images that may change their answer.")
