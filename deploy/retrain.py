@@ -125,9 +125,7 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
     return result
 
 
-def promote(
-    repository: Path, number: int, *, url: str | None, samples: Path | None, max_flips: str
-) -> None:
+def promote(repository: Path, number: int, *, url: str | None, samples: Path | None, max_flips: str) -> None:
     """Promote through the replay gate if the samples have recorded images."""
     live = ["--url", url] if url else []
     recorded = samples is not None and (samples / RECORDING_FOLDER).is_dir()
