@@ -14,14 +14,8 @@ from typing import Any
 
 from fruitstand.errors import ServerError
 from fruitstand.machine.threads import thread_budget
-from fruitstand.repository.triton_keys import (
-    CPU_ACCELERATORS,
-    CUDA_PARAMETERS,
-    TENSORRT_OPTION_NAMES,
-    TENSORRT_PARAMETERS,
-)
 from fruitstand.repository.versions import verify_model_file
-from serving.engine.settings import checked_map, checked_parameters
+from serving.engine.settings import checked_parameters
 
 log = logging.getLogger("fruitstand.backend")
 
@@ -91,7 +85,7 @@ def execution_providers(
     Skips an accelerator that the installed ONNX Runtime lacks, and logs it.
 
     Raises:
-        ServerError: an unknown accelerator or parameter, or a GPU instance without the CUDA provider.
+        ServerError: an unknown accelerator, or a GPU instance without the CUDA provider.
     """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
     if device_id is None:
@@ -114,7 +108,7 @@ def execution_providers(
 
 def _cpu_providers(name: str, accelerators: list[dict[str, Any]]) -> Providers:
     for accelerator in accelerators:
-        if accelerator["name"] not in CPU_ACCELERATORS:
+        if accelerator["name"] != "openvino":
             raise ServerError(f"{name}: unknown Execution Accelerator {accelerator['name']!r}")
         if accelerator.get("parameters"):
             log.warning("%s: parameters of openvino have no effect, as in the native backend", name)
@@ -128,11 +122,11 @@ def _gpu_providers(config: dict[str, Any], accelerators: list[dict[str, Any]], d
     for accelerator in accelerators:
         name, parameters = accelerator["name"], accelerator.get("parameters", {})
         if name == "tensorrt":
-            checked_map(f"{config['name']}: tensorrt", parameters, TENSORRT_PARAMETERS)
-            named = {TENSORRT_OPTION_NAMES.get(key, key): value for key, value in parameters.items()}
+            # Triton's name of this one differs; ONNX Runtime refuses keys that it does not know.
+            renamed = {"max_workspace_size_bytes": "trt_max_workspace_size"}
+            named = {renamed.get(key, key): value for key, value in parameters.items()}
             providers.append((TENSORRT, {**device, **named}))
         elif name == "cuda":
-            checked_map(f"{config['name']}: cuda", parameters, CUDA_PARAMETERS)
             cuda |= parameters
         else:
             raise ServerError(f"{config['name']}: unknown Execution Accelerator {name!r}")

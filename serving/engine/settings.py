@@ -6,19 +6,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fruitstand.errors import ServerError
-from fruitstand.repository.triton_keys import (
-    DALI_PARAMETERS,
-    HOST_INFER_PARAMETERS,
-    HOST_PARAMETERS,
-    INTEGER,
-)
 
 log = logging.getLogger("fruitstand.backend")
 
-PARAMETERS = {
-    "dali": {**DALI_PARAMETERS, **HOST_PARAMETERS},
-    "onnxruntime": {"intra_op_thread_count": INTEGER, **HOST_PARAMETERS, **HOST_INFER_PARAMETERS},
+COUNT, INTEGER = "[1-9][0-9]*", "[0-9]+"
+_QUEUE = {
+    "max_queue_size": COUNT,
+    "default_timeout_microseconds": COUNT,
+    "allow_timeout_override": "0|1|true|false",
+    "max_queue_delay_microseconds": INTEGER,
 }
+"""Limits of our C++ backend's queue, in `configs/host.pbtxt`, with the names of Triton's batcher."""
+PARAMETERS = {
+    "dali": {"num_threads": f"-1|{COUNT}", **_QUEUE},
+    "onnxruntime": {
+        "intra_op_thread_count": INTEGER,
+        "num_workers": INTEGER,  # 0 uses as many as the instance's threads allow
+        "threads_per_worker": COUNT,
+        "max_part_images": COUNT,
+        **_QUEUE,
+    },
+}
+"""Model parameters by backend, with a regular expression for the whole value."""
 _REFUSED = {
     "max_batch_size": "requests need a batch axis",
     "sequence_batching": "no state is kept between requests",
@@ -68,7 +77,12 @@ def checked_parameters(config: dict[str, Any], backend: str) -> dict[str, str]:
     """
     name = config["name"]
     parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
-    checked_map(name, parameters, PARAMETERS[backend])
+    allowed = PARAMETERS[backend]
+    for key, value in parameters.items():
+        if key not in allowed:
+            raise ServerError(f"{name}: unknown parameter {key!r}, allowed {', '.join(sorted(allowed))}")
+        if not re.fullmatch(allowed[key], value):
+            raise ServerError(f"{name}: parameter {key} is {value!r}, allowed {allowed[key]}")
     for path, why in REFUSED[backend].items():
         if _is_set(config, path):
             raise ServerError(f"{name}: {path} is not supported in the embedded server: {why}")
@@ -76,19 +90,6 @@ def checked_parameters(config: dict[str, Any], backend: str) -> dict[str, str]:
         if _is_set(config, path):
             log.warning("%s: %s has no effect in the embedded server", name, path)
     return parameters
-
-
-def checked_map(what: str, given: Mapping[str, str], allowed: Mapping[str, str]) -> None:
-    """Check keys, and values against the regular expression of their key.
-
-    Raises:
-        ServerError: names the key and what is allowed.
-    """
-    for key, value in given.items():
-        if key not in allowed:
-            raise ServerError(f"{what}: unknown parameter {key!r}, allowed {', '.join(sorted(allowed))}")
-        if not re.fullmatch(allowed[key], value):
-            raise ServerError(f"{what}: parameter {key} is {value!r}, allowed {allowed[key]}")
 
 
 def _is_set(config: dict[str, Any], path: str) -> bool:

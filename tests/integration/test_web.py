@@ -357,17 +357,14 @@ def test_serve_gives_out_the_page_and_answers_until_it_ends(
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
         port = int(ready["http"].rpartition(":")[2])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
-        connection.request("GET", "/")
-        assert b"fruitstand" in connection.getresponse().read()
-        connection.request("POST", "/classify", test_images[0].read_bytes())
-        assert json.load(connection.getresponse())["model_version"] == "1"
-        connection.close()
+        image, classify = test_images[0].read_bytes(), f"{ready['http']}/classify"
+        assert b"fruitstand" in ask(ready["http"]).body
+        assert ask(classify, image).json["model_version"] == "1"
         process.terminate()
         statuses = []
         with contextlib.suppress(OSError):  # nobody listens any more
             while process.poll() is None:
-                statuses.append(ask(f"{ready['http']}/classify", test_images[0].read_bytes()).status)
+                statuses.append(ask(classify, image).status)
         assert process.poll() is None  # the port goes first, the model server after it
         assert set(statuses) <= {200}
         assert process.wait(30) == 0

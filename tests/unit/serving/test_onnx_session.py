@@ -92,9 +92,6 @@ def test_gpu_accelerators_get_their_parameters(monkeypatch: pytest.MonkeyPatch) 
     (name, options), *_ = execution_providers(config(optimization=tensorrt), device_id=0)
     assert name == "TensorrtExecutionProvider"
     assert options == {"device_id": "0", "trt_dla_core": "1", "trt_max_workspace_size": "9"}
-    removed = accelerators("gpu", "tensorrt", precision_mode="FP16")
-    with pytest.raises(ServerError, match="unknown parameter 'precision_mode'"):
-        execution_providers(config(optimization=removed), device_id=0)
 
 
 def test_an_unknown_accelerator_or_a_missing_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
