@@ -57,13 +57,16 @@ FAULTS: dict[str, Callable[[Bench], Cell]] = {
     "terminate": breakdown.terminate,
 }
 
+ALONE = [name for name in FAULTS if name != "soak"]
+"""What needs the machine to itself."""
+
 
 def main(
     repository: Annotated[Path, typer.Option(help="Model repository with a served version.")],
     images: Annotated[Path, typer.Option(help="Folder with JPEG images.")],
     out: Annotated[Path, typer.Option(help="JSON file to write, or to add to.")],
     peers: Annotated[str, typer.Option(help="With commas.")] = ",".join(SUBJECTS),
-    faults: Annotated[str, typer.Option(help="With commas.")] = ",".join(FAULTS),
+    faults: Annotated[str, typer.Option(help="With commas; default: all but soak.")] = ",".join(ALONE),
     soak_minutes: Annotated[float, typer.Option(min=0.1, help="Of steady load.")] = 10.0,
     rate: Annotated[
         float, typer.Option(min=0, help="Calls/s of the steady load; 0: 30 % of capacity.")

@@ -51,6 +51,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         for key, row in result["subjects"].items():
             old = subjects.get(key, {"cells": {}})
+            old.pop("failed", None)
             subjects[key] = {**old, **row, "cells": {**old["cells"], **row["cells"]}}
         hardware, rows = result["hardware"], result["subjects"].values()
         loads = [cell["load_1_min"] for row in rows for cell in row["cells"].values()] or [0]

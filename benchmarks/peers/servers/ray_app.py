@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import ray
 from classifier import MAX_BATCH_SIZE, BadImage, Classifier, peer_settings
@@ -53,12 +54,16 @@ if __name__ == "__main__":
         "request_timeout_s": peer_settings()["timeout_s"],
     }
     serve.start(http_options=http, proxy_location="HeadOnly")
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    told: list[int] = []  # no sigwait: threads that Ray has started would get the signals instead
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(one, lambda number, _: told.append(number))
     number = 0
     _deploy(number)
-    while signal.sigwait(signals) == signal.SIGHUP:
-        number += 1
-        _deploy(number)
+    while (one := told.pop(0) if told else None) in (None, signal.SIGHUP):
+        if one is None:
+            time.sleep(0.1)
+        else:
+            number += 1
+            _deploy(number)
     serve.shutdown()
     ray.shutdown()

@@ -130,6 +130,7 @@ def test_our_stack_is_right_in_every_verdict(
     out = tmp_path / "faults.json"
     command = [sys.executable, "-m", "benchmarks.faults", "--repository", repository, "--out", out]
     command += ["--images", prepared.directory / "images", "--peers", name, "--soak-minutes", "0.1"]
+    command += ["--faults", ",".join(ROWS)]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     row = json.loads(out.read_text())["subjects"][name]
@@ -140,10 +141,7 @@ def test_our_stack_is_right_in_every_verdict(
     kinds = cells["bad_inputs"]["kinds"].values()
     assert all(kind["status"].startswith("4") and not kind["leak"] and kind["stays_up"] for kind in kinds)
     assert cells["large_body"]["status"] in ("413", "closed")
-    assert cells["swap"]["mixed"] == 0
+    assert name == GATEWAY or cells["swap"]["mixed"] == 0  # replicas switch one after the other
     assert cells["terminate"]["lost_under_way"] == 0
     assert all(numbers.get("wrong", 0) == 0 for numbers in cells.values())
-    assert [key for key, cell in row["cells"].items() if cell["after"] == "restarted"] == [
-        "swap",
-        "terminate",
-    ]
+    assert all(cell["after"] != "restarted" for cell in row["cells"].values())
