@@ -51,7 +51,7 @@ def measure(
         write_model(without_known(version.directory / file), plain)
         sessions = [open_session(path, engine, num_threads=1) for path in (version.directory / file, plain)]
         outputs = [PROBABILITIES, KNOWN, SET_SIZE], [PROBABILITIES]
-        seconds_used = []
+        seconds_used: list[np.ndarray] = []
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             one = np.zeros((2, 2))

@@ -44,7 +44,7 @@ def retrain(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder of the live server's samples: checked for drift; its images are replayed."),
+        typer.Option(help="Folder of the live server's samples: for drift, and for the replay gate."),
     ] = None,
     max_flips: Annotated[
         str, typer.Option(help="Largest share of recorded images that may change their answer.")

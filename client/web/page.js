@@ -4,6 +4,7 @@
 const ASK_AGAIN_MS = 3000;
 const TINT = [140, 40, 255]; // of what speaks for the class: no fruit is violet
 const STRENGTH = 0.7;
+const UNSEEN = "rgb(0 0 0 / 60%)"; // over what the crop left out
 
 const at = (id) => document.getElementById(id);
 const input = at("file");
@@ -129,7 +130,11 @@ function showMap() {
   const width = share * (is_squashed ? canvas.width : Math.min(canvas.width, canvas.height * aspect));
   const height = share * (is_squashed ? canvas.height : Math.min(canvas.height, canvas.width / aspect));
   const left = (canvas.width - width) / 2, top = (canvas.height - height) / 2;
-  canvas.getContext("2d").drawImage(small, left, top, width, height);
+  const drawing = canvas.getContext("2d");
+  drawing.fillStyle = UNSEEN;
+  drawing.fillRect(0, 0, canvas.width, canvas.height);
+  drawing.clearRect(left, top, width, height);
+  drawing.drawImage(small, left, top, width, height);
 }
 
 function neighbour({ label, similarity, is_nearly_identical, picture }) {

@@ -70,6 +70,8 @@ from fruitstand.sampling.samples import REFERENCE_NAME, UNNUMBERED, describe, wr
 log = logging.getLogger("fruitstand.export")
 
 NUM_CALIBRATION_IMAGES = 512
+NUM_KNOWN_IMAGES = 1024
+"""Training images that KNOWN is fitted to; docs/decisions/evaluation.md has the numbers."""
 NUM_PARITY_IMAGES = 64
 FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
@@ -328,7 +330,8 @@ def _add_known(draft: _Draft) -> None:
         return
     others = [FP16_MODEL] if (draft.directory / FP16_MODEL).exists() else []
     engines = dict.fromkeys((FP32_MODEL, *others), "cpu") | {serve.cpu_model: serve.cpu_engine}
-    record, gates = calibrate_files(draft.directory, engines, draft.images("train"), validation)
+    training = draft.images("train", NUM_KNOWN_IMAGES)
+    record, gates = calibrate_files(draft.directory, engines, training, validation)
     draft.require(gates)
     splits = {"val": (validation.served_nhwc_u8, validation.targets)}
     if any(row.split == "test" for row in draft.data.rows):
