@@ -13,6 +13,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fruitstand.contract import FRUIT_CLASSIFIER
+from fruitstand.errors import FruitstandError
+from fruitstand.repository.model_names import repository_names
 from serving.triton import doctor
 from serving.triton.doctor import OK, WARN, check_ports, gpu_driver
 
@@ -43,6 +46,21 @@ def problems(
     if not started_before:
         yield from port_problems(profile, environment)
     yield from unreadable(root, environment)
+    yield from name_problems(root)
+
+
+def name_problems(root: Path) -> Iterator[str]:
+    """Check that the repository has the names that docker-compose.yml loads and asks."""
+    try:
+        found = repository_names(root / "model_repository").classifier
+    except FruitstandError as exc:
+        yield str(exc)
+        return
+    if found != FRUIT_CLASSIFIER:
+        yield (
+            f"model_repository serves {found}, and this stack {FRUIT_CLASSIFIER}: export without --name, or"
+            " serve it with 'fruitstand serve --gateway'"
+        )
 
 
 def gpu_problems() -> Iterator[str]:

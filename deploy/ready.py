@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from fruitstand.errors import FruitstandError
+from fruitstand.repository.model_names import repository_names
 from fruitstand.repository.versions import read_version, serving_state
 
 PORTS = {
@@ -37,10 +38,11 @@ def report(
     if state is None:
         raise FruitstandError(f"{repository}: serves no version")
     manifest = read_version(repository, state.version).manifest
+    name = repository_names(repository).classifier
     url = f"{listen}:{ports['GATEWAY_PORT']}"
     http = f"{scheme}://{listen}:{ports['HTTP_PORT']}"
     return [
-        f"ready: version {state.version} of fruit_classifier ({manifest['model_name']}) answers",
+        f"ready: version {state.version} of {name} ({manifest['model_name']}) answers",
         f"ready:   gRPC        {url} (KServe V2, through the gateway)",
         f"ready:   HTTP        {http}/classify (and KServe V2, through the gateway)",
         f"ready:   page        {http}/",

@@ -27,6 +27,14 @@ NewName = Annotated[
 ServedName = Annotated[
     str, typer.Option("--name", envvar="FRUITSTAND_NAME", help="Of one classifier among several: birds.")
 ]
+ServedNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--name",
+        envvar="FRUITSTAND_NAME",
+        help="Of a classifier; repeatable. HTTP asks the first one.",
+    ),
+]
 SignKey = Annotated[Path | None, typer.Option(help="Ed25519 private key to sign the version with.")]
 MaxSlowdown = Annotated[
     float, typer.Option(min=0, help="Largest slowdown against the served version, as a factor.")

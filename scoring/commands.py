@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from fruitstand.cli_options import Ca, Cert, Json, Repository, TrustedKeys, connection, needs, print_result
+from fruitstand.cli_options import (
+    Ca,
+    Cert,
+    Json,
+    Repository,
+    ServedName,
+    TrustedKeys,
+    connection,
+    needs,
+    print_result,
+)
 
 
 def score(
@@ -17,6 +27,7 @@ def score(
         Path | None, typer.Option(help="Score with this model repository's served version.")
     ] = None,
     url: Annotated[str | None, typer.Option(help="Score with the server at HOST:PORT instead.")] = None,
+    name: ServedName | None = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes; default: one per core; 0: this one, without Ray.")
     ] = None,
@@ -47,6 +58,7 @@ def score(
             out=out,
             repository=repository,
             url=url,
+            name=name,
             num_workers=workers,
             partition_size=partition_size,
             top_k=top_k,

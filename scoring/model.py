@@ -17,6 +17,7 @@ from fruitstand.artefacts import sha256_file
 from fruitstand.contract import (
     API_KEY_VARIABLE,
     ENCODED,
+    FRUIT_CLASSIFIER,
     MAX_BATCH_SIZE,
     PIXELS,
     PROBABILITIES,
@@ -122,6 +123,8 @@ class PinnedServer:
     version: str
     labels_sha256: str
     """Hash of its classes; the version number alone does not identify the model repository."""
+    model: str = FRUIT_CLASSIFIER
+    """The classifier that is asked."""
     tls: Tls | None = None
     """TLS settings of the connection. The API key is not pinned; each machine reads it from its
     environment."""
@@ -133,6 +136,7 @@ class PinnedServer:
             "manifest_sha256": None,
             "url": self.url,
             "labels_sha256": self.labels_sha256,
+            "model": self.model,
         }
 
     def open(self, *, num_threads: int, top_k: int) -> Model:
@@ -144,7 +148,7 @@ class PinnedServer:
         from fruitstand_client import Client
 
         key = os.environ.get(API_KEY_VARIABLE)
-        client = Client(self.url, batch_size=MAX_BATCH_SIZE, tls=self.tls, api_key=key)
+        client = Client(self.url, model=self.model, batch_size=MAX_BATCH_SIZE, tls=self.tls, api_key=key)
 
         def answer(encoded: Sequence[bytes]) -> list[Answer | str]:
             answers: list[Answer | str] = []
@@ -197,7 +201,7 @@ def pin_version(repository: Path, version: Version) -> PinnedVersion:
     )
 
 
-def pin_server(url: str, tls: Tls | None) -> PinnedServer:
+def pin_server(url: str, tls: Tls | None, model: str) -> PinnedServer:
     """Send a canary image to a server, and pin the version and the classes that answer.
 
     Raises:
@@ -207,14 +211,14 @@ def pin_server(url: str, tls: Tls | None) -> PinnedServer:
     from fruitstand.images.synthetic import canary_image
     from fruitstand_client import Client
 
-    with Client(url, tls=tls, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
+    with Client(url, model=model, tls=tls, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
         (prediction,) = client.classify([canary_image()], top_k=ALL_CLASSES)
     if prediction.error or prediction.model_version is None:
         raise ServerError(f"{url}: a canary image was not answered: {prediction.error}")
     # Sorted, because rounding may change the order of nearly equal probabilities.
     labels = "\n".join(sorted(rank.label for rank in prediction.top_k))
     labels_sha256 = hashlib.sha256(labels.encode()).hexdigest()
-    return PinnedServer(url, prediction.model_version, labels_sha256, tls)
+    return PinnedServer(url, prediction.model_version, labels_sha256, model, tls)
 
 
 def _as_the_client_sends(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray | ImageRejected:

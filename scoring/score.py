@@ -20,6 +20,7 @@ from fruitstand.errors import ArtefactError, FruitstandError, ServerError, Usage
 from fruitstand.machine.threads import thread_budget
 from fruitstand.network.tls import Tls
 from fruitstand.progress import track
+from fruitstand.repository.model_names import DEFAULT_NAME, names_for, repository_names
 from scoring.job import Job, open_job
 from scoring.model import (
     Answer,
@@ -105,6 +106,7 @@ def score(
     out: Path,
     repository: Path | None,
     url: str | None,
+    name: str | None,
     num_workers: int | None,
     partition_size: int,
     top_k: int,
@@ -133,7 +135,11 @@ def score(
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out}: is inside {source}, whose files are the job's inputs; choose another --out")
     started = time.time()
-    pinned = pin_server(url, tls) if url is not None else pin_repository(repository, trusted_keys)
+    if url is not None:
+        pinned = pin_server(url, tls, names_for(name or DEFAULT_NAME).classifier)
+    else:
+        repository_names(repository, name)
+        pinned = pin_repository(repository, trusted_keys)
     inputs = find_inputs(source, partition_size=partition_size, columns=names)
     record = {
         "inputs": {"num_images": inputs.num_images, "sha256": inputs.sha256},

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fruitstand.cli_options import Json, Port, ServedName, TrustedKeys, needs, print_json
+from fruitstand.cli_options import Json, Port, ServedNames, TrustedKeys, needs, print_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import UsageError
-from fruitstand.repository.model_names import DEFAULT_NAME, names_for
+from fruitstand.repository.model_names import names_for
 
 Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Listen on FRUITSTAND_LISTEN without TLS.")]
@@ -90,7 +90,7 @@ def gateway(
         Path | None, typer.Option(help="Append Envoy's log and the access log to this file.")
     ] = None,
     insecure: Insecure = False,
-    name: ServedName = DEFAULT_NAME,
+    name: ServedNames = None,
 ) -> None:
     """Put Envoy in front of running servers; print one JSON line when it listens."""
     with needs("gateway"):
@@ -106,7 +106,7 @@ def gateway(
             access_directory=access,
             insecure=insecure,
             tracing=_tracing(),
-            model=names_for(name).classifier,
+            models=[names_for(one).classifier for one in name or ()],
         )
 
 

@@ -33,7 +33,7 @@ async function classify(file) {
   const started = performance.now();
   let response, answer;
   try {
-    response = await fetch("classify?top_k=5&abstain=true", { method: "POST", headers: keyHeader(), body: file });
+    response = await fetch(`classify?top_k=5&abstain=true&${model()}`, { method: "POST", headers: keyHeader(), body: file });
     answer = await response.json();
   } catch {
     if (turn === latest) showAway();
@@ -66,6 +66,8 @@ function keyHeader() {
   return at("key").value ? { "x-api-key": at("key").value.trim() } : {};
 }
 
+const model = () => `model=${at("model").value}`;
+
 function showAnswer(answer, milliseconds) {
   const isKnown = answer.label !== null;
   at("answer-title").textContent = isKnown ? "Most likely" : "Not a known class";
@@ -96,7 +98,7 @@ async function explain(file, turn) {
   if (!explains) return;
   let response, found;
   try {
-    response = await fetch("explain", { method: "POST", headers: keyHeader(), body: file });
+    response = await fetch(`explain?${model()}`, { method: "POST", headers: keyHeader(), body: file });
     found = await response.json();
   } catch {
     return; // the answer stands without its reasons
@@ -215,6 +217,11 @@ input.addEventListener("change", () => {
   if (file) classify(file);
 });
 at("map").addEventListener("change", showMap);
+at("models").hidden = at("model").length < 2;
+at("model").addEventListener("change", () => {
+  explains = true;
+  if (lastFile) classify(lastFile);
+});
 at("again").addEventListener("click", () => classify(lastFile));
 at("key").addEventListener("keydown", (event) => { if (event.key === "Enter") classify(lastFile); });
 document.addEventListener("paste", (event) => {

@@ -10,12 +10,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fruitstand.artefacts import write_json
-from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import FruitstandError, ServerError
 from fruitstand.machine.threads import thread_budget
 from fruitstand.network.connections import is_loopback
@@ -54,7 +53,7 @@ class Gateway:
         log_path: Path | None,
         http_port: int | None = None,
         tracing: Tracing | None = None,
-        model: str = FRUIT_CLASSIFIER,
+        models: Sequence[str] = (),
     ) -> None:
         """Read certificates and keys; `start` starts the processes.
 
@@ -66,7 +65,7 @@ class Gateway:
             log_path: file for Envoy's log and the access log; None writes to stderr.
             http_port: a second port that answers as `port` does; None opens none.
             tracing: collector for spans; None turns tracing off.
-            model: classifier that `POST /classify` asks if the request names none.
+            models: see `WebServer.start`.
 
         Raises:
             UsageError: the access folder is missing or incomplete.
@@ -77,7 +76,7 @@ class Gateway:
         self._directory = access_directory
         self._log_path = log_path
         self._complaint = ""
-        self._tracing, self._model = tracing, model
+        self._tracing, self._models = tracing, models
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._web: WebServer | None = None
@@ -111,7 +110,7 @@ class Gateway:
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-gateway-"))
         (inner_port,) = claim_ports({"the gateway": 0})
         self._web = WebServer(0, is_public=not is_loopback(self.listen))
-        self._web.start(f"127.0.0.1:{inner_port}", self._model)
+        self._web.start(f"127.0.0.1:{inner_port}", *self._models)
         self.place(ports)
         self._write_access(draining=False)
         document = gateway_config.bootstrap(

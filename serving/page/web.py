@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 import typer
 from aiohttp import web
 
-from fruitstand.cli_options import ServedName
+from fruitstand.cli_options import ServedNames
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
 from fruitstand.network.connections import is_loopback
 from fruitstand.network.ports import listening_socket
-from fruitstand.repository.model_names import DEFAULT_NAME, names_for
+from fruitstand.repository.model_names import names_for
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
 from serving.page.answer import Refused, response
@@ -37,6 +37,9 @@ FILES = {
     "/page.js": (PAGE / "page.js", "text/javascript; charset=utf-8"),
     "/openapi.json": (Path(__file__).with_name("openapi.json"), "application/json"),
 }
+OPTION = "<option>{}</option>"
+NO_OPTION = OPTION.format("").encode()
+"""Stands in the page for the classifiers to choose from."""
 ANSWERS = {"/classify": classify, "/explain": explain}
 """What takes an image as its body."""
 
@@ -90,15 +93,22 @@ class WebServer:
         """Base URL, which is also the web page's."""
         return f"http://{LOOPBACK}:{self.port}"
 
-    def start(self, grpc_url: str, model: str = FRUIT_CLASSIFIER) -> None:
+    def start(self, grpc_url: str, *models: str) -> None:
         """Start to answer requests.
+
+        Args:
+            grpc_url: HOST:PORT of the model server or of a gateway, in clear text.
+            *models: the classifiers that the page offers; `POST /classify` asks the first where the
+                request names none. Default: the default repository's.
 
         Raises:
             ServerError: the HTTP server did not start; the log says why.
         """
         listening = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(grpc_url, model, listening)), name="http", daemon=True
+            target=lambda: asyncio.run(self._serve(grpc_url, models or (FRUIT_CLASSIFIER,), listening)),
+            name="http",
+            daemon=True,
         )
         self._thread.start()
         while not listening.wait(0.1):
@@ -124,10 +134,10 @@ class WebServer:
     ) -> None:
         self.stop()
 
-    async def _serve(self, grpc_url: str, model: str, listening: threading.Event) -> None:
+    async def _serve(self, grpc_url: str, models: tuple[str, ...], listening: threading.Event) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         upstream = Upstream(grpc_url, deadline_s=self._deadline_s)
-        router = _Router(upstream, model, is_public=self._is_public)
+        router = _Router(upstream, models, is_public=self._is_public)
         server = _Server(
             router.answer,
             handler_cancellation=True,  # the gRPC call is cancelled when the caller disconnects
@@ -176,8 +186,8 @@ class _Server(web.Server):
 class _Router:
     """Routes requests to their handlers; paths have to match exactly and are not decoded."""
 
-    def __init__(self, upstream: Upstream, model: str, *, is_public: bool) -> None:
-        self._upstream, self._model, self._is_public = upstream, model, is_public
+    def __init__(self, upstream: Upstream, models: tuple[str, ...], *, is_public: bool) -> None:
+        self._upstream, self._models, self._is_public = upstream, models, is_public
         self._held_bytes = self._num_under_way = 0
         self.is_stopping = False
 
@@ -208,7 +218,10 @@ class _Router:
         if path in FILES:
             name, content_type = FILES[path]
             self._only_get(request)
-            return response(name.read_bytes(), content_type)
+            content = name.read_bytes()
+            if path == "/":
+                content = content.replace(NO_OPTION, "".join(map(OPTION.format, self._models)).encode())
+            return response(content, content_type)
         if model is not None or path.startswith("/v2"):
             found = await kserve.read(path, self._upstream) if request.method == "GET" else None
             if found is not None:
@@ -241,7 +254,7 @@ class _Router:
         self._num_under_way += 1
         try:
             if path in ANSWERS:
-                return await ANSWERS[path](request, body, self._upstream, self._model)
+                return await ANSWERS[path](request, body, self._upstream, self._models[0])
             return await kserve.infer(request, body, self._upstream)
         finally:
             self._num_under_way -= 1
@@ -295,14 +308,14 @@ class _Router:
 def main(
     grpc_url: Annotated[str, typer.Argument(help="HOST:PORT of the gateway's inner gRPC listener.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port to listen on.")],
-    name: ServedName = DEFAULT_NAME,
+    name: ServedNames = None,
 ) -> None:
     """Answer HTTP behind a separate Envoy, until SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with WebServer(port, is_public=True, flag="--port") as server:
-        server.start(grpc_url, names_for(name).classifier)
+        server.start(grpc_url, *(names_for(one).classifier for one in name or ()))
         ended.wait()
 
 

@@ -65,7 +65,7 @@ def serve_replicas(
         access_directory=access_directory,
         log_path=gateway_log,
         tracing=tracing,
-        model=distinct_names(repositories)[0].classifier,
+        models=[names.classifier for names in distinct_names(repositories)],
     )
     check_exposure(listen, gateway.access, insecure=insecure)
     servers = Replicas(

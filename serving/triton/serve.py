@@ -33,7 +33,7 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
         server = EmbeddedServer(*repositories, **of_server)
         try:
             server.start()
-            web.start(server.url, server.names[0].classifier)
+            web.start(server.url, *(names.classifier for names in server.names))
             urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
             while True:

@@ -75,8 +75,8 @@ def test_this_process_alone_takes_all_processors(
     monkeypatch.setattr("scoring.score.thread_budget", lambda: 7)
     with pytest.raises(_Seen):
         score(
-            many_images, out=tmp_path, repository=repository, url=None, num_workers=0, partition_size=64,
-            top_k=2, columns="image,path", address=None, trusted_keys=None, tls=None,
+            many_images, out=tmp_path, repository=repository, url=None, name=None, num_workers=0,
+            partition_size=64, top_k=2, columns="image,path", address=None, trusted_keys=None, tls=None,
         )  # fmt: skip
 
 

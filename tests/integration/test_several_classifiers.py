@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from export.publish.promote import promote
@@ -25,6 +26,7 @@ from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
 from tests import prebuilt
 from tests.callers import Caller, padded_batch
+from tests.command import fruitstand
 from tests.http_calls import ask
 
 BIRDS = "birds_classifier"
@@ -101,6 +103,31 @@ def test_http_asks_the_classifier_that_the_request_names(
         assert (unknown.status, unknown.error) == (404, "the server has no such classifier or version")
         step = ask(f"{web.url}/classify?model=birds_model", image)
         assert (step.status, step.error.partition(":")[0]) == (400, "model")
+
+
+def test_score_asks_the_classifier_that_it_is_told(
+    both: EmbeddedServer, repository: Path, test_images: list[Path], tmp_path: Path
+) -> None:
+    """A job that has begun with one goes on with no other, and a repository has to have the name."""
+    source = tmp_path / "images"
+    source.mkdir()
+    for path in test_images[:NUM_IMAGES]:
+        shutil.copy(path, source)
+    asked = ("score", source, "--out", tmp_path / "out", "--url", both.url, "--workers", 0)
+    done = fruitstand(*asked, "--name", "birds")
+    assert done.returncode == 0, done.stderr
+    (part,) = (tmp_path / "out" / "predictions").glob("*.parquet")
+    scored = {row["path"]: row for row in pq.read_table(part).to_pylist()}
+    with Client(both.url, model=BIRDS) as client:
+        for name, row in scored.items():
+            (online,) = client.classify([source / name])
+            assert row["label"] == online.label
+            assert row["probability"] == pytest.approx(online.probability, abs=1e-3)
+    other = fruitstand(*asked)
+    assert other.returncode == 2
+    assert "model birds_classifier" in other.stderr
+    offline = ("score", source, "--out", tmp_path / "other", "--repository", repository)
+    assert "serves fruit_classifier, not birds_classifier" in fruitstand(*offline, "--name", "birds").stderr
 
 
 def test_one_is_promoted_under_load_of_both_and_no_request_fails(

@@ -17,9 +17,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from fruitstand.contract import Preprocessing
+from fruitstand.contract import FRUIT_CLASSIFIER, Preprocessing
 from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand_client import Client
@@ -345,6 +345,21 @@ def test_the_pages_limit_is_the_contracts() -> None:
     """It stands in the page because the page is static."""
     page = (Path(__file__).parents[2] / "client" / "web" / "index.html").read_text()
     assert f'data-max-bytes="{Preprocessing().max_encoded_bytes}"' in page
+
+
+def test_the_page_asks_the_classifier_that_is_chosen(
+    page: Open, url: str, server: EmbeddedServer, test_images: list[Path]
+) -> None:
+    """Of several; the first one at first. A server with one has nothing to choose."""
+    assert not shown(page(), "models")
+    with WebServer(0) as web:
+        web.start(server.url, "fish_classifier", FRUIT_CLASSIFIER)
+        browser = page(at=web.url)
+        choose(browser, test_images[0])
+        assert text(browser, "problem-reason") == "The server has no such classifier or version."
+        Select(browser.find_element(By.ID, "model")).select_by_visible_text(FRUIT_CLASSIFIER)
+        wait(browser, lambda: shown(browser, "answer"))
+        assert len(bars(browser)) == 4
 
 
 def test_serve_gives_out_the_page_and_answers_until_it_ends(

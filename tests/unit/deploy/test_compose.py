@@ -371,6 +371,26 @@ def test_preflight_finds_what_the_servers_may_not_read(tmp_path: Path) -> None:
     assert files.endswith("chmod -R a+rX monitoring")
 
 
+@pytest.mark.parametrize(
+    ("folders", "line"),
+    [
+        pytest.param([], None, id="nothing_published"),
+        pytest.param(["fruit_classifier"], None, id="the_default"),
+        pytest.param(["birds_classifier"], "serves birds_classifier, and this stack", id="another_name"),
+        pytest.param(["birds_classifier", "fruit_classifier"], "a repository of its own", id="two"),
+    ],
+)
+def test_preflight_refuses_a_repository_of_another_name(
+    folders: list[str], line: str | None, tmp_path: Path
+) -> None:
+    """Triton would be told to load models that are not there, after a training that nobody wanted."""
+    for name in folders:
+        (tmp_path / "model_repository" / name).mkdir(parents=True)
+    found = list(preflight.name_problems(tmp_path))
+    assert len(found) == (line is not None)
+    assert all(line in one for one in found if line is not None)
+
+
 def test_preflight_needs_nothing_that_is_installed() -> None:
     """It runs in the plain Python image, with these folders mounted into it."""
     mounted = {

@@ -130,6 +130,11 @@ def test_a_damaged_partition_is_named(tmp_path: Path) -> None:
         pytest.param(
             PinnedServer("a:8001", "1", "d" * 64), "labels_sha256 c+,.*labels_sha256 d", id="classes"
         ),
+        pytest.param(
+            PinnedServer("a:8001", "1", "c" * 64, "birds_classifier"),
+            "model birds_classifier",
+            id="classifier",
+        ),
         pytest.param(PinnedServer("a:8001", "2", "c" * 64), "version 1,.*version 2,", id="version"),
     ],
 )
