@@ -71,6 +71,8 @@ def prepare(
     print(f"{out}: {report['num_classes']} classes; {counts}")
     details = report["split_details"]
     print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
+    if report["split_kind"] == "film":
+        print("a film is a series of images that belong together, such as 07_001.jpg to 07_090.jpg")
     for label in details["left_out"]:
         print(f"left out class {label!r}: it has only one variety or film, so none can be held out")
     for label, images in report["images_per_class"].items():
@@ -96,7 +98,7 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find damaged files, duplicates and leaks between splits; exit 1 if the split's claim is broken."""
+    """Find damaged files, duplicates and leaks between splits; exit 1 if the split breaks its own rule."""
     with needs("train"):
         from training.data.check.check import check_data
 
