@@ -151,8 +151,8 @@ class _Work:
     async def settle(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Send the batch; images that the server could not decode are sent again alone, a few times.
 
-        NVIDIA's dali backend decodes requests of several callers as one batch, and one bad image fails it all.
-        After a random pause, a good image is in a batch with other images.
+        NVIDIA's dali backend decodes requests of several callers as one batch, and one bad image fails all of
+        it. After a random pause, a good image is in a batch with other images.
         """
         answers = await self._isolate(encoded)
         for attempt in range(LONE_REPEATS):

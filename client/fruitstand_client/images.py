@@ -49,8 +49,8 @@ def read_batches(
 ) -> Iterator[list[EncodedImage]]:
     """Read images in order and group them into requests below the size limit.
 
-    A truncated file gets its own request. Otherwise it would be zero-padded to the size of the others, the zeros
-    would be decoded as its end, and the server would answer a truncated image.
+    A truncated file gets its own request. Otherwise it would be zero-padded to the size of the others,
+    and the server would decode the zeros as its end and answer a truncated image.
 
     Every image counts as much towards `batch_bytes` as the largest, to which it is padded.
     """

@@ -1,4 +1,4 @@
-"""Keys and values that the stand-in backends accept in a Triton model configuration.
+"""Keys and values that our backends accept in a Triton model configuration.
 
 Each key maps to a regular expression that its whole value must match.
 
@@ -14,7 +14,7 @@ BOOLEAN = "0|1|true|false"
 INTEGER = "[0-9]+"
 
 DALI_PARAMETERS = MappingProxyType({"num_threads": "-1|[1-9][0-9]*"})
-"""Model parameters that both servers support; `split_along_outer_axis`, for video, exists only natively."""
+"""Model parameters that both servers support; `split_along_outer_axis`, for video, is only in NVIDIA's."""
 
 HOST_PARAMETERS = MappingProxyType(
     {

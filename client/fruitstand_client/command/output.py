@@ -1,8 +1,8 @@
 """Write predictions as a table, JSON lines, CSV or parquet, row by row.
 
 An interrupted run leaves its JSON lines or CSV as OUT.partial, and the next run continues it. A row is
-complete if it ends with a newline; a killed run leaves at most one incomplete row, at the end, which is removed.
-Rows are in the order of the inputs, so n rows mean that the first n inputs are done. Their names are compared
+complete if it ends with a newline; a killed run leaves at most one incomplete row, which is removed. Rows
+are in the order of the inputs, so n rows mean that the first n inputs are done. Their names are compared
 with the inputs of the new run.
 """
 
