@@ -94,7 +94,6 @@ def fit(
 
     for row in reported_again:
         on_epoch(row)
-
     classifier = Classifier(model, preprocessing)
     loop = Loop(fabric, config, classifier, preprocessing, batches, loader, val_loader, out, on_epoch)
     if fabric.is_global_zero and not resume:
@@ -104,12 +103,8 @@ def fit(
     if not fabric.is_global_zero:
         return None
     meta = _finish(out, config, data, loop.evaluated, preprocessing, progress)
-    meta["finetuned_from"] = finetuned
-    meta["processes"] = {
-        "num_processes": fabric.world_size,
-        "device": fabric.device.type,
-        "weights_sha256": hashes,
-    }
+    processes = {"num_processes": fabric.world_size, "device": fabric.device.type, "weights_sha256": hashes}
+    meta |= {"finetuned_from": finetuned, "processes": processes}
     meta = finish_evaluation(out, meta, data)  # after all of the above, which the model card shows
     meta["trackers"] = {}
     for tracker in trackers:
