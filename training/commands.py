@@ -40,9 +40,9 @@ def prepare(
     label_level: Annotated[
         Literal["fruit", "variety"], typer.Option(help="Folder level that is the class, if there are two.")
     ] = "fruit",
-    num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
+    num_classes: Annotated[int, typer.Option(help="Classes to generate (generated only).")] = 12,
     images_per_class: Annotated[
-        int, typer.Option(help="Images to paint for each class (generated only).")
+        int, typer.Option(help="Images to generate for each class (generated only).")
     ] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the painter and of the split.")] = 0,
     as_json: Json = False,
@@ -66,7 +66,7 @@ def prepare(
         print_json(report)
         return
     if report["generated"]:
-        print("the images are painted by a program: use them to try the pipeline, not to judge accuracy")
+        print("the images are synthetic: use them to try the pipeline, not to judge accuracy")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
     details = report["split_details"]
