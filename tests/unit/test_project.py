@@ -1,5 +1,7 @@
 """The project as a whole: packaging, names, commands and documents."""
 
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -90,6 +92,17 @@ def test_a_command_used_wrongly_exits_2_with_one_line(arguments: tuple[str, ...]
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+def test_serve_keeps_tritons_log_out_of_a_terminal_only(tmp_path: Path) -> None:
+    """On a terminal it names a file for the log; in a pipe there is none, as containers collect stderr."""
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(tmp_path), "--http-port", "0"]
+    options = {"env": {**os.environ, "FRUITSTAND_CACHE": str(tmp_path)}, "timeout": 60, "check": False}
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=its_end, **options)
+    piped = subprocess.run(command, capture_output=True, text=True, **options)
+    assert str(tmp_path / "serve-0.log") in os.read(terminal, 10_000).decode().replace("\r\n", "")
+    assert "serve-0.log" not in piped.stderr
 
 
 def test_a_command_that_fails_exits_1(tmp_path: Path) -> None:
