@@ -20,7 +20,20 @@ LOOKED_UP = {"runbook.md", "log.md"}
 """Documents that nobody reads from the beginning to the end."""
 GROUPS = ("certs", "data", "drift", "keys", "models")
 """Verbs with verbs of their own."""
-ELSEWHERE = {*"cd export find gcloud git helm npm pytest sha256sum sky source tar".split()}
+ELSEWHERE = {
+    "cd",
+    "export",
+    "find",
+    "gcloud",
+    "git",
+    "helm",
+    "npm",
+    "pytest",
+    "sha256sum",
+    "sky",
+    "source",
+    "tar",
+}
 """Programs whose arguments are checked only for files of this project."""
 
 
