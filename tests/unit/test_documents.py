@@ -156,6 +156,7 @@ CHECKS = {
     "docker": check_docker,
     "pip": check_pip,
     "kubectl": lambda _: None,
+    "sha256sum": lambda _: None,
 }
 
 
