@@ -156,7 +156,6 @@ CHECKS = {
     "docker": check_docker,
     "pip": check_pip,
     "kubectl": lambda _: None,
-    "sha256sum": lambda _: None,
 }
 
 
