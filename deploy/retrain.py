@@ -44,7 +44,7 @@ def retrain(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder of the live server's samples: checked for drift, recorded images replayed."),
+        typer.Option(help="Samples of the live server: checked for drift, recorded images replayed."),
     ] = None,
     max_flips: Annotated[
         str, typer.Option(help="Largest share of recorded images that may change their answer.")
@@ -125,9 +125,7 @@ def canary(repository: Path, old: int, new: int, data: Path) -> dict[str, Any]:
     return result
 
 
-def promote(
-    repository: Path, number: int, *, url: str | None, samples: Path | None, max_flips: str
-) -> None:
+def promote(repository: Path, number: int, *, url: str | None, samples: Path | None, max_flips: str) -> None:
     """Promote through the replay gate if the samples have recorded images."""
     live = ["--url", url] if url else []
     recorded = samples is not None and (samples / RECORDING_FOLDER).is_dir()
