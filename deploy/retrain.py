@@ -44,7 +44,7 @@ def retrain(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder of the live server's samples: for drift, and for the replay gate."),
+        typer.Option(help="Samples of the live server: checked for drift, recorded images replayed."),
     ] = None,
     max_flips: Annotated[
         str, typer.Option(help="Largest share of recorded images that may change their answer.")

@@ -68,3 +68,4 @@ echo "installing $(grep -c '^[a-z0-9]' requirements.lock) locked packages into $
 # uv's progress, without the list of all packages at the end; a pipe, for /dev/fd is not everywhere.
 "$VENV/bin/uv" pip sync --require-hashes requirements.lock 2>&1 | { grep --line-buffered -v '^ *[-+~] ' || true; }
 "$VENV/bin/uv" pip install --quiet --no-deps --no-build-isolation --editable .
+echo "installed; for this shell: source $VENV/bin/activate"

@@ -1,6 +1,6 @@
 """`make docs-pictures`: pages and reports as a user meets them, made from painted fruit by the real commands.
 
-    python docs/make_pictures.py            # about five minutes on two cores; needs chromium and chromedriver
+    python docs/make_pictures.py            # a few minutes on two idle cores; needs chromium and chromedriver
     python docs/make_pictures.py --keep     # only draw again: data, run and version of the last time
 
 What the commands make lies in build/pictures; the pictures go to docs/pictures, each under 150 KB.
@@ -39,7 +39,7 @@ def main() -> None:
     data, run, repository = WORK / "data", WORK / "run", WORK / "repository"
     if "--keep" not in sys.argv[1:]:
         shutil.rmtree(WORK, ignore_errors=True)
-        fruitstand("data", "prepare", "--source", "generated", "--out", data, "--images-per-class", 120)
+        fruitstand("data", "prepare", "--source", "generated", "--out", data, "--images-per-class", 60)
         # Little data and a small model: one that still makes mistakes has something to show in its report.
         settings = ("--epochs", 3, "--set", "batch_size=8", "--set", "lr=0.02")
         fruitstand("train", "--data", data, "--out", run, "--model", "resnet10t", *settings)

@@ -1,4 +1,4 @@
-"""What all stages share, and the `fruitstand` command.
+"""Code that all stages share, and the `fruitstand` command.
 
 Modules here need only the standard library; numpy, Pillow and pyarrow are imported inside functions. Only
 `fruitstand.cli` knows the stages.

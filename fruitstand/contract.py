@@ -1,7 +1,7 @@
 """The contract between training, export, serving and the client: names, shapes and preprocessing.
 
 Decode and resize happen in front of the model (DALI when serving, `fruitstand.images.reference_decode`
-elsewhere); mean and std live inside the ONNX graph. So between the two steps travel raw RGB bytes, and no
+elsewhere); mean and std live inside the ONNX graph. Between the two steps pixels are raw RGB bytes, so no
 caller can normalise wrongly.
 """
 
@@ -177,7 +177,7 @@ class Preprocessing:
         return out_width, max(out_height, (2 * height * out_width + width) // (2 * width))
 
     def jpeg_scale(self, width: int, height: int) -> int:
-        """By how much a JPEG of this size is reduced while it is decoded: 8, 4, 2, or 1 for not at all.
+        """Factor by which a JPEG of this size is reduced during decoding: 8, 4, 2, or 1 for full size.
 
         libjpeg then computes fewer pixels of each block, which costs a fraction of a full decode and of its
         memory.

@@ -19,7 +19,7 @@ img.plot { max-width: 100% }
 
 
 def html_page(title: str, body: str) -> str:
-    """A whole page.
+    """Compose a page.
 
     The title is plain text, the body HTML.
     """

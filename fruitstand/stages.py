@@ -16,7 +16,7 @@ from rich.console import Console
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import FruitstandError, ServerError
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def command_line(measure: Callable[..., object]) -> None:

@@ -1,6 +1,6 @@
 """`make demo`: prepare, train, export, serve and classify on this machine, and print one table.
 
-    python -m loadtests.demo                      # painted images, about five minutes on two cores
+    python -m loadtests.demo                      # synthetic images, about five minutes on two cores
     python -m loadtests.demo --data PATH          # your images, folder or zip
 
 Every stage runs the command that a user would type. The output goes to `runs/demo/`; an earlier demo is kept
@@ -40,14 +40,14 @@ MAX_TOP1_DIFFERENCE = 0.002
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Folder or zip of class folders; default: painted images.")
+        Path | None, typer.Option(help="Folder or zip of class folders; default: synthetic images.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for all output of the demo.")] = Path("runs/demo"),
     model: Annotated[str, typer.Option(help="Any timm image classifier.")] = "resnet18",
-    num_classes: Annotated[int, typer.Option(help="Classes to paint.")] = 12,
-    images_per_class: Annotated[int, typer.Option(help="Images to paint for each class.")] = 200,
+    num_classes: Annotated[int, typer.Option(help="Classes to generate.")] = 12,
+    images_per_class: Annotated[int, typer.Option(help="Images to generate for each class.")] = 200,
     epochs: Annotated[
-        int | None, typer.Option(help="Default: 4 with painted images, 5 with real ones.")
+        int | None, typer.Option(help="Default: 4 with synthetic images, 5 with real ones.")
     ] = None,
 ) -> None:
     """Prepare, train, export, serve, classify, report."""
@@ -56,7 +56,7 @@ def demo(
     epochs = epochs or (EPOCHS_GENERATED if data is None else EPOCHS_REAL)
     started = time.monotonic()
     if data is None:
-        console.print("[bold]The images are painted by a program.[/] For real ones: make demo DATA=PATH")
+        console.print("[bold]The images are synthetic.[/] For real ones: make demo DATA=PATH")
         choices = ("--num-classes", num_classes, "--images-per-class", images_per_class)
     else:  # comparable with published figures, whose Test set leaks as well: see docs/evaluate.md
         choices = ("--validation", "frame")

@@ -27,7 +27,10 @@ def serve(
     ] = 8000,
     metrics_port: Port = 8002,
     config_name: Annotated[str, typer.Option(help="Name of configs/NAME.pbtxt, such as gpu.")] = CPU_CONFIG,
-    log: Annotated[Path | None, typer.Option(help="Append tritonserver's log to this file.")] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Append tritonserver's log to this file. [stderr; a file if that is a terminal]"),
+    ] = None,
     trusted_keys: TrustedKeys = None,
     replicas: Annotated[
         int, typer.Option(min=1, max=64, help="Number of servers; more than one needs --gateway.")
@@ -63,6 +66,7 @@ def serve(
             )
             return
 
+        from serving.triton.serve import log_for_terminal
         from serving.triton.serve import serve as run_server
 
         run_server(
@@ -71,7 +75,7 @@ def serve(
             http_port=http_port,
             metrics_port=metrics_port,
             config_name=config_name,
-            log_path=log,
+            log_path=log or log_for_terminal(http_port),
             trusted_keys=trusted_keys,
             control_key=_control_key(),
             tracing=_tracing(),

@@ -40,9 +40,9 @@ def prepare(
     label_level: Annotated[
         Literal["fruit", "variety"], typer.Option(help="Folder level that is the class, if there are two.")
     ] = "fruit",
-    num_classes: Annotated[int, typer.Option(help="Classes to paint (generated only).")] = 12,
+    num_classes: Annotated[int, typer.Option(help="Classes to generate (generated only).")] = 12,
     images_per_class: Annotated[
-        int, typer.Option(help="Images to paint for each class (generated only).")
+        int, typer.Option(help="Images to generate for each class (generated only).")
     ] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the painter and of the split.")] = 0,
     as_json: Json = False,
@@ -66,11 +66,13 @@ def prepare(
         print_json(report)
         return
     if report["generated"]:
-        print("the images are painted by a program: use them to try the pipeline, not to judge accuracy")
+        print("the images are synthetic: use them to try the pipeline, not to judge accuracy")
     counts = ", ".join(f"{split} {count}" for split, count in report["num_images"].items())
     print(f"{out}: {report['num_classes']} classes; {counts}")
     details = report["split_details"]
     print(f"split {report['split_kind']}: test is {details['test']}; validation is {details['validation']}")
+    if report["split_kind"] == "film":
+        print("a film is a series of images that belong together, such as 07_001.jpg to 07_090.jpg")
     for label in details["left_out"]:
         print(f"left out class {label!r}: it has only one variety or film, so none can be held out")
     for label, images in report["images_per_class"].items():
@@ -96,7 +98,7 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; default: DIR/check.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find damaged files, duplicates and leaks between splits; exit 1 if the split's claim is broken."""
+    """Find damaged files, duplicates and leaks between splits; exit 1 if the split breaks its own rule."""
     with needs("train"):
         from training.data.check.check import check_data
 

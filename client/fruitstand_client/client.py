@@ -1,4 +1,4 @@
-"""The gRPC clients: images in, predictions out, in batches, several requests at once, in order.
+"""The gRPC clients: they send images in batches, several requests at once, and yield predictions in order.
 
 Both run the same `fruitstand_client.exchange`: `Client` blocks, `AsyncClient` awaits. gRPC and numpy are
 loaded with the first client, not with the import.
@@ -124,7 +124,7 @@ class _Connection:
 
 
 class Client(_Connection):
-    """The blocking client; safe to use from several threads, and under gevent."""
+    """The blocking client; it may be shared by several threads, and works under gevent."""
 
     _asynchronous = False
 
@@ -146,8 +146,8 @@ class Client(_Connection):
         """Classify a stream of images in batches, with several requests in flight and constant memory.
 
         Args:
-            images: paths, encoded files, open files, (H, W, 3) uint8 arrays, URLs if allowed; taken as they
-                are needed, never all at once.
+            images: paths, encoded files, open files or (H, W, 3) uint8 arrays; read when they are needed,
+                never all at once.
             top_k: classes in each answer.
 
         Yields:
@@ -190,7 +190,7 @@ class Client(_Connection):
         return _finished(self._ask(Call(encoded, top_k, self._deadline_s)))
 
     def explain(self, image: Image) -> "Explanation":
-        """Why an image gets its answer; the served version has to be one that explains.
+        """Explain the answer to an image; the served version must have been exported with an explainer.
 
         Raises:
             ImageRejected: the image cannot be read, or the server refuses it.
@@ -257,13 +257,13 @@ class AsyncClient(_Connection):
     async def classify(
         self, images: Iterable[Image] | AsyncIterable[Image], *, top_k: int = 5
     ) -> list[Prediction]:
-        """As `Client.classify`."""
+        """Classify images; see `Client.classify`."""
         return [one async for one in self.classify_stream(images, top_k=top_k)]
 
     async def classify_stream(
         self, images: Iterable[Image] | AsyncIterable[Image], *, top_k: int = 5
     ) -> AsyncIterator[Prediction]:
-        """As `Client.classify_stream`; reads files in threads, so that the event loop is not blocked."""
+        """Classify a stream of images, see `Client.classify_stream`; files are read in threads."""
         pending: deque[asyncio.Task[list[Prediction]]] = deque()
         room = asyncio.Semaphore(self._in_flight)
         transport = Transport(self._ask, _read, asyncio.sleep)

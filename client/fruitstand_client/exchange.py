@@ -1,7 +1,7 @@
 """Classify a group of images with retries and splitting; shared by the blocking and the async client.
 
-`Exchange.answer` is a coroutine. How a request, a file and a pause are waited for is its `Transport`'s
-business: the blocking client's never suspends, so it needs no event loop.
+`Exchange.answer` is a coroutine. Its `Transport` sends requests, reads files and sleeps. The transport of the
+blocking client never suspends, so it needs no event loop.
 """
 
 import random
@@ -34,10 +34,10 @@ TOKENS_PER_SUCCESS = 0.1
 class RetryPolicy:
     """Backoff with jitter and a retry budget shared by all requests of a client; thread-safe.
 
-    Every refusal takes a token, every answer brings a tenth of one, and below half of the tokens nothing is
-    repeated: a server that refuses most requests is not asked several times for each. A connection that was
-    not there costs the server nothing, so it takes no token; and before the first answer of all it is a wrong
-    address, not a restart, and is told at once.
+    Every refusal costs a token, every answer adds a tenth of one, and below half of the tokens no request is
+    retried: a server that refuses most requests does not get even more of them. A failed connection costs no
+    token, because it is no load on the server. Before the very first answer it is reported at once, because
+    then the address is probably wrong.
 
     Source:
         gRPC proposal A6, client retries: token bucket, push-back.
@@ -124,7 +124,7 @@ class Exchange:
             was not answered in time has its `failure` set.
 
         Raises:
-            RequestFailed: the server is not there, has not the model, or fails.
+            RequestFailed: the server cannot be reached, does not have the model, or fails.
         """
         predictions: list[Prediction] = []
         batches = read_batches(images, batch_bytes=self._batch_bytes, shrink=self._shrink)
@@ -151,8 +151,8 @@ class _Work:
     async def settle(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Send the batch; images that the server could not decode are sent again alone, a few times.
 
-        A native server decodes the requests of several callers as one batch and fails all of it for one bad
-        image. After a pause of random length a good image meets other neighbours.
+        NVIDIA's dali backend decodes requests of several callers as one batch, and one bad image fails all of
+        it. After a random pause, a good image is in a batch with other images.
         """
         answers = await self._isolate(encoded)
         for attempt in range(LONE_REPEATS):

@@ -1,4 +1,4 @@
-"""Why an image got its answer: where the network looked, and which training images are most like it."""
+"""Explanations of an answer: heat maps, and the most similar training images."""
 
 import struct
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crop:
-    """Which part of a picture the maps cover: what the network saw of it."""
+    """The part of a picture that the maps cover: the centre crop that the network saw."""
 
     aspect: float
     """Width / height of the network's input."""
@@ -56,7 +56,7 @@ class Crop:
     """Both sides were resized by themselves; else the shorter one decides, and the longer one is cut."""
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of that part in a picture of this size, pixels."""
+        """Left, top, right and bottom of the crop in a picture of this size, pixels."""
         kept_width, kept_height = float(width), float(height)
         if not self.is_squashed:
             kept_width, kept_height = min(width, height * self.aspect), min(height, width / self.aspect)
@@ -96,7 +96,7 @@ def read_explanation(response: Any) -> Explanation:
     """The explanation in a ModelInferResponse.
 
     Raises:
-        ServerFailure: it is none.
+        ServerFailure: the response is no explanation.
     """
     try:
         raw = {
@@ -132,5 +132,5 @@ def read_explanation(response: Any) -> Explanation:
 
 
 def _unpadded(webp: bytes) -> bytes:
-    """The file without the zeros behind it; RIFF names its own length."""
+    """The file without trailing zeros; a RIFF file states its own length."""
     return webp[: 8 + int.from_bytes(webp[4:8], "little")]

@@ -49,8 +49,8 @@ def read_batches(
 ) -> Iterator[list[EncodedImage]]:
     """Read images in order and group them into requests below the size limit.
 
-    A truncated file gets its own request: otherwise the zeros that pad it to its neighbours' size would be
-    decoded as its end, and the server would answer a truncated image.
+    A truncated file gets its own request. Otherwise it would be zero-padded to the size of the others,
+    and the server would decode the zeros as its end and answer a truncated image.
 
     Every image counts as much towards `batch_bytes` as the largest, to which it is padded.
     """
@@ -77,7 +77,7 @@ def read_image(image: Image) -> EncodedImage:
     A format that the server does not read becomes PNG, see `fruitstand.images.conversion`.
 
     Raises:
-        UsageError: it is of no kind in `Image`, or an array and Pillow is not installed.
+        UsageError: its type is not in `Image`, or it is an array and Pillow is not installed.
     """
     if isinstance(image, EncodedImage):
         return image

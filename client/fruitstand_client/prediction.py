@@ -47,7 +47,7 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The most probable class; None where the caller asked to abstain and the image is not known."""
+        """The most probable class; None if the caller asked to abstain and the image is not known."""
         return self.top_k[0].label if self.top_k and (self.is_known or not self.abstain) else None
 
     @property
@@ -57,7 +57,7 @@ class Prediction:
 
     @property
     def error(self) -> str | None:
-        """The failure's message, one line."""
+        """Message of the failure, one line."""
         return None if self.failure is None else str(self.failure)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
     """A JPEG of the same picture, upright, whose shorter side has 512 to 576 pixels.
 
     Returns:
-        The file and a word on what was done; None where the picture is that small, or the file would grow.
+        The file and a description of the change; None if the picture is small enough, or the file would grow.
 
     Raises:
-        ImageRejected: what the server would refuse.
+        ImageRejected: the server would refuse the image.
         UsageError: Pillow is not installed.
     """
     inspected = inspect_image(content, limits)
@@ -46,7 +46,7 @@ def shrunk(content: bytes, limits: Preprocessing) -> tuple[bytes, str] | None:
 def _short_side(width: int, height: int) -> int:
     """Choose the shorter side so that rounding the other one changes the aspect ratio least.
 
-    Else the server's resize might round to another pixel than it would with the whole picture.
+    Otherwise the server's resize might round to another pixel than for the original.
     """
     ratio = max(width, height) / min(width, height)
     return min(

@@ -1,7 +1,7 @@
 """KServe V2 over gRPC: messages, channel and errors.
 
-Speaks through gRPC itself with tritonclient's message classes: its own client makes an array, a tensor object
-and three copies of every request.
+Uses gRPC directly with tritonclient's message classes, because tritonclient's own client makes an array, a
+tensor object and three copies for every request.
 """
 
 import asyncio
@@ -129,14 +129,14 @@ class Wire:
         return request
 
     def metadata(self, request: Any) -> list[tuple[str, str]]:
-        """Metadata of a request: its id for a gateway's log, the API key, and the caller's trace."""
+        """Metadata of a request: an id for the gateway's log, the API key, and the caller's trace."""
         return [(REQUEST_ID_HEADER, request.id), *self._key, *trace_headers()]
 
     def predictions(self, response: Any, num_images: int) -> list[Prediction]:
         """Read the predictions from a ModelInferResponse, without names.
 
         Raises:
-            ServerFailure: it is no answer to that many images.
+            ServerFailure: the response does not answer that many images.
         """
         try:
             names = [output.name for output in response.outputs] or [PROBABILITIES]
@@ -159,7 +159,7 @@ class Wire:
         return predictions
 
     def asks_less(self, model: str, failure: RequestFailed) -> bool:
-        """Whether a request failed because the served version does not tell what it does not know.
+        """Whether a request failed because the served version has no `KNOWN` output.
 
         Later requests to that model do not ask for it.
         """
@@ -182,8 +182,7 @@ class Wire:
 def trace_headers() -> list[tuple[str, str]]:
     """Headers of the caller's trace: W3C's `traceparent`, and others of the configured propagator.
 
-    Empty where the calling program does not use OpenTelemetry: one that does has imported it, so nothing is
-    imported for the others.
+    Empty if the calling program has not imported OpenTelemetry; it is not imported here.
     """
     if "opentelemetry.trace" not in sys.modules:
         return []
@@ -205,7 +204,7 @@ def strings(tensor: bytes) -> list[bytes]:
 
 
 def _floats(tensor: bytes | None, count: int) -> list[float | None]:
-    """An FP32 tensor of so many images; None for each where there is none."""
+    """Values of an FP32 output, one per image; None for each if the output is missing."""
     return [None] * count if tensor is None else list(struct.unpack(f"<{count}f", tensor))
 
 

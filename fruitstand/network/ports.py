@@ -1,4 +1,4 @@
-"""TCP ports of this machine that nobody listens on."""
+"""Find free TCP ports on this machine."""
 
 import contextlib
 import errno

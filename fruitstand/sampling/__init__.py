@@ -1,1 +1,1 @@
-"""What a server records of its traffic: numbers about some images, and on request the images."""
+"""Records of a server's traffic: statistics of some images and, if asked for, the images themselves."""

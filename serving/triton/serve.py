@@ -3,14 +3,30 @@
 import json
 import logging
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.host.build import cache_folder
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
 
 log = logging.getLogger("fruitstand.serve")
+
+
+def log_for_terminal(http_port: int) -> Path | None:
+    """A file for tritonserver's log if stderr is a terminal, where its 60 lines would hide ours; else None.
+
+    Args:
+        http_port: in the file's name, so that two servers of one user have two files.
+    """
+    if not sys.stderr.isatty():
+        return None
+    path = cache_folder() / f"serve-{http_port}.log"
+    path.unlink(missing_ok=True)
+    log.info("starting; the log of tritonserver is %s", path)
+    return path
 
 
 def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> None:
@@ -36,6 +52,8 @@ def serve(repositories: Sequence[Path], *, http_port: int, **of_server: Any) -> 
             web.start(server.url, *(names.classifier for names in server.names))
             urls = {"grpc": server.url, "http": web.url, "metrics": server.metrics_url}
             print(json.dumps({"ready": True, **urls}), flush=True)
+            if sys.stderr.isatty():
+                print(f"open {web.url} and drop a photograph on it; Ctrl-C ends the server", file=sys.stderr)
             while True:
                 status = server.wait()
                 log.warning("tritonserver exited with status %d and is started again; see its log", status)

@@ -1,9 +1,8 @@
 """The project as a whole: packaging, names, commands and documents."""
 
-import functools
-import json
+import os
+import pty
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -95,6 +94,17 @@ def test_a_command_used_wrongly_exits_2_with_one_line(arguments: tuple[str, ...]
     assert "Traceback" not in done.stderr
 
 
+def test_serve_keeps_tritons_log_out_of_a_terminal_only(tmp_path: Path) -> None:
+    """On a terminal it names a file for the log; in a pipe there is none, as containers collect stderr."""
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", str(tmp_path), "--http-port", "0"]
+    options = {"env": {**os.environ, "FRUITSTAND_CACHE": str(tmp_path)}, "timeout": 60, "check": False}
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=its_end, **options)
+    piped = subprocess.run(command, capture_output=True, text=True, **options)
+    assert str(tmp_path / "serve-0.log") in os.read(terminal, 10_000).decode().replace("\r\n", "")
+    assert "serve-0.log" not in piped.stderr
+
+
 def test_a_command_that_fails_exits_1(tmp_path: Path) -> None:
     """With the reason and what to do."""
     done = fruitstand("train", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
@@ -118,79 +128,6 @@ def test_no_verb_has_more_than_twelve_options() -> None:
             if one.param_type_name == "option" and one.name not in ("url", "name", "ca", "cert")
         ]
         assert len(flags) <= 12, name
-
-
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS = [*GUIDES, *sorted((ROOT / "docs").glob("*/*.md"))]
-LOOKED_UP = {"runbook.md", "log.md"}
-"""Documents that nobody reads from the beginning to the end."""
-
-
-def documented_commands(guide: Path) -> list[str]:
-    """Every line of a guide's shell blocks that calls the project."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", guide.read_text(), re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("fruitstand ", "make ", "python -m ", "locust "))]
-
-
-@functools.cache
-def help_of(*verb: str) -> str:
-    """What `fruitstand VERB --help` prints."""
-    done = fruitstand(*verb, "--help")
-    assert done.returncode == 0, verb
-    return done.stdout
-
-
-@pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
-def test_every_command_of_a_guide_exists(guide: Path) -> None:
-    """Verbs answer --help, make targets exist, and every flag shown is a flag."""
-    commands = documented_commands(guide)
-    assert commands or guide.name != "README.md"
-    makefile = (ROOT / "Makefile").read_text()
-    for command in commands:
-        program, *words = shlex.split(command.rstrip(" &"))
-        if program == "make":
-            targets = [word for word in words if "=" not in word and not word.startswith("-")]
-            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), command
-        elif program == "locust":
-            assert (ROOT / words[words.index("-f") + 1]).is_file(), command
-        elif program == "fruitstand":
-            groups = ("data", "models", "drift", "certs", "keys")
-            verb = words[:2] if words[0] in groups else words[:1]
-            flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-            assert all(flag in help_of(*verb) for flag in flags), command
-
-
-@pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
-def test_links_of_a_guide_lead_somewhere(guide: Path) -> None:
-    """Links and paths in backticks that look like files of this project are files of it."""
-    text = guide.read_text()
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    missing = [link for link in links if link and not (guide.parent / link).exists()]
-    named = re.findall(
-        r"`((?:docs|monitoring|training|export|serving|deploy|benchmarks)/[\w./-]+\.\w+)`", text
-    )
-    assert missing + [path for path in named if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("document", [pytest.param(one, id=one.stem) for one in DOCUMENTS])
-def test_a_document_can_be_read(document: Path) -> None:
-    """At most 250 lines, and prose of at most 120 characters a line; tables and code may be wider."""
-    text = document.read_text()
-    written, _, _ = text.partition("<!-- rendered")  # the rest is written by benchmarks.results_page
-    prose = re.sub(r"```.*?```", "", written, flags=re.DOTALL).splitlines()
-    wide = ("|", "!", "    ")
-    assert [line for line in prose if len(line) > 120 and not line.startswith(wide)] == []
-    assert document.name in LOOKED_UP or len(text.splitlines()) <= 250
-
-
-def test_the_site_has_every_document_and_only_small_pictures() -> None:
-    """A page that the navigation forgets is found by nobody; a large picture makes every clone slow."""
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    pages = [one.relative_to(ROOT / "docs").as_posix() for one in DOCUMENTS[1:]]
-    assert [page for page in pages if page not in navigation] == []
-    pictures = (ROOT / "docs" / "pictures").iterdir()
-    assert [one.name for one in pictures if one.stat().st_size > 150_000] == []
 
 
 def test_modules_stay_short() -> None:
@@ -225,21 +162,3 @@ def test_the_required_packages_are_declared() -> None:
     declared = " ".join(requirement for extra in extras.values() for requirement in extra)
     required = "torch> torchvision timm onnx> onnxruntime-gpu tritonclient nvidia-dali locust pytest"
     assert [package for package in required.split() if package not in declared] == []
-
-
-def test_the_readmes_numbers_are_those_of_a_committed_result() -> None:
-    """Each row of the result table names its file, and the file holds the row's numbers."""
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "benchmarks/results/" in line]
-    assert rows
-    for row in rows:
-        name = re.search(r"benchmarks/results/[\w.-]+\.json", row)
-        assert name is not None
-        result = json.loads((ROOT / name[0]).read_text())
-        shown = [cell.strip() for cell in row.strip("|").split("|")]
-        assert f"{result['top1_offline']:.4f}" in shown
-        assert f"{result['top1_served']:.4f}" in shown
-        assert f"{result['images_per_s']:.0f}" in shown
-        assert f"{result['latency_p50_ms']:.0f} / {result['latency_p99_ms']:.0f} ms" in shown
-        assert f"{result['mean_batch']:.1f}" in shown
-        assert result["commit"][:7] in row
-        assert result["date"][:10] in row

@@ -1,4 +1,11 @@
-"""One training run in an already claimed run folder, from loading the model to writing `meta.json`."""
+"""One training run, from creating the model to writing `meta.json`.
+
+`fruitstand train` reserves the run folder and calls `fit` in each process. `loop.py` has the epochs and
+checkpoints, `steps.py` one optimiser step, `config.py` every setting. A small run, for a machine without GPU:
+
+    fruitstand data prepare --source generated --out data/try --images-per-class 40
+    fruitstand train --data data/try --out runs/try --model resnet10t --epochs 1
+"""
 
 import datetime
 import logging
@@ -66,43 +73,38 @@ def fit(
         UsageError: the settings do not fit the machine or the model.
         TrainingError: pretrained weights cannot be downloaded, or a loss or weight became infinite or NaN.
     """
-    fabric = _launched(config, devices)
+    fabric = _launch(config, devices)
     # This seed is for the initial weights. Each training step seeds the generators again.
     seed_step(config.seed, 0, 0)
     model, finetuned = _model(config, data, source, resume=resume)
-    config = with_sizes_it_takes(config, model)
+    config = without_refused_sizes(config, model)
     preprocessing = resolve_preprocessing(model, config.input_size, config.preprocessing)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         # Not on CPUs: gloo would exchange the statistics layer by layer. The loop copies those of rank 0.
         model = convert_sync_batchnorm(model)
     batches, loader, val_loader = _loaders(fabric, config, data, preprocessing)
-    # Report the last finished epoch again: the kill may have come between its checkpoint and the trackers.
-    repeated = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["history"][-1:] if resume else []
-    first_epoch = int(repeated[0]["epoch"]) if repeated else 0
+    # After a kill the trackers may lack the last finished epoch, so a resumed run reports it again.
+    reported_again = read_checkpoint(out / CHECKPOINT_NAME)["progress"]["history"][-1:] if resume else []
+    first_epoch = int(reported_again[0]["epoch"]) if reported_again else 0
     trackers = create_trackers(config, out, first_epoch=first_epoch) if fabric.is_global_zero else []
 
     def on_epoch(row: dict[str, float]) -> None:
         for tracker in trackers:
             tracker.epoch(row)
 
-    for row in repeated:
+    for row in reported_again:
         on_epoch(row)
-
     classifier = Classifier(model, preprocessing)
     loop = Loop(fabric, config, classifier, preprocessing, batches, loader, val_loader, out, on_epoch)
     if fabric.is_global_zero and not resume:
-        _picture_of_augmentation(out, config, loop, batches, loader)
+        _save_augmented_images(out, config, loop, batches, loader)
     progress = loop.run(resume=resume)
     hashes = loop.check_agreement()
     if not fabric.is_global_zero:
         return None
     meta = _finish(out, config, data, loop.evaluated, preprocessing, progress)
-    meta["finetuned_from"] = finetuned
-    meta["processes"] = {
-        "num_processes": fabric.world_size,
-        "device": fabric.device.type,
-        "weights_sha256": hashes,
-    }
+    processes = {"num_processes": fabric.world_size, "device": fabric.device.type, "weights_sha256": hashes}
+    meta |= {"finetuned_from": finetuned, "processes": processes}
     meta = finish_evaluation(out, meta, data)  # after all of the above, which the model card shows
     meta["trackers"] = {}
     for tracker in trackers:
@@ -142,8 +144,8 @@ def _model(
     return model, {"run": name, "weights_sha256": digest, "num_classes_kept": kept}
 
 
-def with_sizes_it_takes(config: TrainConfig, model: torch.nn.Module) -> TrainConfig:
-    """Set `small_share` to 0 if the model accepts only its own input size."""
+def without_refused_sizes(config: TrainConfig, model: torch.nn.Module) -> TrainConfig:
+    """Set `small_share` to 0, no epochs on smaller images, if the model accepts only its own input size."""
     small = min(config.train_size(epoch) for epoch in range(config.epochs))
     try:
         answer_black(model, small)
@@ -153,7 +155,7 @@ def with_sizes_it_takes(config: TrainConfig, model: torch.nn.Module) -> TrainCon
     return config
 
 
-def _launched(config: TrainConfig, devices: int) -> Fabric:
+def _launch(config: TrainConfig, devices: int) -> Fabric:
     """Launch Fabric on this machine's GPUs or cores; with several devices this starts the other processes."""
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -168,8 +170,8 @@ def _launched(config: TrainConfig, devices: int) -> Fabric:
         precision=config.precision,
     )
     fabric.launch()
-    share, left = divmod(config.batch_size, fabric.world_size * config.grad_accum_steps)
-    if left or ((config.mixup or config.cutmix) and share % 2):
+    share, remainder = divmod(config.batch_size, fabric.world_size * config.grad_accum_steps)
+    if remainder or ((config.mixup or config.cutmix) and share % 2):
         raise UsageError(
             f"batch_size: got {config.batch_size}, allowed multiples of {fabric.world_size} processes times"
             f" {config.grad_accum_steps} grad_accum_steps; with mixup or cutmix each share must be even"
@@ -181,18 +183,18 @@ def _loaders(
     fabric: Fabric, config: TrainConfig, data: PreparedData, preprocessing: Preprocessing
 ) -> tuple[ShuffledBatches, Any, Any]:
     """The training sampler, the training loader and the validation loader."""
-    place = {"rank": fabric.global_rank, "world": fabric.world_size}
+    process = {"rank": fabric.global_rank, "world": fabric.world_size}
     rows = data.split("train")
     weights = balanced_weights(rows) if config.sampling == "balanced" else None
-    batches = ShuffledBatches(len(rows), config.batch_size, config.seed, weights=weights, **place)
+    batches = ShuffledBatches(len(rows), config.batch_size, config.seed, weights=weights, **process)
     with fabric.rank_zero_first(local=True):
         pixels = pixel_cache(data, preprocessing)
     train_set = SplitPixels(data, pixels, "train")
     val_set = SplitPixels(data, pixels, "val")
-    return batches, train_loader(train_set, batches, workers=config.workers), eval_loader(val_set, **place)
+    return batches, train_loader(train_set, batches, workers=config.workers), eval_loader(val_set, **process)
 
 
-def _picture_of_augmentation(
+def _save_augmented_images(
     out: Path, config: TrainConfig, loop: Loop, batches: ShuffledBatches, loader: DataLoader
 ) -> None:
     """Write `augmentation.png`: the augmented images of the first step."""

@@ -38,7 +38,7 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 
 def print_epoch(row: dict[str, float], epochs: int) -> None:
     """Print the line of an epoch on stderr."""
-    Console(stderr=True, highlight=False).print(
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"epoch {row['epoch'] + 1}/{epochs} at {row['size_px']} px:"
         f" train_loss {row['train_loss']:.4f}, val_loss {row['val_loss']:.4f},"
         f" val_top1 {row['val_top1']:.4f}, {row['images_per_s']:.0f} images/s,"

@@ -73,7 +73,7 @@ def classify_paths(arguments: list[str], *, url: str, top_k: int, output: Output
     The settings are those of `fruitstand_client.Client`.
 
     Returns:
-        How many images got no answer.
+        Number of images without an answer.
 
     Raises:
         UsageError: an argument that names no image, or a setting outside what is allowed.

@@ -1,9 +1,9 @@
 """Write predictions as a table, JSON lines, CSV or parquet, row by row.
 
-An interrupted run leaves its JSON lines or CSV as OUT.partial, and the next run goes on with it. A row is
-whole when its newline is there; a run that was killed leaves at most one torn row at the end, which is cut.
-Rows stand in the order of the inputs, so n rows mean that the first n inputs are done; that they are still
-the same inputs is checked by their names.
+An interrupted run leaves its JSON lines or CSV as OUT.partial, and the next run continues it. A row is
+complete if it ends with a newline; a killed run leaves at most one incomplete row, which is removed. Rows
+are in the order of the inputs, so n rows mean that the first n inputs are done. Their names are compared
+with the inputs of the new run.
 """
 
 import csv
@@ -189,7 +189,7 @@ class PartialRows(TextRows):
 def open_partial(output_format: str, out: Path, *, resume: bool) -> Iterator[PartialRows]:
     """Write rows to OUT.partial, which is renamed to OUT once it is complete.
 
-    With `resume` it goes on with an OUT.partial that is there.
+    With `resume` an existing OUT.partial is continued.
 
     Raises:
         UsageError: the file exists and `resume` is off, or another run is writing to it.
@@ -216,7 +216,7 @@ def skip_done(path: Path, output_format: str, images: Iterable[Source]) -> Itera
     """Yield the inputs that have no row in `path` yet.
 
     Raises:
-        UsageError: a row is of another input: they changed since.
+        UsageError: a row belongs to another input, so the inputs have changed.
     """
     remaining = iter(images)
     for number, row in enumerate(written_rows(path, output_format), 1):

@@ -1,6 +1,6 @@
-"""`fruitstand classify --explain DIR`: one picture an image, of where the network looked and what it is like.
+"""`fruitstand classify --explain DIR`: a picture of each image with its heat map and similar training images.
 
-Violet is what speaks for the answer; below stand the five nearest training images.
+Violet marks the parts that support the label; below are the five nearest training images.
 """
 
 import io
@@ -31,9 +31,9 @@ BLACK, GREY, RED = (30, 30, 30), (110, 110, 110), (170, 30, 30)
 
 
 def explain_each(images: Iterable[Source], client: Client, directory: Path) -> Iterator[Source]:
-    """The same images; for each that the server does not reject, a PNG is written.
+    """Pass the images through, and write a PNG for each that the server does not reject.
 
-    The folder is made where it is missing; files in it are replaced.
+    The folder is created if it is missing; existing files are replaced.
 
     Raises:
         UsageError: Pillow is missing, or the server has no explainer.
@@ -64,7 +64,7 @@ def explain_each(images: Iterable[Source], client: Client, directory: Path) -> I
 
 
 def draw(opened: "Picture", explanation: Explanation) -> "Picture":
-    """One picture of an explanation."""
+    """Draw one explanation."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -94,7 +94,7 @@ def draw(opened: "Picture", explanation: Explanation) -> "Picture":
 def tinted(
     pixels_hwc_u8: NDArray[np.uint8], activation: NDArray[np.float32], crop: Crop
 ) -> NDArray[np.uint8]:
-    """The image, violet where it speaks for the answer.
+    """Tint the image violet where it supports the label.
 
     Args:
         pixels_hwc_u8: (H, W, 3) RGB.

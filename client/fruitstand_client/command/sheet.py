@@ -58,7 +58,7 @@ class ContactSheet:
             yield read
 
     def add(self, prediction: Prediction) -> None:
-        """Add a prediction; they have to come in the order of the images."""
+        """Add a prediction; predictions must come in the order of the images."""
         if len(self._predictions) < MAX_PICTURES:
             self._predictions.append(prediction)
 
@@ -92,7 +92,7 @@ class ContactSheet:
 
 
 def thumbnail(content: bytes) -> "Picture | None":
-    """A small picture of an encoded image; None where Pillow cannot read it."""
+    """A thumbnail of an encoded image; None if Pillow cannot read it."""
     from PIL import Image as pillow
 
     try:

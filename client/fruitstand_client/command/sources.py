@@ -109,7 +109,7 @@ def find_images(arguments: Iterable[str]) -> Iterator[Source]:
 
     Args:
         arguments: files, folders (searched to the bottom, sorted, through links), glob patterns, zip and tar
-            files (not unpacked), URLs, or "-" for a list of paths on stdin.
+            files (not unpacked), or "-" for a list of paths on stdin.
 
     Yields:
         What the client takes for an image.

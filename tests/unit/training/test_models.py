@@ -8,7 +8,7 @@ import torch
 from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
 from training.fit.config import TrainConfig, resolve_config
-from training.fit.fit import with_sizes_it_takes
+from training.fit.fit import without_refused_sizes
 from training.fit.model import create_model, load_from_file, resolve_preprocessing
 from training.fit.train import train
 
@@ -59,9 +59,9 @@ def test_a_transformer_trains_at_one_size(caplog: pytest.LogCaptureFixture) -> N
     config = TrainConfig(model_name="vit_tiny_patch16_224", input_size=100)
     model = create_model(config.model_name, num_classes=3, input_size=100)
     assert "patches of 16 pixels cover only 96 of 100" in caplog.text
-    assert with_sizes_it_takes(config, model).small_share == 0
+    assert without_refused_sizes(config, model).small_share == 0
     assert "takes images of one size only" in caplog.text
-    assert with_sizes_it_takes(config, create_model("resnet10t", num_classes=3, input_size=100)) is config
+    assert without_refused_sizes(config, create_model("resnet10t", num_classes=3, input_size=100)) is config
 
 
 def _vit(num_classes: int, size: int = 64) -> torch.nn.Module:

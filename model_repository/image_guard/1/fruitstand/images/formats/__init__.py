@@ -1,1 +1,1 @@
-"""What each image format promises in its bytes: walks over BMP, JPEG, PNG and WebP files."""
+"""Structural checks of BMP, JPEG, PNG and WebP files."""
