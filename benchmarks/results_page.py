@@ -45,7 +45,57 @@ def render(results: Path) -> str:
     lines += [_accuracy_row(name, found[name]) for name in order]
     lines += ["", "The commands, in the order of the table:", "", "```bash"]
     lines += [found[name]["command"] for name in order]
-    return "\n".join([*lines, "```", "", *_abstention(results)])
+    return "\n".join([*lines, "```", "", *_families(results), *_abstention(results)])
+
+
+def _families(results: Path) -> list[str]:
+    """One row for each family of timm that was taken from a folder to served answers."""
+    lines = []
+    for path in sorted(results.glob("families_*.json")):
+        result = read_json(path)
+        settings = result["settings"]
+        head = ["model", "pixels, filter, crop_pct", "gates", "fp16", "int8", "int8 / fp32"]
+        head += ["served on a CPU", "offline = served", "as PyTorch", "images/s", "train, all"]
+        lines += [
+            "## Any family",
+            "",
+            f"{_source(path.name, result)}",
+            "",
+            f"{settings['num_classes']} painted classes, {settings['epochs']} epochs from random weights. A"
+            " variant that misses a gate is left out; the cell says which. `offline = served` is the largest"
+            " difference of a probability between the server and `score` on the same file, `as PyTorch` the"
+            f" share of the {settings['num_compared']} test images with PyTorch's label. images/s: single"
+            f" images, {settings['in_flight']} in flight, {settings['seconds']:g} s, on a busy machine.",
+            "",
+            _row(head),
+            _row(["---"] * len(head)),
+            *(_family(name, row) for name, row in result["families"].items()),
+            "",
+        ]
+    return lines
+
+
+def _family(name: str, row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return _row([name, f"{row['input_size']}", f"{row['failed']} failed", *[""] * 8])
+    preprocessing, int8 = row["preprocessing"], row["int8_report"]
+    engines = [one for attempt in int8.get("attempts", ()) for one in attempt["engines"].values()]
+    speeds = [one["speedup_over_fp32"] for one in engines if one["passed"]]
+    return _row(
+        [
+            name,
+            f"{row['input_size']}, {preprocessing['interpolation']}, {preprocessing['crop_pct']:g}",
+            f"{row['num_gates']} passed",
+            row["fp16"],
+            row["int8"],
+            f"{max(speeds):.2f}" if speeds else "",
+            row["served"].replace("model.onnx", "fp32").replace("model.int8.onnx", "int8"),
+            f"{row['offline_to_served_max']:.1e}",
+            f"{row['served_as_torch']:.3f}",
+            f"{row['images_per_s']:.0f}",
+            f"{row['train_s']:.0f} s, {row['total_s']:.0f} s",
+        ]
+    )
 
 
 def _abstention(results: Path) -> list[str]:

@@ -209,7 +209,10 @@ def _print_state(state: Any, url: str | None, control: Path | None, as_json: boo
 def export(
     run: Annotated[Path, typer.Option(help="Finished run.")],
     repository: Repository = Path("model_repository"),
-    variants: Annotated[str, typer.Option(help="Comma-separated.")] = "fp32,int8,fp16",
+    variants: Annotated[
+        str | None,
+        typer.Option(help="Of fp32,int8,fp16; default: those of earlier versions, or all that pass."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder; default: the run's own.")] = None,
     compare_int8: Annotated[
         bool, typer.Option("--compare-int8", help="Measure every way to quantise and use the best.")
@@ -226,7 +229,7 @@ def export(
     with needs("export"):
         from export.publish.export import export as run_export
 
-        names = tuple(name.strip() for name in variants.split(","))
+        names = None if variants is None else tuple(name.strip() for name in variants.split(","))
         result = run_export(
             run,
             repository=repository,
@@ -245,12 +248,15 @@ def _export_lines(result: dict[str, Any]) -> Iterator[str]:
     for gate in result["gates"]:
         allowed = f"{gate['kind'].replace('_', ' ')} {gate['limit']:.4g}"
         yield f"passed {gate['name']}: {gate['value']:.4g}, allowed {allowed}"
-    if int8 := result["reports"].get("int8"):
-        for attempt in int8["attempts"]:
-            for engine, one in attempt["engines"].items():
-                yield (
-                    f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
-                    f" {one['top1_agreement']:.4f}, {one['speedup_over_fp32']:.2f} x fp32"
-                )
-        yield f"int8: {int8['choice']}, served by {int8['engine']}"
+    for attempt in result["reports"].get("int8", {}).get("attempts", ()):
+        for engine, one in attempt["engines"].items():
+            speed = f", {one['speedup_over_fp32']:.2f} x fp32" if "speedup_over_fp32" in one else ""
+            yield (
+                f"int8 {attempt['choice']} on {engine}: top1 {one['top1']:.4f}, agreement"
+                f" {one['top1_agreement']:.4f}{speed}"
+            )
+    for variant in ("int8", "fp16"):
+        if reason := result["reports"].get(variant, {}).get("left_out"):
+            yield f"{variant}: left out, {reason}"
+    yield f"without a GPU it serves {result['serve']['cpu_model']} on {result['serve']['cpu_engine']}"
     yield f"published version {result['version']} in {result['repository']}"

@@ -73,6 +73,7 @@ def demo(
         "train_s": trained["train_s"],
         "top1_offline": trained["top1"],
         **measured,
+        "cpu_model": exported["serve"]["cpu_model"],
         "int8": exported["reports"]["int8"],
         "total_s": round(time.monotonic() - started, 1),
     }
@@ -145,10 +146,10 @@ def _check(report: dict) -> None:
 
 def _print_table(report: dict, out: Path) -> None:
     table = Table("what", Column("value", justify="right"), title_justify="left")
-    table.title = f"{report['model_name']} int8 on {report['data_source']} images"
+    table.title = f"{report['model_name']} ({report['cpu_model']}) on {report['data_source']} images"
     rows = {
         "top-1 offline (PyTorch, fp32)": f"{report['top1_offline']:.4f}",
-        "top-1 served (int8, DALI, Triton)": f"{report['top1_served']:.4f}",
+        "top-1 served (DALI, Triton)": f"{report['top1_served']:.4f}",
         "images/s": f"{report['images_per_s']:.0f}",
         "latency p50": f"{report['latency_p50_ms']:.1f} ms",
         "latency p99": f"{report['latency_p99_ms']:.1f} ms",

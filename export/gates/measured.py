@@ -32,6 +32,14 @@ class Speed:
     fastest: float
     """The largest of these ratios."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Values for the report."""
+        return {
+            "images_per_s": round(self.images_per_s, 1),
+            "speedup_over_fp32": round(self.ratio, 3),
+            "speedup_spread": [round(self.slowest, 3), round(self.fastest, 3)],
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
@@ -43,8 +51,8 @@ class Measured:
     """Share of the validation images with PyTorch's top-1 answer."""
     top1: float
     distance: float
-    speed: Speed
-    """Relative to the fp32 file on the same engine."""
+    speed: Speed | None
+    """Relative to the fp32 file on the same engine; None where it was not asked for and a gate failed."""
 
     @property
     def passed(self) -> bool:
@@ -58,9 +66,7 @@ class Measured:
             "top1": self.top1,
             "top1_agreement": self.agreement,
             "distance": self.distance if math.isfinite(self.distance) else None,
-            "images_per_s": round(self.speed.images_per_s, 1),
-            "speedup_over_fp32": round(self.speed.ratio, 3),
-            "speedup_spread": [round(self.speed.slowest, 3), round(self.speed.fastest, 3)],
+            **(self.speed.to_json() if self.speed else {}),
         }
 
 
@@ -70,11 +76,13 @@ def measure(
     session: onnxruntime.InferenceSession,
     fp32: onnxruntime.InferenceSession,
     validation: Validation,
+    *,
+    time_failed: bool = False,
 ) -> Measured:
     """Measure a file on the validation images.
 
     Both sessions run on `engine`; `fp32` has the file that the other was made from. The gates' names begin
-    with `name`.
+    with `name`. `time_failed` measures the speed of a file that misses a gate too.
     """
     got, expected = run_batches(session, validation.pixels_nhwc_u8), validation.reference
     gates = [
@@ -88,7 +96,9 @@ def measure(
         agreement=gates[0].value,
         top1=float(np.mean(got.argmax(axis=1) == validation.targets)),
         distance=gates[2].value,
-        speed=compare(session, fp32, validation.pixels_nhwc_u8),
+        speed=compare(session, fp32, validation.pixels_nhwc_u8)
+        if time_failed or all(gate.passed for gate in gates)
+        else None,
     )
 
 

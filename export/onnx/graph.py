@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 from timm.layers import SelectAdaptivePool2d
+from timm.utils.model import reparameterize_model
 
 from export.onnx.metadata import set_metadata, write_model
 from fruitstand.contract import FEATURES, PIXELS, PROBABILITIES, Preprocessing
@@ -67,6 +68,8 @@ def export_onnx(
     The model is in evaluation mode; its weights are inside the file.
     """
     model = copy.deepcopy(model)
+    # RepVGG, MobileOne and LeViT train with branches and norms that fold into one layer.
+    model.model = reparameterize_model(model.model, inplace=True)
     for name, pool in list(model.model.named_modules()):
         if isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg":
             # AdaptiveAvgPool2d, which timm uses, becomes eleven nodes that gather by computed indices.

@@ -39,7 +39,7 @@ class Attempt:
     def rank(self) -> tuple[bool, float, float]:
         """Sort key, larger is better: passing, then agreement, then speed."""
         one = self.served or max(self.engines, key=lambda measured: measured.agreement)
-        return self.served is not None, one.agreement, one.speed.images_per_s
+        return self.served is not None, one.agreement, one.speed.images_per_s if one.speed else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Values for the report."""
@@ -75,7 +75,7 @@ def make_int8(
         for number, choice in enumerate(choices):
             path = scratch / f"attempt-{number}.onnx"
             quantizer.write(choice, path)
-            attempts.append(_measure(choice, path, fp32_sessions, validation))
+            attempts.append(_measure(choice, path, fp32_sessions, validation, time_failed=compare))
             if attempts[-1].served and not compare:
                 break
         best = max(attempts[: len(CHOICES)], key=lambda attempt: attempt.rank)
@@ -100,15 +100,20 @@ def _measure(
     path: Path,
     fp32_sessions: dict[str, onnxruntime.InferenceSession],
     validation: Validation,
+    *,
+    time_failed: bool,
 ) -> Attempt:
     """Measure the file's answers and speed on every engine."""
     engines = []
     for engine, fp32_session in fp32_sessions.items():
-        measured = measure(f"int8_{engine}", engine, open_session(path, engine), fp32_session, validation)
+        session = open_session(path, engine)
+        measured = measure(
+            f"int8_{engine}", engine, session, fp32_session, validation, time_failed=time_failed
+        )
         engines.append(measured)
         failed = "; ".join(str(gate) for gate in measured.gates if not gate.passed)
         log.info(
-            "int8 %s on %s: agreement %.4f, %.2f x fp32, %s",
-            choice.name, engine, measured.agreement, measured.speed.ratio, failed or "passed",
+            "int8 %s on %s: agreement %.4f, %s%s", choice.name, engine, measured.agreement,
+            f"{measured.speed.ratio:.2f} x fp32, " if measured.speed else "", failed or "passed",
         )  # fmt: skip
     return Attempt(choice=choice, path=path, engines=engines)

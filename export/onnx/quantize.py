@@ -30,10 +30,10 @@ from fruitstand.model.session import create_session
 from fruitstand.progress import track
 
 MIN_INPUT_CHANNELS = 32
-"""Convolutions with fewer stay fp32: the stem. See docs/decisions/quantisation.md."""
+"""Convolutions with fewer a group stay fp32: stem and depthwise. See docs/decisions/quantisation.md."""
 # The normalisation's addition is among the additions: without either, OpenVINO's AVX2 kernels answer
 # wrongly. The gates in export/onnx/int8.py notice.
-QUANTIZED_OPERATORS = ["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
+QUANTIZED_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
 CALIBRATION_BATCH = 16
 """ONNX Runtime's histograms hold every activation of a batch: resnet50 at 100 pixels 20 MiB an image."""
 ENTROPY_BINS = 512
@@ -229,12 +229,18 @@ def _quiet_root_logger() -> Iterator[None]:
 
 
 def _kept_in_fp32(graph: onnx.GraphProto, choice: Int8Choice) -> list[str]:
-    """Names of the stem's convolutions, and of the classifier if the choice keeps it in fp32."""
+    """Names of layers that are not quantised.
+
+    These are the stem's and depthwise convolutions, products of two activations (attention), and the
+    classifier if the choice keeps it in fp32.
+    """
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
-    stem = [
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    kept = [
         node.name
-        for node in graph.node
-        if node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_INPUT_CHANNELS
+        for node in layers
+        if node.input[1] not in shapes
+        or (node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_INPUT_CHANNELS)
     ]
-    last = [node.name for node in graph.node if node.op_type == "Gemm"]
-    return stem + (last if choice.last_in_fp32 else [])
+    last = next(node.name for node in reversed(layers) if node.input[1] in shapes)
+    return [*kept, last] if choice.last_in_fp32 else kept

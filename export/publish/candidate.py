@@ -73,6 +73,7 @@ NUM_CALIBRATION_IMAGES = 512
 NUM_KNOWN_IMAGES = 1024
 """Training images that KNOWN is fitted to; docs/decisions/evaluation.md has the numbers."""
 NUM_PARITY_IMAGES = 64
+MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
 FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
 
@@ -96,7 +97,7 @@ class Network:
     wrong, so that nothing can be calibrated."""
 
 
-def network_of(run: Run) -> Network:
+def network_of(run: Run, *, may_lack_variants: bool = False) -> Network:
     """The network of a run: its weights in PyTorch, exported to ONNX."""
     model = load_served_model(run)
     metadata = file_metadata(run)
@@ -104,6 +105,7 @@ def network_of(run: Run) -> Network:
         reference=model,
         write_fp32=lambda path: export_onnx(model, run.preprocessing, path, metadata),
         max_abs_diff=MAX_ABS_DIFF,
+        may_lack_variants=may_lack_variants,
         set_temperature=functools.partial(setattr, model, "temperature"),
     )
 
@@ -143,6 +145,11 @@ class _Draft:
     def require_readable(self, path: Path) -> None:
         """Require the structure gate before others: a file of another structure cannot be run."""
         self.require([structure_gate(path, self.run.preprocessing, len(self.run.labels))])
+
+    def require_small(self, path: Path, limit: float) -> None:
+        """Require a file's size as a share of the fp32 file's."""
+        ratio = path.stat().st_size / (self.directory / FP32_MODEL).stat().st_size
+        self.require([at_most(f"size_ratio_{path.stem}", ratio, limit)])
 
     def require_parity(self, path: Path, max_abs_diff: float) -> None:
         """Require the reference's answers, within `max_abs_diff`, and probabilities for any pixels."""
@@ -295,6 +302,7 @@ def _add_fp16(draft: _Draft) -> None:
     fp32, fp16, validation = draft.fp32, draft.directory / FP16_MODEL, draft.validation
     convert_fp16(fp32, fp16)
     draft.require_parity(fp16, MAX_FP16_ABS_DIFF)
+    draft.require_small(fp16, MAX_FP16_SIZE_RATIO)
     engines = {"fp16": "cpu"} | ({"fp16_gpu": GPU_ENGINE} if has_engine(GPU_ENGINE) else {})
     measured = [
         measure(name, engine, open_session(fp16, engine), open_session(fp32, engine), validation)
@@ -319,6 +327,10 @@ def _add_int8(draft: _Draft, *, compare: bool) -> None:
     )
     draft.require_readable(int8)
     draft.require([*measured.gates, extreme_pixels_gate(int8, draft.run.preprocessing, measured.engine)])
+    draft.require_small(int8, MAX_INT8_SIZE_RATIO)
+    if draft.network.may_lack_variants and measured.speed is not None:
+        # The fastest of the rounds: below 1 the file is slower, however busy the machine was.
+        draft.require([at_least(f"int8_{measured.engine}_speedup", measured.speed.fastest, 1.0)])
     draft.serve = replace(draft.serve, cpu_model=INT8_MODEL, cpu_engine=measured.engine)
 
 

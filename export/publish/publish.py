@@ -34,7 +34,7 @@ from fruitstand.model.session import open_session, run_batches
 from fruitstand.repository.audit_log import audited
 from fruitstand.repository.model_names import ModelNames, repository_names
 from fruitstand.repository.signing import read_private_key, sign_manifest
-from fruitstand.repository.version_record import FP16_MODEL, FP32_MODEL, INT8_MODEL, Record, read_record
+from fruitstand.repository.version_record import FP32_MODEL, Record, read_record
 from fruitstand.repository.versions import (
     MANIFEST_NAME,
     MAX_GOLDEN_DISTANCE,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruitstand.export")
 
-MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
 """Largest size relative to the fp32 file; a larger file was not fully converted."""
 
 
@@ -150,15 +149,11 @@ def _checked(candidate: Path) -> Record:
 
 
 def _gates(candidate: Path, new: Version, served: Version | None, max_slowdown: float) -> Iterator[Gate]:
-    """Check the files: structure, size, extreme pixels, golden answers, speed."""
+    """Check the files: structure, extreme pixels, golden answers, speed."""
     preprocessing = new.preprocessing
     models = new.record.networks
     for name in models:
         yield _at_publication(structure_gate(candidate / name, preprocessing, len(new.labels)))
-    sizes = {name: new.record.files[name].size_bytes for name in models}
-    for name, limit in ((INT8_MODEL, MAX_INT8_SIZE_RATIO), (FP16_MODEL, MAX_FP16_SIZE_RATIO)):
-        if name in sizes:
-            yield at_most(f"size_ratio_{Path(name).stem}", sizes[name] / sizes[FP32_MODEL], limit)
     for name in models:
         yield _at_publication(extreme_pixels_gate(candidate / name, preprocessing))
     golden = replace(new, directory=candidate).golden()

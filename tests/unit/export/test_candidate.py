@@ -314,6 +314,32 @@ def test_when_no_choice_holds_the_best_one_fails_its_gate(
     assert not any(one["passed"] for attempt in attempts for one in attempt["engines"].values())
 
 
+def test_a_first_version_does_without_an_int8_file_that_misses_its_gates(
+    copied_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the versions after it as well; asked for by name, the same file ends the export."""
+    monkeypatch.setattr("export.gates.checks.MAX_INT8_DISTANCE", 0.0)
+    monkeypatch.setattr("export.onnx.int8.CHOICES", CHOICES[:1])
+    run, repository = _at_size(copied_run, 32), tmp_path / "repository"
+    monkeypatch.setattr("export.publish.candidate.convert_fp16", _broken)
+    result = export(run.directory, repository=repository, data_directory=None)
+    assert result["serve"] == {
+        **result["serve"], "cpu_model": "model.onnx", "cpu_engine": "cpu", "gpu_model": "model.onnx"
+    }  # fmt: skip
+    assert "int8_" in result["reports"]["int8"]["left_out"]
+    assert result["reports"]["fp16"]["left_out"] == "cannot be converted"
+    files = set(read_version(repository, 1).manifest["files"])
+    assert not {"model.int8.onnx", FP16_MODEL} & files
+    again = export(run.directory, repository=repository, data_directory=None, max_slowdown=100)
+    assert (again["version"], "int8" in again["reports"]) == (2, False)
+    with pytest.raises(GateFailed, match="int8_"):
+        export(run.directory, repository=tmp_path / "other", variants=("int8",), data_directory=None)
+
+
+def _broken(fp32: Path, fp16: Path) -> None:
+    raise ValueError("cannot be converted")
+
+
 def _measured(engine: str, *, passed: bool, agreement: float = 1.0, images_per_s: float = 1.0) -> Measured:
     return Measured(
         engine=engine,
