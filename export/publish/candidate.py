@@ -74,6 +74,7 @@ NUM_KNOWN_IMAGES = 1024
 """Training images that KNOWN is fitted to; docs/decisions/evaluation.md has the numbers."""
 NUM_PARITY_IMAGES = 64
 MAX_INT8_SIZE_RATIO, MAX_FP16_SIZE_RATIO = 0.35, 0.6
+"""Largest size as a share of the fp32 file's; a larger file was not fully converted."""
 FP32_ONLY = ServedFiles(cpu_model=FP32_MODEL, cpu_engine="cpu", gpu_model=FP32_MODEL)
 
 

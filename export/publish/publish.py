@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruitstand.export")
 
-"""Largest size relative to the fp32 file; a larger file was not fully converted."""
-
 
 def publish(
     repository: Path,
