@@ -1,13 +1,8 @@
 """The page to try the model with, in a real Chromium against the real server."""
 
 import base64
-import contextlib
-import http.client
-import json
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,14 +15,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from fruitstand.contract import FRUIT_CLASSIFIER, Preprocessing
-from fruitstand.errors import UsageError
 from fruitstand.manifest import PreparedData
 from fruitstand_client import Client
 from serving.gateway.api_keys import add_api_key
 from serving.page.web import WebServer
 from serving.triton.embedded import EmbeddedServer
 from tests.gateway_calls import opened
-from tests.http_calls import ask
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -311,42 +304,6 @@ def test_text_stands_out_in_both_colour_schemes(
     assert (red < 64) == (scheme == "dark")
 
 
-def test_pages_of_other_sites_are_refused(url: str) -> None:
-    """No other site's page; a link to it is followed."""
-    port = int(url.rstrip("/").rpartition(":")[2])
-
-    def ask(method: str, path: str, headers: dict[str, str] | None = None) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
-        try:
-            connection.request(method, path, headers=headers or {})
-            response = connection.getresponse()
-            response.read()
-            return response.status
-        finally:
-            connection.close()
-
-    own, other = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
-    for headers, status in (
-        ({"Host": f"evil.example:{port}"}, 403),
-        ({"Origin": "https://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Origin": other}, 403),
-        ({"Origin": own}, 200),
-        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
-        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
-        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
-    ):
-        assert ask("GET", "/", headers) == status, headers
-    for headers in ({"Origin": other}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}):
-        assert ask("POST", "/classify", {"Content-Length": "0", **headers}) == 403, headers
-
-
-def test_the_pages_limit_is_the_contracts() -> None:
-    """It stands in the page because the page is static."""
-    page = (Path(__file__).parents[2] / "client" / "web" / "index.html").read_text()
-    assert f'data-max-bytes="{Preprocessing().max_encoded_bytes}"' in page
-
-
 def test_the_page_asks_the_classifier_that_is_chosen(
     page: Open, url: str, server: EmbeddedServer, test_images: list[Path]
 ) -> None:
@@ -360,37 +317,6 @@ def test_the_page_asks_the_classifier_that_is_chosen(
         Select(browser.find_element(By.ID, "model")).select_by_visible_text(FRUIT_CLASSIFIER)
         wait(browser, lambda: shown(browser, "answer"))
         assert len(bars(browser)) == 4
-
-
-def test_serve_gives_out_the_page_and_answers_until_it_ends(
-    repository: Path, test_images: list[Path], tmp_path: Path
-) -> None:
-    """The ready line has its URL; after SIGTERM every request is answered, until nobody listens there."""
-    command = [sys.executable, "-m", "fruitstand", "serve", "--repository", repository]
-    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log", tmp_path / "log"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        port = int(ready["http"].rpartition(":")[2])
-        image, classify = test_images[0].read_bytes(), f"{ready['http']}/classify"
-        assert b"fruitstand" in ask(ready["http"]).body
-        assert ask(classify, image).json["model_version"] == "1"
-        process.terminate()
-        statuses = []
-        with contextlib.suppress(OSError):  # nobody listens any more
-            while process.poll() is None:
-                statuses.append(ask(classify, image).status)
-        assert process.poll() is None  # the port goes first, the model server after it
-        assert set(statuses) <= {200}
-        assert process.wait(30) == 0
-    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-        pass
-
-
-def test_a_taken_http_port_is_named() -> None:
-    """With the flag that changes it."""
-    with WebServer(0) as taken, pytest.raises(UsageError, match=rf"port {taken.port} is in use.*--http-port"):
-        WebServer(taken.port)
 
 
 def test_the_page_asks_for_the_key_that_a_gateway_wants(

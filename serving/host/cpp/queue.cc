@@ -8,6 +8,8 @@ namespace host {
 namespace {
 
 constexpr uint64_t LOOK_EVERY_NS = 20'000'000;  // how often to look for cancelled requests
+constexpr uint64_t RETURN_WAITS = 2;            // how many times `max_wait_ns` answered callers may take to return
+constexpr int BATCHES_WITHOUT = 16;             // batches that do not wait for callers after some did not return
 constexpr const char* DROPPED = "fruitstand_dropped_requests_total";
 constexpr const char* DROPPED_HELP = "Requests that were answered without being computed";
 
@@ -127,8 +129,8 @@ bool Queue::take(Batch* batch, const std::atomic<bool>& shall_end) {
         continue;
       }
       uint64_t now = now_ns();
-      if (should_wait(now)) {
-        ready_.wait_until(lock, time_of(waiting_.front()->arrived_ns() + policy_.max_wait_ns));
+      if (uint64_t until_ns = waits_until(now); until_ns > now) {
+        ready_.wait_until(lock, time_of(until_ns));
         continue;
       }
       form(batch, &expired, &cancelled);
@@ -147,10 +149,25 @@ int64_t Queue::images_under_way() const {
 
 bool Queue::one_computes_all() const { return num_busy_ > 0 && images_under_way() < policy_.whole_below; }
 
-bool Queue::should_wait(uint64_t now) const {
-  if (policy_.max_wait_ns == 0 || images_waiting_ >= policy_.enough_images || Upstream::shared().num_images() == 0)
-    return false;
-  return now < waiting_.front()->arrived_ns() + policy_.max_wait_ns;
+uint64_t Queue::waits_until(uint64_t now) {
+  if (policy_.max_wait_ns == 0) return 0;
+  if (returning_ > 0 && num_busy_ == 0) {
+    if (images_waiting_ < returning_ && now < returning_until_ns_) return returning_until_ns_;
+    if (images_waiting_ < returning_) batches_without_ = BATCHES_WITHOUT;
+    returning_ = 0;
+  }
+  if (images_waiting_ >= policy_.enough_images || Upstream::shared().num_images() == 0) return 0;
+  return waiting_.front()->arrived_ns() + policy_.max_wait_ns;
+}
+
+void Queue::expect_callers(uint64_t now) {
+  returning_ = 0;
+  if (batches_without_ > 0) {
+    --batches_without_;
+  } else {
+    returning_ = images_under_way();
+    returning_until_ns_ = now + RETURN_WAITS * policy_.max_wait_ns;
+  }
 }
 
 void Queue::form(Batch* batch, Requests* expired, Requests* cancelled) {
@@ -206,6 +223,7 @@ void Queue::done(const Batch& batch) {
   std::lock_guard<std::mutex> lock(mutex_);
   uint64_t now = now_ns();
   pace_.learn(batch.num_images, now - batch.formed_at_ns, now);
+  if (batch.takes_all_threads) expect_callers(now);
   images_computing_ -= batch.num_images;
   --num_busy_;
   if (!waiting_.empty()) ready_.notify_one();

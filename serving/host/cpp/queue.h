@@ -96,7 +96,10 @@ class Queue {
   void form(Batch* batch, Requests* expired, Requests* cancelled);
   int64_t images_under_way() const;  // in decode, waiting or computed; not those of other steps' queues
   bool one_computes_all() const;
-  bool should_wait(uint64_t now) const;
+  // Until when to wait for a larger batch; not after `now` if not at all.
+  uint64_t waits_until(uint64_t now);
+  // Callers in a closed loop send their next images soon after an answer: the next batch waits for all of them.
+  void expect_callers(uint64_t now);
   int64_t images_in_time(const Request& request, uint64_t now) const;
   void drop(const Requests& expired, const Requests& cancelled);
   void changed();
@@ -108,6 +111,9 @@ class Queue {
   std::condition_variable ready_, timer_;
   std::deque<std::shared_ptr<Request>> waiting_;
   int64_t images_waiting_ = 0, images_computing_ = 0, num_workers_ = 0, num_busy_ = 0;
+  int64_t returning_ = 0;  // images that are expected soon, with those that wait; 0 expects none
+  uint64_t returning_until_ns_ = 0;
+  int batches_without_ = 0;
   uint64_t next_look_ns_ = UINT64_MAX;
   bool is_active_ = false, is_closed_ = false;
   Metric pending_, full_, rejected_, cancelled_;

@@ -183,6 +183,47 @@ bool late_one_is_refused(ModelSettings settings) {
   return unavailable == before + 1 && made[1]->num_answers == 1;
 }
 
+// Four callers in a closed loop, the last one back 5 ms after the others: each batch holds all four. When one does not
+// come back, the others are computed after a wait, and the next batch does not wait for it.
+bool callers_are_awaited(ModelSettings settings) {
+  settings.default_timeout_us = 60'000'000;
+  constexpr uint64_t WAIT_NS = 200'000'000;
+  Queue queue(settings, {16, /*may_split=*/true, 16, 8, WAIT_NS}, "model", "1");
+  queue.add_worker();
+  Requests made;
+  auto push = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      made.push_back(std::make_unique<TRITONBACKEND_Request>());
+      made.back()->bytes.resize(4);
+      queue.push(std::make_shared<Request>(made.back().get(), settings));
+    }
+  };
+  auto compute = [&] {
+    Batch batch;
+    queue.take(&batch, false);
+    for (Slice& slice : batch.slices) slice.request->respond(nullptr, {}, now_ns());
+    queue.done(batch);
+    return batch.num_images;
+  };
+  push(4);
+  bool is_whole = compute() == 4;
+  for (int i = 0; i < 3; ++i) {
+    push(3);
+    std::thread late([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      push(1);
+    });
+    is_whole &= compute() == 4;
+    late.join();
+  }
+  push(3);
+  uint64_t started = now_ns();
+  is_whole &= compute() == 3 && now_ns() - started > WAIT_NS;
+  push(2);
+  started = now_ns();
+  return is_whole && compute() == 2 && now_ns() - started < WAIT_NS;
+}
+
 }  // namespace
 
 int main() {
@@ -214,7 +255,8 @@ int main() {
       for (auto& one : requests) num_wrong += one->num_answers != 1 || one->num_releases != 1;
   }
   num_wrong += !late_one_is_refused(settings);
-  printf("%d %ld %ld %ld %ld\n", NUM_ROUNDS * NUM_CALLERS * NUM_CALLS + 3, computed.load(), unavailable.load(),
+  num_wrong += !callers_are_awaited(settings);
+  printf("%d %ld %ld %ld %ld\n", NUM_ROUNDS * NUM_CALLERS * NUM_CALLS + 3 + 21, computed.load(), unavailable.load(),
          cancelled.load(), num_wrong);
   return num_wrong == 0 && Upstream::shared().num_images() == 0 ? 0 : 1;
 }
