@@ -16,6 +16,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*GUIDES, *sorted((ROOT / "docs").glob("*/*.md"))]
+RECORDED = "results.md"
+"""Repeats the commands of past runs, whose options may be gone by now."""
 LOOKED_UP = {"runbook.md", "log.md"}
 """Documents that nobody reads from the beginning to the end."""
 GROUPS = ("certs", "data", "drift", "keys", "models")
@@ -159,7 +161,9 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES])
+@pytest.mark.parametrize(
+    "guide", [pytest.param(guide, id=guide.stem) for guide in GUIDES if guide.name != RECORDED]
+)
 def test_every_command_of_a_guide_exists(guide: Path) -> None:
     """Verbs, flags, make targets and variables, modules, HTTP paths, services and files are there."""
     commands = list(documented_commands(guide))
