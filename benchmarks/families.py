@@ -18,7 +18,7 @@ import timm
 import typer
 
 from benchmarks.load import Target, closed_loop
-from fruitstand.artefacts import write_json
+from fruitstand.artefacts import read_json, write_json
 from fruitstand.machine.provenance import provenance
 from fruitstand.machine.threads import thread_budget
 from fruitstand.manifest import PreparedData, read_prepared
@@ -42,7 +42,7 @@ NUM_COMPARED = 48
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file to write, after each family.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write after each family, or to add to.")],
     models: Annotated[str, typer.Option(help="Comma-separated names of timm.")] = ",".join(MODELS),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train split.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, help="Length of the load on each server.")] = 3.0,
@@ -58,7 +58,7 @@ def main(
             "num_classes": NUM_CLASSES,
             "images_per_class": IMAGES_PER_CLASS,
         },
-        "families": {},
+        "families": read_json(out)["families"] if out.exists() else {},
     }
     with TemporaryDirectory(prefix="fruitstand-families-") as scratch:
         data = Path(scratch, "data")
@@ -67,7 +67,8 @@ def main(
         for name in models.split(","):
             started = time.monotonic()
             row = _family(name, read_prepared(data), Path(scratch, name), epochs, seconds)
-            result["families"][name] = {**row, "total_s": round(time.monotonic() - started, 1)}
+            row["total_s"] = round(time.monotonic() - started, 1)
+            result["families"][name] = {**row, "commit": result["commit"]}
             write_json(out, result)
             console.print(f"{name}: {result['families'][name]}")
 

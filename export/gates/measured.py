@@ -55,6 +55,11 @@ class Measured:
     """Relative to the fp32 file on the same engine; None where it was not asked for and a gate failed."""
 
     @property
+    def images_per_s(self) -> float:
+        """The measured speed; 0 where it was not measured."""
+        return self.speed.images_per_s if self.speed else 0.0
+
+    @property
     def passed(self) -> bool:
         """Whether all gates pass, so that the file may be served on this engine."""
         return all(gate.passed for gate in self.gates)

@@ -29,6 +29,16 @@ def test_an_engine_with_wrong_kernels_does_not_serve() -> None:
         assert (served.engine if served else None) == expected
 
 
+@pytest.mark.parametrize(("cpu", "expected"), [(140.0, "openvino"), (160.0, "cpu")])
+def test_an_engine_serves_that_is_clearly_faster(cpu: float, expected: str) -> None:
+    """Otherwise the preferred one, so that a busy moment does not choose."""
+    engines = [_measured("openvino", passed=True, images_per_s=100.0)]
+    engines.append(_measured("cpu", passed=True, images_per_s=cpu))
+    served = Attempt(choice=Int8Choice(), path=Path(), engines=engines).served
+    assert served is not None
+    assert served.engine == expected
+
+
 def test_the_best_attempt_passes_then_agrees_then_is_fast() -> None:
     """In this order of weight."""
     ordered = [
