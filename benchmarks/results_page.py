@@ -45,7 +45,7 @@ def render(results: Path) -> str:
     lines += [_accuracy_row(name, found[name]) for name in order]
     lines += ["", "The commands, in the order of the table:", "", "```bash"]
     lines += [found[name]["command"] for name in order]
-    return "\n".join([*lines, "```", "", *_families(results), *_abstention(results)])
+    return "\n".join([*lines, "```", "", MARK, *_families(results), *_abstention(results)])
 
 
 def _families(results: Path) -> list[str]:
@@ -61,11 +61,12 @@ def _families(results: Path) -> list[str]:
             "",
             f"{_source(path.name, result)}",
             "",
-            f"{settings['num_classes']} painted classes, {settings['epochs']} epochs from random weights. A"
-            " variant that misses a gate is left out; the cell says which. `offline = served` is the largest"
-            " difference of a probability between the server and `score` on the same file, `as PyTorch` the"
-            f" share of the {settings['num_compared']} test images with PyTorch's label. images/s: single"
-            f" images, {settings['in_flight']} in flight, {settings['seconds']:g} s, on a busy machine.",
+            f"{settings['num_classes']} painted classes, {settings['epochs']} epochs from random weights."
+            " A variant that misses a gate is left out; the cell says which. `offline = served` is the"
+            " largest difference of a probability between the server and `score` on the same file, `as"
+            f" PyTorch` the share of the {settings['num_compared']} test images with PyTorch's label."
+            f" images/s: single images, {settings['in_flight']} in flight, {settings['seconds']:g} s, on a"
+            " busy machine.",
             "",
             _row(head),
             _row(["---"] * len(head)),
@@ -106,7 +107,6 @@ def _abstention(results: Path) -> list[str]:
         summary = result["summary"]
         test = summary["sets"]["test"]
         lines += [
-            "<!-- rendered by python -m benchmarks.results_page -->",
             f"## What it does not know: {', '.join(_keys(result))}",
             "",
             f"{_source(path.name, result)}",

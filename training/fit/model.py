@@ -213,14 +213,18 @@ class Classifier(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
+        # RepVGG, MobileOne and others train with branches that are folded later: the backward pass of
+        # PyTorch 2.15 on a CPU ends in a segmentation fault with their tensors in channels_last.
+        has_branches = any(hasattr(module, "reparameterize") for module in model.modules())
+        self._memory_format = torch.contiguous_format if has_branches else torch.channels_last
+        self.model = model.to(memory_format=self._memory_format)
         for name, values in zip(("mean", "std"), mean_and_std(preprocessing), strict=True):
             self.register_buffer(name, values, persistent=False)
 
     def normalize(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """The model's input for a batch (N, 3, S, S) float32, 0 to 255."""
         batch = normalise(batch_nchw_f32, self.mean, self.std)
-        return batch.contiguous(memory_format=torch.channels_last)
+        return batch.contiguous(memory_format=self._memory_format)
 
     def forward(self, batch_nchw_f32: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of a batch (N, 3, S, S) float32, 0 to 255."""

@@ -9,7 +9,7 @@ from fruitstand.errors import ArtefactError, UsageError
 from fruitstand.manifest import PreparedData
 from training.fit.config import TrainConfig, resolve_config
 from training.fit.fit import without_refused_sizes
-from training.fit.model import create_model, load_from_file, resolve_preprocessing
+from training.fit.model import Classifier, create_model, load_from_file, resolve_preprocessing
 from training.fit.train import train
 
 
@@ -44,6 +44,14 @@ def test_a_name_or_size_that_does_not_fit_gets_one_line(model_name: str, size: i
     with pytest.raises(UsageError, match=says) as caught:
         create_model(model_name, num_classes=3, input_size=size)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_name", ["repvgg_a0", "mobileone_s0"])
+def test_networks_with_branches_that_are_folded_can_be_trained(model_name: str) -> None:
+    """Their backward pass crashed the process in another memory format."""
+    model = create_model(model_name, num_classes=4, input_size=64).train()
+    Classifier(model, resolve_preprocessing(model, 64))(torch.zeros(4, 3, 64, 64)).sum().backward()
+    assert all(one.grad is not None for one in model.parameters())
 
 
 def test_networks_without_batch_norm_start_with_adamw(prepared: PreparedData) -> None:
