@@ -10,11 +10,11 @@ import typer
 from fruitstand.cli_options import Json, Port, ServedNames, TrustedKeys, needs, print_json
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import UsageError
+from fruitstand.network.ports import LOOPBACK
 from fruitstand.repository.model_names import names_for
 
 Access = Annotated[Path | None, typer.Option(help="Folder of the gateway's certificates and API keys.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Listen on FRUITSTAND_LISTEN without TLS.")]
-LOOPBACK = "127.0.0.1"
 
 
 def serve(

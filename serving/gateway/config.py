@@ -14,6 +14,7 @@ Source:
 
 from pathlib import Path
 
+from fruitstand.network.ports import LOOPBACK
 from serving.gateway.access import Access
 from serving.gateway.envoy_json import PACKAGE, Json, address, typed, watched
 from serving.gateway.limits import (
@@ -30,7 +31,6 @@ from serving.gateway.upstream import named_servers, triton_cluster, watched_serv
 ADMIN_SOCKET = "admin"
 """Name of a Unix socket in the gateway's folder, which only its own user may enter."""
 SHOWN = ("/stats/prometheus", "/ready")
-LOOPBACK = "127.0.0.1"
 JSON_REPLY: Json = {
     "body_format_override": {
         "json_format": {"error": "%LOCAL_REPLY_BODY%", "status": "%RESPONSE_CODE%"},

@@ -22,7 +22,7 @@ from fruitstand.cli_options import ServedNames
 from fruitstand.contract import FRUIT_CLASSIFIER
 from fruitstand.errors import ServerError
 from fruitstand.network.connections import is_loopback
-from fruitstand.network.ports import listening_socket
+from fruitstand.network.ports import LOOPBACK, listening_socket
 from fruitstand.repository.model_names import names_for
 from fruitstand_client.errors import RequestFailed
 from serving.page import kserve
@@ -43,7 +43,6 @@ NO_OPTION = OPTION.format("").encode()
 ANSWERS = {"/classify": classify, "/explain": explain}
 """What takes an image as its body."""
 
-LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = MAX_IMAGE_BYTES + 16 * 2**10
 """The largest image, with a form or JSON header around it."""
 MAX_HELD_BYTES = 256 * 2**20

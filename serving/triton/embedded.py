@@ -17,7 +17,7 @@ from pathlib import Path
 from fruitstand.contract import CPU_CONFIG
 from fruitstand.errors import ServerError, UsageError
 from fruitstand.machine.threads import thread_budget, thread_environment
-from fruitstand.network.ports import claim_ports
+from fruitstand.network.ports import LOOPBACK, claim_ports
 from fruitstand.repository.model_names import distinct_names, repository_names
 from fruitstand.repository.versions import Version, serving_state, verify_version
 from serving.tracing import Tracing
@@ -29,7 +29,6 @@ from serving.triton.backend_directory import (
 )
 from serving.triton.child_process import forbids_programs, start_process, stop_process
 
-LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 GPU_START_TIMEOUT_S = 900.0
 """TensorRT builds its engine at each load, which can take minutes."""
